@@ -1,0 +1,42 @@
+# Two commands for a fresh machine with git, make and Python >= 3.11: `make demo` and `make test`.
+#
+# TORCH_INDEX: where torch comes from. Empty takes the default index of pip, whose Linux build brings the CUDA libraries. For the
+# much smaller CPU build give the address of the CPU index shown on pytorch.org under "Get started":
+#     make demo TORCH_INDEX=<address>
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+CORES ?= all
+CONFIG ?= config.yaml
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-all docs clean
+
+demo: $(READY)
+	@$(BIN)/python -m scripts.unlock
+	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG) --quiet rules host
+	@$(BIN)/python -m scripts.summary --root "$$($(BIN)/python -m scripts.settings --results $(CONFIG))"
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not long"
+
+test-all: $(READY)
+	$(BIN)/python -m pytest
+
+docs: $(READY)
+	$(BIN)/python -m scripts.settings --write
+	dot -Tsvg docs/graph.dot -o docs/graph.svg
+
+clean:
+	rm -rf $(VENV)
+
+$(READY): envs/requirements.txt envs/requirements-torch.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Name another with PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r envs/requirements-torch.txt
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation -r envs/requirements.txt
+	@touch $@

@@ -1,0 +1,24 @@
+"""Settings of a model before training: which parts it is joined from and how (read by `make_model`)."""
+
+from typing import Literal
+
+from scripts.sections.base import Section
+
+
+class Model(Section):
+    """A vision encoder and a language model, joined by a projector that is new."""
+
+    vision: str
+    """Vision encoder: `miniature`, a folder, or a hub name such as `openai/clip-vit-large-patch14`."""
+    language: str
+    """Language model: `miniature`, a folder, or a hub name. A chat-tuned one wants its own prompt template."""
+    tokens: str
+    """Entry of `tokens` that counts for this model: it fixes tokenizer, prompt template and tokens per image."""
+    projector: Literal["linear", "mlp"] = "linear"
+    """Map from image features to the language model: one linear layer with a norm (the paper's), or two layers."""
+    vision_layer: int = -1
+    """Hidden layer of the encoder that is read: -1 its output, -2 the last layer but one (LLaVA's choice)."""
+    class_token: Literal["drop", "keep"] = "drop"
+    """Whether the encoder's class token is one of the image's tokens; encoders without one need `drop`."""
+    seed: int = 0
+    """Seed of the weights that no base provides: the projector's, and rows of new tokens."""

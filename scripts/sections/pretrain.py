@@ -1,0 +1,92 @@
+"""Settings of the miniature's bases: its tokenizer, its vision encoder and its language model (read by `pretrain`)."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from scripts.sections.base import Section
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class PretrainTokenizer(Section):
+    """A byte-level tokenizer, so that any text can be written in it."""
+
+    vocabulary: Annotated[int, Field(ge=300)] = 440
+    """Tokens at most: 256 bytes, the special ones, and merges. Enough for each of the miniature's words to be one token."""
+
+
+class PretrainVision(Section):
+    """A CLIP vision encoder that learns to name what each patch shows."""
+
+    image_size: Positive = 32
+    """Side of the images that the encoder sees, in pixels."""
+    patch_size: Positive = 16
+    """Side of a patch in pixels. An image has (image_size / patch_size)^2 tokens; give the same number in `tokens`."""
+    width: Positive = 96
+    """Width of the hidden states."""
+    layers: Positive = 3
+    """Transformer layers."""
+    heads: Positive = 4
+    """Attention heads; they divide the width."""
+    scenes: Positive = 4000
+    """Scenes drawn for it, from another seed than the world's images."""
+    steps: Positive = 500
+    """Optimiser steps. It names nearly every patch right after a few hundred."""
+    batch: Positive = 64
+    """Scenes per step."""
+    learning_rate: Rate = 2.0e-3
+    """Peak learning rate."""
+    seed: int = 0
+    """Seed of its scenes and first weights."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "PretrainVision":
+        if self.image_size % self.patch_size:
+            raise ValueError("patch_size must divide image_size")
+        if self.width % self.heads:
+            raise ValueError("heads must divide width")
+        return self
+
+
+class PretrainLanguage(Section):
+    """A small Llama that has read conversations about scenes described in words, and never seen an image."""
+
+    width: Positive = 64
+    """Width of the hidden states. A small, hot decoder with many examples learns to look sooner than a large one."""
+    layers: Positive = 3
+    """Transformer layers."""
+    heads: Positive = 4
+    """Attention heads; they divide the width."""
+    rope_theta: Annotated[float, Field(gt=1)] = 1000.0
+    """Base of the rotary positions. Small for short conversations: the order of images is told by distance."""
+    initial_scale: Annotated[float, Field(gt=0)] = 0.1
+    """Standard deviation of the first weights. Larger than a large model's, so that attention is not uniform at first."""
+    positions: Positive = 4096
+    """Longest sequence it is made for."""
+    steps: Annotated[int, Field(ge=0)] = 400
+    """Optimiser steps; 0 leaves the first weights as they are."""
+    batch: Positive = 16
+    """Conversations per step."""
+    learning_rate: Rate = 4.0e-3
+    """Peak learning rate."""
+    seed: int = 0
+    """Seed of its conversations and first weights."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "PretrainLanguage":
+        if self.width % (2 * self.heads):
+            raise ValueError("heads must divide width into even parts")
+        return self
+
+
+class Pretrain(Section):
+    """How the miniature's bases are made. Real models name pretrained folders instead."""
+
+    tokenizer: PretrainTokenizer = PretrainTokenizer()
+    """Its tokenizer."""
+    vision: PretrainVision = PretrainVision()
+    """Its vision encoder."""
+    language: PretrainLanguage = PretrainLanguage()
+    """Its language model."""

@@ -1,0 +1,242 @@
+"""The whole configuration, typed: what `config.yaml` and the recipes may say, with defaults, checked before anything runs.
+
+It composes the sections that the programs read one at a time (`scripts/sections/`). The Snakefile loads a configuration
+through `load`; `python -m scripts.settings --write` writes the JSON schema and the reference page from the same source, and a test
+fails when they drift. Programs never import this module, or every step would depend on the settings of every other.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from scripts import sources
+from scripts.common.errors import UserError, run_program
+from scripts.common.program import parser
+from scripts.sections.base import Section
+from scripts.sections.blend import JOIN, Blend
+from scripts.sections.evaluate import Evaluate
+from scripts.sections.holdout import Holdout
+from scripts.sections.miniature import Miniature
+from scripts.sections.model import Model
+from scripts.sections.pretrain import Pretrain
+from scripts.sections.run import Run
+from scripts.sections.tokens import Tokens
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+
+
+class Media(Section):
+    """How the images of one source are stored."""
+
+    shards: Annotated[int, Field(ge=1, le=99999)] = 1
+    """Number of tar shards. Aim at 256 to 512 MB each (COCO: 64); fixed here so that file names are known beforehand."""
+
+
+class Settings(Section):
+    """A complete configuration. A recipe replaces the default one as a whole."""
+
+    name: Name
+    """What this configuration is called. A results folder belongs to one name and refuses another."""
+    results: str = "results"
+    """Folder of everything that is made. Each configuration has its own; to move it, use a symlink or `--directory`."""
+    data_path: str | None = None
+    """Folder with the raw datasets as users of the original have them. Empty: the miniature world is drawn instead."""
+    miniature: Miniature = Miniature()
+    """The world that is drawn where there is no `data_path`."""
+    pretrain: Pretrain = Pretrain()
+    """How the miniature's tokenizer, vision encoder and language model are made."""
+    media: dict[str, Media] = {}
+    """Per image source, how it is stored."""
+    holdout: Holdout = Holdout()
+    """Which images are kept for evaluation."""
+    tokens: dict[Name, Tokens]
+    """Ways to turn conversations into tokens: a tokenizer, a prompt template and the tokens per image."""
+    blends: dict[Name, Blend]
+    """Mixtures of datasets: what is trained on, in which order."""
+    models: dict[Name, Model]
+    """Models before training."""
+    runs: dict[Name, Run]
+    """Training runs. `like: other` takes the settings of another run and changes only what is written beside it."""
+    evaluate: Evaluate = Evaluate()
+    """How the trained models are judged."""
+    suites: dict[Name, str] = {}
+    """Dialogue suites to answer, as files in the original's JSON form; `miniature` is the one drawn with the world."""
+
+    def datasets(self) -> list[str]:
+        """Datasets whose records some blend needs, in the registry's order."""
+        needed = {name for blend in self.blends.values() for name in blend.records()}
+        return [name for name in sources.DATASETS if name in needed]
+
+
+def load(config: Mapping[str, Any]) -> Settings:
+    """Validate a parsed configuration.
+
+    Raises:
+        UserError: unknown keys or names (with the nearest known one), values of the wrong kind, references to nothing; every
+            problem is listed with its place.
+    """
+    config = dict(config)
+    if isinstance(config.get("runs"), Mapping):
+        config["runs"] = {name: _resolve_like(config["runs"], name) for name in config["runs"]}
+    try:
+        settings = Settings.model_validate(config)
+    except ValidationError as error:
+        problems = [_problem(detail) for detail in error.errors()]
+        raise UserError("the configuration is not usable:\n  " + "\n  ".join(problems)) from None
+    problems = _dangling(settings)
+    if problems:
+        raise UserError("the configuration is not usable:\n  " + "\n  ".join(problems))
+    return settings
+
+
+def _resolve_like(runs: Mapping[str, Any], name: str, seen: tuple[str, ...] = ()) -> Any:
+    run = runs[name]
+    if not isinstance(run, Mapping) or "like" not in run:
+        return run
+    parent = run["like"]
+    if parent in (*seen, name):
+        raise UserError(f"runs.{name}.like: the runs {', '.join((*seen, name))} name each other in a circle")
+    if parent not in runs:
+        raise UserError(f"runs.{name}.like: there is no run {parent!r}{_nearest(parent, runs)}")
+    own = {key: value for key, value in run.items() if key != "like"}
+    return dict(_resolve_like(runs, parent, (*seen, name))) | own
+
+
+def _problem(detail: Mapping[str, Any]) -> str:
+    place = [str(part) for part in detail["loc"]]
+    if detail["type"] == "extra_forbidden":
+        return f"{'.'.join(place)}: unknown key{_nearest(place[-1], _keys_at(place[:-1]))}"
+    if detail["type"] == "missing":
+        return f"{'.'.join(place)}: is required"
+    return f"{'.'.join(place)}: {detail['msg']} (it is {detail['input']!r})"
+
+
+def _keys_at(place: list[str]) -> list[str]:
+    """The keys that a section knows, found by following `place` through the typed sections."""
+    section: Any = Settings
+    for part in place:
+        field = getattr(section, "model_fields", {}).get(part)
+        if field is not None:
+            section = field.annotation
+        arguments = [a for a in getattr(section, "__args__", ()) if a is not type(None)]
+        if arguments and field is None or getattr(section, "__origin__", None) is not dict and arguments:
+            section = arguments[-1]
+    return list(getattr(section, "model_fields", {}))
+
+
+def _nearest(word: str, known) -> str:
+    found = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
+    return f"; did you mean {found[0]!r}?" if found else f"; known: {', '.join(map(str, known))}" if known else ""
+
+
+def _dangling(settings: Settings) -> list[str]:
+    """References between sections that lead nowhere, and combinations that cannot work."""
+    problems = []
+
+    def check(place: str, word: str, known) -> None:
+        if word not in known:
+            problems.append(f"{place}: there is no {word!r}{_nearest(word, known)}")
+
+    for source in settings.media:
+        check(f"media.{source}", source, sources.SOURCES)
+    for name, blend in settings.blends.items():
+        check(f"blends.{name}.tokens", blend.tokens, settings.tokens)
+        for dataset in blend.datasets:
+            check(f"blends.{name}.datasets", dataset, [*sources.DATASETS, JOIN])
+    for name, model in settings.models.items():
+        check(f"models.{name}.tokens", model.tokens, settings.tokens)
+    for name, run in settings.runs.items():
+        check(f"runs.{name}.model", run.model, settings.models)
+        check(f"runs.{name}.blend", run.blend, settings.blends)
+        if run.model in settings.models and run.blend in settings.blends:
+            of_model, of_blend = settings.models[run.model].tokens, settings.blends[run.blend].tokens
+            if of_model != of_blend:
+                problems.append(
+                    f"runs.{name}: model {run.model!r} counts tokens as {of_model!r}, blend {run.blend!r} as {of_blend!r}; "
+                    "they must name the same entry of `tokens`"
+                )
+    if settings.data_path and "miniature" in settings.suites.values():
+        problems.append("suites: the suite 'miniature' exists only where the miniature is drawn (no data_path)")
+    return problems
+
+
+def reference(section: type[Section] = Settings) -> str:
+    """The configuration reference as Markdown: every section with its keys, types, defaults and documentation."""
+    lines = [
+        "# Configuration reference",
+        "",
+        "Generated from `scripts/sections/` by `python -m scripts.settings --write`. Every key is checked before anything runs; unknown",
+        "keys are refused.",
+    ]
+    for model in (section, *_subsections(section)):
+        lines += ["", f"## {model.__name__}", "", " ".join((model.__doc__ or "").split()), ""]
+        lines += ["| key | kind | default | meaning |", "|---|---|---|---|"]
+        for key, field in model.model_fields.items():
+            kind = _kind(model.model_json_schema()["properties"][key])
+            default = "required" if field.is_required() else f"`{_default(field.get_default(call_default_factory=True))}`"
+            lines.append(f"| `{key}` | {kind} | {default} | {' '.join((field.description or '').split())} |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(value: Any) -> str:
+    return "see below" if isinstance(value, Section) else str(value).replace("|", "\\|")
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return " or ".join(f"`{value}`" for value in schema["enum"])
+    if "anyOf" in schema:
+        return " or ".join(_kind(part) for part in schema["anyOf"])
+    if "$ref" in schema:
+        return f"section {schema['$ref'].rsplit('/', 1)[-1]}"
+    if schema.get("type") == "object" and isinstance(schema.get("additionalProperties"), Mapping):
+        return f"names to {_kind(schema['additionalProperties'])}"
+    return "`" + str(schema["const"]) + "`" if "const" in schema else schema.get("type", "any")
+
+
+def _subsections(section: type[Section]) -> list[type[Section]]:
+    found: list[type[Section]] = []
+
+    def visit(annotation: Any) -> None:
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            if annotation not in found:
+                found.append(annotation)
+                for field in annotation.model_fields.values():
+                    visit(field.annotation)
+        for argument in getattr(annotation, "__args__", ()):
+            visit(argument)
+
+    for field in section.model_fields.values():
+        visit(field.annotation)
+    return found
+
+
+def generated() -> dict[str, str]:
+    """The files made from the typed configuration: path inside the repository to text."""
+    schema = json.dumps(Settings.model_json_schema(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    return {"docs/config.schema.json": schema, "docs/configuration.md": reference()}
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    choice = arguments.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--write", action="store_true", help="write the JSON schema and the reference page below docs/")
+    choice.add_argument("--results", metavar="CONFIG", help="print the results root of a configuration file")
+    options = arguments.parse_args()
+    if options.results:
+        print(load(yaml.safe_load(Path(options.results).read_text(encoding="utf-8"))).results)
+        return
+    root = Path(__file__).resolve().parents[1]
+    for name, text in generated().items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+        print(f"wrote {name}")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,43 @@
+"""Files are whole or absent, and equal content has equal bytes."""
+
+import pyarrow as pa
+import pytest
+
+from scripts.common.errors import UserError
+from scripts.common.files import atomic, canonical, file_sha256, read_json, table_sha256, write_json, write_table
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic(path, "w") as file:
+        file.write("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_broken_and_absent_json_are_the_users_fault_and_named(tmp_path):
+    (tmp_path / "b.json").write_text('{"a": 1,\n oops}')
+    with pytest.raises(UserError, match=r"b\.json is not valid JSON.*line 2"):
+        read_json(tmp_path / "b.json")
+    with pytest.raises(UserError, match=r"none\.json does not exist"):
+        read_json(tmp_path / "none.json")
+
+
+def test_json_does_not_depend_on_the_order_of_keys(tmp_path):
+    write_json(tmp_path / "1.json", {"b": 1, "a": [2]})
+    write_json(tmp_path / "2.json", {"a": [2], "b": 1})
+    assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
+    assert canonical({"b": 1, "a": "é"}) == '{"a":"é","b":1}'
+
+
+def test_a_tables_hash_is_of_its_content(tmp_path):
+    table = pa.table({"a": list(range(10000)), "b": [["x"]] * 10000})
+    pieces = pa.concat_tables([table.slice(0, 7), table.slice(7)])
+    assert table_sha256(table) == table_sha256(pieces)
+    assert table_sha256(table) != table_sha256(table.slice(1))
+    assert table_sha256(table) != table_sha256(table.rename_columns(["a", "c"]))
+    write_table(tmp_path / "1.parquet", table)
+    write_table(tmp_path / "2.parquet", table)
+    assert file_sha256(tmp_path / "1.parquet") == file_sha256(tmp_path / "2.parquet")

@@ -1,0 +1,98 @@
+"""The configuration is checked as a whole, and what is generated from it is up to date."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts import settings
+from scripts.common.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = [ROOT / "config.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
+
+
+def _default() -> dict:
+    return yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_every_shipped_configuration_is_valid(path):
+    settings.load(yaml.safe_load(path.read_text()))
+
+
+def test_no_two_shipped_configurations_share_a_name_or_a_root():
+    loaded = [settings.load(yaml.safe_load(path.read_text())) for path in SHIPPED]
+    assert len({s.name for s in loaded}) == len({s.results for s in loaded}) == len(loaded)
+
+
+@pytest.mark.parametrize("name", sorted(settings.generated()))
+def test_generated_files_are_up_to_date(name):
+    assert (ROOT / name).read_text() == settings.generated()[name], "run `make docs`"
+
+
+@pytest.mark.parametrize(
+    "place, value, words",
+    [
+        (("blend",), {}, ["blend: unknown key", "did you mean 'blends'?"]),
+        (("runs", "mmca", "atention"), "causal", ["runs.mmca.atention", "did you mean 'attention'?"]),
+        (("runs", "mmca", "attention"), "dense", ["runs.mmca.attention", "'mmca', 'causal'"]),
+        (("runs", "mmca", "model"), "tinny", ["runs.mmca.model", "did you mean 'tiny'?"]),
+        (("runs", "mmca", "learning_rate"), "1e-3x", ["runs.mmca.learning_rate", "1e-3x"]),
+        (("blends", "demo", "datasets", "lava"), {}, ["blends.demo.datasets", "did you mean 'llava'?"]),
+        (("blends", "demo", "datasets", "llava", "cocnat"), 2, ["llava.cocnat", "did you mean 'concat'?"]),
+        (("tokens", "miniature", "template", "sistem"), "", ["template.sistem", "did you mean 'system'?"]),
+        (("runs", "other"), {"like": "mcma"}, ["runs.other.like", "did you mean 'mmca'?"]),
+        (("data_path",), "/somewhere", ["suites", "miniature"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_place_and_the_nearest_right_word(place, value, words):
+    config = _default()
+    inner = config
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    with pytest.raises(UserError) as error:
+        settings.load(config)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_all_problems_are_listed_at_once():
+    config = _default()
+    config["nonsense"] = 1
+    config["runs"]["mmca"]["epochs"] = 0
+    with pytest.raises(UserError) as error:
+        settings.load(config)
+    assert "nonsense" in str(error.value) and "runs.mmca.epochs" in str(error.value)
+
+
+def test_like_takes_over_a_run_and_changes_one_thing():
+    config = _default()
+    config["runs"]["causal"] = {"like": "mmca", "attention": "causal"}
+    loaded = settings.load(config)
+    assert loaded.runs["causal"] == loaded.runs["mmca"].model_copy(update={"attention": "causal"})
+
+
+def test_runs_that_name_each_other_in_a_circle_are_refused():
+    config = _default()
+    config["runs"] = {"a": {"like": "b"}, "b": {"like": "a"}}
+    with pytest.raises(UserError, match="circle"):
+        settings.load(config)
+
+
+def test_a_blend_and_a_model_that_count_differently_are_refused():
+    config = _default()
+    config["tokens"]["other"] = copy.deepcopy(config["tokens"]["miniature"])
+    config["models"]["tiny"]["tokens"] = "other"
+    with pytest.raises(UserError, match="same entry of `tokens`"):
+        settings.load(config)
+
+
+def test_a_cause_names_only_what_differs_from_the_defaults():
+    blend = settings.load(_default()).blends["demo"]
+    same = blend.model_validate(blend.model_dump() | {"max_images": type(blend).model_fields["max_images"].default})
+    assert blend.cause() == same.cause()
+    assert blend.cause() != blend.model_copy(update={"max_images": 2}).cause()
+    assert '"shards"' in blend.cause() and '"shards"' not in blend.cause(without=("shards",))
