@@ -1,0 +1,154 @@
+"""The processor: conversations and images in, batches of tensors out.
+
+It holds an image processor and a tokenizer of `transformers`, the prompt template and the number of tokens per image.
+Images leave it as uint8, resized and cropped exactly as the image processor does it, and not normalised: the model does
+that. Only image processors that work with Pillow are used, so that pixels are the same on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+
+from . import template as templates
+from .configuration import VisualChatConfig
+from .template import IGNORE, IMAGE_TOKEN, Encoded, Template
+
+
+class VisualChatProcessor(ProcessorMixin):
+    """Image processor, tokenizer, template and tokens per image: what a model needs to read a conversation.
+
+    The tokenizer gets the image placeholder if it lacks it. Raises ValueError for an image processor that scales pixels
+    by anything but 1/255.
+    """
+
+    def __init__(self, image_processor, tokenizer, image_tokens: int, template: Template | dict | None = None):
+        if isinstance(template, dict) or template is None:
+            template = Template.from_dict(template or {})
+        if abs(image_processor.rescale_factor * 255 - 1) > 1e-6:
+            raise ValueError(f"the image processor scales pixels by {image_processor.rescale_factor}, not by 1/255")
+        add_image_token(tokenizer)
+        self.image_tokens = image_tokens
+        self.template = template
+        super().__init__(image_processor, tokenizer)
+
+    @classmethod
+    def from_bases(
+        cls, vision_folder: Path, tokenizer, image_tokens: int, template: Template | dict | None = None
+    ) -> VisualChatProcessor:
+        """Build a processor from the folder of a vision encoder and a tokenizer (an object, or its folder)."""
+        if isinstance(tokenizer, str | Path):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        return cls(load_image_processor(vision_folder), tokenizer, image_tokens, template)
+
+    def image(self, image: Image.Image) -> np.ndarray:
+        """Turn an image of any mode into what the encoder sees: uint8 (3, height, width), resized and cropped."""
+        batch = self.image_processor(to_rgb(image), do_rescale=False, do_normalize=False)
+        return np.asarray(batch["pixel_values"][0], dtype=np.uint8)
+
+    def encode(self, messages: Sequence[dict[str, Any]]) -> Encoded:
+        """Turn a conversation into tokens, see `template.encode`."""
+        return templates.encode(messages, self.tokenizer, self.template, self.image_tokens)
+
+    def collate(
+        self, samples: Sequence[tuple[Encoded, Sequence[np.ndarray]]], padding_side: str = "right"
+    ) -> dict[str, torch.Tensor]:
+        """Make a batch of (tokens, images of the conversation as uint8 (3, height, width)) pairs.
+
+        Returns `input_ids`, `labels`, `attention_mask` and `modality` (0 padding, 1 text, 2 image), each (B, T), and
+        `pixel_values` (N, 3, height, width) of all images in reading order, if there are any. Pad on the right to
+        train and on the left to generate.
+        """
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        length = max(len(encoded) for encoded, _ in samples)
+
+        def stack(rows: list[list[int]], fill: int) -> torch.Tensor:
+            out = torch.full((len(rows), length), fill)
+            for target, row in zip(out, rows, strict=True):
+                start = length - len(row) if padding_side == "left" else 0
+                target[start : start + len(row)] = torch.tensor(row)
+            return out
+
+        batch = {
+            "input_ids": stack([encoded.input_ids for encoded, _ in samples], pad),
+            "labels": stack([encoded.labels for encoded, _ in samples], IGNORE),
+            "modality": stack([encoded.modality for encoded, _ in samples], 0),
+        }
+        batch["attention_mask"] = (batch["modality"] != 0).long()
+        pixels = [images[index] for encoded, images in samples for index in encoded.image_indices]
+        if pixels:
+            batch["pixel_values"] = torch.from_numpy(np.stack(pixels))
+        return batch
+
+    def __call__(
+        self, conversation: str | Sequence, images: Sequence[Image.Image] = (), padding_side: str = "left"
+    ) -> BatchFeature:
+        """Turn one conversation, or a batch of them, into the inputs of the model, ready for `generate`.
+
+        A conversation is a list of messages in the chat form, or a text that is one question, with "<image>" for every
+        image it shows. `images` are those of the one conversation; for a batch, a list of them per conversation.
+        Raises ValueError if placeholders and images do not match.
+        """
+        single = isinstance(conversation, str) or (len(conversation) > 0 and isinstance(conversation[0], dict))
+        conversations, galleries = ([conversation], [images]) if single else (conversation, images)
+        galleries = galleries or [()] * len(conversations)
+        samples = []
+        for one, gallery in zip(conversations, galleries, strict=True):
+            encoded = self.encode(_question(one, len(gallery)) if isinstance(one, str) else one)
+            if any(not 0 <= index < len(gallery) for index in encoded.image_indices):
+                raise ValueError(f"a conversation shows images {encoded.image_indices} but {len(gallery)} were given")
+            samples.append((encoded, [self.image(image) for image in gallery]))
+        batch = self.collate(samples, padding_side)
+        del batch["labels"]
+        return BatchFeature(batch)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what processor_config.json holds."""
+        return super().to_dict() | {"template": self.template.to_dict()}
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "modality", "attention_mask", "pixel_values"]
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, folder, processor_dict=None, **kwargs):
+        # The library would prefer torchvision where it is installed, whose pixels differ a little.
+        return [load_image_processor(folder, **kwargs), AutoTokenizer.from_pretrained(folder, **kwargs)]
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn an image upright (EXIF) and into RGB; transparency is dropped, 16 bits are scaled to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.getextrema()[1] > 255):
+        # Pillow would cut every value above 255.
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def load_image_processor(folder: Path, **kwargs: Any):
+    """Load the image processor of a folder, in its form that works with Pillow."""
+    return AutoImageProcessor.from_pretrained(folder, backend="pil", **kwargs)
+
+
+def add_image_token(tokenizer) -> None:
+    """Make the image placeholder a special token; the vocabulary grows only if it lacks it."""
+    if IMAGE_TOKEN not in tokenizer.all_special_tokens:
+        tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+
+
+def _question(text: str, images: int) -> list[dict[str, Any]]:
+    """Make a conversation of one question out of a text with "<image>" for every image."""
+    places = text.count(IMAGE_TOKEN)
+    if places != images:
+        raise ValueError(f"the text has {places} times {IMAGE_TOKEN!r}, but {images} images were given")
+    parts = [{"type": "image", "index": index} for index in range(images)]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text.replace(IMAGE_TOKEN, "").strip()}]}]
+
+
+AutoProcessor.register(VisualChatConfig, VisualChatProcessor)

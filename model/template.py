@@ -1,0 +1,333 @@
+r"""The prompt template: one conversation in, tokens, labels and image places out.
+
+Reads a conversation in the chat form of `transformers` (role, and parts `{"type": "image", "index": 0}` or
+`{"type": "text", "text": ...}`) and lays it out as a list of *segments*. Every header, question and answer is a
+segment of its own and is tokenised by itself, for two reasons: the label mask is exact, because no token can straddle
+the border between a prompt and its answer; and token counts add up, so that a plan computes the length of any
+conversation from a table of lengths of its parts (`Counter`) without tokenising again.
+
+With the default template a conversation about two images reads, `|` marking the borders of segments:
+
+    <s>|### Image 1:\n|<image>...<image>|\n\n|### Image 2:\n|<image>...<image>|\n\n|
+    ### Question:\n|Which is red?|\n\n### Answer:\n|The first.|</s>
+
+and a further round continues with `\n\n|### Question:\n|...`. Only `The first.` and `</s>` are supervised.
+
+Pure Python: the data programs count tokens with it, and they never import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Any, Protocol
+
+IMAGE_TOKEN = "<image>"
+IGNORE = -100
+TEXT, IMAGE = 1, 2  # values of `Encoded.modality`; 0 is padding, which only a batch has
+_END_PREVIEW = "</s>"
+
+
+class Tokenizer(Protocol):
+    """What is used of a fast tokenizer of `transformers`."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+
+    def __call__(self, text: list[str], **options: Any) -> Any: ...
+
+    def convert_tokens_to_ids(self, tokens: str) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Template:
+    """The fixed texts around questions, answers and images. `{number}` in `image_header` is the image's number from 1.
+
+    `system` is said once at the start, unless the conversation brings its own system message.
+    """
+
+    system: str = ""
+    system_end: str = "\n\n"
+    image_header: str = "### Image {number}:\n"
+    image_end: str = "\n\n"
+    question_header: str = "### Question:\n"
+    answer_header: str = "\n\n### Answer:\n"
+    round_end: str = "\n\n"
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the texts as a plain dictionary, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, texts: dict[str, str]) -> Template:
+        """Build a template from a dictionary; missing keys keep their default.
+
+        Raises ValueError for an unknown key or a value that is not a text.
+        """
+        known = [item.name for item in fields(cls)]
+        for key, value in texts.items():
+            if key not in known:
+                raise ValueError(f"unknown template key {key!r}; the keys are {', '.join(known)}")
+            if not isinstance(value, str):
+                raise ValueError(f"template key {key!r} must be a text, not {type(value).__name__}")
+        return cls(**texts)
+
+    def image_header_for(self, number: int) -> str:
+        """Return the header of the image with this number (from 1)."""
+        return self.image_header.replace("{number}", str(number))
+
+    def system_text(self, system: str | None = None) -> str:
+        """Return the text of the system segment; `None` takes the template's own, and an empty text gives none."""
+        text = self.system if system is None else system
+        return text + self.system_end if text else ""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a conversation that is tokenised by itself.
+
+    `kind` is 'text', 'image' (`image_tokens` placeholders) or 'end' (the end-of-sequence token); `image` is the "index"
+    of an image part.
+    """
+
+    kind: str
+    text: str = ""
+    image: int | None = None
+    supervised: bool = False
+
+
+@dataclass
+class Encoded:
+    """A conversation as tokens. The first three lists have one entry per token.
+
+    `labels` equals `input_ids` where a token is supervised and -100 elsewhere; it is not shifted. `modality` is 1 for
+    text and 2 for an image placeholder. `image_indices` holds the "index" of every image in the order of their places.
+    """
+
+    input_ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    modality: list[int] = field(default_factory=list)
+    image_indices: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def extend(self, ids: list[int], modality: int, supervised: bool) -> None:
+        """Append tokens of one kind."""
+        self.input_ids += ids
+        self.labels += ids if supervised else [IGNORE] * len(ids)
+        self.modality += [modality] * len(ids)
+
+
+def segments(messages: Sequence[dict[str, Any]], template: Template) -> list[Segment]:
+    """Lay a conversation out as segments, numbering its images from 1 in the order in which they appear.
+
+    The images of a user turn are shown before its question, in their order; several text parts of a turn are joined by
+    a newline. A last user turn without an answer ends with the answer header: a prompt for generation.
+
+    Raises ValueError, naming the message, for a conversation that the template cannot express.
+    """
+    turns = [(message.get("role"), *_parts(message, place)) for place, message in enumerate(messages)]
+    system = None
+    if turns and turns[0][0] == "system":
+        _, system, images = turns.pop(0)
+        if images:
+            raise ValueError("message 0: a system message cannot show images; show them in a user message")
+    _check_order([role for role, _, _ in turns], first=len(messages) - len(turns))
+
+    result = [Segment("text", template.system_text(system))]
+    number = 0
+    for place, (role, text, images) in enumerate(turns):
+        if role == "assistant":
+            result += [Segment("text", text, supervised=True), Segment("end", supervised=True)]
+            continue
+        if place > 0:
+            result.append(Segment("text", template.round_end))
+        for index in images:
+            number += 1
+            result += [
+                Segment("text", template.image_header_for(number)),
+                Segment("image", image=index),
+                Segment("text", template.image_end),
+            ]
+        result += [Segment("text", piece) for piece in (template.question_header, text, template.answer_header)]
+    return [segment for segment in result if segment.kind != "text" or segment.text]
+
+
+def encode(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer, template: Template, image_tokens: int) -> Encoded:
+    """Turn a conversation into tokens, labels, modality and the order of its images.
+
+    `image_tokens` is the number of placeholders per image. Text is always encoded as plain text: a question that
+    contains "<image>" or "</s>" never produces the special token.
+
+    Raises ValueError for a conversation that the template cannot express or a tokenizer that lacks a needed token.
+    """
+    layout = segments(messages, template)
+    texts = iter(tokenise(tokenizer, [segment.text for segment in layout if segment.kind == "text"]))
+    encoded = Encoded()
+    if tokenizer.bos_token_id is not None:
+        encoded.extend([tokenizer.bos_token_id], TEXT, False)
+    for segment in layout:
+        if segment.kind == "text":
+            encoded.extend(next(texts), TEXT, segment.supervised)
+        elif segment.kind == "image":
+            encoded.extend([image_token_id(tokenizer)] * image_tokens, IMAGE, False)
+            encoded.image_indices.append(segment.image)
+        else:
+            encoded.extend([end_token_id(tokenizer)], TEXT, segment.supervised)
+    return encoded
+
+
+def render(messages: Sequence[dict[str, Any]], template: Template) -> list[tuple[str, bool]]:
+    """Return a conversation as a person reads it: (text, supervised) pairs, with "<image>" for an image."""
+    shown = {"image": IMAGE_TOKEN, "end": _END_PREVIEW}
+    return [(shown.get(segment.kind, segment.text), segment.supervised) for segment in segments(messages, template)]
+
+
+def tokenise(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Encode each text by itself as plain text, without any special token.
+
+    Raises ValueError if the tokenizer turns a plain text into a token that means the end or an image.
+    """
+    if not texts:
+        return []
+    # Without `split_special_tokens` a user who types "<image>" would write a placeholder no image belongs to.
+    ids = tokenizer(
+        texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+    )["input_ids"]
+    reserved = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)} - {None}
+    for text, row in zip(texts, ids, strict=True):
+        if not reserved.isdisjoint(row):
+            raise ValueError(
+                f"the tokenizer encodes the plain text {text[:60]!r} with the token of an image or of the end of a "
+                "sequence; these tokens must be marked special in tokenizer.json, so that text cannot produce them"
+            )
+    return ids
+
+
+def image_token_id(tokenizer: Tokenizer) -> int:
+    """Return the id of the image placeholder. Raises ValueError if the tokenizer has none."""
+    token = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    if token is None or token == getattr(tokenizer, "unk_token_id", None):
+        raise ValueError(f"the tokenizer has no token {IMAGE_TOKEN!r}; use the tokenizer of a VisualChat folder")
+    return token
+
+
+def end_token_id(tokenizer: Tokenizer) -> int:
+    """Return the id of the end-of-sequence token. Raises ValueError if the tokenizer has none."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end-of-sequence token, so a model could not learn to stop")
+    return tokenizer.eos_token_id
+
+
+def count_text(tokenizer: Tokenizer, text: str) -> int:
+    """Return the number of tokens of a question, an answer or a header."""
+    return len(tokenise(tokenizer, [text])[0])
+
+
+def count_prefix(tokenizer: Tokenizer, template: Template, system: str | None = None) -> int:
+    """Return the number of tokens before the first round: begin-of-sequence and system text."""
+    return (tokenizer.bos_token_id is not None) + count_text(tokenizer, template.system_text(system))
+
+
+def count_image(number: int, tokenizer: Tokenizer, template: Template, image_tokens: int) -> int:
+    """Return the number of tokens of the image with this number (from 1): header, placeholders and end."""
+    header = count_text(tokenizer, template.image_header_for(number))
+    return header + image_tokens + count_text(tokenizer, template.image_end)
+
+
+class Counter:
+    """Lengths of the parts of a conversation, which add up exactly to the length of `encode(...)`::
+
+        prefix() + sum(image(k) for k in 1..images)
+                 + sum(round_overhead() + texts([question])[0] + texts([answer])[0] + end() for every round)
+                 + between_rounds() * (rounds - 1)
+
+    A prompt (last question without an answer) lacks the last answer and its `end()`; a conversation with its own system
+    message has `count_prefix(tokenizer, template, system)` in place of `prefix()`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: Template, image_tokens: int):
+        self.tokenizer = tokenizer
+        self.template = template
+        self.image_tokens = image_tokens
+        self._images: dict[int, int] = {}
+
+    def prefix(self) -> int:
+        """Return the tokens before the first round."""
+        return self._prefix
+
+    def image(self, number: int) -> int:
+        """Return the tokens of the image with this number (from 1)."""
+        if number not in self._images:
+            self._images[number] = count_image(number, self.tokenizer, self.template, self.image_tokens)
+        return self._images[number]
+
+    def texts(self, texts: list[str]) -> list[int]:
+        """Return the tokens of each text, as a question or as an answer."""
+        return [len(row) for row in tokenise(self.tokenizer, list(texts))]
+
+    def round_overhead(self) -> int:
+        """Return the tokens of the two headers of a round."""
+        return self._round_overhead
+
+    def between_rounds(self) -> int:
+        """Return the tokens between an answer and the next round."""
+        return self._between_rounds
+
+    def end(self) -> int:
+        """Return the tokens that close an answer: the end-of-sequence token."""
+        return 1
+
+    @cached_property
+    def _prefix(self) -> int:
+        return count_prefix(self.tokenizer, self.template)
+
+    @cached_property
+    def _round_overhead(self) -> int:
+        return sum(self.texts([self.template.question_header, self.template.answer_header]))
+
+    @cached_property
+    def _between_rounds(self) -> int:
+        return count_text(self.tokenizer, self.template.round_end)
+
+
+def _parts(message: dict[str, Any], place: int) -> tuple[str, list[int]]:
+    """Split a message into its text and the indices of its images."""
+    role, content = message.get("role"), message.get("content")
+    if role not in ("system", "user", "assistant"):
+        raise ValueError(f"message {place}: role {role!r} is not system, user or assistant")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, Sequence):
+        raise ValueError(f"message {place}: content must be a text or a list of parts, not {type(content).__name__}")
+    texts, images = [], []
+    for part in parts:
+        if part.get("type") == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif part.get("type") == "image" and isinstance(part.get("index"), int):
+            images.append(part["index"])
+        else:
+            raise ValueError(
+                f"message {place}: a part must be {{'type': 'text', 'text': ...}} or "
+                f"{{'type': 'image', 'index': number}}, not {part!r}"
+            )
+    text = "\n".join(text for text in texts if text)
+    if role == "assistant" and images:
+        raise ValueError(f"message {place}: an assistant message cannot show images")
+    if role == "assistant" and not text:
+        raise ValueError(f"message {place}: the answer is empty, so there is nothing to learn from it")
+    if role == "user" and not text and not images:
+        raise ValueError(f"message {place}: the user message is empty")
+    return text, images
+
+
+def _check_order(roles: list[str], first: int) -> None:
+    """Raise ValueError unless user and assistant messages alternate, beginning with the user."""
+    if not roles:
+        raise ValueError("the conversation has no user message")
+    for place, role in enumerate(roles):
+        expected = ("user", "assistant")[place % 2]
+        if role != expected:
+            before = f"after a {roles[place - 1]} message" if place else "at the start"
+            raise ValueError(f"message {first + place}: a {role} message {before}, where a {expected} message belongs")

@@ -1,0 +1,454 @@
+"""The whole model: images in their places, losses, caches, generation, folders, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from model.configuration import VisualChatConfig
+from model.modeling import VisualChatForConditionalGeneration, refuse_misread_decoder
+from model.template import IGNORE
+from tests.tiny import IMAGE_SIZE, IMAGE_TOKENS, make_bases, make_model, user
+
+ATTENTIONS = ("mmca", "causal", "dattn")
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)
+
+
+PICTURES = [picture(seed) for seed in range(3)]
+
+
+TWO_IMAGES = [
+    user("What is on the left?", 0),
+    {"role": "assistant", "content": "A red circle."},
+    user("Which image has more?", 1),
+    {"role": "assistant", "content": "The second image."},
+]
+ONE_IMAGE = [user("How many objects?", 2), {"role": "assistant", "content": "Two."}]
+TEXT_ONLY = [user("yes or no?"), {"role": "assistant", "content": "yes"}]
+
+
+def batch_of(processor, *conversations, pictures=PICTURES, side="right") -> dict:
+    return processor.collate([(processor.encode(messages), pictures) for messages in conversations], side)
+
+
+def logits_of(model, batch: dict) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+
+
+@pytest.fixture(params=ATTENTIONS)
+def any_model(request, folder):
+    config = VisualChatConfig.from_pretrained(folder, attention=request.param)
+    return VisualChatForConditionalGeneration.from_pretrained(folder, config=config)
+
+
+def test_placeholders_hold_their_own_image(model, processor):
+    batch = batch_of(processor, TWO_IMAGES, TEXT_ONLY, ONE_IMAGE)
+    seen = {}
+    decoder = model.language_model.get_decoder()
+    decoder.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    logits_of(model, batch)
+    places = seen["inputs_embeds"][batch["modality"] == 2].view(3, IMAGE_TOKENS, -1)
+    for number, image in enumerate(PICTURES):
+        with torch.no_grad():
+            alone = model.projector(model.vision_tower(torch.from_numpy(image)[None]))[0]
+        torch.testing.assert_close(places[number], alone)
+
+
+def test_an_image_changes_only_what_follows_it(any_model, processor):
+    batch = batch_of(processor, TWO_IMAGES)
+    first = int((batch["modality"] == 2).nonzero()[0, 1])
+    second = int((batch["modality"] == 2).nonzero()[IMAGE_TOKENS, 1])
+    before = logits_of(any_model, batch)[0]
+    for index, place in ((0, first), (1, second)):
+        changed = list(PICTURES)
+        changed[index] = picture(9)
+        after = logits_of(any_model, batch_of(processor, TWO_IMAGES, pictures=changed))[0]
+        assert torch.equal(before[:place], after[:place])
+        assert not torch.allclose(before[place + IMAGE_TOKENS :], after[place + IMAGE_TOKENS :], atol=1e-5)
+        if any_model.config.attention != "causal" and index == 0:
+            # The image stream depends on nothing but the image.
+            assert torch.equal(before[second : second + IMAGE_TOKENS], after[second : second + IMAGE_TOKENS])
+
+
+def test_swapped_images_are_not_the_same_conversation(any_model, processor):
+    swapped = [user("What is on the left?", 1), TWO_IMAGES[1], user("Which image has more?", 0), TWO_IMAGES[3]]
+    first, second = (logits_of(any_model, batch_of(processor, messages)) for messages in (TWO_IMAGES, swapped))
+    assert not torch.allclose(first[0, -5:], second[0, -5:], atol=1e-5)
+    exchanged = [PICTURES[1], PICTURES[0], PICTURES[2]]
+    assert torch.equal(first, logits_of(any_model, batch_of(processor, swapped, pictures=exchanged)))
+
+
+def test_a_row_does_not_depend_on_its_batch_or_padding(any_model, processor):
+    conversations = (TWO_IMAGES, TEXT_ONLY, ONE_IMAGE)
+    seen = {}
+    decoder = any_model.language_model.get_decoder()
+    decoder.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    alone = [logits_of(any_model, batch_of(processor, messages))[0] for messages in conversations]
+    for side in ("left", "right"):
+        batch = batch_of(processor, *conversations, side=side)
+        together = logits_of(any_model, batch)
+        for row, expected in enumerate(alone):
+            real = batch["modality"][row] != 0
+            torch.testing.assert_close(together[row][real], expected, rtol=1e-4, atol=1e-5)
+            assert seen["position_ids"][row][real].tolist() == list(range(len(expected)))
+
+
+def test_loss_is_the_cross_entropy_of_the_labels(any_model, processor):
+    batch = batch_of(processor, TWO_IMAGES, TEXT_ONLY, ONE_IMAGE)
+    logits, labels = logits_of(any_model, batch), batch["labels"]
+    losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=IGNORE)
+    count = (labels != IGNORE).sum()
+    with torch.no_grad():
+        out = any_model(**batch)
+        torch.testing.assert_close(out.loss, losses.sum() / count)
+        torch.testing.assert_close(any_model(**batch, num_items_in_batch=7).loss, losses.sum() / 7)
+        each, rows = any_model.token_losses(**batch)
+    assert out.logits.shape == (count, logits.shape[-1])
+    torch.testing.assert_close(each, losses[labels[:, 1:] != IGNORE])
+    torch.testing.assert_close(torch.zeros(3).index_add(0, rows, each), losses.sum(1))
+
+
+def test_precomputed_features_equal_pixels(model, processor):
+    batch = batch_of(processor, TWO_IMAGES, ONE_IMAGE)
+    expected = logits_of(model, batch)
+    tower = model.detach_vision_tower()
+    assert not any(name.startswith("vision_tower") for name, _ in model.named_parameters())
+    with pytest.raises(ValueError, match="vision tower is detached: run it"):
+        model(**batch)
+    pixels = batch.pop("pixel_values")
+    with torch.no_grad():
+        batch["image_features"] = tower(pixels)
+    assert torch.equal(logits_of(model, batch), expected)
+    with pytest.raises(ValueError, match="attach it before saving"):
+        model.save_pretrained("nowhere")
+    model.attach_vision_tower(tower)
+    del batch["image_features"]
+    assert torch.equal(logits_of(model, batch | {"pixel_values": pixels}), expected)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_batch_without_images_still_uses_the_projector(model, processor, checkpointing):
+    model.train()
+    model.vision_tower.requires_grad_(False)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model(**batch_of(processor, TEXT_ONLY)).loss.backward()
+    for parameter in model.projector.parameters():
+        assert parameter.grad is not None and not parameter.grad.any()
+    model(**batch_of(processor, TWO_IMAGES)).loss.backward()
+    assert all(parameter.grad.any() for parameter in model.projector.parameters())
+
+
+def test_a_batch_without_labels_has_a_loss_of_zero(model, processor):
+    model.train()
+    batch = batch_of(processor, TEXT_ONLY[:1])
+    loss = model(**batch).loss
+    loss.backward()
+    assert loss.item() == 0 and not model.get_input_embeddings().weight.grad.any()
+
+
+def test_gradient_checkpointing_changes_nothing(folder, processor):
+    batch = batch_of(processor, TWO_IMAGES, TEXT_ONLY, ONE_IMAGE)
+    gradients = []
+    for checkpointing in (False, True):
+        model = VisualChatForConditionalGeneration.from_pretrained(folder).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model(**batch).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        if gradient is None:  # the encoder's pooling head takes no part
+            assert gradients[1][name] is None and "post_layernorm" in name
+        else:
+            torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_cache_equals_full_forward(any_model, processor, step):
+    batch = batch_of(processor, TWO_IMAGES, ONE_IMAGE, TEXT_ONLY, side="left")
+    full = logits_of(any_model, batch)
+    ids, modality = batch["input_ids"], batch["modality"]
+    start = ids.shape[1] - 10
+    assert (modality[:, start:] == 1).all()
+    with torch.no_grad():
+        out = any_model(ids[:, :start], modality[:, :start], batch["pixel_values"], use_cache=True)
+        parts, cache = [out.logits], out.past_key_values
+        for begin in range(start, ids.shape[1], step):
+            # The modality of the prompt is enough: what follows it is text.
+            out = any_model(ids[:, begin : begin + step], modality[:, :start], past_key_values=cache, use_cache=True)
+            parts.append(out.logits)
+    real = modality != 0
+    torch.testing.assert_close(torch.cat(parts, 1)[real], full[real], rtol=1e-4, atol=1e-5)
+
+
+def test_a_new_image_behind_a_cache(any_model, processor):
+    batch = batch_of(processor, TWO_IMAGES)
+    full = logits_of(any_model, batch)
+    ids, modality, pixels = batch["input_ids"], batch["modality"], batch["pixel_values"]
+    start = int((modality == 2).nonzero()[IMAGE_TOKENS, 1]) - 3
+    with torch.no_grad():
+        out = any_model(ids[:, :start], modality[:, :start], pixels[:1], use_cache=True)
+        rest = any_model(ids[:, start:], modality, pixels[1:], past_key_values=out.past_key_values, use_cache=True)
+    torch.testing.assert_close(rest.logits, full[:, start:], rtol=1e-4, atol=1e-5)
+
+
+def prompts(processor, *conversations) -> dict:
+    batch = batch_of(processor, *(messages[:-1] for messages in conversations), side="left")
+    del batch["labels"]
+    return batch
+
+
+def test_batched_generation_equals_single_generation(any_model, processor):
+    conversations = (TWO_IMAGES, TEXT_ONLY, ONE_IMAGE)
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    together = any_model.generate(**prompts(processor, *conversations), **options)[:, -8:]
+    for row, messages in enumerate(conversations):
+        assert torch.equal(any_model.generate(**prompts(processor, messages), **options)[0, -8:], together[row])
+
+
+def test_generation_equals_taking_the_best_token_of_full_forwards(any_model, processor):
+    batch = prompts(processor, TWO_IMAGES, ONE_IMAGE)
+    generated = any_model.generate(**batch, max_new_tokens=5, do_sample=False, eos_token_id=None)
+    ids, modality = batch["input_ids"], batch["modality"]
+    for _ in range(5):
+        logits = logits_of(any_model, {"input_ids": ids, "modality": modality, "pixel_values": batch["pixel_values"]})
+        logits[:, -1, any_model.config.image_token_id] = -torch.inf
+        ids = torch.cat((ids, logits[:, -1].argmax(-1, keepdim=True)), 1)
+        modality = F.pad(modality, (0, 1), value=1)
+    assert torch.equal(generated, ids)
+
+
+def test_generation_from_features_without_modality_and_with_beams(model, processor):
+    batch = prompts(processor, TWO_IMAGES, TEXT_ONLY, ONE_IMAGE)
+    options = {"max_new_tokens": 6, "do_sample": False}
+    expected = model.generate(**batch, **options)
+    without = {name: value for name, value in batch.items() if name != "modality"}
+    assert torch.equal(model.generate(**without, **options), expected)
+    with torch.no_grad():
+        features = model.vision_tower(batch["pixel_values"])
+    by_features = {name: value for name, value in batch.items() if name != "pixel_values"}
+    assert torch.equal(model.generate(**by_features, image_features=features, **options), expected)
+    seen = []
+    model.vision_tower.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    beams = model.generate(**batch, **options, num_beams=2)
+    assert torch.equal(seen[0], batch["pixel_values"][[0, 1, 0, 1, 2, 2]])
+    one = model.generate(**prompts(processor, TWO_IMAGES), **options, num_beams=2)
+    assert torch.equal(beams[0, -6:], one[0, -6:])
+
+
+def test_the_placeholder_is_never_generated(model, processor):
+    def prefer(module, args, logits):
+        logits[..., model.config.image_token_id] = 100.0
+        return logits
+
+    model.get_output_embeddings().register_forward_hook(prefer)
+    tokens = model.generate(**prompts(processor, TEXT_ONLY), max_new_tokens=4, do_sample=False)
+    assert model.config.image_token_id not in tokens
+
+
+@pytest.mark.parametrize("images", [0, 1, 3])
+def test_a_wrong_number_of_images_is_refused(model, processor, images):
+    batch = batch_of(processor, TWO_IMAGES)
+    del batch["pixel_values"]
+    if images:
+        batch["pixel_values"] = torch.from_numpy(np.stack(PICTURES[:images]))
+    with pytest.raises(ValueError, match=f"32 image placeholders, but {images} images of 16 tokens; whoever made"):
+        model(**batch)
+
+
+def test_features_of_another_length_are_refused(model, processor):
+    batch = batch_of(processor, TWO_IMAGES)
+    del batch["pixel_values"]
+    with pytest.raises(ValueError, match="image placeholders"):
+        model(**batch, image_features=torch.zeros(2, 8, 32))
+
+
+def test_folder_keeps_every_weight_and_byte(folder, model, processor, tmp_path):
+    model.save_pretrained(tmp_path / "again")
+    processor.save_pretrained(tmp_path / "again")
+    assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "again").iterdir()}
+    for path in folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+    again = make_model(tmp_path / "elsewhere")
+    for path in folder.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+    loaded = AutoModelForImageTextToText.from_pretrained(folder)
+    assert type(loaded) is VisualChatForConditionalGeneration
+    batch = batch_of(processor, TWO_IMAGES)
+    assert torch.equal(logits_of(loaded, batch), logits_of(model, batch))
+
+
+def test_weights_of_the_bases_arrive_unchanged(folder):
+    weights = load_file(folder / "model.safetensors")
+    for kind, prefix in (("vision", "vision_tower.encoder."), ("language", "language_model.")):
+        for name, value in load_file(folder.parent / "bases" / kind / "model.safetensors").items():
+            assert torch.equal(value, weights[prefix + name])
+
+
+def test_there_is_one_embedding(model):
+    table = model.get_input_embeddings().weight
+    assert model.get_output_embeddings().weight is table
+    assert sum(parameter.shape == table.shape for parameter in model.parameters()) == 1
+    assert model.language_model.get_decoder().embed_tokens.weight is table
+
+
+@pytest.mark.parametrize("fault", ["missing", "unexpected"])
+def test_folders_that_do_not_fit_are_refused(folder, tmp_path, fault):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    if fault == "missing":
+        del weights["projector.linear.weight"]
+    else:
+        weights["projector.extra"] = torch.zeros(1)
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"{fault} keys: projector"):
+        VisualChatForConditionalGeneration.from_pretrained(broken)
+
+
+def test_a_base_without_its_weights_is_refused(tmp_path):
+    bases = make_bases(tmp_path)
+    weights = load_file(bases["language"] / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, bases["language"] / "model.safetensors", {"format": "pt"})
+    tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
+    with pytest.raises(ValueError, match="missing keys: model.norm.weight"):
+        VisualChatForConditionalGeneration.from_bases(bases["vision"], bases["language"], tokenizer)
+
+
+def test_a_tokenizer_without_placeholder_gets_one_and_the_embedding_a_row(tmp_path):
+    bases = make_bases(tmp_path)
+    file = bases["tokenizer"] / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "<image>"]
+    content["model"]["vocab"]["<was image>"] = content["model"]["vocab"].pop("<image>")
+    file.write_text(json.dumps(content))
+    settings = bases["tokenizer"] / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace('"<image>"', ""))
+    tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
+    rows = len(tokenizer)
+    model = VisualChatForConditionalGeneration.from_bases(bases["vision"], bases["language"], tokenizer)
+    assert model.config.image_token_id == rows and len(tokenizer) == rows + 1
+    assert model.get_input_embeddings().weight.shape[0] == rows + 1 == model.config.text_config.vocab_size
+    before = load_file(bases["language"] / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(model.get_input_embeddings().weight[:rows], before)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_each_part_has_its_attention(folder, attention):
+    bases = folder.parent / "bases"
+    tokenizer = AutoTokenizer.from_pretrained(bases / "tokenizer")
+    joined = VisualChatForConditionalGeneration.from_bases(
+        bases / "vision", bases / "language", tokenizer, attention=attention
+    )
+    config = VisualChatConfig.from_pretrained(folder, attention=attention)
+    loaded = VisualChatForConditionalGeneration.from_pretrained(folder, config=config)
+    for model in (joined, loaded):
+        assert model.language_model.config._attn_implementation == attention
+        assert model.vision_tower.encoder.config._attn_implementation == "sdpa"
+
+
+def test_a_decoder_that_does_not_call_the_attention_is_noticed(model, processor):
+    model.language_model.set_attn_implementation("sdpa")
+    with pytest.raises((RuntimeError, ValueError), match="called the attention 'mmca' 0 times in 2 layers"):
+        model(**batch_of(processor, TWO_IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (MistralConfig(sliding_window=32), "sliding"),
+        (Qwen3Config(use_sliding_window=True, max_window_layers=4), "layers of sliding_attention"),
+        (LlamaConfig(attn_logit_softcapping=50.0), "attn_logit_softcapping = 50.0"),
+        (LlamaConfig(logits_scaling=8.0), "logits_scaling = 8.0"),
+    ],
+)
+def test_decoders_that_would_be_misread_are_refused(config, words):
+    with pytest.raises(ValueError, match=words):
+        refuse_misread_decoder(config)
+
+
+@pytest.mark.parametrize("config", [LlamaConfig(), MistralConfig(sliding_window=None), Qwen3Config(), GPT2Config()])
+def test_ordinary_decoders_are_accepted(config):
+    refuse_misread_decoder(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"attention": "flash"}, "attention: 'flash' is not one of mmca, causal, dattn"),
+        ({"projector": "cubic"}, "projector: 'cubic'"),
+        ({"template": {"sytem": ""}}, "unknown template key"),
+    ],
+)
+def test_configuration_refuses_what_does_not_exist(options, words):
+    with pytest.raises(ValueError, match=words):
+        VisualChatConfig(**options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_other_shapes_of_model_run(tmp_path, dtype, kv_heads):
+    """Grouped heads, no begin-of-sequence token, the other projector, an inner feature layer with its class token."""
+    from model.processing import VisualChatProcessor
+
+    folder = make_model(
+        tmp_path,
+        kv_heads=kv_heads,
+        bos=False,
+        dtype=dtype,
+        projector="mlp",
+        vision_feature_layer=-2,
+        vision_class_token="keep",
+    )
+    processor = VisualChatProcessor.from_pretrained(folder)
+    model = VisualChatForConditionalGeneration.from_pretrained(folder)
+    assert processor.image_tokens == model.config.image_tokens == IMAGE_TOKENS + 1
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    model(**batch_of(processor, TWO_IMAGES, TEXT_ONLY)).loss.backward()
+    assert model.generate(**prompts(processor, TWO_IMAGES), max_new_tokens=3, eos_token_id=None).shape[1] > 3
+
+
+def test_other_encoders(tmp_path):
+    """SigLIP, which has no class token; and a whole CLIP, of which only the vision half is taken."""
+    bases = make_bases(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**small, "image_size": IMAGE_SIZE, "patch_size": 8}
+    encoders = [
+        SiglipVisionModel(SiglipVisionConfig(**vision)),
+        CLIPModel(CLIPConfig(vision_config=vision, text_config={**small, "vocab_size": 99}, projection_dim=8)),
+    ]
+    for encoder in encoders:
+        (bases["vision"] / "model.safetensors").unlink()
+        encoder.save_pretrained(bases["vision"])
+        model = VisualChatForConditionalGeneration.from_bases(bases["vision"], bases["language"], tokenizer)
+        assert model.config.image_tokens == IMAGE_TOKENS
+        pixels = torch.from_numpy(np.stack(PICTURES))
+        half = getattr(encoder, "vision_model", encoder)
+        with torch.no_grad():
+            expected = half(model.vision_tower.normalise(pixels)).last_hidden_state[:, -IMAGE_TOKENS:]
+            torch.testing.assert_close(model.vision_tower(pixels), expected)
