@@ -1,0 +1,64 @@
+"""coco_caption: ask for a caption, answer with one of the image's captions.
+
+    {"cocoid": 785, "filepath": "val2014", "filename": "COCO_val2014_000000000785.jpg", "split": "restval",
+     "sentences": [{"raw": "a skier on a slope", "tokens": [...], ...}, ...]}
+
+The rows name the files of COCO 2014; the same images lie under their number in COCO 2017. Karpathy's val and test
+images are benchmarks and keep that split; restval is meant for training.
+"""
+
+from collections.abc import Iterator
+
+from scripts.adapters.base import Dropped, Images, Noted, Raw, RawRow, RowFault, coco_path, each_row, field, text
+from scripts.records_schema import Group, Record, Round
+
+FILE = "coco_caption/dataset.json"
+PROMPTS = (
+    "Describe the image in one sentence.",
+    "Write a caption for this image.",
+    "Sum up the scene in one sentence.",
+    "Give this photo a short caption.",
+    "Briefly say what is going on here.",
+    "Tell me briefly what the image contains.",
+    "Put what you see into one sentence.",
+    "Caption the image.",
+    "In a few words, report what is shown.",
+    "Offer a plain caption for the picture.",
+    "State briefly what can be seen.",
+    "Use one sentence to tell what is in view.",
+)
+_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+
+
+def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+    """One conversation per image: any prompt, any caption."""
+
+    def convert(row: RawRow) -> Iterator[Record | Noted]:
+        number = field(row.value, "cocoid", int)
+        split = field(row.value, "split", str)
+        if split not in _SPLITS:
+            raise RowFault("bad_row", f"unknown split {split!r}")
+        captions, empty = _captions(row)
+        image = images.find("coco", coco_path(number))
+        if empty:
+            yield Noted("empty_caption", f"{FILE} row {row.id}: {empty} of {empty + len(captions)} captions left out")
+        groups = [Group("prompt", "pick", len(PROMPTS))]
+        if len(captions) > 1:
+            groups.append(Group("caption", "pick", len(captions)))
+        round_ = Round(PROMPTS, captions, (0,), 0, 1 if len(captions) > 1 else -1)
+        yield Record(str(number), (image,), (round_,), tuple(groups), _SPLITS[split])
+
+    yield from each_row(raw.rows(FILE), convert, FILE)
+
+
+def _captions(row: RawRow) -> tuple[tuple[str, ...], int]:
+    """The captions of a row, and how many were empty."""
+    captions = []
+    sentences = field(row.value, "sentences", list)
+    for sentence in sentences:
+        caption = field(sentence, "raw", str)
+        if caption.strip():
+            captions.append(text(caption, "a caption"))
+    if not captions:
+        raise RowFault("empty_text", "no caption")
+    return tuple(captions), len(sentences) - len(captions)

@@ -1,0 +1,59 @@
+"""llava: the first question and answer of every row of LLaVA's descriptions and reasoning.
+
+    {"id": "000000442786", "image": "000000442786.jpg",
+     "conversations": [{"from": "human", "value": "<image>\\nQuestion"}, {"from": "gpt", "value": "Answer"}, ...]}
+
+Ids are not unique, neither inside a file nor across the two. The placeholder stands before or after the question.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from scripts.adapters.base import Dropped, Images, Noted, Raw, RawRow, RowFault, each_row, field, text
+from scripts.records_schema import Record, Round
+
+FILES = ("llava/detail_23k.json", "llava/complex_reasoning_77k.json")
+_SPEAKERS = ("human", "gpt")
+_FOLDER = "coco/train2017/"
+
+
+def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+    """The conversations of both files."""
+    for path in FILES:
+        # The name of a file tells its rows apart from those of the other: detail_23k-000000442786.
+        stem = path.rsplit("/", 1)[1].removesuffix(".json")
+
+        def convert(row: RawRow, stem: str = stem) -> Iterator[Record]:
+            turns = conversation(row.value)
+            if len(turns) < 2:
+                raise RowFault("bad_row", "no answer")
+            question, answer = text(turns[0], "the question"), text(turns[1], "the answer")
+            image = images.find("coco", image_path(row.value))
+            yield Record(f"{stem}-{row_id(row)}", (image,), (Round((question,), (answer,), (0,)),))
+
+        yield from each_row(raw.rows(path), convert, path)
+
+
+def conversation(row: Any) -> list[Any]:
+    """What is said in a row of LLaVA's format, human and reply in turn.
+
+    Raises:
+        RowFault: bad_row (no conversation, or not in turn).
+    """
+    turns = field(row, "conversations", list)
+    for place, turn in enumerate(turns):
+        speaker = field(turn, "from", str)
+        if speaker != _SPEAKERS[place % 2]:
+            raise RowFault("bad_row", f"turn {place} is of {speaker!r}, not of {_SPEAKERS[place % 2]!r}")
+    return [field(turn, "value", str) for turn in turns]
+
+
+def image_path(row: Any) -> str:
+    """Where a row's image lies below the data path; some copies of the files name the folder, most do not."""
+    return _FOLDER + field(row, "image", str).removeprefix(_FOLDER)
+
+
+def row_id(row: RawRow) -> str:
+    """The id of a row, or its number where it has none."""
+    value = row.value.get("id", row.id)
+    return text(str(value), "'id'")

@@ -1,0 +1,32 @@
+"""llava_dial: every row of LLaVA's conversations with all its rounds.
+
+The schema is that of `llava`; the image belongs to the first round. A last question without an answer is left out and
+counted.
+"""
+
+from collections.abc import Iterator
+
+from scripts.adapters.base import Dropped, Images, Noted, Raw, RawRow, RowFault, each_row, text
+from scripts.adapters.llava import conversation, image_path, row_id
+from scripts.records_schema import Record, Round
+
+FILE = "llava/conversation_58k.json"
+
+
+def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+    """The conversations of the file."""
+
+    def convert(row: RawRow) -> Iterator[Record | Noted]:
+        turns = conversation(row.value)
+        if len(turns) < 2:
+            raise RowFault("bad_row", "no answer")
+        said = [text(turn, f"turn {place}") for place, turn in enumerate(turns[: len(turns) // 2 * 2])]
+        image = images.find("coco", image_path(row.value))
+        if len(turns) % 2:
+            yield Noted("unanswered_question", f"{FILE} row {row.id}: the last of {len(turns)} turns is left out")
+        rounds = [
+            Round((said[place],), (said[place + 1],), (0,) if place == 0 else ()) for place in range(0, len(said), 2)
+        ]
+        yield Record(row_id(row), (image,), tuple(rounds))
+
+    yield from each_row(raw.rows(FILE), convert, FILE)

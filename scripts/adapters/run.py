@@ -1,0 +1,102 @@
+"""Running an adapter by the name of its dataset, and counting what becomes of the raw rows."""
+
+import importlib
+from collections.abc import Iterator
+
+from scripts.adapters.base import Dropped, Images, Noted, Raw
+from scripts.common.errors import UserError
+from scripts.records_schema import Record, check
+from scripts.sources import DATASETS
+
+_EXAMPLES = 20
+
+
+class Reasons:
+    """Counts by reason, with the first examples of each."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, dict] = {}
+
+    def add(self, reason: str, example: str, count: int = 1) -> None:
+        """Count `count` cases of `reason`."""
+        entry = self._entries.setdefault(reason, {"count": 0, "examples": []})
+        entry["count"] += count
+        if len(entry["examples"]) < _EXAMPLES:
+            # Raw files may hold halves of characters, which no text file can.
+            entry["examples"].append(example.encode("utf-8", "backslashreplace").decode())
+
+    @property
+    def total(self) -> int:
+        """All cases."""
+        return sum(entry["count"] for entry in self._entries.values())
+
+    def as_dict(self) -> dict[str, dict]:
+        """{reason: {count, examples}}."""
+        return dict(sorted(self._entries.items()))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{entry['count']} {reason}" for reason, entry in self.as_dict().items())
+
+
+class Conversion:
+    """The records of a dataset and, once they have all been read, the fate of every raw row.
+
+    Iterating ends with a UserError if no row at all can be used.
+
+    Attributes:
+        rows: raw rows read.
+        kept: those of them that are in a record.
+        records: records made of them.
+        dropped, noted: counts by reason.
+    """
+
+    def __init__(self, dataset: str, raw: Raw, images: Images):
+        self.dataset, self._raw, self._images = dataset, raw, images
+        self.rows = self.kept = self.records = 0
+        self.dropped, self.noted = Reasons(), Reasons()
+        self._adapter = load_adapter(dataset)
+
+    def __iter__(self) -> Iterator[Record]:
+        for item in self._adapter.records(self._raw, self._images):
+            if isinstance(item, Noted):
+                self.noted.add(item.reason, item.example)
+            elif isinstance(item, Dropped):
+                self.dropped.add(item.reason, item.example, item.rows)
+                self.rows += item.rows
+            else:
+                check(item)
+                self.rows += item.raw_rows
+                self.kept += item.raw_rows
+                self.records += 1
+                yield item
+        if self.rows != self._raw.rows_read:
+            raise ValueError(f"the adapter of {self.dataset!r} accounts for {self.rows} of {self._raw.rows_read} rows")
+        if not self.records:
+            raise self._nothing()
+
+    def expected(self) -> int | None:
+        """Rows that the published files have; None if unknown, or if a miniature provides them."""
+        sources = [source for source in self._raw.folders if self._raw.card(source)["provided_by"] == "miniature"]
+        return None if sources else DATASETS[self.dataset].expected
+
+    def _nothing(self) -> UserError:
+        first = next(iter(self.dropped.as_dict().values()))["examples"][0]
+        return UserError(
+            f"dataset {self.dataset!r}: none of its {self.rows} rows can be used ({self.dropped}). For example {first}"
+        )
+
+
+def load_adapter(dataset: str):
+    """The adapter module of `dataset`.
+
+    Raises:
+        UserError: there is none.
+    """
+    known = sorted(name for name, each in DATASETS.items() if each.adapter)
+    if dataset not in DATASETS:
+        raise UserError(f"there is no dataset {dataset!r}; those that can be converted are {known}")
+    if DATASETS[dataset].parts:
+        raise UserError(f"{dataset!r} is a join of {list(DATASETS[dataset].parts)} that the plan makes: convert those")
+    if DATASETS[dataset].adapter is None:
+        raise UserError(f"there is no adapter for {dataset!r} yet; those that can be converted are {known}")
+    return importlib.import_module(f"scripts.adapters.{DATASETS[dataset].adapter}")

@@ -1,0 +1,72 @@
+"""Choose the images that are kept for evaluation: by a hash of their content and nothing else.
+
+Reads the index of every media folder. Writes, below --out, `heldout.parquet` (source, key, sha256) and, last,
+`manifest.json`. An image keeps its side whatever is added, removed, renamed or blended later; two copies of one image
+are on the same side.
+"""
+
+import hashlib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scripts.common.errors import UserError, run_program
+from scripts.common.files import table_sha256, write_json, write_table
+from scripts.common.program import load_settings, parser
+from scripts.media.folders import add_folders, named_folders
+from scripts.media.store import INDEX, MANIFEST
+from scripts.sections.holdout import Holdout
+
+HELDOUT = "heldout.parquet"
+SCHEMA = pa.schema([("source", pa.string()), ("key", pa.string()), ("sha256", pa.string())])
+
+
+def is_held_out(sha256: str, settings: Holdout) -> bool:
+    """Whether the image with this hash is kept for evaluation."""
+    digest = hashlib.blake2b(sha256.encode(), key=str(settings.seed).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") < settings.share * 2**64
+
+
+def write_split(settings: Holdout, media: dict[str, Path], out: Path) -> dict:
+    """Split the images of all `media` folders, given by source; return the manifest."""
+    rows, images = [], 0
+    for source, folder in sorted(media.items()):
+        try:
+            index = pq.read_table(folder / INDEX, columns=["key", "sha256"])
+        except FileNotFoundError:
+            raise UserError(f"{folder / INDEX} does not exist: run scripts.index for {source!r} first") from None
+        images += index.num_rows
+        rows += [{"source": source, **row} for row in index.to_pylist() if is_held_out(row["sha256"], settings)]
+    table = pa.Table.from_pylist(rows, SCHEMA).sort_by([("source", "ascending"), ("key", "ascending")])
+    write_table(out / HELDOUT, table)
+    manifest = {
+        "v": 1,
+        "share": settings.share,
+        "seed": settings.seed,
+        "images": images,
+        "heldout": len(rows),
+        "sha256": table_sha256(table),
+    }
+    write_json(out / MANIFEST, manifest)
+    return manifest
+
+
+def main() -> None:
+    """Run the program."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--settings", default="{}", help="JSON of the section `holdout`, or @file")
+    add_folders(arguments, "--media", "media/<source> of every source of images")
+    arguments.add_argument("--out", type=Path, required=True, help="folder to write: split")
+    args = arguments.parse_args()
+    media = named_folders(args.media, "--media")
+    if not media:
+        raise UserError("--media: at least one media folder is needed")
+    manifest = write_split(load_settings(Holdout, args.settings), media, args.out)
+    print(f"{manifest['heldout']} of {manifest['images']} images are held out")
+    if not manifest["heldout"]:
+        print("NOTE: no image is held out, so there will be no held-out evaluation; raise holdout.share to have one")
+
+
+if __name__ == "__main__":
+    run_program(main)

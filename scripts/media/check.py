@@ -1,0 +1,110 @@
+"""Is this an image that training can read? Decided once, by decoding all of it.
+
+Headers are not enough: a truncated JPEG has a perfect one. What passes here decodes to RGB in training.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from PIL import Image, UnidentifiedImageError
+
+_FORMATS = {
+    "JPEG": ("jpg", {".jpg", ".jpeg"}),
+    # Phones write JPEG with further pictures behind it.
+    "MPO": ("jpg", {".jpg", ".jpeg"}),
+    "PNG": ("png", {".png"}),
+    "WEBP": ("webp", {".webp"}),
+    "GIF": ("gif", {".gif"}),
+    "BMP": ("bmp", {".bmp"}),
+    "TIFF": ("tif", {".tif", ".tiff"}),
+}
+"""What Pillow calls a format: our extension for it, and the extensions that files of it have."""
+
+MAX_PIXELS = 1 << 26
+"""Larger images are refused: a decoded one would take 200 MB and more."""
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What an image is.
+
+    Attributes:
+        format: our extension for it.
+        orientation: that of EXIF, 1 if it says nothing.
+        flags: "colour" (not RGB), "extension" (the name says another format), "frames" (it has more than the first).
+    """
+
+    width: int
+    height: int
+    format: str
+    mode: str
+    orientation: int
+    flags: tuple[str, ...]
+
+
+class Unreadable(Exception):
+    """The bytes are not an image that can be used; `reason` is a word for the report."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+def check_image(data: bytes, path: str) -> Picture:
+    """Decode `data`, the bytes of the file `path`.
+
+    Raises:
+        Unreadable: zero_bytes, not_an_image, unsupported_format, one_pixel, too_large, truncated or corrupt.
+    """
+    if not data:
+        raise Unreadable("zero_bytes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(io.BytesIO(data))
+        except UnidentifiedImageError:
+            raise Unreadable("not_an_image", _beginning(data)) from None
+        except Image.DecompressionBombError as error:
+            raise Unreadable("too_large", str(error)) from None
+        except Exception as error:
+            raise _broken(error) from None
+        with image:
+            return _decode(image, path)
+
+
+def _decode(image: Image.Image, path: str) -> Picture:
+    width, height = image.size
+    if image.format not in _FORMATS:
+        raise Unreadable("unsupported_format", str(image.format))
+    if width <= 1 or height <= 1:
+        raise Unreadable("one_pixel", f"{width} x {height}")
+    if width * height > MAX_PIXELS:
+        raise Unreadable("too_large", f"{width} x {height}")
+    extension, usual = _FORMATS[image.format]
+    mode, frames = image.mode, getattr(image, "n_frames", 1)
+    try:
+        image.load()
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        image.convert("RGB")
+    except Exception as error:
+        # Decoders raise whatever their format's code happens to trip over; to us all of it means the same.
+        raise _broken(error) from None
+    flags = {
+        "colour": mode != "RGB",
+        "extension": PurePosixPath(path).suffix.lower() not in usual,
+        "frames": frames > 1,
+    }
+    upright = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+    return Picture(width, height, extension, mode, upright, tuple(name for name, set_ in flags.items() if set_))
+
+
+def _beginning(data: bytes) -> str:
+    return f"{len(data)} bytes that begin with {data[:16]!r}"
+
+
+def _broken(error: Exception) -> Unreadable:
+    said = f"{type(error).__name__}: {error}"[:200]
+    return Unreadable("truncated" if "truncated" in said.lower() else "corrupt", said)

@@ -1,0 +1,44 @@
+"""Keys of images: the part of a shard member's name before its extension.
+
+A key is the path of the image below the data path without its extension, so that people recognise it. WebDataset ends a
+key at the first dot and some readers cut long names, so other paths get a readable beginning and a hash of the whole
+path.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+MAX_KEY_BYTES = 90
+_IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+_SAFE = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_/-]+")
+_HASH_DIGITS = 16
+
+
+def is_image(path: str) -> bool:
+    """Whether the name of a file says that it is an image; hidden files are not."""
+    name = PurePosixPath(path)
+    return name.suffix.lower() in _IMAGE_EXTENSIONS and not name.name.startswith(".")
+
+
+def keys_of(paths: Iterable[str]) -> dict[str, str]:
+    """The key of each of `paths`; different paths have different keys.
+
+    Two files that differ only in their extension, or in the case of letters, both get a hash.
+    """
+    stems = {path: str(PurePosixPath(path).with_suffix("")) for path in paths}
+    uses = Counter(stem.lower() for stem in stems.values())
+    return {path: stem if _is_safe(stem) and uses[stem.lower()] == 1 else _hashed(path) for path, stem in stems.items()}
+
+
+def _is_safe(stem: str) -> bool:
+    return len(stem) <= MAX_KEY_BYTES and _SAFE.fullmatch(stem) is not None
+
+
+def _hashed(path: str) -> str:
+    digest = hashlib.sha256(path.encode()).hexdigest()[:_HASH_DIGITS]
+    readable = _UNSAFE.sub("_", str(PurePosixPath(path).with_suffix(""))).strip("/")
+    return f"{readable[: MAX_KEY_BYTES - _HASH_DIGITS - 1]}-{digest}"

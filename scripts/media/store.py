@@ -1,0 +1,131 @@
+"""Reading single images out of media shards, wherever they lie.
+
+A media folder holds every readable image of one source exactly once (`media/<source>/`: shards, `index.parquet`,
+`manifest.json`). The store answers "where is this image" from the index and reads it with one `pread`, so that many
+processes may share the shards without state. An open store must not be sent to another process; open one in each.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scripts.common.errors import UserError
+from scripts.common.files import read_json
+
+INDEX = "index.parquet"
+REJECTED = "rejected.parquet"
+MANIFEST = "manifest.json"
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("path", pa.string()),
+        ("shard", pa.int32()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("mode", pa.string()),
+        ("orientation", pa.int32()),
+        ("flags", pa.list_(pa.string())),
+    ]
+)
+REJECTED_SCHEMA = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+
+
+class MediaRow(NamedTuple):
+    """One image as the index describes it; `offset` is that of its bytes in the shard."""
+
+    key: str
+    path: str
+    shard: int
+    offset: int
+    length: int
+    sha256: str
+    width: int
+    height: int
+    format: str
+    mode: str
+    orientation: int
+    flags: list[str]
+
+
+class MediaStore:
+    """The images of several sources, found by (source, key).
+
+    Args:
+        folders: media folder of each source; an index is read when its source is first asked for.
+    """
+
+    def __init__(self, folders: Mapping[str, str | Path]):
+        self._folders = {source: Path(folder) for source, folder in folders.items()}
+        self._columns: dict[str, list[pa.Array]] = {}
+        self._rows: dict[str, dict[str, int]] = {}
+        self._shards: dict[str, list[Path]] = {}
+        self._open: dict[Path, int] = {}
+
+    def lookup(self, source: str, key: str) -> MediaRow | None:
+        """The index row of an image, or None if the source has no such image.
+
+        Raises:
+            UserError: no media folder was given for `source`, or it has not been built.
+        """
+        if source not in self._rows:
+            self._load(source)
+        number = self._rows[source].get(key)
+        if number is None:
+            return None
+        return MediaRow(*(column[number].as_py() for column in self._columns[source]))
+
+    def reference(self, source: str, key: str) -> tuple[Path, int, int]:
+        """Where an image's bytes are: shard (below the folder the store was given), offset, length.
+
+        Raises:
+            KeyError: the source has no such image.
+        """
+        row = self.lookup(source, key)
+        if row is None:
+            raise KeyError(f"{source}/{key}")
+        return self._shards[source][row.shard], row.offset, row.length
+
+    def read(self, source: str, key: str) -> bytes:
+        """The original bytes of an image.
+
+        Raises:
+            KeyError: the source has no such image.
+            UserError: the shard is absent or shorter than its index says.
+        """
+        return self.read_at(*self.reference(source, key))
+
+    def read_at(self, shard: Path, offset: int, length: int) -> bytes:
+        """`length` bytes of `shard` from `offset` on; the shard stays open for the next call."""
+        if shard not in self._open:
+            try:
+                self._open[shard] = os.open(shard, os.O_RDONLY)
+            except FileNotFoundError:
+                raise UserError(f"media shard {shard} does not exist: build it again") from None
+        data = os.pread(self._open[shard], length, offset)
+        if len(data) != length:
+            raise UserError(f"media shard {shard} is shorter than its index says: build it again")
+        return data
+
+    def close(self) -> None:
+        """Close the shards that were read."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _load(self, source: str) -> None:
+        if source not in self._folders:
+            raise UserError(f"no media folder was given for the source {source!r}; given: {sorted(self._folders)}")
+        folder = self._folders[source]
+        manifest = read_json(folder / MANIFEST)
+        table = pq.read_table(folder / INDEX, schema=INDEX_SCHEMA)
+        self._columns[source] = [column.combine_chunks() for column in table.columns]
+        self._shards[source] = [folder / shard["name"] for shard in manifest["shards"]]
+        self._rows[source] = {key: number for number, key in enumerate(table["key"].to_pylist())}

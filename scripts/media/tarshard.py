@@ -1,0 +1,119 @@
+"""WebDataset shards whose bytes depend on nothing but their content, and the index that lets one sample be read alone.
+
+A shard is a plain USTAR archive: any `tar` and `webdataset` read it. A sample is a run of members that share a key; the
+member's name is `<key>.<extension>`. Beside the shard lies `<shard>.idx`, laid out like Megatron-Energon's: little-endian
+uint64 offsets of every sample, then the offset behind the last one.
+"""
+
+import hashlib
+import sys
+import tarfile
+from array import array
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from scripts.common.errors import UserError
+from scripts.common.files import atomic
+
+_BLOCK = tarfile.BLOCKSIZE
+_RECORD = tarfile.RECORDSIZE
+_MAX_NAME = 100
+"""Longer names need the USTAR prefix field, which some readers of shards ignore."""
+
+
+def shard_name(prefix: str, index: int, total: int) -> str:
+    """`train`, 3, 8 -> `train-00003-of-00008.tar`."""
+    return f"{prefix}-{index:05d}-of-{total:05d}.tar"
+
+
+def index_path(shard: str | Path) -> Path:
+    """Where the offsets of `shard` lie."""
+    return Path(f"{shard}.idx")
+
+
+class ShardWriter:
+    """Writes one shard and its index; both appear only when the `with` block ends without an error.
+
+    After the block `samples`, `bytes` and `sha256` describe the archive.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.bytes = 0
+        self._digest = hashlib.sha256()
+        self._offsets: list[int] = []
+
+    def __enter__(self) -> "ShardWriter":
+        self._stack = ExitStack()
+        self._file = self._stack.enter_context(atomic(self.path))
+        return self
+
+    def __exit__(self, *error) -> None:
+        if error[0] is None:
+            end = self.bytes
+            # Two empty blocks end an archive; tar pads the whole to a multiple of its record size.
+            self._write(bytes(2 * _BLOCK + -(end + 2 * _BLOCK) % _RECORD))
+            write_index(self.path, [*self._offsets, end])
+        self._stack.__exit__(*error)
+
+    @property
+    def samples(self) -> int:
+        """Samples written so far."""
+        return len(self._offsets)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the bytes written so far."""
+        return self._digest.hexdigest()
+
+    def add(self, key: str, members: Sequence[tuple[str, bytes]]) -> list[int]:
+        """Append the sample `key` with `members` (extension, data); return the offset of each member's data."""
+        if not key or "." in key:
+            raise ValueError(f"a sample's key must hold no dot and not be empty: {key!r}")
+        self._offsets.append(self.bytes)
+        return [self._add_member(f"{key}.{extension}", data) for extension, data in members]
+
+    def _add_member(self, name: str, data: bytes) -> int:
+        if len(name.encode()) > _MAX_NAME:
+            raise ValueError(f"member name longer than {_MAX_NAME} bytes: {name}")
+        member = tarfile.TarInfo(name)
+        member.size, member.mode = len(data), 0o444
+        self._write(member.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict"))
+        offset = self.bytes
+        self._write(data)
+        self._write(bytes(-len(data) % _BLOCK))
+        return offset
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.bytes += len(data)
+
+
+def write_index(shard: str | Path, offsets: Sequence[int]) -> None:
+    """Write the offsets of a shard's samples and of their end beside it."""
+    values = array("Q", offsets)
+    if sys.byteorder == "big":
+        values.byteswap()
+    with atomic(index_path(shard)) as file:
+        file.write(values.tobytes())
+
+
+def read_index(shard: str | Path) -> list[int]:
+    """The offsets of a shard's samples, then of their end: `len(...) - 1` samples.
+
+    Raises:
+        UserError: the index is absent or damaged.
+    """
+    path = index_path(shard)
+    values = array("Q")
+    try:
+        values.frombytes(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: build the shard again") from None
+    except ValueError:
+        raise UserError(f"{path} is damaged: build the shard again") from None
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tolist()

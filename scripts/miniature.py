@@ -1,0 +1,123 @@
+"""Draw a small world and write it as the raw files of the real datasets.
+
+Reads nothing but its settings. Writes, below --out, what a user's data path holds: images under coco/train2017 and the
+annotation files of llava, MIMIC-IT, coco_caption and aokvqa, in their true formats. Beside them, what only a drawn
+world can offer: kinds.json (how to sort questions), dialogues/ (an evaluation suite and its right answers) and
+scenes.jsonl (what is in each image). miniature.json, written last, holds counts and hashes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from scripts.common.errors import UserError, run_program
+from scripts.common.files import file_sha256, write_json
+from scripts.common.progress import track
+from scripts.common.program import load_settings, parser
+from scripts.sections.miniature import Miniature
+from scripts.world.dialogues import suite
+from scripts.world.formats import ANNOTATIONS
+from scripts.world.language import kinds
+from scripts.world.world import IMAGE_FOLDER, World
+
+MANIFEST = "miniature.json"
+
+
+def write_world(settings: Miniature, out: Path) -> dict:
+    """Draw the world of `settings` into the folder `out` and return its manifest.
+
+    The folder is built beside its final place and renamed, so it is whole or absent.
+
+    Raises:
+        UserError: `out` holds something that is not of an earlier world.
+    """
+    _require_ours(out)
+    building = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    world = World(settings)
+    images = _write_images(world, building)
+    rows = {}
+    for path, writer in ANNOTATIONS.items():
+        value = writer(world)
+        rows[path] = _rows(value)
+        # Not indented: Python's indenting encoder takes as long as drawing the images.
+        _write(building / path, json.dumps(value, ensure_ascii=False) + "\n")
+    _write_extras(world, building)
+    manifest = {
+        "v": 1,
+        "images": len(world),
+        "images_sha256": images,
+        "rows": rows,
+        "files": {path: file_sha256(building / path) for path in sorted([*ANNOTATIONS, "kinds.json", "scenes.jsonl"])},
+    }
+    write_json(building / MANIFEST, manifest)
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(building, out)
+    return manifest
+
+
+def _require_ours(out: Path) -> None:
+    ours = {path.split("/")[0] for path in (IMAGE_FOLDER, *ANNOTATIONS)}
+    ours |= {"dialogues", "kinds.json", "scenes.jsonl", MANIFEST}
+    foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in ours) if out.is_dir() else []
+    if foreign:
+        raise UserError(f"{out} would be replaced, but holds {foreign[0]!r}, which is not ours; choose an empty folder")
+
+
+def _write_images(world: World, folder: Path) -> str:
+    """Write all images; return a digest over their names and bytes."""
+    digest = hashlib.sha256()
+    (folder / IMAGE_FOLDER).mkdir(parents=True)
+    for number in track(range(len(world)), "images drawn", len(world)):
+        data = world.image(number)
+        name = world.file_name(number)
+        digest.update(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
+        (folder / IMAGE_FOLDER / name).write_bytes(data)
+    return digest.hexdigest()
+
+
+def _write_extras(world: World, folder: Path) -> None:
+    _write(folder / "kinds.json", _json(kinds(world.settings)))
+    lines = []
+    for number in range(len(world)):
+        objects = [thing._asdict() for thing in world.scene(number)]
+        lines.append(json.dumps({"path": f"{IMAGE_FOLDER}/{world.file_name(number)}", "objects": objects}))
+    _write(folder / "scenes.jsonl", "\n".join(lines) + "\n")
+    written = suite(world)
+    _write(folder / "dialogues" / "dialogues.json", _json(written.dialogues))
+    _write(folder / "dialogues" / "answers.json", _json(written.answers))
+    for path, data in written.images.items():
+        (folder / "dialogues" / path).parent.mkdir(exist_ok=True)
+        (folder / "dialogues" / path).write_bytes(data)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
+def _rows(value: Any) -> int:
+    if isinstance(value, dict):
+        value = value.get("data", value.get("images"))
+    return len(value)
+
+
+def main() -> None:
+    """Run the program."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--settings", default="{}", help="JSON of the section `miniature`, or @file")
+    arguments.add_argument("--out", type=Path, required=True, help="folder to write; replaced whole")
+    args = arguments.parse_args()
+    manifest = write_world(load_settings(Miniature, args.settings), args.out)
+    print(f"{args.out}: {manifest['images']} images, {sum(manifest['rows'].values())} rows of annotations")
+
+
+if __name__ == "__main__":
+    run_program(main)

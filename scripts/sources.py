@@ -1,0 +1,228 @@
+"""The registry: which datasets exist, what they need on disk, where that comes from, and under which licence.
+
+Two tables of plain data. A *source* is something one obtains as a whole (a folder of images, a set of annotation
+files); a *dataset* turns annotation files and images of one or more sources into conversations through its adapter.
+Paths are those of the original project, below the user's data path. Known sizes, counts and hashes are for comparison:
+they never exclude a smaller or newer copy.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+COCO_LICENCE = "Flickr terms (images), CC-BY-4.0 (annotations)"
+
+
+@dataclass(frozen=True)
+class AnnotationFile:
+    """A JSON file of rows.
+
+    Attributes:
+        path: below the data path.
+        container: "list", or "dict" where the rows are the values of an object and its keys their ids.
+        key: member of the top-level object that holds the container; None if the container is the top level.
+        bytes, sha256: of the published file, where known.
+    """
+
+    path: str
+    container: str = "list"
+    key: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that is obtained and checked as a whole.
+
+    Attributes:
+        files: annotation files.
+        folders: folders of images below the data path, each ending in "/".
+        how_to_get: what a person does to have it.
+        addresses: where the published files are.
+    """
+
+    name: str
+    licence: str
+    how_to_get: str
+    files: tuple[AnnotationFile, ...] = ()
+    folders: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+
+    def paths(self) -> list[str]:
+        """All that belongs to the source, below the data path."""
+        return [*(file.path for file in self.files), *self.folders]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Conversations made of one or more sources.
+
+    Attributes:
+        files: annotation files that the dataset reads.
+        image_sources: sources of its images.
+        licence: of the conversations.
+        adapter: module in `scripts/adapters`; None while there is none.
+        expected: rows of the published files, where known.
+        parts: datasets that it is a join of; the plan makes such a dataset, it has no adapter and no records.
+    """
+
+    name: str
+    licence: str
+    files: tuple[str, ...] = ()
+    image_sources: tuple[str, ...] = ()
+    adapter: str | None = None
+    expected: int | None = None
+    parts: tuple[str, ...] = ()
+
+
+_LLAVA_REPOSITORY = "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K"
+_COCO_ZIP = "http://images.cocodataset.org/zips/train2017.zip"
+_KARPATHY_ZIP = "https://cs.stanford.edu/people/karpathy/deepimagesent/coco.zip"
+_AOKVQA_ARCHIVE = "https://prior-datasets.s3.us-east-2.amazonaws.com/aokvqa/aokvqa_v1p0.tar.gz"
+_MIMICIT_REPOSITORY = "https://huggingface.co/datasets/pufanyi/MIMICIT"
+
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        Source(
+            name="coco",
+            licence=COCO_LICENCE,
+            folders=("coco/train2017/",),
+            how_to_get=f"download {_COCO_ZIP} (19.3 GB, md5 cced6f7f71b7629ddf16f17bbcfab6b2), unzip it inside coco/",
+            addresses=(_COCO_ZIP,),
+        ),
+        Source(
+            name="llava",
+            licence="CC-BY-4.0, and the terms of OpenAI for generated text",
+            files=(
+                AnnotationFile(
+                    "llava/detail_23k.json",
+                    sha256="e6e0ab72875de62410ed0b85e619efc8ebbb2f1469a110648009d49105ac01c0",
+                ),
+                AnnotationFile(
+                    "llava/complex_reasoning_77k.json",
+                    bytes=79_619_894,
+                    sha256="e7965bd54bb60fcff16fcfd2448cedfce5730a59652d15c08c012a77752548ca",
+                ),
+                AnnotationFile(
+                    "llava/conversation_58k.json",
+                    bytes=126_088_572,
+                    sha256="b5593f0d7d4215fb5e2597060dd8335c72518c55cf97e8cd5edf9912a6e3e1b2",
+                ),
+            ),
+            how_to_get=f"download the file of that name from {_LLAVA_REPOSITORY} into llava/",
+            addresses=(_LLAVA_REPOSITORY,),
+        ),
+        Source(
+            name="mimicit",
+            licence="MIT, for research only",
+            files=(AnnotationFile("MIMIC-IT/CGD_instructions.json", container="dict", key="data"),),
+            how_to_get=(
+                f"accept the agreement at {_MIMICIT_REPOSITORY} with your own account, download CGD_instructions.json "
+                "there and put it into MIMIC-IT/"
+            ),
+            addresses=(_MIMICIT_REPOSITORY,),
+        ),
+        Source(
+            name="coco_caption",
+            licence="CC-BY-4.0",
+            files=(AnnotationFile("coco_caption/dataset.json", key="images"),),
+            how_to_get=f"download {_KARPATHY_ZIP} and put its dataset.json into coco_caption/",
+            addresses=(_KARPATHY_ZIP,),
+        ),
+        Source(
+            name="aokvqa",
+            licence="Apache-2.0",
+            files=(AnnotationFile("aokvqa/annotations/aokvqa_v1p0_train.json"),),
+            how_to_get=f"download {_AOKVQA_ARCHIVE} and unpack it inside aokvqa/annotations/",
+            addresses=(_AOKVQA_ARCHIVE,),
+        ),
+    )
+}
+
+_LLAVA = ("llava/detail_23k.json", "llava/complex_reasoning_77k.json")
+_LLAVA_LICENCE = f"CC-BY-4.0 and OpenAI terms (text), {COCO_LICENCE}"
+
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset
+    for dataset in (
+        Dataset(
+            name="aokvqa",
+            licence=f"Apache-2.0 (text), {COCO_LICENCE}",
+            files=("aokvqa/annotations/aokvqa_v1p0_train.json",),
+            image_sources=("coco",),
+            adapter="aokvqa",
+            expected=17_056,
+        ),
+        Dataset(
+            name="coco_caption",
+            licence=COCO_LICENCE,
+            files=("coco_caption/dataset.json",),
+            image_sources=("coco",),
+            adapter="coco_caption",
+            expected=123_287,
+        ),
+        Dataset(name="llava", licence=_LLAVA_LICENCE, files=_LLAVA, image_sources=("coco",), adapter="llava"),
+        Dataset(
+            name="llava_dial",
+            licence=_LLAVA_LICENCE,
+            files=("llava/conversation_58k.json",),
+            image_sources=("coco",),
+            adapter="llava_dial",
+        ),
+        Dataset(
+            name="llava_otter_blend",
+            licence=f"MIT for research only, CC-BY-4.0 and OpenAI terms (text), {COCO_LICENCE}",
+            parts=("llava", "llava_dial", "otter_mimicit_cgd"),
+        ),
+        Dataset(name="minigpt4", licence="none stated (CC3M and SBU terms)", expected=3_439),
+        Dataset(name="ocr_vqa", licence="none stated", expected=207_572),
+        Dataset(
+            name="otter_mimicit_cgd",
+            licence=f"MIT, for research only (text), {COCO_LICENCE}",
+            files=("MIMIC-IT/CGD_instructions.json",),
+            image_sources=("coco",),
+            adapter="otter_mimicit_cgd",
+            expected=141_869,
+        ),
+        Dataset(name="otter_mimicit_sd", licence="MIT, for research only", expected=15_989),
+        Dataset(name="otter_mimicit_sn", licence="MIT, for research only; ScanNet terms"),
+        Dataset(name="otter_mimicit_tvc", licence="MIT, for research only; TVQA terms"),
+        Dataset(name="otter_mimicit_vst", licence="MIT, for research only; VIST and Flickr terms"),
+        Dataset(name="sparkles_dialogue", licence="OpenAI terms (text), Visual Genome CC-BY-4.0, CC3M terms"),
+    )
+}
+
+
+def parts_of(dataset: str) -> list[str]:
+    """The datasets whose records `dataset` is made of: itself, or those that it joins."""
+    return list(DATASETS[dataset].parts) or [dataset]
+
+
+def users_of(source: str, path: str) -> list[str]:
+    """The datasets that need `path`, a file or folder of `source`, whether they are configured or not."""
+    return [name for name in DATASETS if path in requirements(source, [name])]
+
+
+def annotation_sources(dataset: str) -> list[str]:
+    """Sources of the annotation files of `dataset`."""
+    files = {file for part in parts_of(dataset) for file in DATASETS[part].files}
+    return [source.name for source in SOURCES.values() if files & {file.path for file in source.files}]
+
+
+def image_sources(dataset: str) -> list[str]:
+    """Sources of the images of `dataset`."""
+    return sorted({source for part in parts_of(dataset) for source in DATASETS[part].image_sources})
+
+
+def sources_of(dataset: str) -> list[str]:
+    """All sources that `dataset` needs."""
+    return sorted({*annotation_sources(dataset), *image_sources(dataset)})
+
+
+def requirements(source: str, datasets: Iterable[str]) -> list[str]:
+    """What of `source` must be below the data path so that `datasets` can be built; folders end in "/"."""
+    parts = [DATASETS[part] for dataset in datasets for part in parts_of(dataset)]
+    files = {file for part in parts for file in part.files}
+    needed = [file.path for file in SOURCES[source].files if file.path in files]
+    return needed + list(SOURCES[source].folders) * any(source in part.image_sources for part in parts)

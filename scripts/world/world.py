@@ -1,0 +1,52 @@
+"""The miniature world as a whole: which scene is image number n, what it is called and where it lies.
+
+Everything is a pure function of the seed and the number, so writers of raw formats need no shared state and no order.
+"""
+
+from functools import cache
+
+from scripts.sections.miniature import Miniature
+from scripts.world.randomness import Draw
+from scripts.world.scenes import Scene, draw_scene, jpeg, render
+
+IMAGE_FOLDER = "coco/train2017"
+_PARTNERS = 500
+"""A pair joins an image with one of so many before it: pairs stay when images are added, and every image gets its
+share.
+"""
+
+
+class World:
+    """Scenes, images and names by number."""
+
+    def __init__(self, settings: Miniature):
+        self.settings = settings
+        self.scene = cache(self._scene)
+        self.coco_id = cache(self._coco_id)
+
+    def __len__(self) -> int:
+        return self.settings.images
+
+    def draw(self, purpose: str, number: int | str) -> Draw:
+        """The stream of draws for one purpose and item."""
+        return Draw(self.settings.seed, purpose, number)
+
+    def _scene(self, number: int) -> Scene:
+        return draw_scene(self.draw("scene", number), self.settings)
+
+    def image(self, number: int) -> bytes:
+        """Image `number` as JPEG."""
+        return jpeg(render(self.scene(number), self.draw("pixels", number), self.settings.image_size))
+
+    def _coco_id(self, number: int) -> int:
+        """A number like COCO's: growing, with gaps."""
+        return 100 * number + 1 + self.draw("coco id", number).below(100)
+
+    def file_name(self, number: int) -> str:
+        """The name of an image's file."""
+        return f"{self.coco_id(number):012d}.jpg"
+
+    def partner(self, number: int, pair: int) -> int | None:
+        """An earlier image to compare image `number` with; the first image has none."""
+        window = min(number, _PARTNERS)
+        return number - 1 - self.draw("partner", f"{number}/{pair}").below(window) if window else None

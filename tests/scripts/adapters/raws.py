@@ -1,0 +1,57 @@
+"""Raw folders with hand-written annotation files, and a run of an adapter over them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from scripts.adapters.base import Dropped, Images, Noted, Raw
+from scripts.adapters.run import load_adapter
+from scripts.fetch import fetch
+from scripts.records_schema import Record, check
+from scripts.sources import DATASETS, SOURCES, annotation_sources
+
+IMAGES = (785, 40083, 196141, 197388)
+
+
+def data_path(folder: Path, files: dict[str, Any], images=IMAGES) -> Path:
+    """A data path with small images of these COCO ids and `files`: text as it is, anything else as JSON."""
+    place = folder / "coco" / "train2017"
+    place.mkdir(parents=True)
+    for number in images:
+        Image.new("RGB", (8, 8), (number % 256, 100, 100)).save(place / f"{number:012d}.jpg")
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+def fetch_for(dataset: str, data: Path, out: Path) -> Raw:
+    """Fetch what `dataset` reads from `data`."""
+    folders = {}
+    for source in [*annotation_sources(dataset), "coco"]:
+        folders[source] = out / source
+        needed = [path for path in DATASETS[dataset].files if path in SOURCES[source].paths()]
+        fetch(source, data, folders[source], needed)
+    return Raw(folders)
+
+
+def run(dataset: str, tmp_path: Path, files: dict[str, Any]) -> tuple[list[Record], list[Dropped], list[Noted]]:
+    """What the adapter of `dataset` makes of `files`, sorted by kind of result."""
+    raw = fetch_for(dataset, data_path(tmp_path / "data", files), tmp_path / "raw")
+    images = Images.of_listing(raw, ["coco"])
+    results = list(load_adapter(dataset).records(raw, images))
+    records = [item for item in results if isinstance(item, Record)]
+    for record in records:
+        check(record)
+    dropped = [item for item in results if isinstance(item, Dropped)]
+    assert sum(record.raw_rows for record in records) + sum(item.rows for item in dropped) == raw.rows_read
+    return records, dropped, [item for item in results if isinstance(item, Noted)]
+
+
+def texts(record: Record) -> list[tuple[str, str]]:
+    """Question and answer of every round of a record without alternatives."""
+    return [(*round_.question, *round_.answer) for round_ in record.rounds]

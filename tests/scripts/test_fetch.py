@@ -1,0 +1,150 @@
+"""fetch lists and hashes what is there, and says how to get what is not."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from scripts import sources
+from scripts.common.errors import UserError
+from scripts.common.files import file_sha256, read_json
+from scripts.fetch import fetch
+from scripts.sources import DATASETS, SOURCES
+from tests.worlds import small_world
+
+THIRTEEN = (
+    "aokvqa coco_caption llava llava_dial llava_otter_blend minigpt4 ocr_vqa otter_mimicit_cgd otter_mimicit_sd "
+    "otter_mimicit_sn otter_mimicit_tvc otter_mimicit_vst sparkles_dialogue"
+).split()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return small_world(tmp_path_factory.mktemp("world"), images=6)
+
+
+def test_images_are_listed_with_their_hashes(world, tmp_path):
+    card = fetch("coco", world, tmp_path / "coco")
+    rows = pq.read_table(tmp_path / "coco/files.parquet").to_pylist()
+    names = sorted(path.name for path in (world / "coco/train2017").iterdir())
+    assert [row["path"] for row in rows] == [f"coco/train2017/{name}" for name in names]
+    for row in rows:
+        place = tmp_path / "coco/files" / row["path"]
+        assert (place.stat().st_size, file_sha256(place)) == (row["bytes"], row["sha256"])
+    assert card == read_json(tmp_path / "coco/source.json")
+    assert (card["files"], card["provided_by"], card["licence"]) == (6, "miniature", SOURCES["coco"].licence)
+
+
+def test_only_what_is_required_is_looked_at(world, tmp_path):
+    card = fetch("llava", world, tmp_path / "llava", ["llava/conversation_58k.json"])
+    assert card["files"] == 1
+    lone = tmp_path / "data"
+    (lone / "llava").mkdir(parents=True)
+    (lone / "llava/conversation_58k.json").write_text("[]")
+    fetch("llava", lone, tmp_path / "two", ["llava/conversation_58k.json"])
+    with pytest.raises(UserError, match="detail_23k"):
+        fetch("llava", lone, tmp_path / "three", ["llava/detail_23k.json"])
+
+
+def test_two_fetches_give_the_same_bytes_wherever_the_data_lies(world, tmp_path):
+    (tmp_path / "elsewhere").symlink_to(world)
+    for name, place in (("one", world), ("two", tmp_path / "elsewhere")):
+        fetch("coco", place, tmp_path / name)
+    for file in ("files.parquet", "source.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_a_changed_image_changes_the_card(tmp_path):
+    data = small_world(tmp_path, images=2)
+    before = fetch("coco", data, tmp_path / "coco")["sha256"]
+    image = next((data / "coco/train2017").iterdir())
+    image.write_bytes(image.read_bytes() + b"x")
+    assert fetch("coco", data, tmp_path / "coco")["sha256"] != before
+
+
+def test_the_link_is_replaced_and_a_relative_one_moves_along(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_world(tmp_path / "results", images=1)
+    other = tmp_path / "other"
+    (other / "aokvqa/annotations").mkdir(parents=True)
+    (other / "aokvqa/annotations/aokvqa_v1p0_train.json").write_text("[]")
+    fetch("aokvqa", other, tmp_path / "results/raw/aokvqa")
+    assert os.readlink("results/raw/aokvqa/files") == str(other)
+    fetch("aokvqa", Path("results/raw/miniature"), Path("results/raw/aokvqa"))
+    os.rename("results", "moved")
+    assert (tmp_path / "moved/raw/aokvqa/files/kinds.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "source, user",
+    [
+        ("coco", "aokvqa, coco_caption, llava, llava_dial, llava_otter_blend, otter_mimicit_cgd"),
+        ("llava", "llava, llava_otter_blend"),
+        ("mimicit", "llava_otter_blend, otter_mimicit_cgd"),
+        ("coco_caption", "coco_caption"),
+        ("aokvqa", "aokvqa"),
+    ],
+)
+def test_a_missing_file_names_its_source_and_users_the_path_and_how_to_get_it(tmp_path, source, user):
+    with pytest.raises(UserError) as caught:
+        fetch(source, tmp_path / "nothing", tmp_path / "out")
+    message = str(caught.value)
+    first = SOURCES[source].paths()[0]
+    assert f"source {source!r}" in message and f"needed by {user}." in message
+    assert str(tmp_path / "nothing" / first) in message.replace("//", "/")
+    assert SOURCES[source].how_to_get in message and SOURCES[source].addresses[0] in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_folder_of_images_is_an_error(tmp_path):
+    (tmp_path / "coco/train2017").mkdir(parents=True)
+    (tmp_path / "coco/train2017/readme.txt").write_text("no image")
+    with pytest.raises(UserError, match="holds no image"):
+        fetch("coco", tmp_path, tmp_path / "out")
+
+
+def test_other_files_of_a_source_are_refused(world, tmp_path):
+    with pytest.raises(UserError, match="does not belong"):
+        fetch("coco", world, tmp_path / "out", ["../../etc/"])
+
+
+def test_a_folder_in_place_of_the_link_is_kept(world, tmp_path):
+    (tmp_path / "out/files").mkdir(parents=True)
+    with pytest.raises(UserError, match="is not a link"):
+        fetch("coco", world, tmp_path / "out")
+
+
+def test_the_program_ends_with_one_line(tmp_path):
+    command = [sys.executable, "-m", "scripts.fetch", "--source", "aokvqa", "--data-path", str(tmp_path), "--out"]
+    done = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: source 'aokvqa'") and done.stderr.count("\n") == 1
+
+
+def test_the_registry_knows_the_thirteen_and_is_consistent():
+    assert sorted(DATASETS) == THIRTEEN
+    known = {file.path for source in SOURCES.values() for file in source.files}
+    for dataset in DATASETS.values():
+        assert set(dataset.files) <= known and set(dataset.image_sources) <= set(SOURCES)
+        assert bool(dataset.adapter) == bool(dataset.files)
+    assert sources.sources_of("llava_otter_blend") == ["coco", "llava", "mimicit"]
+    assert sources.sources_of("aokvqa") == ["aokvqa", "coco"]
+
+
+@pytest.mark.parametrize(
+    "source, datasets, needed",
+    [
+        ("llava", ["llava"], ["llava/detail_23k.json", "llava/complex_reasoning_77k.json"]),
+        ("llava", ["llava_dial"], ["llava/conversation_58k.json"]),
+        ("llava", ["llava_otter_blend"], [file.path for file in SOURCES["llava"].files]),
+        ("coco", ["aokvqa", "llava"], ["coco/train2017/"]),
+        ("coco", [], []),
+        ("mimicit", ["llava_otter_blend"], ["MIMIC-IT/CGD_instructions.json"]),
+        ("mimicit", ["llava"], []),
+    ],
+)
+def test_requirements_are_exactly_what_the_datasets_need(source, datasets, needed):
+    assert sources.requirements(source, datasets) == needed

@@ -1,0 +1,138 @@
+"""shard and index: every readable image once, every other one with its reason, the same bytes every time."""
+
+import io
+import subprocess
+import sys
+import tarfile
+
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from PIL import Image
+
+from scripts.common.errors import UserError
+from scripts.common.files import file_sha256, read_json
+from scripts.fetch import fetch
+from scripts.index import write_index
+from scripts.media.store import MediaStore
+from scripts.media.tarshard import ShardWriter, read_index
+from scripts.shard import share, write_shard
+from tests.worlds import build_media, small_world
+
+
+def _files(folder):
+    return {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _build(data, folder, shards=2):
+    return build_media(data, folder, shards)["coco"]
+
+
+@pytest.fixture
+def world(tmp_path):
+    return small_world(tmp_path / "world", images=12)
+
+
+def test_two_builds_give_the_same_bytes(world, tmp_path):
+    one, two = _build(world, tmp_path / "one"), _build(world, tmp_path / "two")
+    assert _files(one) == _files(two) and len(_files(one)) == 9
+    manifest = read_json(one / "manifest.json")
+    assert all(shard["sha256"] == file_sha256(one / shard["name"]) for shard in manifest["shards"])
+    assert sum(shard["images"] for shard in manifest["shards"]) == manifest["images"] == 12
+
+
+def test_shards_hold_the_original_bytes_sorted_by_key(world, tmp_path):
+    media = _build(world, tmp_path, shards=3)
+    shards = sorted(media.glob("*.tar"))
+    assert [shard.name for shard in shards] == [f"coco-0000{i}-of-00003.tar" for i in range(3)]
+    samples = [sample for shard in shards for sample in webdataset.WebDataset(str(shard), shardshuffle=False)]
+    originals = {f"coco/train2017/{p.stem}": p.read_bytes() for p in (world / "coco/train2017").iterdir()}
+    assert [sample["__key__"] for sample in samples] == sorted(originals)
+    assert all(sample["jpg"] == originals[sample["__key__"]] for sample in samples)
+    for shard in shards:
+        with tarfile.open(shard) as tar:
+            assert [member.offset for member in tar.getmembers()] == read_index(shard)[:-1]
+
+
+def test_every_fault_ends_in_its_reason(world, tmp_path):
+    folder = world / "coco/train2017"
+    good = sorted(folder.iterdir())[0].read_bytes()
+    tiny = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(tiny, "PNG")
+    gif = io.BytesIO()
+    Image.new("P", (9, 9)).save(gif, "GIF")
+    faults = {"t.jpg": good[: len(good) // 2], "z.jpg": b"", "w.jpg": b"words, only words", "p.png": tiny.getvalue()}
+    for name, data in faults.items() | {"g.jpg": gif.getvalue(), "notes.txt": b"no image"}.items():
+        (folder / name).write_bytes(data)
+    (folder / ".hidden.jpg").write_bytes(good)
+    media = _build(world, tmp_path)
+    rejected = {row["path"]: row["reason"] for row in pq.read_table(media / "rejected.parquet").to_pylist()}
+    base = "coco/train2017/"
+    expected = {"t.jpg": "truncated", "z.jpg": "zero_bytes", "w.jpg": "not_an_image", "p.png": "one_pixel"}
+    assert rejected == {base + name: reason for name, reason in expected.items()}
+    manifest = read_json(media / "manifest.json")
+    assert manifest["images"] == 13 and manifest["rejected"] == {reason: 1 for reason in expected.values()}
+    store = MediaStore({"coco": media})
+    odd = store.lookup("coco", base + "g")
+    assert (odd.format, odd.flags) == ("gif", ["colour", "extension"])
+    assert store.read("coco", base + "g") == gif.getvalue()
+
+
+def test_an_image_goes_where_its_first_byte_falls():
+    rows = [{"key": str(n), "bytes": size} for n, size in enumerate([10, 10, 0, 60, 10, 10])]
+    parts = [[row["key"] for row in share(rows, 4, index)] for index in range(4)]
+    assert parts == [["0", "1", "2", "3"], [], [], ["4", "5"]]
+    empty = [{"key": "a", "bytes": 0}, {"key": "b", "bytes": 0}]
+    assert [len(share(empty, 2, index)) for index in range(2)] == [2, 0]
+
+
+def test_more_shards_than_images(tmp_path):
+    media = _build(small_world(tmp_path / "world", images=2), tmp_path, shards=5)
+    manifest = read_json(media / "manifest.json")
+    assert len(manifest["shards"]) == 5 and manifest["images"] == 2
+    assert all(tarfile.open(media / shard["name"]).getmembers() is not None for shard in manifest["shards"])
+
+
+def test_a_file_that_changed_after_fetch_is_an_error(world, tmp_path):
+    fetch("coco", world, tmp_path / "raw")
+    image = sorted((world / "coco/train2017").iterdir())[0]
+    image.write_bytes(image.read_bytes()[:-1])
+    with pytest.raises(UserError, match="has changed since it was fetched"):
+        write_shard("coco", tmp_path / "raw", 1, 0, tmp_path / "media")
+    image.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        write_shard("coco", tmp_path / "raw", 1, 0, tmp_path / "media")
+    assert not list((tmp_path / "media").glob("*.tar"))
+
+
+def test_nothing_readable_is_an_error(tmp_path):
+    folder = tmp_path / "data/coco/train2017"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="zero_bytes"):
+        _build(tmp_path / "data", tmp_path)
+
+
+def test_index_names_what_is_missing_or_does_not_belong(world, tmp_path):
+    media = _build(world, tmp_path)
+    with pytest.raises(UserError, match="coco-00000-of-00003"):
+        write_index("coco", 3, media)
+    last = media / "coco-00001-of-00002.tar"
+    last.unlink()
+    with pytest.raises(UserError, match="coco-00001-of-00002.tar does not exist"):
+        write_index("coco", 2, media)
+    with ShardWriter(last):
+        pass
+    with pytest.raises(UserError, match="coco-00001-of-00002.tar holds 0 images"):
+        write_index("coco", 2, media)
+
+
+def test_the_programs_run_by_hand(world, tmp_path):
+    fetch("coco", world, tmp_path / "raw")
+    common = ["--source", "coco", "--shards", "1", "--out", str(tmp_path / "media")]
+    run = [sys.executable, "-m"]
+    shard = [*run, "scripts.shard", *common, "--raw", str(tmp_path / "raw"), "--index"]
+    assert subprocess.run([*shard, "0"]).returncode == 0
+    assert subprocess.run([*run, "scripts.index", *common]).returncode == 0
+    bad = subprocess.run([*shard, "1"], capture_output=True, text=True)
+    assert bad.returncode == 1 and "--index 1" in bad.stderr

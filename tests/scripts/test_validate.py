@@ -1,0 +1,126 @@
+"""validate refuses what cannot be built, with one clear error, and counts what will be lost."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from scripts.adapters.run import load_adapter
+from scripts.common.errors import UserError
+from scripts.sources import DATASETS, SOURCES
+from scripts.validate import validate_dataset, validate_source
+from tests.scripts.adapters.raws import data_path, fetch_for
+from tests.worlds import fetch_all, small_world
+
+DIAL = "llava/conversation_58k.json"
+GOOD = {
+    "id": "1",
+    "image": "000000000785.jpg",
+    "conversations": [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "A."}],
+}
+ADAPTED = sorted(name for name, dataset in DATASETS.items() if dataset.adapter)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("raw")
+    return fetch_all(small_world(folder, images=30), folder)
+
+
+def _raw(tmp_path, content, dataset="llava_dial", path=DIAL):
+    return fetch_for(dataset, data_path(tmp_path / "data", {path: content}), tmp_path / "raw").folders
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_miniatures_sources_are_good(raw, source):
+    verdict = validate_source(source, raw[source])
+    assert verdict["ok"] and verdict["problems"] == []
+    assert verdict["images"] == (30 if source == "coco" else 0)
+    assert set(verdict["files"]) == {file.path for file in SOURCES[source].files}
+
+
+@pytest.mark.parametrize("dataset", ADAPTED)
+def test_the_miniatures_datasets_are_good(raw, dataset):
+    verdict = validate_dataset(dataset, raw)
+    assert verdict["ok"] and verdict["problems"] == {} and verdict["expected"] is None
+    assert verdict["rows"] >= verdict["records"] > 0 and verdict["images_named"] == verdict["images_present"] > 0
+
+
+def test_rows_that_will_be_lost_are_counted(tmp_path):
+    rows = [GOOD, GOOD | {"image": "000000000001.jpg"}, GOOD | {"image": "000000000002.jpg"}, 7]
+    verdict = validate_dataset("llava_dial", _raw(tmp_path, rows))
+    assert verdict["ok"] and (verdict["rows"], verdict["records"]) == (4, 1)
+    counts = {reason: entry["count"] for reason, entry in verdict["problems"].items()}
+    assert counts == {"missing_image": 2, "bad_row": 1}
+    assert (verdict["images_named"], verdict["images_present"]) == (3, 1)
+
+
+def test_a_users_copy_is_compared_with_the_published_file(tmp_path):
+    verdict = validate_source("llava", _raw(tmp_path, [GOOD])["llava"])
+    assert verdict["provided_by"] == "data_path" and verdict["files"][DIAL]["rows"] == 1
+    assert verdict["problems"] == [f"{DIAL} is not the published file (its sha256 is another)"]
+
+
+BROKEN = {
+    "cut": ('[{"id": "1",\n "image": ', ["not valid JSON", "line 2"]),
+    "binary": ("\x00\x01", ["not valid JSON"]),
+    "empty file": ("", ["not valid JSON"]),
+    "empty list": ([], ["no rows"]),
+    "object": ({"a": 1}, ["list of rows", "dict"]),
+    "number": (5, ["list of rows", "int"]),
+    "deep": ("[" * 100_000, ["not valid JSON"]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_one_clear_error(tmp_path, name):
+    content, words = BROKEN[name]
+    folders = _raw(tmp_path, content)
+    for judge in (lambda: validate_source("llava", folders["llava"]), lambda: validate_dataset("llava_dial", folders)):
+        with pytest.raises(UserError) as caught:
+            judge()
+        assert all(word in str(caught.value) for word in [*words, DIAL])
+
+
+@pytest.mark.parametrize("content", [{"meta": {}}, [], {"data": []}, {"data": {}}])
+def test_a_member_that_is_absent_or_of_another_kind(tmp_path, content):
+    path = "MIMIC-IT/CGD_instructions.json"
+    folders = _raw(tmp_path, content, "otter_mimicit_cgd", path)
+    with pytest.raises(UserError, match="CGD_instructions.json.*'data'"):
+        validate_source("mimicit", folders["mimicit"])
+
+
+def test_a_dataset_of_which_nothing_is_usable_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"none of its 2 rows .*\(2 missing_image\).*000000000003.jpg"):
+        validate_dataset("llava_dial", _raw(tmp_path, [GOOD | {"image": "000000000003.jpg"}] * 2))
+
+
+def test_a_source_that_was_not_given_is_named(raw):
+    with pytest.raises(UserError, match="--raw mimicit="):
+        validate_dataset("otter_mimicit_cgd", {"coco": raw["coco"]})
+
+
+def test_a_file_that_fetch_was_not_asked_for_is_named(tmp_path):
+    folders = _raw(tmp_path, [GOOD])
+    with pytest.raises(UserError, match="detail_23k.json is not there"):
+        validate_dataset("llava", folders)
+
+
+@pytest.mark.parametrize(
+    "dataset, word", [("minigpt4", "no adapter"), ("llava_otter_blend", "join"), ("lava", "no dataset")]
+)
+def test_datasets_that_cannot_be_converted_say_why(dataset, word):
+    with pytest.raises(UserError, match=word):
+        load_adapter(dataset)
+
+
+def test_the_program_writes_its_verdict_only_if_there_is_one(tmp_path):
+    folders = _raw(tmp_path, [GOOD])
+    pairs = [f"{source}={folder}" for source, folder in folders.items()]
+    command = [sys.executable, "-m", "scripts.validate", "--out", str(tmp_path / "v.json"), "--raw", *pairs]
+    assert subprocess.run([*command, "--dataset", "llava_dial"]).returncode == 0
+    assert json.loads((tmp_path / "v.json").read_text())["records"] == 1
+    (tmp_path / "v.json").unlink()
+    bad = subprocess.run([*command, "--dataset", "aokvqa"], capture_output=True, text=True)
+    assert bad.returncode == 1 and bad.stderr.startswith("error: ") and not (tmp_path / "v.json").exists()

@@ -1,0 +1,60 @@
+"""A small miniature world and what the programs build of it, for every test that needs data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from scripts.convert import convert
+from scripts.fetch import fetch
+from scripts.holdout import write_split
+from scripts.index import write_index
+from scripts.miniature import write_world
+from scripts.sections.holdout import Holdout
+from scripts.sections.miniature import Miniature
+from scripts.shard import write_shard
+from scripts.sources import SOURCES
+
+DATASETS = ("aokvqa", "coco_caption", "llava", "llava_dial", "otter_mimicit_cgd")
+
+
+def small_world(folder: Path, images: int = 60, **settings) -> Path:
+    """Draw a world of `images` images at `folder`/raw/miniature and return that folder, a data path."""
+    out = Path(folder) / "raw" / "miniature"
+    write_world(Miniature(images=images, **settings), out)
+    return out
+
+
+def fetch_all(data_path: Path, folder: Path, sources: Iterable[str] = tuple(SOURCES)) -> dict[str, Path]:
+    """Fetch `sources` into `folder`/raw; return the folder of each."""
+    raw = {source: Path(folder) / "raw" / source for source in sources}
+    for source, out in raw.items():
+        fetch(source, Path(data_path), out)
+    return raw
+
+
+def build_media(data_path: Path, folder: Path, shards: int = 2) -> dict[str, Path]:
+    """Shard the images of `data_path` below `folder`; return the media folder of each source."""
+    raw = fetch_all(data_path, folder, ["coco"])["coco"]
+    media = Path(folder) / "media" / "coco"
+    for index in range(shards):
+        write_shard("coco", raw, shards, index, media)
+    write_index("coco", shards, media)
+    return {"coco": media}
+
+
+def build_records(data_path: Path, folder: Path, datasets: Iterable[str] = DATASETS, shards: int = 2) -> Path:
+    """Build media and the records of `datasets` below `folder`; return `folder`/records."""
+    media = build_media(data_path, folder, shards)
+    raw = fetch_all(data_path, folder, [source for source in SOURCES if source != "coco"])
+    out = Path(folder) / "records"
+    for dataset in datasets:
+        convert(dataset, raw, media, out)
+    return out
+
+
+def build_split(folder: Path, share: float = 0.1, seed: int = 0) -> Path:
+    """Hold images out of the media that `build_media` left below `folder`; return `folder`/split."""
+    out = Path(folder) / "split"
+    write_split(Holdout(share=share, seed=seed), {"coco": Path(folder) / "media" / "coco"}, out)
+    return out
