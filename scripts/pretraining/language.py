@@ -1,0 +1,90 @@
+"""The miniature's language model: a small Llama that can talk about scenes it was told about in words.
+
+It is pretrained as real ones are, on text alone: conversations in the prompt template in which every image is replaced by a
+line that says what is in each quarter, followed by the questions of the miniature. So it knows the words, the form of answers
+and how to look something up before it ever meets an image; what it then has to learn is to read images instead of lines.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from model.template import IGNORE, Template, encode
+from scripts.pretraining.optimisation import optimise
+from scripts.sections.miniature import Miniature
+from scripts.sections.pretrain import PretrainLanguage
+from scripts.world.language import name, pair_question, question
+from scripts.world.randomness import Draw
+from scripts.world.scenes import CELLS, Scene, draw_scene
+
+_PAIRS = 0.6
+
+
+def make_language(settings: PretrainLanguage, world: Miniature, tokenizer_folder: Path, out: Path) -> dict[str, float]:
+    """Pretrain the language model and write it to the folder `out`; returns the last steps' mean loss per answer token."""
+    torch.manual_seed(settings.seed)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    decoder = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=settings.width,
+            intermediate_size=settings.width * 5 // 2,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            max_position_embeddings=settings.positions,
+            rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
+            initializer_range=settings.initial_scale,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    losses: list[float] = []
+
+    def loss(step: int) -> Tensor:
+        rows = [
+            encode(_conversation(Draw(settings.seed, "reading", step, row), world), tokenizer, Template(), 0)
+            for row in range(settings.batch)
+        ]
+        length = max(map(len, rows))
+        ids = torch.tensor([row.input_ids + [tokenizer.pad_token_id] * (length - len(row)) for row in rows])
+        labels = torch.tensor([row.labels + [IGNORE] * (length - len(row)) for row in rows])
+        # Padding lies to the right, where causal attention never looks: no mask is needed.
+        hidden = decoder.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        answers = labels[:, 1:] != IGNORE
+        value = F.cross_entropy(decoder.lm_head(hidden[answers]), labels[:, 1:][answers])
+        losses.append(value.item())
+        return value
+
+    optimise(decoder.parameters(), loss, settings.steps, settings.learning_rate, "language model")
+    decoder.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    last = losses[-50:]
+    return {"loss": round(sum(last) / len(last), 4) if last else 0.0}
+
+
+def _conversation(draw: Draw, world: Miniature) -> list[dict]:
+    """Two questions about one scene or about two, told in words before the first question."""
+    scenes = [draw_scene(draw, world) for _ in range(2 if draw.unit() < _PAIRS else 1)]
+    told = "\n".join(f"Image {number}: {_told(scene)}" for number, scene in enumerate(scenes, start=1))
+    messages, known = [], []
+    for _ in range(2):
+        if len(scenes) == 2:
+            asked = pair_question((scenes[0], scenes[1]), draw, world, known)
+        else:
+            asked = question(scenes[0], draw, world, known=known)
+        if asked is None:
+            break
+        known.append(asked.text)
+        text = f"{told}\n{asked.text}" if not messages else asked.text
+        messages += [{"role": "user", "content": text}, {"role": "assistant", "content": asked.answer}]
+    return messages
+
+
+def _told(scene: Scene) -> str:
+    things = {thing.cell: name(thing) for thing in scene}
+    return ", ".join(f"{cell} {things.get(place, 'nothing')}" for place, cell in enumerate(CELLS))

@@ -1,0 +1,64 @@
+"""The miniature's tokenizer: byte-level BPE over its own language, an ordinary `transformers` folder.
+
+All 256 bytes are in the vocabulary, so any text of a user can be encoded. The merges come from the miniature's questions and
+answers and the prompt template, so each common word is one token. It depends on the world's settings alone: not on its rows,
+or a changed caption would change every count.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from model.template import Template
+from scripts.sections.miniature import Miniature
+from scripts.sections.pretrain import PretrainTokenizer
+from scripts.world.language import captions, describe, questions, recall
+from scripts.world.randomness import Draw
+from scripts.world.scenes import draw_scene
+
+SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+IMAGE = "<image>"
+
+# A header of the template is a unit; a word, hyphens included, takes the space before it; digits and punctuation stand alone.
+_PIECES = r"\n*### \w+|\:\n| ?[A-Za-z]+(?:-[A-Za-z]+)*| ?[0-9]| ?[^\sA-Za-z0-9]|\s+"
+_SCENES = 600
+
+
+def make_tokenizer(settings: PretrainTokenizer, world: Miniature, out: Path) -> None:
+    """Train the tokenizer on the language of `world` and write it to the folder `out`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocabulary,
+        special_tokens=[*SPECIAL.values(), IMAGE],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(world), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=[IMAGE], **SPECIAL)
+    fast.save_pretrained(out)
+
+
+def _texts(world: Miniature) -> Iterator[str]:
+    template = Template()
+    for number in range(1, 10):
+        yield template.image_header_for(number)
+    yield from (template.question_header, template.answer_header, template.round_end)
+    draw = Draw(world.seed, "tokenizer")
+    for _ in range(_SCENES):
+        pair = [draw_scene(draw, world), draw_scene(draw, world)]
+        yield from captions(pair[0], draw)
+        yield describe(pair[0])
+        for scenes in (pair[:1], pair):
+            for asked in questions(scenes, draw, world):
+                yield asked.text
+                yield asked.answer
+                yield recall(asked.text, 1 + draw.below(3))

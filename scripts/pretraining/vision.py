@@ -1,0 +1,104 @@
+"""The miniature's vision encoder: a small CLIP encoder that has learnt to say what lies in each patch.
+
+It is pretrained as real encoders are, on other images than those it will be used on: scenes are drawn for it from a stream of
+their own, and one whose file would equal a held-out image is left out. Every patch is taught its quarter, and the shape, colour
+and size of the object there. The heads are thrown away; the encoder is then frozen.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+
+from scripts.common.files import bytes_sha256
+from scripts.common.progress import Progress
+from scripts.pretraining.optimisation import optimise
+from scripts.sections.miniature import Miniature
+from scripts.sections.pretrain import PretrainVision
+from scripts.world.randomness import Draw
+from scripts.world.scenes import CELLS, COLOURS, SHAPES, SIZES, Scene, draw_scene, jpeg, render
+
+_TESTED = 500
+
+
+def make_vision(settings: PretrainVision, world: Miniature, heldout: Collection[str], out: Path) -> dict[str, float]:
+    """Pretrain the encoder and write it, with its image processor, to the folder `out`.
+
+    `heldout` are the sha256 of images to stay clear of. Returns the share of objects of unseen scenes whose patches are all
+    named right, and how many scenes were left out.
+    """
+    torch.manual_seed(settings.seed)
+    side = settings.image_size
+    processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    pixels, labels, skipped = _scenes(settings, world, heldout, processor)
+    encoder = CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=settings.width,
+            intermediate_size=2 * settings.width,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            image_size=side,
+            patch_size=settings.patch_size,
+        )
+    )
+    sizes = [len(CELLS), len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1]
+    heads = nn.Linear(settings.width, sum(sizes))
+
+    def named(batch: Tensor) -> tuple[Tensor, ...]:
+        # Without the class token: (images, patches, width) -> one group of logits per property.
+        return heads(encoder(pixel_values=batch).last_hidden_state[:, 1:]).split(sizes, -1)
+
+    order = torch.Generator().manual_seed(settings.seed)
+
+    def loss(step: int) -> Tensor:
+        chosen = torch.randint(settings.scenes, (settings.batch,), generator=order)
+        logits, truth = named(pixels[chosen]), labels[chosen]
+        return sum(F.cross_entropy(part.flatten(0, 1), truth[..., i].flatten()) for i, part in enumerate(logits))
+
+    parameters = [*encoder.parameters(), *heads.parameters()]
+    optimise(parameters, loss, settings.steps, settings.learning_rate, "vision encoder")
+
+    with torch.no_grad():
+        guesses = torch.stack([part.argmax(-1) for part in named(pixels[-_TESTED:])], -1)
+    truth = labels[-_TESTED:]
+    right = (guesses == truth).all(-1)[truth[..., 1] > 0].float().mean().item()
+    encoder.save_pretrained(out)
+    processor.save_pretrained(out)
+    return {"patches_right": round(right, 4), "left_out": skipped}
+
+
+def _scenes(
+    settings: PretrainVision, world: Miniature, heldout: Collection[str], processor: CLIPImageProcessorPil
+) -> tuple[Tensor, Tensor, int]:
+    """Pixels (scenes, 3, side, side), labels (scenes, patches, 4), and how many drawn images were held out."""
+    progress = Progress("drawing scenes for the encoder", settings.scenes + _TESTED)
+    pixels, labels, number = [], [], 0
+    while len(pixels) < settings.scenes + _TESTED:
+        draw = Draw(settings.seed, "encoder", number)
+        number += 1
+        scene = draw_scene(draw, world)
+        image = render(scene, draw, world.image_size)
+        if bytes_sha256(jpeg(image)) in heldout:
+            continue
+        pixels.append(torch.from_numpy(processor(image)["pixel_values"][0]))
+        labels.append(_labels(scene, settings.image_size // settings.patch_size))
+        progress.advance()
+    progress.close()
+    return torch.stack(pixels), torch.tensor(labels), number - len(pixels)
+
+
+def _labels(scene: Scene, patches: int) -> list[tuple[int, int, int, int]]:
+    """For each patch in reading order: its cell, and 1 + shape, colour and size of the object in that cell, or 0."""
+    by_cell = {thing.cell: thing for thing in scene}
+    names = tuple(COLOURS)
+    rows = []
+    for place in range(patches * patches):
+        row, column = (int(2 * (index + 0.5) / patches) for index in divmod(place, patches))
+        cell = 2 * row + column
+        thing = by_cell.get(cell)
+        size = 1 + SIZES.index(thing.size) if thing and thing.size else 0
+        rows.append((cell, 1 + SHAPES.index(thing.shape), 1 + names.index(thing.colour), size) if thing else (cell, 0, 0, 0))
+    return rows
