@@ -1,0 +1,157 @@
+"""Write the shards of a plan: conversations as WebDataset samples, in the order of the plan.
+
+Reads   a plan, records/<dataset>.parquet, media/<source>
+Writes  blend/<blend>/<part>/train-00000-of-00008.tar, .tar.idx, ...   (heldout-00000-of-00001.tar for the held-out
+part)
+        blend/<blend>/<part>/manifest.json                             last
+
+A sample is `<key>.json` with the messages and, with `images: embedded`, the original bytes of its images as
+`<key>.i0.jpg`, ... With `images: referenced` the JSON says where they lie: shard below the root, offset, length. Both
+hold the same conversations.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from scripts.blending.inputs import check_records, media_folders
+from scripts.blending.lookup import RecordLookup
+from scripts.blending.plan_table import read_plan
+from scripts.blending.planning import HELDOUT
+from scripts.blending.ragged import flat
+from scripts.blending.render import messages
+from scripts.common.errors import UserError, run_program
+from scripts.common.files import canonical, write_json
+from scripts.common.program import load_settings, parser
+from scripts.common.progress import Progress
+from scripts.media.store import MediaStore
+from scripts.media.tarshard import ShardWriter, shard_name
+from scripts.sections.blend import Storage
+
+_ROWS_AT_ONCE = 512
+_FROM_PLAN = (
+    "blend",
+    "epoch",
+    "tokens_identity",
+    "global_batch",
+    "units",
+    "conversations",
+    "rounds",
+    "tokens",
+    "labels",
+    "licences",
+    "datasets",
+)
+
+
+def write_blend(plan: Path, records: Path, media: dict[str, Path], settings: Storage, root: Path, out: Path) -> dict:
+    """Write the shards of `plan` into `out`; return the manifest. Image references are relative to `root`.
+
+    Raises:
+        UserError: inputs are missing or do not belong together.
+    """
+    table, planned = read_plan(plan)
+    if planned["tokens_name"] != settings.tokens:
+        found = planned["tokens_name"]
+        raise UserError(f"{plan} was measured with the tokens {found!r}, not {settings.tokens!r}: run plan again")
+    check_records(records, planned["records"])
+    lookup = RecordLookup(records, flat(table, "uids").flatten().to_pylist())
+    samples = _Samples(MediaStore(media), settings.images == "embedded", root)
+    stem, count = (HELDOUT, 1) if planned["epoch"] == HELDOUT else ("train", settings.shards)
+
+    # A manifest beside shards that it does not describe would be believed.
+    (out / "manifest.json").unlink(missing_ok=True)
+    shards, progress = [], Progress(f"{planned['blend']} {planned['epoch']}: conversations", table.num_rows)
+    for index in range(count):
+        first, end = (table.num_rows * edge // count for edge in (index, index + 1))
+        name = shard_name(stem, index, count)
+        with ShardWriter(out / name) as shard:
+            for row in _rows(table.slice(first, end - first), lookup):
+                shard.add(*samples.sample(*row))
+                progress.advance()
+        shards.append({"name": name, "sha256": shard.sha256, "bytes": shard.bytes, "units": end - first})
+    progress.close()
+    samples.store.close()
+    manifest = {
+        "v": 1,
+        **{key: planned[key] for key in _FROM_PLAN},
+        "plan": planned["sha256"],
+        "images": settings.images,
+        "n_images": planned["images"],
+        "shards": shards,
+    }
+    write_json(out / "manifest.json", manifest)
+    return manifest
+
+
+def _rows(table: pa.Table, lookup: RecordLookup) -> Iterator[tuple[dict, dict]]:
+    """Rows of the plan, each with the records that it and its neighbours name."""
+    for batch in table.to_batches(_ROWS_AT_ONCE):
+        rows = batch.to_pylist()
+        records = lookup.fetch(uid for row in rows for uid in row["uids"])
+        yield from ((row, records) for row in rows)
+
+
+class _Samples:
+    """Turns plan rows into the members of a WebDataset sample."""
+
+    def __init__(self, store: MediaStore, embed: bool, root: Path):
+        self.store, self.embed, self.root = store, embed, root
+
+    def sample(self, row: dict, records: dict[str, dict]) -> tuple[str, list[tuple[str, bytes]]]:
+        """Key and members (extension, bytes) of one conversation."""
+        images = [self._image(place, **image) for place, image in enumerate(row["images"])]
+        content = {
+            "v": 1,
+            "uids": row["uids"],
+            "datasets": [uid.partition(":")[0] for uid in row["uids"]],
+            "licences": sorted({records[uid]["licence"] for uid in row["uids"]}),
+            "epoch": row["epoch"],
+            "position": row["position"],
+            "pack": row["pack"],
+            "dataset": row["dataset"],
+            "form": row["form"],
+            "n_tokens": row["n_tokens"],
+            "n_labels": row["n_labels"],
+            "images": [described for described, _ in images],
+            "messages": messages(row, records),
+        }
+        embedded = [member for _, member in images if member]
+        return f"e{row['epoch']:03d}-{row['position']:09d}", [("json", canonical(content).encode()), *embedded]
+
+    def _image(self, place: int, source: str, key: str) -> tuple[dict, tuple[str, bytes] | None]:
+        """What the JSON says of an image, and its member where images are embedded."""
+        found = self.store.lookup(source, key)
+        if found is None:
+            raise UserError(f"the plan shows the image {key} of {source}, which its media folder lacks: run plan again")
+        described = {"source": source, "key": key, "width": found.width, "height": found.height, "sha256": found.sha256}
+        if self.embed:
+            return described, (f"i{place}.{found.format}", self.store.read(source, key))
+        return described | {"ref": self._reference(source, key)}, None
+
+    def _reference(self, source: str, key: str) -> list:
+        shard, offset, length = self.store.reference(source, key)
+        relative = os.path.relpath(shard, self.root)
+        if relative.startswith(os.pardir):
+            raise UserError(f"{shard} is not below {self.root}, so no blend can refer to it: use images: embedded")
+        return [Path(relative).as_posix(), offset, length]
+
+
+def main() -> None:
+    """Run the program."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--plan", required=True, type=Path, help="plan/<blend>/<part>.parquet, beside its manifest")
+    arguments.add_argument("--records", required=True, type=Path, help="folder of the record tables")
+    arguments.add_argument("--media", nargs="*", action="extend", default=[], metavar="SOURCE=FOLDER", help="all media")
+    arguments.add_argument("--settings", required=True, help="JSON: tokens, images, shards of the blend; or @file")
+    arguments.add_argument("--root", required=True, type=Path, help="the results root, which references begin at")
+    arguments.add_argument("--out", required=True, type=Path, help="folder to write: blend/<blend>/<part>")
+    args = arguments.parse_args()
+    settings = load_settings(Storage, args.settings)
+    write_blend(args.plan, args.records, media_folders(args.media), settings, args.root, args.out)
+
+
+if __name__ == "__main__":
+    run_program(main)

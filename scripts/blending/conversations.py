@@ -1,0 +1,130 @@
+"""Conversations before they are cut and ordered: which records they show, under which numbers, with which choices.
+
+A conversation is a run of *pieces*; a piece shows some rounds of one record. One piece is a conversation as the dataset
+has it, several are a concatenation or a join. The piece's offset is added to the record's image places: its image I has
+the number I + offset + 1 in the conversation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from math import factorial
+
+import numpy as np
+import pyarrow as pa
+
+from scripts.blending.corpus import Corpus
+from scripts.blending.permutation import order_of
+from scripts.blending.ragged import Ragged, ranges, running, starts_of
+from scripts.blending.randomness import Draws
+from scripts.sections.blend import Entry
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """Columns over conversations (`sizes`, `keys`, `required`) and over their pieces (all others).
+
+    `sizes`: pieces per conversation. `keys`: uint64 to shuffle by. `required`: rounds that must survive a cut.
+    `rounds`: record rounds of each piece in the order in which they are shown. `named`: questions say which image they
+    mean.
+    """
+
+    sizes: np.ndarray
+    keys: np.ndarray
+    required: np.ndarray
+    records: np.ndarray
+    copies: np.ndarray
+    offsets: np.ndarray
+    named: np.ndarray
+    choices: Ragged
+    rounds: Ragged
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+
+def stack(parts: Sequence[Conversations]) -> Conversations:
+    """All conversations of `parts`, one part after the other."""
+    columns = {}
+    for field in fields(Conversations):
+        values = [getattr(part, field.name) for part in parts]
+        if field.type is Ragged:
+            lengths = np.concatenate([value.lengths for value in values])
+            columns[field.name] = Ragged.from_lengths(np.concatenate([value.values for value in values]), lengths)
+        else:
+            columns[field.name] = np.concatenate(values)
+    return Conversations(**columns)
+
+
+def single_dataset(
+    corpus: Corpus, draws: Draws, name: str, entry: Entry, records: np.ndarray, copies: np.ndarray
+) -> Conversations:
+    """Drawn records of one dataset as conversations, concatenated by 1 to `entry.concat`."""
+    order, sizes = concatenate(draws, name, corpus.uids_at(records), copies, entry.concat)
+    records, copies = records[order], copies[order]
+    starts = starts_of(sizes)
+    images = corpus.images.lengths[records]
+    choices = draw_choices(corpus, draws, records, copies)
+    first = starts[:-1]
+    return Conversations(
+        sizes=sizes,
+        keys=draws.keys(corpus.uids_at(records[first]), copies[first], f"{name} order"),
+        required=np.ones(len(sizes), np.int64),
+        records=records,
+        copies=copies,
+        offsets=running(images, starts) - images,
+        named=np.zeros(len(records), bool),
+        choices=choices,
+        rounds=shown_rounds(corpus, records, choices),
+    )
+
+
+def concatenate(
+    draws: Draws, name: str, uids: Sequence[str], copies: np.ndarray, limit: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut records, in an order by hash, into groups of 1 to `limit`.
+
+    Returns the order (n,) and the sizes of the groups, which add up to n. A group never holds two copies of one record,
+    so groups end where the next copy begins.
+    """
+    if limit == 1:
+        return np.arange(len(uids)), np.ones(len(uids), np.int64)
+    order = np.lexsort((draws.keys(uids, copies, f"{name} group"), copies))
+    sizes, place = [], 0
+    ends = np.searchsorted(copies[order], copies[order], side="right").tolist()
+    while place < len(order):
+        first = order[place]
+        drawn = 1 + draws.below(limit, uids[first], int(copies[first]), f"{name} size")
+        sizes.append(min(drawn, ends[place] - place))
+        place += sizes[-1]
+    return order, np.array(sizes, np.int64)
+
+
+def draw_choices(corpus: Corpus, draws: Draws, records: np.ndarray, copies: np.ndarray) -> Ragged:
+    """One integer per choice group of each record: an alternative, or the rank of an order."""
+    groups = corpus.group_sizes.take(records)
+    if len(groups.values) == 0:
+        return Ragged(groups.values, groups.starts)
+    places = ranges(corpus.group_sizes.starts[:-1][records], groups.lengths)
+    names = corpus.group_names.take(pa.array(places)).to_pylist()
+    sizes, permutes = groups.values.tolist(), corpus.group_permutes.take(records).values
+    uids, numbers = corpus.uids_at(records[groups.rows]), copies[groups.rows].tolist()
+    drawn = [
+        draws.below(choice_size(size, permuted), uid, number, f"choose {name}")
+        for uid, number, name, size, permuted in zip(uids, numbers, names, sizes, permutes, strict=True)
+    ]
+    return Ragged(np.array(drawn, np.int64), groups.starts)
+
+
+def choice_size(size: int, permuted: bool) -> int:
+    """How many values the choice of a group has."""
+    return factorial(size) if permuted else size
+
+
+def shown_rounds(corpus: Corpus, records: np.ndarray, choices: Ragged) -> Ragged:
+    """All rounds of each record in the order in which they are shown."""
+    lengths = corpus.n_rounds[records]
+    rounds = Ragged.from_lengths(ranges(np.zeros(len(records), np.int64), lengths), lengths)
+    ranks = choices.values[corpus.group_permutes.take(records).values].tolist()
+    for piece, rank in zip(np.flatnonzero(corpus.permuted[records]).tolist(), ranks, strict=True):
+        rounds.values[rounds.starts[piece] : rounds.starts[piece + 1]] = order_of(rank, int(lengths[piece]))
+    return rounds

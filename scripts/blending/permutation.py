@@ -1,0 +1,27 @@
+"""Orders as single integers, so that a plan stores an order of rounds like any other choice.
+
+The rank of an order is its place in the lexicographic list of all orders, written in the factorial number system
+(Lehmer code).
+"""
+
+from math import factorial
+
+
+def order_of(rank: int, size: int) -> list[int]:
+    """The order of 0..size-1 with this rank in [0, size!); rank 0 is ascending."""
+    if not 0 <= rank < factorial(size):
+        raise ValueError(f"rank {rank} is not below {size}!")
+    left, order = list(range(size)), []
+    for place in range(size, 0, -1):
+        index, rank = divmod(rank, factorial(place - 1))
+        order.append(left.pop(index))
+    return order
+
+
+def rank_of(order: list[int]) -> int:
+    """The rank of an order: the inverse of `order_of`."""
+    left, rank = sorted(order), 0
+    for value in order:
+        rank = rank * len(left) + left.index(value)
+        left.remove(value)
+    return rank

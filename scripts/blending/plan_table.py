@@ -1,0 +1,105 @@
+"""The plan as a table: one row per conversation, in the order in which they are trained on.
+
+A row says everything about a conversation except its texts: which records, which rounds of them in which order, which
+of their alternatives, under which image numbers. `render.py` turns a row into messages; nothing is left to chance.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scripts.blending.content import content_sha256
+from scripts.blending.conversations import Conversations
+from scripts.blending.corpus import Corpus
+from scripts.blending.lengths import Cut
+from scripts.blending.ragged import nested
+from scripts.common.errors import UserError
+from scripts.common.files import read_json
+
+SCHEMA = pa.schema(
+    [
+        ("position", pa.int64()),
+        ("epoch", pa.int32()),
+        ("uids", pa.list_(pa.string())),
+        ("copies", pa.list_(pa.int32())),
+        ("choices", pa.list_(pa.list_(pa.int64()))),
+        ("rounds", pa.list_(pa.list_(pa.int32()))),
+        ("offsets", pa.list_(pa.int32())),
+        ("named", pa.list_(pa.bool_())),
+        ("images", pa.list_(pa.struct([("source", pa.string()), ("key", pa.string())]))),
+        ("n_images", pa.int32()),
+        ("n_tokens", pa.int32()),
+        ("n_labels", pa.int32()),
+        ("pack", pa.int64()),
+        ("dataset", pa.string()),
+        ("form", pa.string()),
+    ]
+)
+SINGLE, CONCAT, JOINED = "single", "concat", "join"
+
+
+def build_table(
+    corpus: Corpus,
+    conversations: Conversations,
+    cut: Cut,
+    order: np.ndarray,
+    names: np.ndarray,
+    joined: np.ndarray,
+    epoch: int,
+) -> pa.Table:
+    """The plan of the conversations that a cut has kept, in the given order.
+
+    Args:
+        order: (n,) a permutation of the kept conversations.
+        names: (n,) blend entry of each kept conversation.
+        joined: (n,) whether each kept conversation is a join.
+    """
+    rows = cut.pieces.take(order)
+    pieces, starts = rows.values, rows.starts
+    images = cut.images.take(order)
+    form = np.where(joined, JOINED, np.where(cut.pieces.lengths > 1, CONCAT, SINGLE))[order]
+    position = np.arange(len(order))
+    columns = {
+        "position": position,
+        "epoch": np.full(len(order), epoch),
+        "uids": nested(starts, corpus.uids.take(pa.array(conversations.records[pieces]))),
+        "copies": nested(starts, pa.array(conversations.copies[pieces], pa.int32())),
+        "choices": nested(starts, conversations.choices.take(pieces).to_arrow(pa.int64())),
+        "rounds": nested(starts, cut.rounds.take(pieces).to_arrow(pa.int32())),
+        "offsets": nested(starts, pa.array(conversations.offsets[pieces], pa.int32())),
+        "named": nested(starts, pa.array(conversations.named[pieces], pa.bool_())),
+        "images": nested(images.starts, corpus.catalogue.take(pa.array(images.values, pa.int64()))),
+        "n_images": images.lengths,
+        "n_tokens": cut.n_tokens[order],
+        "n_labels": cut.n_labels[order],
+        "pack": position,
+        "dataset": names[order],
+        "form": form,
+    }
+    arrays = [
+        values if isinstance(values, pa.Array) else pa.array(values.tolist(), field.type)
+        for field, values in ((field, columns[field.name]) for field in SCHEMA)
+    ]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def manifest_path(plan: str | Path) -> Path:
+    """Where the manifest of a plan lies."""
+    return Path(plan).with_suffix(".json")
+
+
+def read_plan(path: str | Path) -> tuple[pa.Table, dict]:
+    """A plan and its manifest.
+
+    Raises:
+        UserError: either is absent, or the table is not the one that the manifest describes.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: run plan first")
+    manifest, table = read_json(manifest_path(path)), pq.read_table(path)
+    if table.schema != SCHEMA or content_sha256(table) != manifest["sha256"]:
+        raise UserError(f"{path} is not the table that {manifest_path(path)} describes: run plan again")
+    return table, manifest

@@ -1,0 +1,95 @@
+"""Lists of different lengths as two flat arrays: the form in which a million conversations are handled at once.
+
+Row i of a `Ragged` is `values[starts[i]:starts[i + 1]]`, exactly as Arrow stores a list column.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """`values` (total,) and `starts` (rows + 1,)."""
+
+    values: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of values of each row."""
+        return np.diff(self.starts)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The row of every value."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    @classmethod
+    def from_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> "Ragged":
+        """Cut `values` into rows of the given lengths."""
+        return cls(np.asarray(values), starts_of(lengths))
+
+    @classmethod
+    def from_lists(cls, lists: Iterable[list[int]]) -> "Ragged":
+        """Flatten Python lists of whole numbers."""
+        lists = list(lists)
+        values = np.array([value for row in lists for value in row], np.int64)
+        return cls.from_lengths(values, np.array([len(row) for row in lists], np.int64))
+
+    @classmethod
+    def from_arrow(cls, array: pa.ListArray) -> "Ragged":
+        """A list column of numbers or booleans."""
+        return cls(array.flatten().to_numpy(zero_copy_only=False), list_starts(array))
+
+    def to_arrow(self, type: pa.DataType) -> pa.ListArray:
+        """A list column with elements of `type`."""
+        return nested(self.starts, pa.array(self.values, type))
+
+    def take(self, rows: np.ndarray) -> "Ragged":
+        """The given rows, in that order."""
+        lengths = self.lengths[rows]
+        return Ragged.from_lengths(self.values[ranges(self.starts[:-1][rows], lengths)], lengths)
+
+
+def starts_of(lengths: np.ndarray) -> np.ndarray:
+    """Where rows of these lengths start in a flat array, and where the last one ends."""
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """`start, start + 1, ...` for every pair of start and length, one after the other."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def running(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Cumulative sums that begin anew at every row; rows may be empty."""
+    total = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(values, out=total[1:])
+    return total[1:] - np.repeat(total[starts[:-1]], np.diff(starts))
+
+
+def flat(table: pa.Table, column: str) -> pa.Array:
+    """A column as one piece."""
+    chunks = table[column].chunks
+    return pa.concat_arrays(chunks) if chunks else pa.array([], table[column].type)
+
+
+def list_starts(array: pa.ListArray) -> np.ndarray:
+    """Where the rows of a list column start in its flattened values."""
+    return starts_of(pc.list_value_length(array).to_numpy(zero_copy_only=False))
+
+
+def nested(starts: np.ndarray, values: pa.Array) -> pa.ListArray:
+    """Group `values` into a list column."""
+    return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), values)

@@ -1,0 +1,107 @@
+"""A plan in words and numbers: what a person wants to know before paying for GPUs."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+
+_BINS = 12
+_BAR = 40
+
+
+def describe(table: pa.Table, manifest: dict) -> str:
+    """The plan as text for a terminal."""
+    tokens = table["n_tokens"].to_numpy()
+    part = manifest["epoch"] if isinstance(manifest["epoch"], str) else f"epoch {manifest['epoch']}"
+    lines = [f"blend {manifest['blend']}, {part}    plan {manifest['sha256'][:16]}", ""]
+    lines += _columns("<><", _totals(tokens, manifest))
+    if len(tokens):
+        lines += ["", f"tokens per conversation (longest {tokens.max():,}, limit {manifest['sequence']:,})"]
+        lines += _histogram(tokens)
+    lines += ["", "datasets"]
+    lines += _datasets(manifest["datasets"])
+    lines += ["", "licences (records shown)"]
+    lines += _columns("<>", [[name, f"{count:,}"] for name, count in manifest["licences"].items()])
+    return "\n".join(lines) + "\n"
+
+
+def _totals(tokens: np.ndarray, manifest: dict) -> list[list[str]]:
+    batches = f"in {manifest['global_batches']:,} global batches of {manifest['global_batch']:,}"
+    padded = f"{_share(*padding(tokens, manifest['global_batch']))}"
+    names = ("rounds", "images", "tokens")
+    means = [[name, f"{manifest[name]:,}", _per_conversation(manifest[name], manifest)] for name in names]
+    return [
+        ["conversations", f"{manifest['conversations']:,}", batches],
+        *means,
+        ["supervised", f"{manifest['labels']:,}", f"{_share(manifest['labels'], manifest['tokens'])} of the tokens"],
+        ["padding", padded, "if global batches are padded to their longest row; micro-batches hold similar ones"],
+    ]
+
+
+def padding(tokens: np.ndarray, global_batch: int) -> tuple[int, int]:
+    """Padded places, and all places, if every global batch is padded to its longest conversation."""
+    firsts = np.arange(0, len(tokens), global_batch)
+    if len(firsts) == 0:
+        return 0, 0
+    sizes = np.diff(np.append(firsts, len(tokens)))
+    places = int((np.maximum.reduceat(tokens, firsts).astype(np.int64) * sizes).sum())
+    return places - int(tokens.sum()), places
+
+
+def _histogram(tokens: np.ndarray) -> list[str]:
+    counts, edges = np.histogram(tokens, bins=min(_BINS, int(np.ptp(tokens)) + 1))
+    edges = np.ceil(edges).astype(int)
+    bars = [
+        [f"{low:,}-{high:,}", f"{count:,}", "#" * round(_BAR * count / counts.max())]
+        for low, high, count in zip(edges[:-1], [*(edges[1:-1] - 1), edges[-1]], counts, strict=True)
+    ]
+    return _columns(">><", bars)
+
+
+def _datasets(accounts: dict[str, dict]) -> list[str]:
+    head = ["", "asked", "realised", "of records", "drawn", "tokens", "supervised", "images"]
+    rows, notes = [], []
+    for name, account in accounts.items():
+        asked = account["asked"]
+        words = f"{asked['samples']}" + f" x {asked['repeat']}" * (asked["repeat"] > 1)
+        if "starts_in_epoch" in account:
+            rows.append([name, words, "0", "", "", "", "", ""])
+            notes.append(f"  {name}: starts in epoch {account['starts_in_epoch']}")
+            continue
+        numbers = [account[key] for key in ("realised", "records", "drawn", "tokens", "labels", "images")]
+        rows.append([name, words, *(f"{number:,}" for number in numbers)])
+        notes += _notes(name, account)
+    return _columns("<>>>>>>>", [head, *rows]) + notes
+
+
+def _notes(name: str, account: dict) -> Iterable[str]:
+    asked, cut = account["asked"], account["cut"]
+    if asked["concat"] > 1:
+        made = f"{account['drawn']:,} records in {account['realised']:,} conversations"
+        yield f"  {name}: joined by up to {asked['concat']}, {made}"
+    if asked["after"] > 0:
+        yield f"  {name}: only from {asked['after']:g} epochs of training on"
+    for reason, count in account["dropped"].items():
+        yield f"  {name}: {count:,} records not used: {reason.replace('_', ' ')}"
+    if account["too_long"]:
+        yield f"  {name}: {account['too_long']:,} conversations dropped: too long even for what they must show"
+    if cut["rounds"]:
+        lost = f", {cut['records']:,} records lost with them" if cut["records"] else ""
+        yield f"  {name}: {cut['conversations']:,} conversations cut to length by {cut['rounds']:,} rounds{lost}"
+
+
+def _per_conversation(total: int, manifest: dict) -> str:
+    return f"{total / manifest['conversations']:.1f} per conversation" if manifest["conversations"] else ""
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "0%"
+
+
+def _columns(alignment: str, rows: list[list[str]]) -> list[str]:
+    """Rows as aligned columns; `alignment` has one `<` or `>` per column."""
+    if not rows:
+        return []
+    widths = [max(len(row[place]) for row in rows) for place in range(len(alignment))]
+    formats = [f"{{:{side}{width}}}" for side, width in zip(alignment, widths, strict=True)]
+    return ["  " + "  ".join(formats).format(*row).rstrip() for row in rows]

@@ -1,0 +1,153 @@
+"""Count the tokens of every text of a dataset, so that the plan knows the exact length of any conversation.
+
+Reads   records/<dataset>.parquet, its report, and a tokenizer
+Writes  tokens/<tokens>/<dataset>.parquet   per round: tokens of each alternative of question and answer
+        tokens/<tokens>/<dataset>.json      what was counted with (identity), and the tokens of the fixed parts
+
+A text that names an image by a slot has one count for every offset of image numbers, because "image 9" and "image 10"
+may differ. `named` counts questions as follow-ups of a join ("In image 1, ..."); only datasets that a join takes
+follow-ups from have it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from model.template import Counter
+from scripts.blending.content import content_sha256
+from scripts.blending.identity import load_tokenizer, tokens_identity
+from scripts.blending.ragged import Ragged, flat, list_starts, nested, starts_of
+from scripts.blending.slots import has_slots, name_image, render_slots
+from scripts.common.errors import UserError, run_program
+from scripts.common.files import read_json, write_json, write_table
+from scripts.common.program import load_settings, parser
+from scripts.common.progress import track
+from scripts.sections.blend import JOIN_TALK
+from scripts.sections.tokens import Tokens
+
+_COUNTS = pa.list_(pa.list_(pa.int32()))
+SCHEMA = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("rounds", pa.list_(pa.struct([("question", _COUNTS), ("named", _COUNTS), ("answer", _COUNTS)]))),
+    ]
+)
+_BATCH = 16384
+_TEXTS_AT_ONCE = 4096
+
+
+class TextCounter:
+    """Counts of texts, each distinct text of a batch tokenised once."""
+
+    def __init__(self, counter: Counter, max_images: int):
+        self.counter, self.max_images = counter, max_images
+
+    def alternatives(self, column: pa.ListArray) -> pa.ListArray:
+        """list<string> -> list<list<int32>>: each alternative's tokens per offset, or one count without slots."""
+        texts = column.flatten().dictionary_encode()
+        counts = self.distinct(texts.dictionary.to_pylist()).take(texts.indices.to_numpy())
+        return nested(list_starts(column), counts.to_arrow(pa.int32()))
+
+    def distinct(self, texts: list[str]) -> Ragged:
+        """Tokens of each text, per offset where it has slots."""
+        variants = [self._variants(text) for text in texts]
+        flat_texts = [variant for row in variants for variant in row]
+        counts: list[int] = []
+        for start in range(0, len(flat_texts), _TEXTS_AT_ONCE):
+            counts += self.counter.texts(flat_texts[start : start + _TEXTS_AT_ONCE])
+        return Ragged.from_lengths(np.array(counts, np.int64), np.array([len(row) for row in variants], np.int64))
+
+    def _variants(self, text: str) -> list[str]:
+        return [render_slots(text, offset) for offset in range(self.max_images)] if has_slots(text) else [text]
+
+
+def count_batch(batch: pa.Table, counter: TextCounter, named: bool) -> pa.Table:
+    """The token table of some records (columns uid, images, rounds)."""
+    rounds = flat(batch, "rounds")
+    questions, answers = (pc.struct_field(rounds.flatten(), name) for name in ("question", "answer"))
+    starts = list_starts(rounds)
+    one_image = pc.equal(pc.list_value_length(flat(batch, "images")), 1).to_numpy(zero_copy_only=False)
+    with_name = np.repeat(one_image & named, np.diff(starts))
+    columns = [counter.alternatives(texts) for texts in (questions, _named(questions, with_name), answers)]
+    rounds_type = SCHEMA.field("rounds").type
+    structs = pa.StructArray.from_arrays(columns, fields=list(rounds_type.value_type))
+    return pa.Table.from_arrays([flat(batch, "uid"), nested(starts, structs)], schema=SCHEMA)
+
+
+def _named(questions: pa.ListArray, wanted: np.ndarray) -> pa.ListArray:
+    """The follow-up form of the questions of the wanted rounds, and no alternatives for the others."""
+    chosen = questions.filter(pa.array(wanted))
+    texts = chosen.flatten().dictionary_encode()
+    forms = pa.array([name_image(text) for text in texts.dictionary.to_pylist()], pa.string())
+    lengths = np.where(wanted, np.diff(list_starts(questions)), 0)
+    return nested(starts_of(lengths), forms.take(texts.indices))
+
+
+def count_tokens(dataset: str, records: Path, report: Path, tokenizer_name: str, settings: Tokens, out: Path) -> dict:
+    """Write the token table of `dataset` and its manifest into `out`; return the manifest.
+
+    Raises:
+        UserError: a file or the tokenizer is missing, or the tokenizer cannot be used.
+    """
+    records_sha256 = read_json(report)["sha256"]
+    if not records.exists():
+        raise UserError(f"{records} does not exist: run convert for {dataset} first")
+    tokenizer, template = load_tokenizer(tokenizer_name), settings.template.template()
+    counter = Counter(tokenizer, template, settings.image_tokens)
+    try:
+        identity = tokens_identity(tokenizer, template, settings.image_tokens)
+        table = _count(records, TextCounter(counter, settings.max_images), dataset)
+    except ValueError as error:
+        raise UserError(f"{dataset} cannot be counted with {tokenizer_name}: {error}") from None
+
+    write_table(out / f"{dataset}.parquet", table)
+    manifest = {
+        "v": 1,
+        "dataset": dataset,
+        "identity": identity,
+        "template": template.to_dict(),
+        "image_tokens": settings.image_tokens,
+        "max_images": settings.max_images,
+        "prefix": counter.prefix(),
+        "image": [counter.image(number) for number in range(1, settings.max_images + 1)],
+        "round_overhead": counter.round_overhead(),
+        "between_rounds": counter.between_rounds(),
+        "end": counter.end(),
+        "rows": table.num_rows,
+        "records_sha256": records_sha256,
+        "sha256": content_sha256(table),
+    }
+    write_json(out / f"{dataset}.json", manifest)
+    return manifest
+
+
+def _count(path: Path, counter: TextCounter, dataset: str) -> pa.Table:
+    file = pq.ParquetFile(path)
+    batches = file.iter_batches(_BATCH, columns=["uid", "images", "rounds"])
+    total = -(-file.metadata.num_rows // _BATCH)
+    tables = [
+        count_batch(pa.Table.from_batches([batch]), counter, dataset in JOIN_TALK)
+        for batch in track(batches, f"counting {dataset} ({_BATCH} records at a time)", total)
+    ]
+    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+
+
+def main() -> None:
+    """Run the program."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--dataset", required=True, help="whose texts to count")
+    arguments.add_argument("--records", required=True, type=Path, help="records/<dataset>.parquet")
+    arguments.add_argument("--report", required=True, type=Path, help="records/<dataset>.report.json")
+    arguments.add_argument("--tokenizer", required=True, help="folder or hub name")
+    arguments.add_argument("--settings", required=True, help="the section `tokens.<name>` as JSON, or @file")
+    arguments.add_argument("--out", required=True, type=Path, help="folder to write into: tokens/<tokens>")
+    args = arguments.parse_args()
+    settings = load_settings(Tokens, args.settings)
+    count_tokens(args.dataset, args.records, args.report, args.tokenizer, settings, args.out)
+
+
+if __name__ == "__main__":
+    run_program(main)

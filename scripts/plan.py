@@ -1,0 +1,119 @@
+"""Decide one epoch of a blend, or its held-out part, as a table: every draw, every order, every length.
+
+Reads   records/<dataset>.parquet, tokens/<tokens>/<dataset>.parquet, split/heldout.parquet,
+media/<source>/index.parquet Writes  plan/<blend>/epoch-000.parquet   one row per conversation in the order of training
+(or heldout.parquet)
+        plan/<blend>/epoch-000.json      its hash, totals, and per dataset what was asked, found, dropped and why
+
+The plan is a pure function of these files, the blend's settings and the epoch. Look at one before paying for GPUs:
+
+    python -m scripts.plan --show plan/demo/epoch-000.parquet
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from scripts.blending.corpus import load_corpus
+from scripts.blending.inputs import check_images, media_folders, read_held_out, read_measure
+from scripts.blending.plan_table import manifest_path, read_plan
+from scripts.blending.planning import HELDOUT, make_plan
+from scripts.blending.summary import describe
+from scripts.common.errors import UserError, run_program
+from scripts.common.files import write_json, write_table
+from scripts.common.program import load_settings, parser
+from scripts.sections.blend import Planned
+
+
+def write_plan(
+    name: str,
+    settings: Planned,
+    epoch: int | None,
+    *,
+    records: Path,
+    tokens: Path,
+    split: Path,
+    media: dict[str, Path],
+    out: Path,
+) -> dict:
+    """Plan one epoch, or the held-out part where `epoch` is None, into the folder `out`; return the manifest.
+
+    Raises:
+        UserError: inputs are missing or do not belong together, or the plan would be empty.
+    """
+    datasets = settings.records()
+    measure = read_measure(records, tokens, datasets, settings.max_images)
+    corpus = load_corpus(records, tokens, datasets)
+    check_images(corpus, media)
+    table, manifest = make_plan(corpus, read_held_out(corpus, split), measure, name, settings, epoch)
+    path = out / f"{HELDOUT if epoch is None else f'epoch-{epoch:03d}'}.parquet"
+    write_table(path, table)
+    write_json(manifest_path(path), manifest)
+    return manifest
+
+
+def main() -> None:
+    """Plan, or describe plans."""
+    args = _arguments()
+    if args.show:
+        for path in args.show:
+            print(describe(*read_plan(path)))
+        return
+    settings = load_settings(Planned, args.settings)
+    _warn(
+        write_plan(
+            args.name,
+            settings,
+            _epoch(args.epoch, settings),
+            records=args.records,
+            tokens=args.tokens,
+            split=args.split,
+            media=media_folders(args.media),
+            out=args.out,
+        )
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    arguments = parser(__doc__)
+    arguments.add_argument("--show", nargs="+", type=Path, metavar="PLAN", help="describe plans instead of making one")
+    planning = ["name", "settings", "epoch", "records", "tokens", "split", "media", "out"]
+    arguments.add_argument("--name", help="name of the blend")
+    arguments.add_argument("--settings", help="JSON: the section `blends.<name>`, `mixed` of the hold-out; or @file")
+    arguments.add_argument("--epoch", help=f"a number, a part such as epoch-000, or {HELDOUT}")
+    arguments.add_argument("--records", type=Path, help="folder of the record tables")
+    arguments.add_argument("--tokens", type=Path, help="folder of the token tables: tokens/<tokens>")
+    arguments.add_argument("--split", type=Path, help="folder of the hold-out")
+    arguments.add_argument("--media", nargs="*", action="extend", metavar="SOURCE=FOLDER", help="all media folders")
+    arguments.add_argument("--out", type=Path, help="folder plan/<blend>")
+    args = arguments.parse_args()
+    missing = [f"--{name}" for name in planning if getattr(args, name) is None]
+    if not args.show and missing:
+        arguments.error(f"these flags are required: {' '.join(missing)}")
+    return args
+
+
+def _epoch(text: str, settings: Planned) -> int | None:
+    if text == HELDOUT:
+        return None
+    match = re.fullmatch(r"(?:epoch-)?(\d{1,3})", text)
+    if match is None:
+        raise UserError(f"--epoch {text}: must be a number, a part such as epoch-000, or {HELDOUT}")
+    epoch = int(match[1])
+    if epoch > 0 and not settings.redraw:
+        raise UserError(f"--epoch {text}: with redraw: false every epoch is epoch-000; plan only that one")
+    return epoch
+
+
+def _warn(manifest: dict) -> None:
+    if manifest["conversations"] == 0:
+        print("note: no conversation is held out, so nothing will be evaluated on held-out images", file=sys.stderr)
+        return
+    for name, account in manifest["datasets"].items():
+        if account["realised"] == 0 and "starts_in_epoch" not in account:
+            print(f"note: {name} gives no conversation to {manifest['epoch']}: {account['dropped']}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_program(main)

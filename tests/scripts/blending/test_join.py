@@ -1,0 +1,156 @@
+"""The join: talk about single images, then about both, then follow-ups that say which image they mean."""
+
+from math import factorial
+
+import pytest
+
+from scripts.blending.permutation import order_of
+from scripts.blending.render import messages
+from tests.scripts.blending.handmade import Desk, llava, llava_dial, mixed_records, pair
+
+JOIN = {"llava_otter_blend": {"conversations": 2, "rounds": 2, "followups": 3}}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    return Desk(tmp_path_factory.mktemp("join"), mixed_records())
+
+
+@pytest.fixture(scope="module")
+def rows(desk):
+    # Many copies show many draws.
+    options = JOIN["llava_otter_blend"] | {"repeat": 30}
+    return desk.plan({"llava_otter_blend": options}, sequence=100_000)
+
+
+def _parts(row):
+    """Pieces (uid, rounds, offset) before the comparison, the comparison, and the follow-ups."""
+    pieces = list(zip(row["uids"], row["rounds"], row["offsets"], row["named"], strict=True))
+    middle = next(place for place, piece in enumerate(pieces) if piece[0].startswith("otter"))
+    return pieces[:middle], pieces[middle], pieces[middle + 1 :]
+
+
+def test_every_pair_is_joined_as_often_as_asked(desk, rows):
+    assert len(rows) == 12 * 30
+    assert {row["form"] for row in rows} == {"join"}
+    assert {row["dataset"] for row in rows} == {"llava_otter_blend"}
+    assert desk.manifest["datasets"]["llava_otter_blend"]["realised"] == 360
+
+
+def test_every_image_but_the_last_has_a_conversation_and_the_images_are_in_order(desk, rows):
+    last_counts = set()
+    for row in rows:
+        talk, comparison, _ = _parts(row)
+        images = [image["key"] for image in desk.records[comparison[0]]["images"]]
+        assert [image["key"] for image in row["images"]] == images
+        offsets = [offset for _, _, offset, _ in talk]
+        assert offsets == sorted(offsets)
+        assert 1 <= offsets.count(0) <= 2
+        last_counts.add(offsets.count(1))
+        for uid, _, offset, named in talk:
+            assert desk.records[uid]["images"][0]["key"] == images[offset]
+            assert not named
+    assert last_counts == {0, 1, 2}
+
+
+def test_talk_shows_the_first_rounds_of_a_conversation(desk, rows):
+    lengths = set()
+    for row in rows:
+        for uid, rounds, _, _ in _parts(row)[0]:
+            assert rounds == list(range(len(rounds)))
+            assert 1 <= len(rounds) <= min(2, len(desk.records[uid]["rounds"]))
+            lengths.add(len(rounds))
+    assert lengths == {1, 2}
+
+
+def test_at_least_one_comparison_in_the_drawn_order(desk, rows):
+    counts, ranks = set(), set()
+    for row in rows:
+        _, (uid, rounds, offset, named), _ = _parts(row)
+        size = len(desk.records[uid]["rounds"])
+        assert offset == 0 and not named
+        assert 1 <= len(rounds) <= size
+        if size > 1:
+            (rank,) = row["choices"][row["uids"].index(uid)]
+            assert 0 <= rank < factorial(size)
+            assert rounds == order_of(rank, size)[: len(rounds)]
+            ranks.add((size, rank))
+        counts.add((size, len(rounds)))
+    assert counts == {(size, count) for size in range(1, 5) for count in range(1, size + 1)}
+    assert {rank for size, rank in ranks if size == 3} == set(range(6))
+
+
+def test_follow_ups_name_their_image_and_repeat_nothing(desk, rows):
+    counts = set()
+    for row in rows:
+        talk, comparison, followups = _parts(row)
+        counts.add(len(followups))
+        shown = [(uid, index) for uid, rounds, _, _ in talk + [comparison] + followups for index in rounds]
+        assert len(shown) == len(set(shown))
+        text = messages(row, desk.records)
+        questions = [message["content"][-1]["text"] for message in text[::2]]
+        for place, (uid, rounds, offset, named) in enumerate(followups, start=len(questions) - len(followups)):
+            assert named
+            assert len(rounds) == 1
+            original = desk.records[uid]["rounds"][rounds[0]]["question"][0]
+            assert questions[place] == f"In image {offset + 1}, {original[0].lower()}{original[1:]}"
+        assert not any(question.startswith("In image") for question in questions[: len(questions) - len(followups)])
+    assert counts == {0, 1, 2, 3}
+
+
+def test_a_follow_up_continues_where_the_conversation_stopped(rows):
+    for row in rows:
+        talk, _, followups = _parts(row)
+        used = {uid: len(rounds) for uid, rounds, _, _ in talk}
+        assert all(rounds == [used.get(uid, 0)] for uid, rounds, _, _ in followups)
+
+
+def test_images_are_shown_once_where_they_are_first_needed(desk, rows):
+    for row in rows:
+        talk, _, _ = _parts(row)
+        turns = messages(row, desk.records)[::2]
+        shown = [[part["index"] for part in turn["content"] if part["type"] == "image"] for turn in turns]
+        assert [index for images in shown for index in images] == [0, 1]
+        assert shown[0][0] == 0
+        rounds_on_first = sum(len(rounds) for _, rounds, offset, _ in talk if offset == 0)
+        assert 1 in shown[rounds_on_first]
+
+
+def test_follow_ups_can_be_switched_off(desk):
+    rows = desk.plan({"llava_otter_blend": {"followup": False, "repeat": 5}})
+    assert len(rows) == 60
+    assert not any(any(row["named"]) for row in rows)
+
+
+def test_a_pair_without_talk_about_its_first_image_or_with_one_image_twice_is_not_joined(tmp_path):
+    records = [llava(0, "a"), llava_dial(0, "a"), pair(0, "a", "b"), pair(1, "b", "a"), pair(2, "a", "a")]
+    desk = Desk(tmp_path, records)
+    rows = desk.plan({"llava_otter_blend": {"repeat": 3}})
+    assert {uid for row in rows for uid in row["uids"] if uid.startswith("otter")} == {"otter_mimicit_cgd:0"}
+    account = desk.manifest["datasets"]["llava_otter_blend"]
+    assert account["dropped"] == {"no_conversation_on_image": 1, "repeats_an_image": 1}
+
+
+def test_talk_of_official_splits_is_not_shown(tmp_path):
+    """Neither in training nor, where it is a test split, in evaluation."""
+    test_split = {**llava(0, "a"), "split": "test"}
+    desk = Desk(tmp_path, [test_split, llava(1, "b"), llava_dial(0, "a"), pair(0, "a", "b")])
+    for epoch, held_out in ((0, []), (None, ["b"])):
+        desk.hold_out(held_out)
+        rows = desk.plan({"llava_otter_blend": {"repeat": 20}}, epoch)
+        assert rows
+        assert not any("llava:0" in row["uids"] for row in rows)
+
+
+def test_samples_count_pairs(desk):
+    rows = desk.plan({"llava_otter_blend": {"samples": 5}})
+    assert len({uid for row in rows for uid in row["uids"] if uid.startswith("otter")}) == len(rows) == 5
+
+
+def test_the_join_draws_apart_from_the_dataset_that_it_joins(desk):
+    """The same pairs come elsewhere, in other orders, in the dataset's own entry."""
+    rows = desk.plan({"llava_otter_blend": {}, "otter_mimicit_cgd": {}})
+    joined = [next(uid for uid in row["uids"] if uid.startswith("otter")) for row in rows if row["form"] == "join"]
+    alone = [row["uids"][0] for row in rows if row["form"] == "single"]
+    assert sorted(joined) == sorted(alone)
+    assert joined != alone

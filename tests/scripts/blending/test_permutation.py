@@ -1,0 +1,27 @@
+"""Ranks and orders are one to one."""
+
+from itertools import permutations
+from math import factorial
+
+import pytest
+
+from scripts.blending.permutation import order_of, rank_of
+
+
+@pytest.mark.parametrize("size", range(7))
+def test_ranks_list_all_orders_lexicographically(size):
+    orders = [tuple(order_of(rank, size)) for rank in range(factorial(size))]
+    assert orders == list(permutations(range(size)))
+    assert [rank_of(list(order)) for order in orders] == list(range(factorial(size)))
+
+
+def test_the_largest_order_fits_an_int64():
+    last = factorial(20) - 1
+    assert order_of(last, 20) == list(range(19, -1, -1))
+    assert rank_of(order_of(last, 20)) == last < 2**63
+
+
+@pytest.mark.parametrize("rank", [-1, 6])
+def test_a_rank_outside_is_refused(rank):
+    with pytest.raises(ValueError, match="not below 3!"):
+        order_of(rank, 3)

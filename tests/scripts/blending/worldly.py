@@ -1,0 +1,74 @@
+"""A blend of the miniature world, made by the real programs: records, tokens, plans and shards below one folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scripts.blend import write_blend
+from scripts.count_tokens import count_tokens
+from scripts.plan import write_plan
+from scripts.sections.blend import Planned, Storage
+from scripts.sections.tokens import Tokens
+from tests.tiny import IMAGE_TOKENS, make_tokenizer
+from tests.worlds import DATASETS, build_records, build_split, small_world
+
+TOKENS = Tokens(tokenizer="tiny", image_tokens=IMAGE_TOKENS)
+ENTRIES = {
+    "llava": {"concat": 3},
+    "llava_dial": {"concat": 2},
+    "otter_mimicit_cgd": {},
+    "llava_otter_blend": {"samples": 20},
+    "coco_caption": {"repeat": 2},
+    "aokvqa": {},
+}
+
+
+@dataclass
+class World:
+    """Where everything lies; `root` is the results root."""
+
+    root: Path
+    entries: dict = field(default_factory=lambda: dict(ENTRIES))
+
+    @classmethod
+    def build(cls, root: Path, images: int = 40) -> World:
+        """Draw the world and run all steps before the plan."""
+        world = cls(Path(root))
+        build_records(small_world(world.root, images), world.root)
+        build_split(world.root, 0.2)
+        make_tokenizer(world.tokenizer)
+        for dataset in DATASETS:
+            table = world.root / f"records/{dataset}.parquet"
+            report = world.root / f"records/{dataset}.report.json"
+            count_tokens(dataset, table, report, str(world.tokenizer), TOKENS, world.root / "tokens/tiny")
+        return world
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer's folder."""
+        return self.root / "tokenizer"
+
+    @property
+    def media(self) -> dict[str, Path]:
+        """The media folders by source."""
+        return {"coco": self.root / "media/coco"}
+
+    def plan(self, epoch: int | None = 0, **settings) -> Path:
+        """Plan an epoch, or the held-out part; return the plan's path."""
+        write_plan(
+            "demo",
+            Planned(**{"tokens": "tiny", "sequence": 400, "global_batch": 8, "datasets": self.entries, **settings}),
+            epoch,
+            records=self.root / "records",
+            tokens=self.root / "tokens/tiny",
+            split=self.root / "split",
+            media=self.media,
+            out=self.root / "plan/demo",
+        )
+        return self.root / "plan/demo" / ("heldout.parquet" if epoch is None else f"epoch-{epoch:03d}.parquet")
+
+    def blend(self, plan: Path, out: Path, images: str = "embedded", shards: int = 3, tokens: str = "tiny") -> dict:
+        """Write the shards of a plan; return the manifest."""
+        settings = Storage(tokens=tokens, images=images, shards=shards)
+        return write_blend(plan, self.root / "records", self.media, settings, self.root, out)

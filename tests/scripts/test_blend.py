@@ -1,0 +1,206 @@
+"""Blend shards: equal bytes, readable by others, and the same conversations whether images are embedded or referred
+to."""
+
+import hashlib
+import json
+import struct
+import sys
+import tarfile
+
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from transformers import AutoTokenizer
+
+from model.template import encode
+from scripts.blend import main, write_blend
+from scripts.blending.lookup import RecordLookup
+from scripts.common.errors import UserError
+from scripts.common.files import file_sha256, read_json
+from scripts.media.store import MediaStore
+from scripts.sections.blend import Storage
+from scripts.training.loader import BlendReader
+from tests.scripts.blending.handmade import Desk, llava, record, turn
+from tests.scripts.blending.worldly import TOKENS, World
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World.build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def plan(world):
+    return world.plan()
+
+
+@pytest.fixture(scope="module")
+def embedded(world, plan):
+    world.blend(plan, world.root / "blend/embedded")
+    return world.root / "blend/embedded"
+
+
+@pytest.fixture(scope="module")
+def referenced(world, plan):
+    world.blend(plan, world.root / "blend/referenced", images="referenced")
+    return world.root / "blend/referenced"
+
+
+def samples(folder):
+    """Every sample as stock webdataset reads it: key and members."""
+    found = []
+    for shard in read_json(folder / "manifest.json")["shards"]:
+        for sample in webdataset.WebDataset(str(folder / shard["name"]), shardshuffle=False, empty_check=False):
+            members = {name: data for name, data in sample.items() if not name.startswith("__")}
+            found.append((sample["__key__"], members))
+    return found
+
+
+def test_embedded_equals_referenced(world, embedded, referenced):
+    pairs = list(zip(samples(embedded), samples(referenced), strict=True))
+    assert len(pairs) > 50
+    for (key, whole), (same_key, thin) in pairs:
+        assert key == same_key
+        assert set(thin) == {"json"}
+        said, expected = json.loads(thin["json"]), json.loads(whole["json"])
+        for place, image in enumerate(said["images"]):
+            shard, offset, length = image.pop("ref")
+            data = (world.root / shard).read_bytes()[offset : offset + length]
+            assert data == whole[f"i{place}.jpg"]
+            assert hashlib.sha256(data).hexdigest() == image["sha256"]
+        assert said == expected
+        assert len(whole) == 1 + len(said["images"])
+
+
+def test_members_say_what_the_plan_says(world, plan, embedded):
+    tokenizer = AutoTokenizer.from_pretrained(world.tokenizer)
+    rows = pq.read_table(plan).to_pylist()
+    reports = [world.root / f"records/{name}.report.json" for name in ("llava", "otter_mimicit_cgd")]
+    licences = sorted(read_json(report)["licence"] for report in reports)
+    store = MediaStore(world.media)
+    forms = set()
+    for row, (key, members) in zip(rows, samples(embedded), strict=True):
+        content = json.loads(members["json"])
+        assert key == f"e000-{row['position']:09d}"
+        for name in ("uids", "epoch", "position", "pack", "n_tokens", "n_labels", "form", "dataset"):
+            assert content[name] == row[name]
+        assert content["v"] == 1
+        assert content["datasets"] == [uid.split(":")[0] for uid in row["uids"]]
+        if row["dataset"] == "llava_otter_blend":
+            assert content["licences"] == licences
+        for image, planned in zip(content["images"], row["images"], strict=True):
+            found = store.lookup(planned["source"], planned["key"])
+            assert image == planned | {"width": found.width, "height": found.height, "sha256": found.sha256}
+        encoded = encode(content["messages"], tokenizer, TOKENS.template.template(), TOKENS.image_tokens)
+        assert len(encoded) == row["n_tokens"]
+        forms.add(row["form"])
+    assert forms == {"single", "concat", "join"}
+
+
+def test_two_builds_give_equal_bytes(world, embedded, tmp_path):
+    again = world.blend(world.plan(), tmp_path / "again")
+    assert again == read_json(embedded / "manifest.json")
+    for path in sorted(embedded.iterdir()):
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def test_the_manifest_describes_the_shards(plan, embedded):
+    manifest = read_json(embedded / "manifest.json")
+    planned = read_json(plan.with_suffix(".json"))
+    assert [shard["name"] for shard in manifest["shards"]] == [f"train-0000{i}-of-00003.tar" for i in range(3)]
+    assert sum(shard["units"] for shard in manifest["shards"]) == manifest["units"] == planned["units"]
+    units = [shard["units"] for shard in manifest["shards"]]
+    assert max(units) - min(units) <= 1
+    for shard in manifest["shards"]:
+        assert file_sha256(embedded / shard["name"]) == shard["sha256"]
+        assert (embedded / shard["name"]).stat().st_size == shard["bytes"]
+    assert manifest["plan"] == planned["sha256"]
+    assert manifest["n_images"] == planned["images"]
+    assert manifest["images"] == "embedded"
+    for key in ("blend", "epoch", "tokens_identity", "global_batch", "conversations", "tokens", "labels", "datasets"):
+        assert manifest[key] == planned[key]
+
+
+def test_offsets_are_where_samples_begin(embedded):
+    for shard in read_json(embedded / "manifest.json")["shards"]:
+        path = embedded / shard["name"]
+        offsets = struct.unpack(f"<{shard['units'] + 1}Q", (embedded / f"{shard['name']}.idx").read_bytes())
+        with tarfile.open(path) as tar:
+            members = tar.getmembers()
+        starts = [member.offset for member in members if member.name.endswith(".json")]
+        last = members[-1]
+        assert list(offsets) == [*starts, last.offset_data + -(-last.size // 512) * 512]
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "", "", 0o444)}
+
+
+def test_the_training_reader_reads_both(world, embedded, referenced):
+    whole, thin = BlendReader(embedded, world.root), BlendReader(referenced, world.root)
+    assert len(whole) == len(thin) == read_json(embedded / "manifest.json")["units"]
+    for unit in range(0, len(whole), 7):
+        assert whole[unit] == thin[unit]
+        assert whole[unit].position == unit
+
+
+def test_the_heldout_part_is_one_shard_of_its_own_name(world, tmp_path):
+    manifest = world.blend(world.plan(None), tmp_path / "heldout")
+    assert [shard["name"] for shard in manifest["shards"]] == ["heldout-00000-of-00001.tar"]
+    assert manifest["epoch"] == "heldout"
+    assert len(BlendReader(tmp_path / "heldout", world.root)) == manifest["units"] > 0
+
+
+def test_an_empty_heldout_part_and_more_shards_than_units_can_be_read(tmp_path):
+    desk = Desk(tmp_path, [record(f"own:{i}", [], [turn("Hello?", f"Hi {i}.")]) for i in range(2)])
+    settings = Storage(tokens="tiny", shards=4)
+    for epoch, units in ((None, 0), (0, 2)):
+        desk.plan_file({"own": {}}, epoch)
+        out = tmp_path / f"blend-{epoch}"
+        write_blend(desk.path(epoch=epoch), tmp_path / "records", {}, settings, tmp_path, out)
+        reader = BlendReader(out, tmp_path)
+        assert len(reader) == len(samples(out)) == units
+    assert {reader[unit].messages[1]["content"][0]["text"] for unit in range(2)} == {"Hi 0.", "Hi 1."}
+
+
+def test_media_outside_of_the_root_cannot_be_referred_to(world, plan, tmp_path):
+    with pytest.raises(UserError, match="is not below .*: use images: embedded"):
+        write_blend(
+            plan, world.root / "records", world.media, Storage(tokens="tiny"), tmp_path / "elsewhere", tmp_path / "out"
+        )
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_unfinished_rebuild_leaves_no_manifest(world, plan, tmp_path):
+    out = tmp_path / "blend"
+    world.blend(plan, out)
+    with pytest.raises(UserError):
+        write_blend(plan, world.root / "records", world.media, Storage(tokens="tiny"), tmp_path / "elsewhere", out)
+    assert not (out / "manifest.json").exists()
+
+
+def test_inputs_that_do_not_belong_together_are_refused(world, plan, tmp_path):
+    with pytest.raises(UserError, match="measured with the tokens 'tiny', not 'other'"):
+        world.blend(plan, tmp_path / "out", tokens="other")
+    desk = Desk(tmp_path / "desk", [llava(0, "a")])
+    desk.plan_file({"llava": {}})
+    storage = Storage(tokens="tiny")
+    with pytest.raises(UserError, match="llava.parquet has changed since the plan: run count_tokens and plan again"):
+        write_blend(desk.path(), world.root / "records", world.media, storage, tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match="names the record llava:1, which .* does not hold: run plan again"):
+        RecordLookup(desk.folder / "records", ["llava:0", "llava:1"])
+    with pytest.raises(UserError, match="shows the image a of coco"):
+        write_blend(desk.path(), desk.folder / "records", world.media, storage, tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match="does not exist: run plan first"):
+        world.blend(tmp_path / "none.parquet", tmp_path / "out")
+
+
+def test_the_program(world, plan, embedded, tmp_path, monkeypatch):
+    arguments = {
+        "--plan": plan,
+        "--records": world.root / "records",
+        "--media": f"coco={world.media['coco']}",
+        "--settings": '{"tokens":"tiny","images":"embedded","shards":3}',
+        "--root": world.root,
+        "--out": tmp_path / "out",
+    }
+    monkeypatch.setattr(sys, "argv", ["blend", *(str(text) for pair in arguments.items() for text in pair)])
+    main()
+    assert read_json(tmp_path / "out/manifest.json") == read_json(embedded / "manifest.json")

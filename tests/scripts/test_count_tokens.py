@@ -1,0 +1,149 @@
+"""Token tables: exact counts of every alternative, and an identity that follows what is counted."""
+
+import pyarrow.parquet as pq
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from model.template import Template, image_token_id
+from scripts.blending.identity import load_tokenizer, tokens_identity
+from scripts.common.errors import UserError
+from scripts.count_tokens import SCHEMA, count_tokens
+from scripts.sections.tokens import TemplateTexts, Tokens
+from tests.scripts.blending.handmade import TOKENS, Desk, caption, llava, llava_dial, pair, record, turn
+from tests.tiny import make_tokenizer
+
+RECORDS = [
+    llava(0, "a"),
+    record("llava:two", ["a", "b"], [turn("Both <|image:1|>?", "<|image:0:letter|>", [0, 1])]),
+    llava_dial(1, "b", 2),
+    pair(0, "a", "b", 2),
+    caption(0, "a"),
+    record("own:text", [], [turn("Hello?", "Hi.")]),
+]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    return Desk(tmp_path_factory.mktemp("tokens"), RECORDS)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(desk):
+    return AutoTokenizer.from_pretrained(desk.tokenizer)
+
+
+def table(desk, dataset):
+    return {row["uid"]: row["rounds"] for row in pq.read_table(desk.folder / f"tokens/{dataset}.parquet").to_pylist()}
+
+
+def length(tokenizer, text):
+    return len(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def test_texts_without_slots_have_one_count_per_alternative(desk, tokenizer):
+    (round_,) = table(desk, "coco_caption")["coco_caption:0"]
+    texts = desk.records["coco_caption:0"]["rounds"][0]
+    assert round_["question"] == [[length(tokenizer, text)] for text in texts["question"]]
+    assert round_["answer"] == [[length(tokenizer, text)] for text in texts["answer"]]
+
+
+def test_texts_with_slots_have_a_count_for_every_offset(desk, tokenizer):
+    rounds = table(desk, "otter_mimicit_cgd")["otter_mimicit_cgd:0"]
+    expected = [length(tokenizer, f"Compare 0.1: {n} and {n + 1}?") for n in range(1, 9)]
+    assert rounds[1]["question"] == [expected]
+    words = ("second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
+    assert rounds[1]["answer"] == [[length(tokenizer, f"{word}.") for word in words]]
+
+
+def test_follow_up_forms_are_counted_for_single_images_of_the_joins_datasets(desk, tokenizer):
+    rounds = table(desk, "llava_dial")["llava_dial:1"]
+    assert rounds[1]["named"] == [[length(tokenizer, f"In image {n}, is it 1 or 1?") for n in range(1, 9)]]
+    llava_rounds = table(desk, "llava")
+    assert llava_rounds["llava:0"][0]["named"] != []
+    assert llava_rounds["llava:two"][0]["named"] == []
+    assert table(desk, "coco_caption")["coco_caption:0"][0]["named"] == []
+
+
+def test_text_without_images_is_counted_too(desk, tokenizer):
+    assert table(desk, "own")["own:text"][0]["question"] == [[length(tokenizer, "Hello?")]]
+
+
+def test_the_manifest_holds_what_is_fixed(desk, tokenizer):
+    manifest = desk.count("llava")
+    assert manifest["prefix"] == 1
+    assert manifest["image"] == [
+        length(tokenizer, f"### Image {n}:\n") + TOKENS.image_tokens + length(tokenizer, "\n\n") for n in range(1, 9)
+    ]
+    assert manifest["rows"] == 2
+    assert manifest["template"] == Template().to_dict()
+    assert pq.read_schema(desk.folder / "tokens/llava.parquet").equals(SCHEMA)
+
+
+def test_counting_again_gives_equal_bytes(desk):
+    path = desk.folder / "tokens/llava.parquet"
+    before = path.read_bytes()
+    assert desk.count("llava") == desk.count("llava")
+    assert path.read_bytes() == before
+
+
+def test_batches_do_not_matter(desk, monkeypatch):
+    whole = desk.count("llava")
+    monkeypatch.setattr("scripts.count_tokens._BATCH", 1)
+    assert desk.count("llava") == whole
+
+
+def test_the_identity_survives_saving_and_added_special_tokens(tokenizer, tmp_path):
+    identity = tokens_identity(tokenizer, Template(), 16)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert tokens_identity(again, Template(), 16) == identity
+    again.add_special_tokens({"extra_special_tokens": ["<more>"]})
+    assert tokens_identity(again, Template(), 16) == identity
+
+
+def test_a_language_models_own_tokenizer_gets_the_image_placeholder(tokenizer, tmp_path):
+    plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(vocab={"<s>": 0, "</s>": 1, "a": 2}, merges=[])))
+    plain.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    plain.save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    assert image_token_id(loaded) == 3
+    assert tokens_identity(loaded, Template(), 16) == tokens_identity(plain, Template(), 16)
+    assert len(load_tokenizer(tokenizer.name_or_path)) == len(tokenizer)
+
+
+def test_the_identity_follows_everything_that_is_counted(tokenizer, tmp_path):
+    other = AutoTokenizer.from_pretrained(make_tokenizer(tmp_path / "other", ["Quite another text, with other pairs."]))
+    headless = AutoTokenizer.from_pretrained(make_tokenizer(tmp_path / "headless", bos=False))
+    wordy = AutoTokenizer.from_pretrained(make_tokenizer(tmp_path / "wordy"))
+    wordy.add_tokens(["What is"])
+    identities = {
+        tokens_identity(tokenizer, Template(), 16),
+        tokens_identity(tokenizer, Template(), 17),
+        tokens_identity(tokenizer, Template(system="Be kind."), 16),
+        *(tokens_identity(changed, Template(), 16) for changed in (other, headless, wordy)),
+    }
+    assert len(identities) == 6
+
+
+def test_the_sections_template_is_the_models():
+    assert TemplateTexts().template() == Template()
+    settings = Tokens(tokenizer="x", image_tokens=4, template=TemplateTexts(system="Be kind."))
+    assert settings.template.template() == Template(system="Be kind.")
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("report", "report.json does not exist"), ("records", "run convert"), ("tokenizer", "no tokenizer")],
+)
+def test_what_is_missing_is_named(desk, tmp_path, missing, message):
+    paths = {
+        "records": desk.folder / "records/llava.parquet",
+        "report": desk.folder / "records/llava.report.json",
+        "tokenizer": desk.tokenizer,
+    }
+    paths[missing] = tmp_path / f"nothing/llava.{'report.json' if missing == 'report' else 'parquet'}"
+    with pytest.raises(UserError, match=message):
+        count_tokens("llava", paths["records"], paths["report"], str(paths["tokenizer"]), TOKENS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,127 @@
+"""The preview: one self-contained page that shows what the model reads."""
+
+import html
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from transformers import AutoTokenizer
+
+from model.template import render
+from scripts.blend import write_blend
+from scripts.common.errors import UserError
+from scripts.preview import choose_units, main, rendered, write_preview
+from scripts.sections.blend import Storage
+from scripts.training.loader import BlendReader
+from tests.scripts.blending.handmade import TOKENS, Desk, record, turn
+from tests.scripts.blending.worldly import World
+from tests.tiny import make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    world = World.build(tmp_path_factory.mktemp("world"))
+    world.blend(world.plan(), world.root / "blend/demo/epoch-000", images="referenced")
+    return world
+
+
+def preview(world, out, tokenizer=None, settings=TOKENS):
+    write_preview(world.root / "blend/demo/epoch-000", world.root, str(tokenizer or world.tokenizer), settings, out)
+    return out.read_text()
+
+
+@pytest.fixture(scope="module")
+def page(world):
+    return preview(world, world.root / "blend/demo/preview.html")
+
+
+class _Sources(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found, self.tags = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.found += [value for name, value in attributes if name in ("src", "href", "action", "data", "srcset")]
+
+
+def test_the_page_holds_everything_in_itself(page):
+    parser = _Sources()
+    parser.feed(page)
+    assert parser.tags.count("article") == 10
+    assert "script" not in parser.tags and "link" not in parser.tags
+    assert parser.tags.count("img") >= 10
+    assert all(value.startswith("data:image/") for value in parser.found)
+    assert "url(" not in page and "@import" not in page
+
+
+def test_building_it_again_gives_equal_bytes(world, page, tmp_path):
+    assert preview(world, tmp_path / "again.html") == page
+    assert str(world.root) not in page
+
+
+def test_every_dataset_of_the_blend_is_shown(world, page):
+    assert set(re.findall("<h2>(.*?)</h2>", page)) == set(world.entries)
+
+
+def test_units_are_spread_over_datasets_and_are_all_there_are_of_a_small_blend(world):
+    reader = BlendReader(world.root / "blend/demo/epoch-000", world.root)
+    units = choose_units(reader)
+    assert units == sorted(set(units)) and len(units) == 10
+    assert {reader[unit].dataset for unit in units} == set(world.entries)
+
+
+def test_the_pieces_are_the_rendered_template_and_only_answers_are_coloured(world):
+    reader = BlendReader(world.root / "blend/demo/epoch-000", world.root)
+    tokenizer, template = AutoTokenizer.from_pretrained(world.tokenizer), TOKENS.template.template()
+    for unit in range(0, len(reader), 5):
+        sample = reader[unit]
+        pieces = list(rendered(sample, tokenizer, template))
+        shown = [("<image>" if p.kind == "image" else p.text, p.kind in ("answer", "end")) for p in pieces]
+        assert shown == render(sample.messages, template)
+        for piece in pieces:
+            if piece.kind == "answer":
+                assert "".join(piece.tokens) == piece.text
+        # Every shown token is a token: a byte-level tokenizer of ASCII text has no tokens that share a character.
+        assert sum(len(p.tokens) for p in pieces) + sum(p.kind == "end" for p in pieces) == sample.n_labels
+
+
+def own_blend(tmp_path, rounds):
+    desk = Desk(tmp_path, [record("own:1", [], rounds)])
+    desk.plan_file({"own": {}})
+    write_blend(desk.path(), tmp_path / "records", {}, Storage(tokens="tiny"), tmp_path, tmp_path / "blend")
+    return desk
+
+
+def test_texts_cannot_break_the_page_and_no_character_is_lost(tmp_path):
+    question, answer = "Is <b>1</b> & 2 < \"3\"?", "</span><script>alert(1)</script> naïve 日本 🙂"
+    desk = own_blend(tmp_path, [turn(question, answer)])
+    write_preview(tmp_path / "blend", tmp_path, str(desk.tokenizer), TOKENS, tmp_path / "p.html")
+    page = (tmp_path / "p.html").read_text()
+    assert "<script>" not in page and "<b>1" not in page
+    assert html.escape(question, quote=False) in page.replace("&#34;", '"')
+    shown = re.findall('<span class="answer">(<i>.*?)</span>', page, re.S)[-1]
+    assert html.unescape("".join(re.findall("<i>(.*?)</i>", shown, re.S))) == answer
+
+
+def test_another_tokenizer_than_the_blends_is_refused(world, tmp_path):
+    other = make_tokenizer(tmp_path / "other", ["Quite another text, with other pairs."])
+    with pytest.raises(UserError, match="counted with another tokenizer"):
+        preview(world, tmp_path / "p.html", tokenizer=other)
+    with pytest.raises(UserError, match="counted with another tokenizer"):
+        preview(world, tmp_path / "p.html", settings=TOKENS.model_copy(update={"image_tokens": 3}))
+    assert not (tmp_path / "p.html").exists()
+
+
+def test_the_program(world, page, tmp_path, monkeypatch):
+    arguments = {
+        "--blend": world.root / "blend/demo/epoch-000",
+        "--root": world.root,
+        "--tokenizer": world.tokenizer,
+        "--settings": TOKENS.cause(),
+        "--out": tmp_path / "p.html",
+    }
+    monkeypatch.setattr(sys, "argv", ["preview", *(str(text) for pair in arguments.items() for text in pair)])
+    main()
+    assert (tmp_path / "p.html").read_text() == page
