@@ -1,0 +1,152 @@
+"""A trained model as something that answers prompts and measures losses, in batches, with greedy decoding.
+
+Prompts are sorted by length before they are cut into batches, so that little padding is computed; answers come back in
+the order of the prompts. Nothing is drawn: the same model, prompts and settings give the same answers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from model.modeling import VisualChatForConditionalGeneration
+from model.processing import VisualChatProcessor
+from model.template import Encoded, count_text, render
+from scripts.common.errors import UserError
+from scripts.common.progress import Progress
+from scripts.sections.evaluate import Evaluate
+from scripts.training.batches import ImageCache
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation; to be answered, it ends with a question. `name` says which one it is, should it not fit.
+
+    `hashes` are the sha256 of its images, which `read` fetches (encoded bytes, same order) when their batch is due.
+    """
+
+    name: str
+    messages: list[dict[str, Any]]
+    hashes: Sequence[str]
+    read: Callable[[], Sequence[bytes]]
+
+
+def load_model(folder: Path, device: str = "auto") -> tuple[VisualChatForConditionalGeneration, VisualChatProcessor]:
+    """Load an exported model and its processor, ready to generate.
+
+    Raises:
+        UserError: the folder is absent or holds no such model, or the device is not there.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"there is no model in {folder}: name a folder that `export` wrote, such as exported/RUN/final")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is cuda, but PyTorch sees no GPU here; use cpu or auto")
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        processor = VisualChatProcessor.from_pretrained(folder)
+        model = VisualChatForConditionalGeneration.from_pretrained(folder, dtype="auto")
+    except (OSError, ValueError) as error:
+        raise UserError(f"the model in {folder} cannot be loaded: {error}") from None
+    return model.to(device).eval(), processor
+
+
+class Answerer:
+    """One model that answers and is measured."""
+
+    def __init__(self, folder: Path, settings: Evaluate):
+        """Load the model in `folder`.
+
+        Raises:
+            UserError: see `load_model`.
+        """
+        torch.set_num_threads(settings.threads)
+        self.settings = settings
+        self.model, self.processor = load_model(folder, settings.device)
+        self._images = ImageCache(self.processor)
+
+    def answers(self, prompts: Sequence[Prompt], label: str, blank: bool = False) -> list[str]:
+        """Answer every prompt; with `blank` every image is replaced by one uniform colour.
+
+        Args:
+            prompts: conversations that end with a question.
+            label: what is shown as progress.
+            blank: whether the model may not see.
+
+        Raises:
+            UserError: a prompt leaves no room for an answer in the model's context.
+        """
+        return self._by_length(prompts, label, lambda batch: self._generate(batch, blank))
+
+    def losses(self, conversations: Sequence[Prompt], label: str) -> list[tuple[float, int]]:
+        """Cross-entropy in nats, summed over the supervised tokens of each conversation, and how many these are."""
+        return self._by_length(conversations, label, self._losses)
+
+    def prompt_text(self, prompt: Prompt) -> str:
+        """A prompt as the model reads it, with "<image>" for an image."""
+        return "".join(text for text, _ in render(prompt.messages, self.processor.template))
+
+    def count_tokens(self, answer: str) -> int:
+        """Tokens that generating `answer` takes, its end token included."""
+        return count_text(self.processor.tokenizer, answer) + 1
+
+    def _by_length(self, prompts: Sequence[Prompt], label: str, work: Callable[[list], list]) -> list:
+        """Apply `work` to batches of (tokens, prompt) of similar length and return its results in the given order."""
+        encoded = [self._encode(prompt) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda index: -len(encoded[index]))
+        results: list = [None] * len(prompts)
+        progress = Progress(label, len(prompts))
+        with torch.inference_mode():
+            for start in range(0, len(order), self.settings.batch):
+                chosen = order[start : start + self.settings.batch]
+                outputs = work([(encoded[index], prompts[index]) for index in chosen])
+                for index, output in zip(chosen, outputs, strict=True):
+                    results[index] = output
+                progress.advance(len(chosen))
+        progress.close()
+        return results
+
+    def _generate(self, batch: list, blank: bool) -> list[str]:
+        inputs = self._collate(batch, "left", blank)
+        del inputs["labels"]
+        tokens = self.model.generate(
+            **inputs, max_new_tokens=self.settings.max_new_tokens, do_sample=False, num_beams=1
+        )
+        answers = tokens[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+    def _losses(self, batch: list) -> list[tuple[float, int]]:
+        inputs = self._collate(batch, "right", blank=False)
+        del inputs["attention_mask"]
+        losses, rows = self.model.token_losses(**inputs)
+        sums = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, rows.cpu(), losses.double().cpu())
+        return list(zip(sums.tolist(), torch.bincount(rows, minlength=len(batch)).tolist()))
+
+    def _encode(self, prompt: Prompt) -> Encoded:
+        encoded = self.processor.encode(prompt.messages)
+        room = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        if room is not None and len(encoded) >= room:
+            raise UserError(f"{prompt.name} has {len(encoded)} tokens, but the model reads at most {room}")
+        return encoded
+
+    def _collate(self, batch: list, padding_side: str, blank: bool) -> dict[str, torch.Tensor]:
+        samples = [(tokens, self._pixels(prompt, blank)) for tokens, prompt in batch]
+        inputs = self.processor.collate(samples, padding_side)
+        return {name: value.to(self.model.device) for name, value in inputs.items()}
+
+    def _pixels(self, prompt: Prompt, blank: bool) -> list[np.ndarray]:
+        if not prompt.hashes:
+            return []
+        images = [self._images.get(sha256, data) for sha256, data in zip(prompt.hashes, prompt.read(), strict=True)]
+        return [self._blanked(image) for image in images] if blank else images
+
+    def _blanked(self, image: np.ndarray) -> np.ndarray:
+        """An image (3, H, W) of the colour that the encoder regards as the mean, which normalises to zero."""
+        colour = np.rint(255 * np.array(self.model.config.image_mean)).astype(np.uint8)
+        return np.broadcast_to(colour[:, None, None], image.shape)

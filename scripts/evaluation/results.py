@@ -1,0 +1,111 @@
+"""The files that hold an evaluation: one line per turn, the original's table, and a summary, per suite and checkpoint.
+
+`<suite>/<checkpoint>.jsonl` has everything about every turn, `.csv` the columns of the original (`test_name,
+image_path, question, answer`), `.json` the numbers; `metrics.json`, which merges all numbers of a run, is written last
+of all.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.common.files import atomic, write_json
+from scripts.evaluation.heldout import Question
+from scripts.evaluation.kinds import GROUPS, Kind
+from scripts.evaluation.metrics import majority_share, summarise
+
+HELDOUT = "heldout"
+METRICS = "metrics.json"
+COLUMNS = ("test_name", "image_path", "question", "answer")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One answer of a model. `images` are those in view, {"path"?, "sha256"} each, `new_images` how many of them this
+    round brought; `correct` is `None` where there is nothing to compare with; `blanked` is the answer without seeing,
+    if asked."""
+
+    test: str
+    round: int
+    question: str
+    prompt: str
+    images: list[dict[str, str]]
+    new_images: int
+    output: str
+    references: list[str]
+    correct: bool | None
+    kind: str | None = None
+    dataset: str | None = None
+    blanked: dict[str, Any] | None = None
+
+
+def write_turns(folder: Path, checkpoint: str, turns: Sequence[Turn], common: Mapping[str, Any]) -> None:
+    """Write `<checkpoint>.jsonl` and `<checkpoint>.csv`; `common` (model hash, settings) is repeated on every line."""
+    with atomic(folder / f"{checkpoint}.jsonl", "w") as file:
+        for turn in turns:
+            fields = {key: value for key, value in asdict(turn).items() if value is not None or key == "correct"}
+            file.write(json.dumps(fields | dict(common), sort_keys=True, ensure_ascii=False) + "\n")
+    with atomic(folder / f"{checkpoint}.csv", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for turn in turns:
+            new = turn.images[len(turn.images) - turn.new_images :]
+            writer.writerow([turn.test, " ".join(map(_image_name, new)), turn.question, turn.output])
+
+
+def summarise_heldout(
+    asked: Sequence[tuple[Question, Turn]], kinds: Sequence[Kind], confidence: float
+) -> dict[str, Any]:
+    """Accuracy of every kind, in the order of `kinds` and then by name, and of the groups of one and several images."""
+    by_kind: dict[Kind, list[tuple[Question, Turn]]] = {kind: [] for kind in kinds if kind.scored}
+    for question, turn in sorted(asked, key=lambda pair: pair[0].kind.name):
+        by_kind.setdefault(question.kind, []).append((question, turn))
+    chances = {kind: majority_share([q.reference for q, _ in pairs]) for kind, pairs in by_kind.items() if pairs}
+
+    groups = {}
+    for group in GROUPS:
+        members = [kind for kind in chances if kind.images == group]
+        pairs = [pair for kind in members for pair in by_kind[kind]]
+        weighted = sum(chances[kind] * len(by_kind[kind]) for kind in members)
+        groups[group] = _row([turn for _, turn in pairs], weighted / len(pairs) if pairs else None, confidence)
+    return {
+        "groups": groups,
+        "kinds": [
+            {"name": kind.name, "images": kind.images} | _row([t for _, t in pairs], chances.get(kind), confidence)
+            for kind, pairs in by_kind.items()
+        ],
+    }
+
+
+def summarise_suite(turns: Iterable[Turn], confidence: float) -> dict[str, Any]:
+    """Rounds and right answers of every test of a suite, in its order, and the accuracy over all judged rounds."""
+    tests: dict[str, dict[str, int]] = {}
+    judged = []
+    for turn in turns:
+        test = tests.setdefault(turn.test, {"rounds": 0, "judged": 0, "correct": 0})
+        test["rounds"] += 1
+        if turn.correct is not None:
+            judged.append(turn.correct)
+            test["judged"] += 1
+            test["correct"] += turn.correct
+    overall = summarise(judged, None, None, confidence)
+    return {"tests": [{"name": name} | counts for name, counts in tests.items()]} | overall
+
+
+def write_summary(folder: Path, checkpoint: str, summary: Mapping[str, Any]) -> None:
+    """Write `<checkpoint>.json`."""
+    write_json(folder / f"{checkpoint}.json", {"v": 1} | dict(summary))
+
+
+def _row(turns: Sequence[Turn], chance: float | None, confidence: float) -> dict[str, Any]:
+    correct = [bool(turn.correct) for turn in turns]
+    blanked = [turn.blanked["correct"] for turn in turns] if turns and turns[0].blanked is not None else None
+    return summarise(correct, chance, blanked, confidence)
+
+
+def _image_name(image: Mapping[str, str]) -> str:
+    name = image.get("path", image["sha256"])
+    return f'"{name}"' if " " in name else name

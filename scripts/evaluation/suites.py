@@ -1,0 +1,129 @@
+"""Dialogue suites: conversations of several rounds that are put to the model as a person would.
+
+A suite is a JSON file in the form of the original, {"test name": [["question", "image.jpg other.jpg"], ["question"],
+...]}: rounds in order, with the images that are new in a round, several separated by spaces. Paths are relative to the
+file (or to a given folder). `answers.json` beside it, {"test name": ["answer", ["answer", "also right"], null, ...]},
+gives a suite a score; `null` or a test that it does not name is generated but not judged.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.common.errors import UserError
+from scripts.common.files import read_json
+from scripts.evaluation.images import decode, inside, read_file, split_paths
+from scripts.evaluation.results import HELDOUT
+
+ANSWERS = "answers.json"
+
+
+@dataclass(frozen=True)
+class SuiteImage:
+    """An image as the suite names it, with its bytes and their hash."""
+
+    path: str
+    data: bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Round:
+    """A question, the images that are shown with it for the first time, and the answers that count as right."""
+
+    question: str
+    images: tuple[SuiteImage, ...]
+    references: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """One test of a suite."""
+
+    name: str
+    rounds: tuple[Round, ...]
+
+
+def suite_paths(values: Iterable[str]) -> dict[str, Path]:
+    """Parse the values of repeated `--suite NAME=FILE` flags.
+
+    Raises:
+        UserError: no such form, a name that is not fit for a folder or taken, or one that comes twice.
+    """
+    suites: dict[str, Path] = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not equals or not path or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise UserError(f"--suite {value}: write NAME=FILE, with a name of letters, digits, - and _")
+        if name in suites or name == HELDOUT:
+            raise UserError(f"--suite {value}: the name {name} is taken")
+        suites[name] = Path(path)
+    return suites
+
+
+def read_suite(path: str | Path, image_root: str | Path | None = None, allow_outside: bool = False) -> list[Dialogue]:
+    """Read a suite with all of its images; every image is decoded once, so that a broken one is found before any work.
+
+    Args:
+        path: the suite's JSON file.
+        image_root: folder that the image paths are relative to; the file's own folder if not given.
+        allow_outside: accept absolute paths and paths that leave `image_root`.
+
+    Raises:
+        UserError: bad JSON, a bad round, a missing, broken or forbidden image, answers that do not fit; the message
+        names
+            the test and the round (from 1).
+    """
+    path = Path(path)
+    root = Path(image_root) if image_root is not None else path.parent
+    tests = read_json(path)
+    if not isinstance(tests, dict) or not tests:
+        raise UserError(f"{path} must be a JSON object of tests, and not an empty one")
+    answers = read_json(path.parent / ANSWERS) if (path.parent / ANSWERS).exists() else {}
+    if not isinstance(answers, dict):
+        raise UserError(f"{path.parent / ANSWERS} must be a JSON object with the answers of each test")
+
+    dialogues = []
+    for name, rounds in tests.items():
+        where = f"{path}: test {name!r}"
+        if not isinstance(rounds, list) or not rounds:
+            raise UserError(f"{where} must be a list of rounds, and not an empty one")
+        references = _references(answers.get(name, [None] * len(rounds)), len(rounds), where)
+        dialogues.append(Dialogue(name, tuple(
+            _round(entry, given, root, allow_outside, f"{where}, round {number}")
+            for number, (entry, given) in enumerate(zip(rounds, references), start=1)
+        )))
+    return dialogues
+
+
+def _references(answers: Any, rounds: int, where: str) -> list[tuple[str, ...]]:
+    if not isinstance(answers, list) or len(answers) != rounds:
+        raise UserError(f"{where} has {rounds} rounds, so {ANSWERS} must list {rounds} answers for it")
+    references = []
+    for number, answer in enumerate(answers, start=1):
+        accepted = [] if answer is None else [answer] if isinstance(answer, str) else answer
+        if not isinstance(accepted, list) or not all(isinstance(text, str) for text in accepted):
+            raise UserError(f"{where}, round {number}: an answer in {ANSWERS} must be a text, a list of texts or null")
+        references.append(tuple(accepted))
+    return references
+
+
+def _round(entry: Any, references: Sequence[str], root: Path, allow_outside: bool, where: str) -> Round:
+    shaped = isinstance(entry, list) and len(entry) in (1, 2) and all(isinstance(text, str) for text in entry)
+    if not shaped or not entry[0].strip():
+        raise UserError(f'{where} must be ["question"] or ["question", "image.jpg other.jpg"], not {entry!r}')
+    try:
+        names = split_paths(entry[1]) if len(entry) == 2 else []
+        images = tuple(_image(name, root, allow_outside) for name in names)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return Round(entry[0].strip(), images, tuple(references))
+
+
+def _image(name: str, root: Path, allow_outside: bool) -> SuiteImage:
+    data = read_file(inside(root, name, allow_outside), name)
+    decode(data, name)
+    return SuiteImage(name, data, hashlib.sha256(data).hexdigest())

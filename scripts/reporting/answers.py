@@ -1,0 +1,118 @@
+"""The report's parts about answers: whole dialogues beside their images, and a sample of wrong answers, worst kinds
+first.
+
+Reads the `<suite>/<checkpoint>.jsonl` files beside every `metrics.json`, one line per turn.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from scripts.common.errors import UserError
+from scripts.evaluation.results import HELDOUT
+from scripts.reporting.pictures import Pictures
+from scripts.reporting.scores import Column
+
+MISTAKES = 12
+DIALOGUES = 30
+Turns = dict[tuple[str, int], dict[str, Any]]
+
+
+def suites(columns: Sequence[Column], pictures: Pictures) -> list[dict[str, Any]]:
+    """Every suite with its dialogues, those with the most wrong answers first, at most `DIALOGUES` of each."""
+    names = dict.fromkeys(name for column in columns for name in column.metrics["suites"])
+    return [_suite(name, columns, pictures) for name in names]
+
+
+def mistakes(columns: Sequence[Column], pictures: Pictures) -> list[dict[str, Any]]:
+    """Held-out questions that some column answered wrongly: one of the worst kind, one of the next, and so on."""
+    answers = [_read(column, HELDOUT) for column in columns]
+    wrong: dict[str, list[tuple[str, int]]] = {}
+    for key in dict.fromkeys(key for turns in answers for key, turn in turns.items() if turn["correct"] is False):
+        turn = next(turns[key] for turns in answers if key in turns)
+        wrong.setdefault(turn["kind"], []).append(key)
+    by_kind = [wrong[kind] for kind in _worst_first(columns) if kind in wrong]
+    chosen = [key for keys in zip_longest(*by_kind) for key in keys if key is not None][:MISTAKES]
+    return [_mistake(key, columns, answers, pictures) for key in chosen]
+
+
+def _suite(name: str, columns: Sequence[Column], pictures: Pictures) -> dict[str, Any]:
+    answers = [_read(column, name) if name in column.metrics["suites"] else {} for column in columns]
+    tests: dict[str, list[tuple[str, int]]] = {}
+    for key in dict.fromkeys(key for turns in answers for key in turns):
+        tests.setdefault(key[0], []).append(key)
+
+    def right(keys: Iterable[tuple[str, int]]) -> float:
+        judged = [turns[key]["correct"] for key in keys for turns in answers if key in turns]
+        judged = [correct for correct in judged if correct is not None]
+        return sum(judged) / len(judged) if judged else 1.0
+
+    worst_first = sorted(tests, key=lambda test: right(tests[test]))
+    scores = [(column, column.metrics["suites"][name]) for column in columns if name in column.metrics["suites"]]
+    return {
+        "name": name,
+        "scores": [f"{column.label}: {row['correct']} of {row['n']} right" for column, row in scores if row["n"]],
+        "dialogues": [
+            {"name": test, "rounds": [_round(key, name, columns, answers, pictures) for key in tests[test]]}
+            for test in worst_first[:DIALOGUES]
+        ],
+        "left_out": max(0, len(worst_first) - DIALOGUES),
+    }
+
+
+def _round(
+    key: tuple[str, int], suite: str, columns: Sequence[Column], answers: Sequence[Turns], pictures: Pictures
+) -> dict[str, Any]:
+    turn = next(turns[key] for turns in answers if key in turns)
+    old = len(turn["images"]) - turn["new_images"]
+    given = _answers(key, columns, answers)
+    return {
+        "question": turn["question"],
+        "references": turn["references"],
+        "show_references": any(answer["correct"] is False for answer in given),
+        "images": pictures.of_suite(suite, turn["images"][old:], first=old + 1),
+        "answers": given,
+    }
+
+
+def _mistake(
+    key: tuple[str, int], columns: Sequence[Column], answers: Sequence[Turns], pictures: Pictures
+) -> dict[str, Any]:
+    turn = next(turns[key] for turns in answers if key in turns)
+    return {
+        "kind": turn["kind"],
+        "question": turn["question"],
+        "references": turn["references"],
+        "show_references": True,
+        # Every image in view: an earlier one may be what the question is about.
+        "images": pictures.heldout([image["sha256"] for image in turn["images"]]),
+        "answers": _answers(key, columns, answers),
+        "prompt": turn["prompt"] if turn["round"] > 1 else "",
+    }
+
+
+def _answers(key: tuple[str, int], columns: Sequence[Column], answers: Sequence[Turns]) -> list[dict[str, Any]]:
+    return [
+        {"run": column.label, "colour": column.colour, "text": turns[key]["output"], "correct": turns[key]["correct"]}
+        for column, turns in zip(columns, answers)
+        if key in turns
+    ]
+
+
+def _worst_first(columns: Sequence[Column]) -> list[str]:
+    lowest: dict[str, float] = {}
+    for column in columns:
+        for kind in column.metrics["heldout"]["kinds"]:
+            if kind["n"]:
+                lowest[kind["name"]] = min(kind["accuracy"], lowest.get(kind["name"], 1.0))
+    return sorted(lowest, key=lambda name: (lowest[name], name))
+
+
+def _read(column: Column, suite: str) -> Turns:
+    path = column.folder / suite / f"{column.checkpoint}.jsonl"
+    try:
+        lines: list[Mapping[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist, though its numbers do: run the evaluation again") from None
+    return {(line["test"], line["round"]): dict(line) for line in lines}

@@ -1,0 +1,137 @@
+"""The report's parts about data: what became of the raw rows, which images could be read, what the blends hold.
+
+Reads the small JSON files beside the tables: `records/<dataset>.report.json`, `validated/<dataset>.json`,
+`media/<source>/manifest.json`, `plan/<blend>/<part>.json`.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from scripts.common.files import read_json
+from scripts.evaluation.results import HELDOUT
+
+_EXAMPLES = 5
+NONE = "–"
+
+
+def dataset_rows(reports: Iterable[str | Path], verdicts: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """One row per dataset: rows expected, found, kept and dropped, and the reasons with a few examples."""
+    judged = {verdict["name"]: verdict for verdict in map(read_json, verdicts)}
+    rows = []
+    for report in map(read_json, reports):
+        verdict = judged.get(report["dataset"])
+        reasons = [
+            {"name": spoken(name), "count": count(entry["count"]), "examples": entry["examples"][:_EXAMPLES]}
+            for part in ("dropped", "notes")
+            for name, entry in report[part].items()
+        ]
+        rows.append(
+            {
+                "name": report["dataset"],
+                "expected": NONE if report["expected"] is None else count(report["expected"]),
+                "found": count(report["rows"]),
+                "kept": count(report["kept"]),
+                "dropped": count(report["rows"] - report["kept"]),
+                "records": count(report["records"]),
+                "images": count(report["images"]) + (f" of {count(verdict['images_named'])}" if verdict else ""),
+                "licence": report["licence"],
+                "reasons": reasons,
+            }
+        )
+    return rows
+
+
+def source_rows(manifests: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """One row per source of images: how many are stored, and how many could not be read, by reason."""
+    return [
+        {
+            "name": manifest["source"],
+            "images": count(manifest["images"]),
+            "shards": count(len(manifest["shards"])),
+            "bytes": size(sum(shard["bytes"] for shard in manifest["shards"])),
+            "rejected": count(sum(manifest["rejected"].values())),
+            "reasons": _reasons(manifest["rejected"]),
+            "licence": manifest["licence"],
+        }
+        for manifest in map(read_json, manifests)
+    ]
+
+
+def blend_tables(plans: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """One table per blend: a column per epoch (then the held-out part), a row per dataset, then totals."""
+    blends: dict[str, list[dict[str, Any]]] = {}
+    for plan in map(read_json, plans):
+        blends.setdefault(plan["blend"], []).append(plan)
+    return [_blend_table(name, sorted(parts, key=_part_order)) for name, parts in blends.items()]
+
+
+def _blend_table(name: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    datasets = sorted({dataset for part in parts for dataset in part["datasets"]})
+    totals = (("conversations", "conversations"), ("rounds", "rounds"), ("images", "images"), ("tokens", "tokens"))
+    return {
+        "name": name,
+        "parts": ["held out" if part["epoch"] == HELDOUT else f"epoch {part['epoch']}" for part in parts],
+        "rows": [_dataset_row(dataset, parts) for dataset in datasets],
+        "totals": [{"name": label, "counts": [count(part[key]) for part in parts]} for label, key in totals]
+        + [{"name": "supervised tokens", "counts": [count(part["labels"]) for part in parts]}],
+        "hashes": [part["sha256"] for part in parts],
+    }
+
+
+def _dataset_row(dataset: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    accounts = [part["datasets"].get(dataset) for part in parts]
+    unused: dict[str, int] = {}
+    for part, account in zip(parts, accounts):
+        if account and part["epoch"] != HELDOUT:
+            reasons = account.get("dropped", {}) | {"too long": account.get("too_long", 0)}
+            # The same records stand in every epoch, so reasons are not added up over epochs.
+            unused |= {name: max(number, unused.get(name, 0)) for name, number in reasons.items() if number}
+    return {
+        "name": dataset,
+        "asked": asked(next(account["asked"] for account in accounts if account)),
+        "counts": [NONE if account is None else count(account["realised"]) for account in accounts],
+        "dropped": _reasons(unused),
+    }
+
+
+def asked(entry: Mapping[str, Any]) -> str:
+    """What a blend asks of a dataset, in words."""
+    samples = entry["samples"]
+    if not isinstance(samples, str):
+        samples = f"{samples:.0%}" if isinstance(samples, float) else count(samples)
+    words = [samples]
+    if entry["repeat"] > 1:
+        words.append(f"{entry['repeat']} times")
+    if entry["concat"] > 1:
+        words.append(f"up to {entry['concat']} in one conversation")
+    if entry["after"] > 0:
+        words.append(f"after {entry['after']:g} epochs")
+    return ", ".join(words)
+
+
+def count(number: int) -> str:
+    """A count with thousands separated."""
+    return f"{number:,}"
+
+
+def size(number: int) -> str:
+    """A number of bytes in the unit that suits it."""
+    amount, units = float(number), ["B", "kB", "MB", "GB", "TB"]
+    while amount >= 1000 and len(units) > 1:
+        amount, units = amount / 1000, units[1:]
+    return f"{amount:.3g} {units[0]}"
+
+
+def spoken(reason: str) -> str:
+    """A reason's name as words."""
+    return reason.replace("_", " ")
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{spoken(name)}: {count(number)}" for name, number in sorted(counts.items()))
+
+
+def _part_order(part: Mapping[str, Any]) -> tuple[bool, int]:
+    held_out = part["epoch"] == HELDOUT
+    return held_out, 0 if held_out else part["epoch"]

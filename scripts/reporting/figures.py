@@ -1,0 +1,116 @@
+"""The report's pictures of numbers: loss curves and accuracy bars as SVG, without a plotting library and without
+scripts.
+
+A chart is an SVG that stretches to its box, with labels laid over it as ordinary text: so lines and letters keep their
+size on a telephone and on a wide screen. Colours are the style sheet's, which knows light and dark.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from markupsafe import Markup
+
+Point = tuple[float, float]
+_LINE = Markup('<path class="line run-{}" d="{}" vector-effect="non-scaling-stroke"/>')
+_DOTS = Markup('<path class="dots run-{}" d="{}" vector-effect="non-scaling-stroke"><title>{}</title></path>')
+_GRID = Markup('<path class="grid" d="{}" vector-effect="non-scaling-stroke"/>')
+_LABEL = Markup('<span class="tick {}" style="{}:{}%">{}</span>')
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's losses: (step, loss) of training, as a line, and of the held-out conversations, as dots."""
+
+    name: str
+    colour: int
+    train: Sequence[Point]
+    heldout: Sequence[Point]
+
+
+def bin_means(points: Sequence[Point], bins: int = 60) -> list[Point]:
+    """Average neighbouring points into at most `bins` of equal count: smooths a noisy curve and bounds its size."""
+    size = max(1, math.ceil(len(points) / bins))
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def loss_chart(curves: Sequence[Curve]) -> Markup:
+    """Loss (logarithmic) against step, all runs in one chart; empty without a single usable point."""
+    smooth = [replace(curve, train=bin_means(_usable(curve.train)), heldout=_usable(curve.heldout)) for curve in curves]
+    points = [point for curve in smooth for point in (*curve.train, *curve.heldout)]
+    if not points:
+        return Markup("")
+    last = max(max(x for x, _ in points), 1)
+    low, high = _log_range([y for _, y in points])
+
+    def place(point: Point) -> Point:
+        x, y = point
+        return 100 * x / last, 100 * (1 - (math.log(y) - math.log(low)) / (math.log(high) - math.log(low)))
+
+    rows = [(place((0, tick))[1], _number(tick)) for tick in _log_ticks(low, high)]
+    columns = [(place((tick, low))[0], _number(tick)) for tick in _linear_ticks(last)]
+    drawn = [_GRID.format(" ".join(f"M0 {y:.2f}H100" for y, _ in rows))]
+    for curve in smooth:
+        drawn.append(_LINE.format(curve.colour, _path([place(point) for point in curve.train])))
+        # A line of no length with round ends is a dot, and unlike a circle it stays round when the box is stretched.
+        dots = " ".join(f"M{x:.2f} {y:.2f}h0" for x, y in map(place, curve.heldout))
+        drawn.append(_DOTS.format(curve.colour, dots, f"{curve.name}, held out"))
+    return Markup(
+        '<div class="chart"><svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
+        '{}<span class="axis">step</span></div>'
+    ).format(
+        f"Loss by step of {', '.join(curve.name for curve in curves)}",
+        Markup("").join(drawn),
+        Markup("").join(
+            [_LABEL.format("left", "top", f"{y:.2f}", text) for y, text in rows]
+            + [_LABEL.format("bottom", "left", f"{x:.2f}", text) for x, text in columns]
+        ),
+    )
+
+
+def accuracy_bar(row: dict) -> Markup:
+    """An accuracy as a bar from 0 to 1 with its interval, chance (a tick) and the blanked model's accuracy (a dot)."""
+    low, high = (100 * bound for bound in row["interval"])
+    marks = [Markup('<i class="fill" style="width:{:.1f}%"></i>').format(100 * row["accuracy"])]
+    marks.append(Markup('<i class="interval" style="left:{:.1f}%;width:{:.1f}%"></i>').format(low, high - low))
+    if row.get("chance") is not None:
+        marks.append(Markup('<i class="chance" style="left:{:.1f}%"></i>').format(100 * row["chance"]))
+    if row.get("blanked"):
+        marks.append(Markup('<i class="blanked" style="left:{:.1f}%"></i>').format(100 * row["blanked"]["accuracy"]))
+    return Markup('<span class="bar" aria-hidden="true">{}</span>').format(Markup("").join(marks))
+
+
+def _usable(points: Sequence[Point]) -> list[Point]:
+    return [(x, y) for x, y in points if math.isfinite(y) and y > 0]
+
+
+def _path(points: Sequence[Point]) -> str:
+    return "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points) if points else ""
+
+
+def _log_range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    # A tenth of the range on either side keeps the curves off the frame; a flat curve still needs a range.
+    room = max(math.log(high / low) * 0.05, 0.05)
+    return low * math.exp(-room), high * math.exp(room)
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(n / 10 for n in range(10, 100))):
+        ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+        if len(ticks) >= 3:
+            break
+    return ticks[:: math.ceil(len(ticks) / 7)] if ticks else [math.sqrt(low * high)]
+
+
+def _linear_ticks(last: float) -> list[float]:
+    exact = last / 5
+    power = 10 ** math.floor(math.log10(exact))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= exact)
+    return [index * step for index in range(int(last / step + 1e-9) + 1)]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

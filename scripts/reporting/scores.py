@@ -1,0 +1,192 @@
+"""The report's parts about runs: scores beside chance, the table that compares runs, losses, curves, provenance.
+
+Reads `evaluate/<run>/metrics.json`, `train/<run>/finished.json` and the `metrics.jsonl` of that run's state. A column
+is one checkpoint of one run; checkpoints of a run share its colour.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from scripts.common.errors import UserError
+from scripts.common.files import canonical, read_json
+from scripts.evaluation.kinds import GROUPS
+from scripts.reporting.figures import Curve, accuracy_bar
+from scripts.training.metrics import read_metrics
+
+RUN_COLOURS = 6
+"""Colours that the style sheet has for runs; further runs begin again with the first."""
+
+GROUP_LABELS = {"one": "One image", "several": "Several images"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One evaluated checkpoint. `folder` is `evaluate/<run>`, `metrics` its entry of `metrics.json`."""
+
+    run: str
+    checkpoint: str
+    colour: int
+    folder: Path
+    metrics: dict[str, Any]
+    groups: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """The run's name, and which checkpoint if it is not the last one."""
+        return self.run if self.checkpoint == "final" else f"{self.run} ({self.checkpoint})"
+
+    @property
+    def loss(self) -> dict[str, Any] | None:
+        """Held-out loss over all datasets, if there was anything to measure it on."""
+        return self.metrics["heldout"]["loss"]["overall"]
+
+
+def run_colours(metrics: Iterable[str | Path], finished: Iterable[str | Path]) -> dict[str, int]:
+    """The colour of every run, evaluated ones first.
+
+    Raises:
+        UserError: two files of one sort are about runs of the same name.
+    """
+    names: dict[str, None] = {}
+    for paths in (metrics, finished):
+        found = [read_json(path)["run"] for path in paths]
+        if twice := {name for name in found if found.count(name) > 1}:
+            raise UserError(f"two of the given files are about a run named {min(twice)!r}")
+        names |= dict.fromkeys(found)
+    return {name: place % RUN_COLOURS for place, name in enumerate(names)}
+
+
+def columns(paths: Iterable[str | Path], colours: Mapping[str, int]) -> list[Column]:
+    """The checkpoints of all `metrics.json` files, in the order given."""
+    result: list[Column] = []
+    for path in map(Path, paths):
+        metrics = read_json(path)
+        for checkpoint, entry in sorted(metrics["checkpoints"].items(), reverse=True):
+            column = Column(metrics["run"], checkpoint, colours[metrics["run"]], path.parent, entry)
+            for group in GROUPS:
+                row = entry["heldout"]["groups"][group]
+                if row["n"]:
+                    column.groups.append({"label": GROUP_LABELS[group], "row": row, "bar": accuracy_bar(row)})
+            result.append(column)
+    return result
+
+
+def comparison(columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """Rows of the comparison: each group, then its kinds, then kinds of no group; one cell per column."""
+    found: dict[tuple[str | None, str], None] = {}
+    for column in columns:
+        for kind in column.metrics["heldout"]["kinds"]:
+            found.setdefault((kind["images"], kind["name"]))
+    rows = []
+    for group in (*GROUPS, None):
+        kinds = [name for images, name in found if images == group]
+        if group and kinds:
+            cells = [column.metrics["heldout"]["groups"][group] for column in columns]
+            rows.append(_comparison_row(f"All about {GROUP_LABELS[group].lower()}", cells, columns, is_group=True))
+        for name in kinds:
+            cells = [_kind(column, group, name) for column in columns]
+            rows.append(_comparison_row(name, cells, columns, is_group=False))
+    return [row for row in rows if any(row["cells"])]
+
+
+def _kind(column: Column, group: str | None, name: str) -> dict[str, Any] | None:
+    kinds = column.metrics["heldout"]["kinds"]
+    return next((kind for kind in kinds if (kind["images"], kind["name"]) == (group, name)), None)
+
+
+def _comparison_row(
+    label: str, rows: Sequence[dict | None], columns: Sequence[Column], is_group: bool
+) -> dict[str, Any]:
+    asked = [row for row in rows if row and row["n"]]
+    return {
+        "label": label,
+        "is_group": is_group,
+        "n": " / ".join(dict.fromkeys(str(row["n"]) for row in asked)),
+        "chance": asked[0]["chance"] if asked else None,
+        "cells": [
+            {"row": row, "bar": accuracy_bar(row), "colour": column.colour} if row and row["n"] else None
+            for row, column in zip(rows, columns)
+        ],
+    }
+
+
+def losses(columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """Held-out loss of every dataset, one value per column, and of all together."""
+    tables = [column.metrics["heldout"]["loss"] for column in columns]
+    names = dict.fromkeys(name for table in tables for name in table["datasets"])
+    rows = [(name, [table["datasets"].get(name) for table in tables]) for name in names]
+    rows.append(("all", [table["overall"] for table in tables]))
+    return [
+        {
+            "name": name,
+            "tokens": next(entry["tokens"] for entry in entries if entry),
+            "per_run": [entry["loss"] if entry else None for entry in entries],
+        }
+        for name, entries in rows
+        if any(entries)
+    ]
+
+
+def curves(paths: Iterable[str | Path], colours: Mapping[str, int]) -> list[Curve]:
+    """The loss curves of all runs, read from the `metrics.jsonl` of the state that each `finished.json` names."""
+    result = []
+    for path in map(Path, paths):
+        finished = read_json(path)
+        lines = read_metrics(path.parent / finished["state"] / "metrics.jsonl")
+        result.append(
+            Curve(
+                finished["run"],
+                colours[finished["run"]],
+                [(line["step"], line["loss"]) for line in lines if "loss" in line],
+                [(line["step"], line["heldout_loss"]) for line in lines if "heldout_loss" in line],
+            )
+        )
+    return sorted(result, key=lambda curve: list(colours).index(curve.name))
+
+
+def provenance(
+    finished: Iterable[str | Path], metrics: Iterable[str | Path], colours: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """What every run came from: hashes of its inputs and weights, its settings, the versions of the libraries."""
+    evaluated = {entry["run"]: entry for entry in map(read_json, metrics)}
+    entries = []
+    for path in map(Path, finished):
+        run = read_json(path)
+        state = path.parent / run["state"]
+        facts = [("run", run["fingerprint"]), ("steps", f"{run['steps']} in {run['epochs']} epochs")]
+        facts += [(f"{name} weights", run[name]["sha256"]) for name in ("final", "best")]
+        details = [
+            ("training settings", _flat(read_json(state / "settings.json"))),
+            ("inputs", _flat(read_json(state / "inputs.json"))),
+            ("training environment", _flat(read_json(state / "environment.json"))),
+        ]
+        if judged := evaluated.get(run["run"]):
+            exported = sorted(judged["checkpoints"].items())
+            facts += [(f"exported {name}", entry["checkpoint"]) for name, entry in exported]
+            details.append(("evaluation settings", _flat(judged["settings"])))
+            details.append(("evaluation inputs and versions", _flat(judged["inputs"] | judged["versions"])))
+        entries.append({"name": run["run"], "colour": colours[run["run"]], "facts": facts, "details": details})
+    return sorted(entries, key=lambda entry: list(colours).index(entry["name"]))
+
+
+def _flat(value: Any, name: str = "") -> list[str]:
+    """Nested JSON as lines "a.b = value"."""
+    if isinstance(value, dict):
+        return [line for key in sorted(value) for line in _flat(value[key], f"{name}.{key}" if name else key)]
+    return [f"{name} = {canonical(value)}"]
+
+
+def bar_key(confidence: float) -> Markup:
+    """What the marks of an accuracy bar mean."""
+    marks = (
+        ("fill", "width:100%", "accuracy"),
+        ("interval", "left:0;width:100%", f"{confidence:.0%} interval"),
+        ("chance", "left:50%", "chance: always the commonest answer"),
+        ("blanked", "left:50%", "the same model, images blanked"),
+    )
+    entry = Markup('<span><span class="bar run-0"><i class="{}" style="{}"></i></span>{}</span>')
+    return Markup('<div class="key">{}</div>').format(Markup("").join(entry.format(*mark) for mark in marks))

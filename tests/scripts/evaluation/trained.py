@@ -1,0 +1,115 @@
+"""A tiny model that has really learnt to see colours, so that evaluation can be tested with right and wrong answers.
+
+It trains for a few seconds on the plain-coloured images of `tests.blends` and then answers most questions about images
+it has not been trained on. Import the fixture `trained`; every test module shares one model.
+"""
+
+import json
+import shutil
+import struct
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.blends import COLOURS, write_blend
+from tests.tiny import make_model
+
+STEPS, BATCH, CONVERSATIONS = 110, 16, 64
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Folders: `root` holds `model` and the held-out blend `heldout` of 48 conversations."""
+
+    root: Path
+    model: Path
+    heldout: Path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Trained:
+    """The model, trained once per session."""
+    return _train(tmp_path_factory.getbasetemp() / "trained")
+
+
+@cache
+def _train(root: Path) -> Trained:
+    import torch
+
+    from scripts.evaluation.answering import load_model
+    from scripts.training.batches import ImageCache
+    from scripts.training.loader import BlendReader
+
+    folder = make_model(root)
+    blend = BlendReader(write_blend(root / "train", CONVERSATIONS, folder, shards=1), root)
+    model, processor = load_model(folder)
+    images = ImageCache(processor)
+    samples = [blend[unit] for unit in range(len(blend))]
+    encoded = [
+        (processor.encode(sample.messages), [images.get(*pair) for pair in zip(sample.image_sha256, sample.images)])
+        for sample in samples
+    ]
+    model.vision_tower.requires_grad_(False)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    model.train()
+    for step in range(STEPS):
+        first = step * BATCH % CONVERSATIONS
+        optimiser.zero_grad()
+        model(**processor.collate(encoded[first : first + BATCH])).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+    model.eval().save_pretrained(folder)
+    heldout = write_blend(root / "heldout", 48, folder, stem="heldout", seed=1, shards=1)
+    return Trained(root, folder, heldout)
+
+
+def rewritten(blend: Path, out: Path, change: Callable[[dict], dict | None]) -> Path:
+    """Write a copy of a blend of one shard in which `change` has edited every JSON member, or dropped it by `None`."""
+    manifest = json.loads((blend / "manifest.json").read_text())
+    shutil.copytree(blend, out)
+    path = out / manifest["shards"][0]["name"]
+    samples: dict[str, list] = {}
+    with tarfile.open(path) as tar:
+        for member in tar.getmembers():
+            samples.setdefault(member.name.partition(".")[0], []).append((member.name, tar.extractfile(member).read()))
+    offsets = []
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for (name, content), *images in samples.values():
+            changed = change(json.loads(content))
+            if changed is None:
+                continue
+            offsets.append(tar.offset)
+            for member, data in [(name, json.dumps(changed).encode()), *images]:
+                header = tarfile.TarInfo(member)
+                header.size = len(data)
+                tar.addfile(header, BytesIO(data))
+        offsets.append(tar.offset)
+    Path(f"{path}.idx").write_bytes(struct.pack(f"<{len(offsets)}Q", *offsets))
+    manifest["shards"][0] |= {"bytes": path.stat().st_size, "units": len(offsets) - 1}
+    manifest["units"] = len(offsets) - 1
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    return out
+
+
+def write_suite(folder: Path, answers: bool = True) -> Path:
+    """Write a suite about plain-coloured images in the original's form, with references beside it; return its path."""
+    (folder / "images").mkdir(parents=True)
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (40, 30), colour).save(folder / f"images/{name}.png")
+    colour, count = "Which colour is the first image?", "How many images are there?"
+    tests = {
+        "alone": [[colour, "images/green.png"], [count]],
+        "words": [["Say red.", ""]],
+        "pair": [[colour, "images/blue.png images/red.png"], [count]],
+    }
+    references = {"alone": ["It is green.", "1"], "words": ["It is red."], "pair": [["blue", "It is blue."], None]}
+    (folder / "suite.json").write_text(json.dumps(tests))
+    if answers:
+        (folder / "answers.json").write_text(json.dumps(references))
+    return folder / "suite.json"

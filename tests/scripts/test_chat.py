@@ -1,0 +1,162 @@
+"""Chatting with a tiny model that has learnt to see: at a terminal, through a pipe, and with a single question."""
+
+import os
+import pty
+import select
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import chat
+from tests.scripts.evaluation.trained import trained, write_suite
+
+__all__ = ["trained"]
+
+REPOSITORY = Path(__file__).parents[2]
+PATIENCE = 120
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A folder of plain-coloured images, one of them with a space in its name, and a file that is no image."""
+    folder = write_suite(tmp_path / "suite").parent / "images"
+    shutil.copy(folder / "red.png", folder / "red one.png")
+    (folder / "broken.png").write_bytes((folder / "red.png").read_bytes()[:-25])
+    return folder
+
+
+def chat_process(model: Path, folder: Path, **streams) -> subprocess.Popen:
+    words = [sys.executable, "-m", "scripts.chat", "--model", str(model), "--max-new-tokens", "16"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+    return subprocess.Popen(words, cwd=folder, env=environment, **streams)
+
+
+class Terminal:
+    """The person's end of a terminal in which a chat runs."""
+
+    def __init__(self, model: Path, folder: Path):
+        self.end, other = pty.openpty()
+        self.process = chat_process(model, folder, stdin=other, stdout=other, stderr=other)
+        os.close(other)
+        self.seen = ""
+
+    def expect(self, text: str) -> str:
+        """Read until `text` appears; return everything before it that was not expected yet."""
+        while text not in self.seen:
+            ready, _, _ = select.select([self.end], [], [], PATIENCE)
+            assert ready, f"waiting for {text!r}, the terminal shows {self.seen!r}"
+            self.seen += os.read(self.end, 4096).decode().replace("\r\n", "\n")
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def say(self, line: str) -> None:
+        os.write(self.end, f"{line}\n".encode())
+        self.expect(line + "\n")
+
+
+def test_a_conversation_at_a_terminal(trained, pictures):
+    terminal = Terminal(trained.model, pictures)
+    try:
+        terminal.expect("images (empty: none)> ")
+        terminal.say("nowhere.png")
+        terminal.expect("nowhere.png does not exist")
+        terminal.expect("images (empty: none)> ")
+        terminal.say("green.png broken.png")
+        terminal.expect("broken.png is damaged")
+        terminal.expect("images (empty: none)> ")
+        terminal.say(str(pictures / "green.png"))
+        terminal.expect("image 1: ")
+        terminal.expect("you> ")
+        terminal.say("Which colour is the first image?")
+        terminal.expect("model> It is green.\n")
+
+        terminal.expect("images (empty: none)> ")
+        terminal.say("")
+        terminal.expect("you> ")
+        terminal.say("How many images are there?")
+        terminal.expect("model> ")
+
+        terminal.expect("images (empty: none)> ")
+        terminal.say("'red one.png'")
+        terminal.expect("image 2: red one.png")
+        terminal.expect("you> ")
+        terminal.say("/imags")
+        terminal.expect("no command /imags")
+        terminal.expect("images (empty: none)> ")
+        terminal.say("/images")
+        terminal.expect("image 2: red one.png")
+        terminal.expect("images (empty: none)> ")
+        terminal.say("clear")
+        terminal.expect("forgotten")
+        terminal.expect("images (empty: none)> ")
+        terminal.say("blue.png")
+        terminal.expect("image 1: blue.png")
+        terminal.expect("you> ")
+        terminal.say("Which colour is the first image?")
+        terminal.expect("model> It is blue.\n")
+        terminal.expect("images (empty: none)> ")
+        terminal.say("quit")
+        assert terminal.process.wait(PATIENCE) == 0
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+        os.close(terminal.end)
+
+
+def test_questions_from_a_pipe(trained, pictures):
+    colour = "Which colour is the first image?"
+    lines = ["Say red.", "/image blue.png red.png", colour, "/help", "", "/quit", "Say blue."]
+    pipe = subprocess.PIPE
+    process = chat_process(trained.model, pictures, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    answers, notes = process.communicate("\n".join(lines), timeout=PATIENCE)
+    assert process.returncode == 0
+    assert answers == "It is red.\nIt is blue.\n"
+    assert "image 2: red.png (40 x 30)" in notes and "/clear" in notes
+
+
+@pytest.fixture
+def run(monkeypatch, trained):
+    """Run the program in this process with the given words and nothing on standard input."""
+
+    def call(*words: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["chat", "--model", str(trained.model), *words])
+        monkeypatch.setattr(sys, "stdin", open(os.devnull))
+        chat.main()
+
+    return call
+
+
+def test_one_question(run, pictures, monkeypatch, capsys):
+    monkeypatch.chdir(pictures)
+    run("--image", "green.png", "--ask", "Which colour is the first image?", "--max-new-tokens", "16")
+    assert capsys.readouterr().out == "It is green.\n"
+
+
+def test_an_image_is_shown_to_the_model_once(trained, pictures):
+    session = chat.load_session(chat.arguments().parse_args(["--model", str(trained.model)]))
+    conversation = chat.Conversation(session, max_new_tokens=16)
+    conversation.add([str(pictures / "green.png")])
+    for question in ("Which colour is the first image?", "How many images are there?"):
+        conversation.ask(question)
+    assert len(session.images) == len(conversation.names) == 1
+    assert [len(message["content"]) for message in session.history if message["role"] == "user"] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--image", "nowhere.png", "--ask", "x"], "image nowhere.png does not exist"),
+        (["--image", "broken.png", "--ask", "x"], "image broken.png is damaged"),
+        (["--image", "answers.json", "--ask", "x"], "answers.json is not an image"),
+        (["--model", "nowhere", "--ask", "x"], "there is no model in nowhere"),
+        (["--ask", "word " * 1000], "does not fit"),
+    ],
+)
+def test_bad_input_is_one_clear_error(run, pictures, monkeypatch, words, message):
+    shutil.copy(pictures.parent / "answers.json", pictures)
+    monkeypatch.chdir(pictures)
+    with pytest.raises(chat.UserError, match=message):
+        run(*words)

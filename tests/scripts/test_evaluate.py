@@ -1,0 +1,216 @@
+"""The whole evaluation with a tiny model that has learnt to see: numbers, files, determinism, bad input."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import evaluate
+from scripts.common.errors import UserError
+from scripts.evaluation.metrics import majority_share
+from tests.blends import write_blend
+from tests.scripts.evaluation.trained import Trained, rewritten, trained, write_suite
+
+__all__ = ["trained"]
+
+KINDS = [
+    {"name": "colour", "pattern": "^Which colour", "images": "one", "scored": True},
+    {"name": "count", "pattern": "^How many", "images": "several", "scored": True},
+    {"name": "words", "pattern": "^Say", "images": "one", "scored": False},
+    {"name": "never", "pattern": "^Why", "images": "one", "scored": True},
+]
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run the program; return its metrics."""
+
+    def call(out: Path, model: Trained, *flags: str, heldout: Path | None = None, settings: dict | None = None) -> dict:
+        words = ["--name", "tiny", "--model", model.model, "--heldout", heldout or model.heldout, "--root", model.root]
+        words += ["--settings", json.dumps({"max_new_tokens": 16} | (settings or {})), "--out", out, *flags]
+        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, words)])
+        evaluate.main()
+        return json.loads((out / "metrics.json").read_text())
+
+    return call
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_model_that_sees_scores_and_a_blinded_one_does_not(trained, run, tmp_path):
+    (tmp_path / "kinds.json").write_text(json.dumps(KINDS))
+    heldout = run(tmp_path / "out", trained, "--kinds", tmp_path / "kinds.json")["checkpoints"]["final"]["heldout"]
+    turns = lines(tmp_path / "out/heldout/final.jsonl")
+
+    assert [kind["name"] for kind in heldout["kinds"]] == ["colour", "count", "never"]
+    colour, count, never = heldout["kinds"]
+    assert colour["n"] == sum(turn["question"].startswith("Which colour") for turn in turns) > 20
+    assert never["n"] == 0 and never["accuracy"] is None
+    assert not any(turn["question"].startswith("Say") for turn in turns)
+
+    assert heldout["groups"]["one"]["accuracy"] == colour["accuracy"] > 0.7
+    assert heldout["groups"]["several"]["n"] == count["n"]
+    assert colour["blanked"]["accuracy"] < 0.6
+    assert colour["drop"]["value"] == pytest.approx(colour["accuracy"] - colour["blanked"]["accuracy"])
+    asked = [turn for turn in turns if turn["kind"] == "colour"]
+    assert colour["chance"] == majority_share([turn["references"][0] for turn in asked])
+    assert colour["correct"] == sum(turn["correct"] for turn in asked)
+
+
+def test_blinded_answers_depend_on_words_alone(trained, run, tmp_path):
+    run(tmp_path / "out", trained)
+    seen, blind = {}, {}
+    for turn in lines(tmp_path / "out/heldout/final.jsonl"):
+        seen.setdefault(turn["prompt"], set()).add(turn["output"])
+        blind.setdefault(turn["prompt"], set()).add(turn["blanked"]["output"])
+    assert max(map(len, seen.values())) >= 3
+    assert set(map(len, blind.values())) == {1}
+
+
+def test_loss_is_the_mean_over_supervised_tokens(trained, run, tmp_path):
+    import torch
+
+    from scripts.evaluation.answering import load_model
+    from scripts.training.batches import ImageCache
+    from scripts.training.loader import BlendReader
+
+    loss = run(tmp_path / "out", trained)["checkpoints"]["final"]["heldout"]["loss"]
+    model, processor = load_model(trained.model)
+    images, blend = ImageCache(processor), BlendReader(trained.heldout, trained.root)
+    total, tokens, dataset_total, dataset_tokens = 0.0, 0, 0.0, 0
+    for unit in range(len(blend)):
+        sample = blend[unit]
+        pixels = [images.get(*pair) for pair in zip(sample.image_sha256, sample.images)]
+        batch = processor.collate([(processor.encode(sample.messages), pixels)])
+        with torch.no_grad():
+            summed = model(**batch, num_items_in_batch=1).loss.item()
+        total, tokens = total + summed, tokens + sample.n_labels
+        if sample.dataset == "llava":
+            dataset_total, dataset_tokens = dataset_total + summed, dataset_tokens + sample.n_labels
+    assert loss["overall"]["tokens"] == tokens
+    assert loss["overall"]["loss"] == pytest.approx(total / tokens, rel=1e-4)
+    assert loss["datasets"]["llava"]["loss"] == pytest.approx(dataset_total / dataset_tokens, rel=1e-4)
+
+
+def test_right_answers_are_recognised_and_wrong_ones_are_not(trained, run, tmp_path):
+    run(tmp_path / "first", trained, settings={"blank": False})
+    own = {turn["test"]: turn["output"] for turn in lines(tmp_path / "first/heldout/final.jsonl") if turn["round"] == 1}
+
+    def answered(member: dict, answer: str) -> dict:
+        question = member["messages"][0]
+        return member | {"messages": [question, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]}
+
+    loud = {test: output.upper() + " ." for test, output in own.items()}
+    right = rewritten(trained.heldout, tmp_path / "right", lambda m: answered(m, loud["+".join(m["uids"])]))
+    wrong = rewritten(trained.heldout, tmp_path / "wrong", lambda m: answered(m, own["+".join(m["uids"])] + " not"))
+    for heldout, expected in ((right, 1.0), (wrong, 0.0)):
+        result = run(tmp_path / f"out{expected}", trained, heldout=heldout, settings={"max_new_tokens": 32})
+        kinds = result["checkpoints"]["final"]["heldout"]["kinds"]
+        assert sum(kind["n"] for kind in kinds) == len(own)
+        assert {kind["accuracy"] for kind in kinds} == {expected}
+
+
+def test_two_evaluations_write_the_same_bytes(trained, run, tmp_path):
+    suite = write_suite(tmp_path / "suite")
+    for name in ("a", "b"):
+        run(tmp_path / name, trained, "--suite", f"talk={suite}")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert str(tmp_path) not in "".join(data.decode() for data in files(tmp_path / "a").values())
+
+
+def test_answers_do_not_depend_on_the_batch(trained, run, tmp_path):
+    run(tmp_path / "many", trained, settings={"batch": 64, "limit": 16})
+    run(tmp_path / "one", trained, settings={"batch": 1, "limit": 16})
+    outputs = [[turn["output"] for turn in lines(tmp_path / name / "heldout/final.jsonl")] for name in ("many", "one")]
+    assert outputs[0] == outputs[1]
+
+
+def test_files_of_a_suite(trained, run, tmp_path):
+    metrics = run(tmp_path / "out", trained, "--suite", f"talk={write_suite(tmp_path / 'suite')}")
+    turns = lines(tmp_path / "out/talk/final.jsonl")
+    assert [(turn["test"], turn["round"]) for turn in turns] == [
+        ("alone", 1), ("alone", 2), ("words", 1), ("pair", 1), ("pair", 2),
+    ]  # fmt: skip
+    assert all(turn["checkpoint"] == metrics["checkpoints"]["final"]["checkpoint"] for turn in turns)
+    alone, pair = turns[1], turns[3]
+    assert turns[0]["output"] and turns[0]["output"] + "</s>" in alone["prompt"]
+    assert [image["path"] for image in alone["images"]] == ["images/green.png"] and alone["new_images"] == 0
+    assert [image["path"] for image in pair["images"]] == ["images/blue.png", "images/red.png"]
+    assert pair["prompt"].count("<image>") == 2
+    assert turns[4]["correct"] is None and turns[4]["references"] == []
+
+    with open(tmp_path / "out/talk/final.csv", newline="") as file:
+        table = list(csv.reader(file))
+    assert table[0] == ["test_name", "image_path", "question", "answer"]
+    assert table[4] == ["pair", "images/blue.png images/red.png", "Which colour is the first image?", pair["output"]]
+    assert table[5][1] == ""
+
+    talk = metrics["checkpoints"]["final"]["suites"]["talk"]
+    assert talk["n"] == 4 and talk["correct"] == sum(bool(turn["correct"]) for turn in turns)
+    assert [test["rounds"] for test in talk["tests"]] == [2, 1, 2]
+    assert json.loads((tmp_path / "out/talk/final.json").read_text())["correct"] == talk["correct"]
+
+
+def test_both_checkpoints_of_an_export(trained, run, tmp_path):
+    (tmp_path / "exported").mkdir()
+    for name in ("final", "best"):
+        (tmp_path / "exported" / name).symlink_to(trained.model)
+    exported = Trained(trained.root, tmp_path / "exported", trained.heldout)
+    metrics = run(tmp_path / "out", exported, settings={"checkpoints": ["final", "best"], "limit": 6, "blank": False})
+    assert metrics["checkpoints"]["final"] == metrics["checkpoints"]["best"]
+    assert (tmp_path / "out/heldout/best.csv").read_bytes() == (tmp_path / "out/heldout/final.csv").read_bytes()
+    assert metrics["checkpoints"]["best"]["heldout"]["loss"]["overall"]["conversations"] == 6
+    assert "blanked" not in metrics["checkpoints"]["best"]["heldout"]["kinds"][0]
+
+
+def test_without_held_out_conversations_there_are_only_dialogues(trained, run, tmp_path, capsys):
+    empty = rewritten(trained.heldout, tmp_path / "empty", lambda member: None)
+    metrics = run(tmp_path / "out", trained, "--suite", f"talk={write_suite(tmp_path / 'suite')}", heldout=empty)
+    heldout = metrics["checkpoints"]["final"]["heldout"]
+    assert heldout["loss"]["overall"] is None and heldout["kinds"] == []
+    assert metrics["checkpoints"]["final"]["suites"]["talk"]["n"] == 4
+    assert "empty" in capsys.readouterr().err
+
+
+def test_referenced_images_are_read_from_the_root(trained, run, tmp_path):
+    heldout = write_blend(
+        tmp_path / "blend", 6, trained.model, stem="heldout", seed=1, shards=1, images="referenced", root=tmp_path
+    )
+    embedded = write_blend(tmp_path / "embedded", 6, trained.model, stem="heldout", seed=1, shards=1)
+    here = Trained(tmp_path, trained.model, heldout)
+    run(tmp_path / "a", here)
+    run(tmp_path / "b", here, heldout=embedded)
+    assert (tmp_path / "a/heldout/final.jsonl").read_bytes() == (tmp_path / "b/heldout/final.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--suite", "talk"], "write NAME=FILE"),
+        (["--suite", "../x=suite.json"], "write NAME=FILE"),
+        (["--suite", "heldout=suite.json"], "is taken"),
+        (["--suite", "a=nowhere.json"], "nowhere.json does not exist"),
+        (["--kinds", "nowhere.json"], "nowhere.json does not exist"),
+        (["--heldout", "nowhere"], "nowhere/manifest.json does not exist"),
+        (["--model", "nowhere"], "there is no model in nowhere/final"),
+        (["--settings", '{"batches": 1}'], "batches"),
+    ],
+)
+def test_bad_input_is_one_clear_error(trained, run, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "out", trained, *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dialogue_that_outgrows_the_model_is_named(trained, run, tmp_path):
+    (tmp_path / "suite.json").write_text(json.dumps({"long": [["Say red."], ["word " * 2000]]}))
+    with pytest.raises(UserError, match="test 'long', round 2 has .* tokens, but the model reads at most 1024"):
+        run(tmp_path / "out", trained, "--suite", f"talk={tmp_path / 'suite.json'}")

@@ -1,0 +1,273 @@
+"""The report: whole, self-contained, escaped, the same bytes each time, with pictures that are those the model saw."""
+
+import base64
+import csv
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from scripts import evaluate, report
+from scripts.common.errors import UserError
+from scripts.common.files import write_json, write_table
+from scripts.media.store import INDEX_SCHEMA
+from scripts.media.tarshard import ShardWriter
+from scripts.training.loader import BlendReader
+from tests.blends import COLOURS
+from tests.scripts.evaluation.trained import trained, write_suite
+
+__all__ = ["trained"]
+
+HOSTILE = "</td><script>alert('x')</script>\"' onload=\"x()"
+VOID = {"meta", "img", "br", "hr", "input", "link"}
+
+
+@pytest.fixture(scope="module")
+def results(trained, tmp_path_factory) -> Path:
+    """A results root with everything that a report reads, hostile strings in every text."""
+    root = tmp_path_factory.mktemp("results")
+    suite = write_suite(root / "suite")
+    kinds = [{"name": f"kind {HOSTILE}", "pattern": ".", "images": "one", "scored": True}]
+    write_json(root / "kinds.json", kinds)
+    for run in ("mmca", "causal"):
+        words = ["--name", run, "--model", trained.model, "--heldout", trained.heldout, "--root", trained.root]
+        words += ["--kinds", root / "kinds.json", "--suite", f"talk={suite}", "--out", root / "evaluate" / run]
+        words += ["--settings", '{"max_new_tokens": 16}']
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["evaluate", *map(str, words)])
+            evaluate.main()
+        write_run(root / "train" / run, run)
+    spoil(root / "evaluate/causal")
+    write_media(root / "media/coco", BlendReader(trained.heldout, trained.root))
+    write_data(root)
+    return root
+
+
+def spoil(folder: Path) -> None:
+    """Make the answers of a run wrong and hostile."""
+    for path in folder.glob("*/final.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        changed = [line | {"output": HOSTILE, "question": f"{line['question']}{HOSTILE}"} for line in lines]
+        changed = [line | {"correct": None if line["correct"] is None else False} for line in changed]
+        path.write_text("".join(json.dumps(line) + "\n" for line in changed))
+
+
+def write_run(folder: Path, name: str) -> None:
+    state = folder / "state/0123"
+    weights = {"sha256": "0" * 64, "step": 40, "heldout_loss": 1.0, "weights": "w.safetensors"}
+    finished = {"v": 1, "run": name, "fingerprint": "0123", "state": "state/0123", "steps": 40, "epochs": 2}
+    write_json(folder / "finished.json", finished | {"final": weights, "best": weights})
+    write_json(state / "settings.json", {"learning_rate": 0.001, "note": HOSTILE})
+    write_json(state / "inputs.json", {"blend": ["1" * 64]})
+    write_json(state / "environment.json", {"libraries": {"torch": "2"}})
+    steps = [{"step": step, "loss": 5 / step} for step in range(1, 41)]
+    held = [{"step": step, "heldout_loss": 6 / (step + 1)} for step in (0, 20, 40)]
+    (state / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps + held))
+
+
+def write_media(folder: Path, blend: BlendReader) -> None:
+    samples = [blend[unit] for unit in range(len(blend))]
+    images = {sha: data for sample in samples for sha, data in zip(sample.image_sha256, sample.images)}
+    rows = []
+    with ShardWriter(folder / "coco-00000-of-00001.tar") as shard:
+        for sha256, data in sorted(images.items()):
+            (offset,) = shard.add(sha256[:16], [("jpg", data)])
+            row = {"key": sha256[:16], "path": "", "shard": 0, "offset": offset, "length": len(data), "sha256": sha256}
+            kind = {"width": 40, "height": 30, "format": "jpg", "mode": "RGB", "orientation": 1, "flags": []}
+            rows.append(row | kind)
+    write_table(folder / "index.parquet", pa.Table.from_pylist(rows, INDEX_SCHEMA))
+    shards = [{"name": "coco-00000-of-00001.tar", "images": len(rows), "bytes": shard.bytes, "sha256": shard.sha256}]
+    manifest = {"v": 1, "source": "coco", "licence": HOSTILE, "images": len(rows), "rejected": {"zero_bytes": 3}}
+    write_json(folder / "manifest.json", manifest | {"shards": shards})
+
+
+def write_data(root: Path) -> None:
+    dropped = {"image_missing": {"count": 4, "examples": [HOSTILE]}}
+    counts = {"rows": 1234, "expected": 2000, "kept": 1230, "records": 615, "images": 17, "notes": {}}
+    write_json(
+        root / "records/llava.report.json",
+        {"v": 1, "dataset": "llava", "licence": HOSTILE, "dropped": dropped, "sha256": "2" * 64} | counts,
+    )
+    write_json(root / "validated/llava.json", {"v": 1, "name": "llava", "ok": True, "images_named": 19})
+    totals = {"conversations": 77, "rounds": 80, "images": 90, "tokens": 12345, "labels": 678, "sha256": "3" * 64}
+    asked = {"samples": 0.25, "repeat": 2, "concat": 3, "after": 1.0}
+    account = {"asked": asked, "dropped": {"held_out": 9}, "too_long": 2, "realised": 71}
+    waiting = {"asked": asked, "starts_in_epoch": 1, "realised": 0}
+    for name, epoch, datasets in (
+        ("epoch-000", 0, {"llava": waiting}),
+        ("epoch-001", 1, {"llava": account}),
+        ("heldout", "heldout", {"llava": account}),
+    ):
+        plan = {"v": 1, "blend": f"blend{HOSTILE}", "epoch": epoch, "datasets": datasets}
+        write_json(root / f"plan/demo/{name}.json", plan | totals)
+
+
+@pytest.fixture
+def build(results, tmp_path, monkeypatch):
+    """Write a report from the given inputs (all of them if none are named); return its text."""
+
+    def call(*names: str, out: Path = tmp_path / "report.html", extra: tuple[str, ...] = ()) -> str:
+        inputs = {
+            "records": "records/*.report.json",
+            "validated": "validated/*.json",
+            "media": "media/*/manifest.json",
+            "plans": "plan/*/*.json",
+            "finished": "train/*/finished.json",
+            "metrics": "evaluate/*/metrics.json",
+        }
+        words = ["--title", f"demo {HOSTILE}", "--out", str(out), *extra]
+        for name in names or inputs:
+            words += [f"--{name}", *map(str, sorted(results.glob(inputs[name])))]
+        if not names:
+            words += ["--suite", f"talk={results / 'suite/suite.json'}"]
+        monkeypatch.setattr(sys, "argv", ["report", *words])
+        report.main()
+        return out.read_text(encoding="utf-8")
+
+    return call
+
+
+class Page(HTMLParser):
+    """Reads a page strictly: every element closed in order, all attributes and the visible text kept."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.words = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID and not self.get_starttag_text().endswith("/>"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def test_the_page_is_whole_and_loads_nothing(build):
+    text = build()
+    page = Page(text)
+    assert {"script", "link", "iframe", "object"}.isdisjoint(page.tags)
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    addresses = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "action")]
+    assert addresses and all(value.startswith(("data:image/", "#")) for value in addresses)
+    anchors = {value[1:] for name, value in page.attributes if name == "href"}
+    assert anchors == {value for name, value in page.attributes if name == "id"}
+    assert "url(" not in text and "@import" not in text
+    assert f"demo {HOSTILE}" in page.text
+
+
+def test_two_reports_have_the_same_bytes(build, tmp_path):
+    assert build(out=tmp_path / "a.html") == build(out=tmp_path / "b.html")
+
+
+def test_data_and_blends(build):
+    text = Page(build("records", "validated", "media", "plans")).text
+    assert "2,000 1,234 1,230 4 615 17 of 19 image missing: 4" in text
+    assert "zero bytes: 3" in text
+    assert "epoch 0 epoch 1 held out" in text
+    assert "25%, 2 times, up to 3 in one conversation, after 1 epochs 0 71 71 held out: 9, too long: 2" in text
+    assert "supervised tokens 678 678 678" in text
+
+
+def test_scores_beside_chance(build, results):
+    text = Page(build("metrics")).text
+    for run in ("mmca", "causal"):
+        metrics = json.loads((results / f"evaluate/{run}/metrics.json").read_text())
+        row = metrics["checkpoints"]["final"]["heldout"]["groups"]["one"]
+        assert f"{100 * row['accuracy']:.1f} %" in text
+        assert f"chance {100 * row['chance']:.1f} %" in text
+        assert f"{100 * row['blanked']['accuracy']:.1f} %, {100 * row['drop']['value']:.1f} points lower" in text
+    assert f"kind {HOSTILE}" in text
+
+
+def test_curves(build):
+    text = build("finished")
+    assert len(re.findall(r'class="line run-\d"', text)) == 2
+    assert re.search(r'class="dots run-1" d="M0.00 [\d.]+h0 M50.00 [\d.]+h0 M100.00 [\d.]+h0"', text)
+
+
+def colours(text: str) -> set[str]:
+    """The colour names of the plain pictures in a page."""
+    found = set()
+    for uri in re.findall(r'src="data:image/png;base64,([^"]+)"', text):
+        pixel = Image.open(BytesIO(base64.b64decode(uri))).getpixel((5, 5))
+        found.add(min(COLOURS, key=lambda name: sum(abs(a - b) for a, b in zip(COLOURS[name], pixel))))
+    return found
+
+
+def test_dialogues_stand_beside_the_images_that_the_model_saw(build, results):
+    text = build()
+    page = Page(text)
+    assert "✗" in page.text and "✓" in page.text
+    dialogue = text[text.index("<span>pair</span>") :]
+    dialogue = dialogue[: dialogue.index("</article>")]
+    assert colours(dialogue) == {"blue", "red"}
+    assert dialogue.index("image 1") < dialogue.index("image 2")
+    turns = [json.loads(line) for line in (results / "evaluate/mmca/talk/final.jsonl").read_text().splitlines()]
+    assert all(turn["output"] in page.text for turn in turns)
+
+
+def test_wrong_answers_are_shown_with_their_images(build):
+    text = build()
+    mistakes = text[text.index('id="mistakes"') : text.index('id="data"')]
+    assert mistakes.count("<article") == 12
+    assert colours(mistakes) >= {"red", "blue"} and "not at hand" not in mistakes
+
+
+def test_an_image_that_changed_is_not_shown(build, results):
+    red = results / "suite/images/red.png"
+    before = red.read_bytes()
+    try:
+        Image.new("RGB", (40, 30), "white").save(red)
+        text = build()
+    finally:
+        red.write_bytes(before)
+    dialogue = text[text.index("<span>pair</span>") :]
+    dialogue = dialogue[: dialogue.index("</article>")]
+    assert colours(dialogue) == {"blue"} and "not at hand" in dialogue
+
+
+def test_without_media_the_pictures_are_missing_but_the_page_stands(build):
+    assert "not at hand" in Page(build("metrics")).text
+
+
+def test_an_empty_report_is_a_page(build, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["report", "--out", str(tmp_path / "empty.html")])
+    report.main()
+    assert "VisualChat" in Page((tmp_path / "empty.html").read_text()).text
+
+
+def test_bad_input_is_one_clear_error(build, results, tmp_path):
+    with pytest.raises(UserError, match="nowhere.json does not exist"):
+        build("records", extra=("--metrics", "nowhere.json"))
+    twice = str(results / "evaluate/mmca/metrics.json")
+    with pytest.raises(UserError, match="two of the given files are about a run named 'mmca'"):
+        build("records", extra=("--metrics", twice, twice))
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_table_of_answers_is_readable_by_others(results):
+    with open(results / "evaluate/mmca/talk/final.csv", newline="") as file:
+        assert [row["test_name"] for row in csv.DictReader(file)] == ["alone", "alone", "words", "pair", "pair"]
