@@ -28,6 +28,14 @@ def code_fingerprint(*modules: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def asset_fingerprint(*patterns: str) -> str:
+    """Sixteen hex digits of the files that match `patterns` below the repository: templates and styles, which no import names."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
+        digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def _closure(modules: tuple[str, ...]) -> set[str]:
     found: set[str] = set()
     pending = list(modules)

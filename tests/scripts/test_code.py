@@ -64,3 +64,11 @@ def test_relative_imports_inside_model_are_followed(tmp_path, monkeypatch):
 def test_named_modules_that_are_loaded_by_name_count(tmp_path, monkeypatch):
     before = _fingerprint(tmp_path, monkeypatch, BASE, "scripts.step", "scripts.other")
     assert _fingerprint(tmp_path, monkeypatch, {"scripts/other.py": "A = 3\n"}, "scripts.step", "scripts.other") != before
+
+
+def test_templates_and_styles_count_by_their_bytes(tmp_path, monkeypatch):
+    _write(tmp_path, {"scripts/page.css": "a {}", "scripts/page.html.jinja": "<p>"})
+    monkeypatch.setattr(code, "ROOT", tmp_path)
+    before = code.asset_fingerprint("scripts/*.css", "scripts/*.jinja")
+    _write(tmp_path, {"scripts/page.css": "a { }"})
+    assert code.asset_fingerprint("scripts/*.css", "scripts/*.jinja") != before

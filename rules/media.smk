@@ -1,0 +1,73 @@
+# Images: every readable image of a source once, in tar shards with an index; and which of them are held out.
+
+
+rule shard:
+    input:
+        f"{ROOT}/validated/source/{{source}}.json",
+    output:
+        tar=f"{ROOT}/media/{{source}}/{{source}}-{{number}}-of-{{total}}.tar",
+        offsets=f"{ROOT}/media/{{source}}/{{source}}-{{number}}-of-{{total}}.tar.idx",
+        part=f"{ROOT}/media/{{source}}/parts/{{source}}-{{number}}-of-{{total}}.parquet",
+    log:
+        f"{ROOT}/logs/shard/{{source}}-{{number}}-of-{{total}}.log",
+    wildcard_constraints:
+        number=r"\d{5}",
+        total=r"\d{5}",
+    conda:
+        "../envs/data.yaml"
+    params:
+        code=code("scripts.shard"),
+        raw=folder(f"{ROOT}/raw/{{source}}"),
+        out=subpath(output.tar, parent=True),
+    message:
+        "Checking and packing images of {wildcards.source}, shard {wildcards.number} of {wildcards.total}"
+    shell:
+        "VISUALCHAT_LOG={log:q} python -m scripts.shard --source {wildcards.source} --raw {params.raw:q} "
+        "--shards {wildcards.total} --index {wildcards.number} --out {params.out:q}"
+
+
+rule media_index:
+    input:
+        tars=lambda w: [f"{ROOT}/{shard}.tar" for shard in dag.media_shards(SETTINGS, w.source)],
+        offsets=lambda w: [f"{ROOT}/{shard}.tar.idx" for shard in dag.media_shards(SETTINGS, w.source)],
+        parts=lambda w: [
+            f"{ROOT}/{shard}.parquet".replace(f"media/{w.source}/", f"media/{w.source}/parts/")
+            for shard in dag.media_shards(SETTINGS, w.source)
+        ],
+    output:
+        index=f"{ROOT}/media/{{source}}/index.parquet",
+        rejected=f"{ROOT}/media/{{source}}/rejected.parquet",
+        manifest=f"{ROOT}/media/{{source}}/manifest.json",
+    log:
+        f"{ROOT}/logs/index/{{source}}.log",
+    conda:
+        "../envs/data.yaml"
+    params:
+        code=code("scripts.index"),
+        shards=lambda w, input: len(input.tars),
+        out=subpath(output.manifest, parent=True),
+    message:
+        "Indexing the images of {wildcards.source}"
+    shell:
+        "VISUALCHAT_LOG={log:q} python -m scripts.index --source {wildcards.source} --shards {params.shards} --out {params.out:q}"
+
+
+rule holdout:
+    input:
+        below_root("media/{source}/manifest.json", source=IMAGE_SOURCES),
+    output:
+        table=f"{ROOT}/split/heldout.parquet",
+        manifest=f"{ROOT}/split/manifest.json",
+    log:
+        f"{ROOT}/logs/holdout.log",
+    conda:
+        "../envs/data.yaml"
+    params:
+        settings=SETTINGS.holdout.cause(without=("mixed",)),
+        code=code("scripts.holdout"),
+        media=" ".join(f"{source}={ROOT}/media/{source}" for source in IMAGE_SOURCES),
+        out=subpath(output.manifest, parent=True),
+    message:
+        "Choosing the images that are kept for evaluation"
+    shell:
+        "VISUALCHAT_LOG={log:q} python -m scripts.holdout --settings {params.settings:q} --media {params.media} --out {params.out:q}"

@@ -1,0 +1,68 @@
+# Networks before training: the miniature's pretrained bases, and the VisualChat model put together from two bases.
+
+BASE_FILES = {
+    "tokenizer": ["tokenizer.json", "tokenizer_config.json"],
+    "vision": ["model.safetensors", "config.json", "preprocessor_config.json"],
+    "language": ["model.safetensors", "config.json"],
+}
+
+
+# The bases know the miniature's world, not its images: they depend on its settings, and on the hold-out to stay clear of it.
+for _base in BASE_FILES:
+
+    rule:
+        name:
+            f"pretrain_{_base}"
+        input:
+            tokenizer=f"{BASES}/tokenizer/manifest.json" if _base == "language" else [],
+            split=rules.holdout.output.manifest if _base == "vision" else [],
+        output:
+            manifest=f"{BASES}/{_base}/manifest.json",
+            files=[f"{BASES}/{_base}/{file}" for file in BASE_FILES[_base]],
+        log:
+            f"{ROOT}/logs/pretrain/{_base}.log",
+        conda:
+            "../envs/train.yaml"
+        params:
+            part=_base,
+            world=dag.world_cause(SETTINGS),
+            settings=getattr(SETTINGS.pretrain, _base).cause(),
+            # Not scripts.pretrain, which only chooses among the three: a base depends on its own code.
+            code=code(f"scripts.pretraining.{_base}"),
+            extra=lambda w, input: (
+                f"--tokenizer {BASES}/tokenizer" if input.tokenizer else f"--split {ROOT}/split" if input.split else ""
+            ),
+            out=subpath(output.manifest, parent=True),
+        message:
+            f"Making the miniature's {_base}"
+        shell:
+            "VISUALCHAT_LOG={log:q} python -m scripts.pretrain {params.part} --world {params.world:q} "
+            "--settings {params.settings:q} {params.extra} --out {params.out:q}"
+
+
+rule make_model:
+    input:
+        base_inputs,
+    output:
+        manifest=f"{ROOT}/models/{{model}}/manifest.json",
+        config=f"{ROOT}/models/{{model}}/config.json",
+        projector=f"{ROOT}/models/{{model}}/projector.safetensors",
+    log:
+        f"{ROOT}/logs/make_model/{{model}}.log",
+    conda:
+        "../envs/train.yaml"
+    params:
+        settings=lambda w: SETTINGS.models[w.model].cause(),
+        tokens=lambda w: SETTINGS.tokens[SETTINGS.models[w.model].tokens].cause(),
+        tokenizer=lambda w: tokenizer_folder(SETTINGS.models[w.model].tokens),
+        vision=lambda w: base_folder(w.model, "vision"),
+        language=lambda w: base_folder(w.model, "language"),
+        code=code("scripts.make_model"),
+        root=folder(ROOT),
+        out=subpath(output.manifest, parent=True),
+    message:
+        "Putting the model {wildcards.model} together"
+    shell:
+        "VISUALCHAT_LOG={log:q} python -m scripts.make_model --settings {params.settings:q} --tokens {params.tokens:q} "
+        "--vision {params.vision:q} --language {params.language:q} --tokenizer {params.tokenizer:q} "
+        "--root {params.root:q} --out {params.out:q}"

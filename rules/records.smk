@@ -1,0 +1,48 @@
+# Rows: each dataset's raw annotations as conversations with their alternatives, and the exact token count of each.
+
+
+rule convert:
+    input:
+        verdict=f"{ROOT}/validated/{{dataset}}.json",
+        media=lambda w: below_root("media/{source}/manifest.json", source=registry.DATASETS[w.dataset].image_sources),
+    output:
+        table=f"{ROOT}/records/{{dataset}}.parquet",
+        report=f"{ROOT}/records/{{dataset}}.report.json",
+    log:
+        f"{ROOT}/logs/convert/{{dataset}}.log",
+    conda:
+        "../envs/data.yaml"
+    params:
+        code=lambda w: code("scripts.convert", f"scripts.adapters.{w.dataset}"),
+        raw=lambda w: " ".join(f"{source}={ROOT}/raw/{source}" for source in dag.sources_of(w.dataset)),
+        media=lambda w: " ".join(f"{s}={ROOT}/media/{s}" for s in registry.DATASETS[w.dataset].image_sources),
+        out=subpath(output.report, parent=True),
+    message:
+        "Turning {wildcards.dataset} into records"
+    shell:
+        "VISUALCHAT_LOG={log:q} python -m scripts.convert --dataset {wildcards.dataset} --raw {params.raw} "
+        "--media {params.media} --out {params.out:q}"
+
+
+rule count_tokens:
+    input:
+        table=rules.convert.output.table,
+        report=rules.convert.output.report,
+        tokenizer=lambda w: tokenizer_input(w.tokens),
+    output:
+        table=f"{ROOT}/tokens/{{tokens}}/{{dataset}}.parquet",
+        manifest=f"{ROOT}/tokens/{{tokens}}/{{dataset}}.json",
+    log:
+        f"{ROOT}/logs/count_tokens/{{tokens}}/{{dataset}}.log",
+    conda:
+        "../envs/data.yaml"
+    params:
+        settings=lambda w: SETTINGS.tokens[w.tokens].cause(),
+        tokenizer=lambda w: tokenizer_folder(w.tokens),
+        code=code("scripts.count_tokens"),
+        out=subpath(output.manifest, parent=True),
+    message:
+        "Counting the tokens of {wildcards.dataset} ({wildcards.tokens})"
+    shell:
+        "VISUALCHAT_LOG={log:q} python -m scripts.count_tokens --dataset {wildcards.dataset} --records {input.table:q} "
+        "--report {input.report:q} --tokenizer {params.tokenizer:q} --settings {params.settings:q} --out {params.out:q}"

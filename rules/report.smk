@@ -1,0 +1,29 @@
+# The page a person looks at: everything the other stages counted and scored, in one self-contained file.
+
+
+rule report_page:
+    input:
+        records=below_root("records/{dataset}.report.json", dataset=SETTINGS.datasets()),
+        validated=below_root("validated/{dataset}.json", dataset=SETTINGS.datasets()),
+        media=below_root("media/{source}/manifest.json", source=IMAGE_SOURCES),
+        plans=[f"{ROOT}/plan/{b}/{part}.json" for b in SETTINGS.blends for part in dag.blend_parts(SETTINGS, b)],
+        finished=below_root("train/{run}/finished.json", run=SETTINGS.runs),
+        metrics=below_root("evaluate/{run}/metrics.json", run=SETTINGS.runs),
+        suites=list(dag.suites(SETTINGS, ROOT).values()),
+    output:
+        f"{ROOT}/report.html",
+    log:
+        f"{ROOT}/logs/report.log",
+    conda:
+        "../envs/report.yaml"
+    params:
+        title=SETTINGS.name,
+        code=code("scripts.report"),
+        assets=assets("scripts/reporting/*.jinja", "scripts/reporting/*.css"),
+        suites=" ".join(f"--suite {shlex.quote(f'{name}={path}')}" for name, path in dag.suites(SETTINGS, ROOT).items()),
+    message:
+        "Writing the report"
+    shell:
+        "VISUALCHAT_LOG={log:q} python -m scripts.report --records {input.records} --validated {input.validated} "
+        "--media {input.media} --plans {input.plans} --finished {input.finished} --metrics {input.metrics} "
+        "{params.suites} --title {params.title:q} --out {output:q}"

@@ -1,0 +1,56 @@
+# A run: training from the blend's parts, and the self-contained folders it leaves.
+
+
+rule train_run:
+    input:
+        model=lambda w: f"{ROOT}/models/{SETTINGS.runs[w.run].model}/manifest.json",
+        parts=lambda w: [
+            f"{ROOT}/blend/{SETTINGS.runs[w.run].blend}/{part}/manifest.json" for part in dag.epoch_parts(SETTINGS, w.run)
+        ],
+        heldout=lambda w: f"{ROOT}/blend/{SETTINGS.runs[w.run].blend}/heldout/manifest.json",
+    output:
+        # `update` keeps the last good result until a newer one has succeeded. Checkpoints are no outputs: Snakemake would
+        # delete them before a retry.
+        update(f"{ROOT}/train/{{run}}/finished.json"),
+    log:
+        f"{ROOT}/logs/train/{{run}}.log",
+    conda:
+        "../envs/train.yaml"
+    threads: lambda w: SETTINGS.runs[w.run].ranks * SETTINGS.runs[w.run].threads
+    params:
+        settings=lambda w: SETTINGS.runs[w.run].cause(),
+        code=code("scripts.train", "scripts.training.worker"),
+        model=lambda w, input: os.path.dirname(input.model),
+        parts=lambda w, input: " ".join(shlex.quote(os.path.dirname(part)) for part in input.parts),
+        heldout=lambda w, input: os.path.dirname(input.heldout),
+        root=folder(ROOT),
+        out=subpath(output[0], parent=True),
+    message:
+        "Training {wildcards.run}"
+    shell:
+        "VISUALCHAT_LOG={log:q} python -m scripts.train --name {wildcards.run} --settings {params.settings:q} "
+        "--model {params.model:q} --blend {params.parts} --heldout {params.heldout:q} --root {params.root:q} --out {params.out:q}"
+
+
+rule export:
+    input:
+        finished=rules.train_run.output,
+        model=lambda w: f"{ROOT}/models/{SETTINGS.runs[w.run].model}/manifest.json",
+    output:
+        update(f"{ROOT}/exported/{{run}}/final/manifest.json"),
+        update(f"{ROOT}/exported/{{run}}/best/manifest.json"),
+    log:
+        f"{ROOT}/logs/export/{{run}}.log",
+    conda:
+        "../envs/train.yaml"
+    params:
+        code=code("scripts.export"),
+        run=folder(f"{ROOT}/train/{{run}}"),
+        model=lambda w, input: os.path.dirname(input.model),
+        root=folder(ROOT),
+        out=folder(f"{ROOT}/exported/{{run}}"),
+    message:
+        "Exporting {wildcards.run} as Hugging Face folders"
+    shell:
+        "VISUALCHAT_LOG={log:q} python -m scripts.export --run {params.run:q} --model {params.model:q} "
+        "--root {params.root:q} --out {params.out:q}"

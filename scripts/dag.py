@@ -1,0 +1,127 @@
+"""What the rules ask about a configuration: which files, in which order, with which cause.
+
+Pure functions over `Settings`, importable and tested without Snakemake, so that the `.smk` files stay a table of contents.
+All paths are relative to the working directory and begin with the results root.
+"""
+
+import hashlib
+import os
+import sys
+from functools import cache
+from pathlib import Path
+
+from scripts import sources
+from scripts.common.errors import UserError
+from scripts.common.files import read_json, write_json
+from scripts.settings import Settings
+
+HELDOUT = "heldout"
+
+
+def check_root(root: str, name: str) -> None:
+    """Refuse a results folder that another configuration has claimed.
+
+    Raises:
+        UserError: the folder holds the results of another configuration; building into it would overwrite them.
+    """
+    marker = Path(root) / "configuration.json"
+    if marker.exists() and (owner := read_json(marker)["name"]) != name:
+        raise UserError(
+            f"{root} holds the results of the configuration {owner!r}, not of {name!r}. "
+            f"Give each configuration its own `results:` folder, or remove {root} if it is no longer wanted."
+        )
+
+
+def claim_root(root: str, name: str) -> None:
+    """Mark a results folder as belonging to the configuration `name`; done once, when something is first built."""
+    check_root(root, name)
+    marker = Path(root) / "configuration.json"
+    if not marker.exists():
+        write_json(marker, {"v": 1, "name": name})
+
+
+def image_sources(settings: Settings) -> list[str]:
+    """Sources whose images the configured datasets show."""
+    found = {source for dataset in settings.datasets() for source in sources.DATASETS[dataset].image_sources}
+    return sorted(found)
+
+
+def media_shards(settings: Settings, source: str) -> list[str]:
+    """Shard files of a source without their endings."""
+    count = settings.media[source].shards if source in settings.media else 1
+    return [f"media/{source}/{source}-{i:05d}-of-{count:05d}" for i in range(count)]
+
+
+def blend_shards(settings: Settings, blend: str, part: str) -> list[str]:
+    """Shard files of one epoch (or the held-out part) of a blend, without their endings."""
+    stem, count = (HELDOUT, 1) if part == HELDOUT else ("train", settings.blends[blend].shards)
+    return [f"blend/{blend}/{part}/{stem}-{i:05d}-of-{count:05d}" for i in range(count)]
+
+
+def epoch_parts(settings: Settings, run: str) -> list[str]:
+    """The parts of its blend that a run trains on, epoch by epoch; a fixed blend is the same part again and again."""
+    blend = settings.blends[settings.runs[run].blend]
+    return [f"epoch-{epoch if blend.redraw else 0:03d}" for epoch in range(settings.runs[run].epochs)]
+
+
+def blend_parts(settings: Settings, blend: str) -> list[str]:
+    """Every part of a blend that some run needs (at least its first epoch), and the held-out part."""
+    parts = {"epoch-000"}
+    for name, run in settings.runs.items():
+        if run.blend == blend:
+            parts.update(epoch_parts(settings, name))
+    return [*sorted(parts), HELDOUT]
+
+
+def datasets_of(settings: Settings, blend: str) -> list[str]:
+    """Datasets whose records a blend reads."""
+    return settings.blends[blend].records()
+
+
+def sources_of(dataset: str) -> list[str]:
+    """All sources of a dataset: its annotations and its images."""
+    return sources.sources_of(dataset)
+
+
+def suites(settings: Settings, root: str) -> dict[str, str]:
+    """Dialogue suites by name: the miniature's own, or files of the user."""
+    drawn = f"{root}/raw/miniature/dialogues/dialogues.json"
+    return {name: drawn if path == "miniature" else path for name, path in sorted(settings.suites.items())}
+
+
+def plan_cause(settings: Settings, blend: str) -> str:
+    """What decides the rows of a blend: not how its shards are stored."""
+    return settings.blends[blend].cause(without=("images", "shards"), mixed=settings.holdout.mixed)
+
+
+def world_cause(settings: Settings) -> str:
+    """What decides how the miniature's scenes look and what is asked about them: not how many of them are drawn."""
+    return settings.miniature.cause(without=("images", "rows"))
+
+
+@cache
+def folder_digest(folder: str, required: tuple[str, ...]) -> str:
+    """A cheap cause for files that are not ours: a hash of (name, size, time of change) of everything required.
+
+    Entries of `required` are paths below `folder`; those that end in `/` are folders and are listed in depth. Absent ones are
+    left to the step that reads them, whose message knows how to get them.
+    """
+    digest = hashlib.sha256()
+    for relative in sorted(required):
+        start = Path(folder) / relative
+        paths = sorted(p for p in start.rglob("*") if p.is_file()) if relative.endswith("/") else [start]
+        for path in paths:
+            if path.is_file():
+                status = path.stat()
+                digest.update(f"{path.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def shell_prefix(basedir: str, conda: bool) -> str:
+    """What every shell command of the rules starts with.
+
+    The repository is importable from any working directory, and no folder of the user named `scripts` can shadow it. The
+    interpreter that runs Snakemake also runs the steps, unless conda provides one.
+    """
+    path = "" if conda else f'export PATH="{os.path.dirname(sys.executable)}:$PATH"; '
+    return f'export PYTHONSAFEPATH=1 PYTHONPATH="{basedir}"; {path}set -euo pipefail; '

@@ -1,0 +1,39 @@
+"""Puts a model together from a vision encoder, a language model and a new projector.
+
+    reads   the folders of the bases (or their names on the hub)
+    writes  <out>/: config.json, processor and tokenizer, projector.safetensors, and manifest.json last
+
+The weights of the bases are remembered by path and hash, not copied.
+"""
+
+from pathlib import Path
+
+from scripts.common.errors import run_program
+from scripts.common.program import load_settings, parser
+from scripts.sections.model import Model
+from scripts.sections.tokens import Tokens
+
+
+def main() -> None:
+    """Run the program."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--settings", required=True, help="section `models.<name>` as JSON, or @file")
+    arguments.add_argument("--tokens", required=True, help="the section of `tokens` that it names, as JSON, or @file")
+    for kind in ("vision", "language", "tokenizer"):
+        arguments.add_argument(f"--{kind}", required=True, help=f"folder or hub name of the {kind}")
+    arguments.add_argument("--root", required=True, type=Path, help="results root; bases below it are named from there")
+    arguments.add_argument("--out", required=True, type=Path, help="folder to write: models/<model>")
+    args = arguments.parse_args()
+    settings, tokens = load_settings(Model, args.settings), load_settings(Tokens, args.tokens)
+    # Late, so that --help and bad settings answer at once.
+    from transformers.utils import logging
+
+    from scripts.training.assembly import make_model
+
+    logging.disable_progress_bar()
+    bases = {"vision": args.vision, "language": args.language, "tokenizer": args.tokenizer}
+    make_model(settings, tokens, bases, args.root, args.out)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,196 @@
+"""Trains a model on a blend: starts the ranks, shows their progress, and says how it ended.
+
+    reads   models/<model>/, the blend's parts (one per epoch), its held-out part
+    writes  <out>/state/<fingerprint>/   checkpoints, metrics.jsonl, TensorBoard events, settings, log
+            <out>/finished.json          last, and only when the run has reached its end
+
+It may be killed at any moment, also with `kill -9`, and repeated: the same command continues from the last checkpoint
+and ends with the same losses and the same weights, bit for bit, as if nothing had happened. The state is found by a
+fingerprint of what decides the numbers, so another learning rate starts a run of its own beside it, and another
+number of ranks does not. A finished run returns at once.
+
+Exit status: 0 finished; 75 asked to stop (SIGTERM, Ctrl-C), saved and not finished; 1 an error.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from scripts.common.errors import UserError, run_program
+from scripts.common.files import atomic, file_sha256, read_json, write_json
+from scripts.common.program import load_settings, parser
+from scripts.common.progress import Progress
+from scripts.sections.run import Run
+from scripts.training import identity, launch
+from scripts.training.loader import BlendReader
+
+NOT_FINISHED = 75
+_LIBRARIES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
+
+
+def train(args: argparse.Namespace, settings: Run) -> int:
+    """Run the training to its end and return the exit status.
+
+    Raises:
+        UserError: inputs do not fit, another process trains this run, or the run cannot succeed.
+    """
+    blend = args.blend * settings.epochs if len(args.blend) == 1 else args.blend
+    if len(blend) != settings.epochs:
+        raise UserError(f"{settings.epochs} epochs need as many --blend folders, or one that repeats, not {len(blend)}")
+    parts = [BlendReader(folder, args.root) for folder in dict.fromkeys([*blend, args.heldout])]
+    check_identity(args.model, parts)
+    read = identity.inputs(args.model, blend, args.heldout)
+    fingerprint = identity.fingerprint(settings, read)
+    state = args.out / "state" / fingerprint
+    if is_finished(state):
+        print(f"{args.name} is finished already; its state is {state}", file=sys.stderr)
+        publish(state, args.out)
+        return 0
+
+    lock = launch.RunLock(state / "lock")
+    lock.take_all()
+    try:
+        refuse_hopeless(state, settings)
+        write_json(state / "settings.json", settings.model_dump(mode="json"))
+        write_json(state / "inputs.json", read)
+        write_json(state / "environment.json", environment())
+        shutil.rmtree(state / "ranks", ignore_errors=True)
+        arguments = ["--name", args.name, "--fingerprint", fingerprint, "--settings", settings.model_dump_json()]
+        paths = {"--model": args.model, "--heldout": args.heldout, "--root": args.root, "--state": state}
+        for flag, path in paths.items():
+            arguments += [flag, str(path)]
+        arguments += ["--blend", *map(str, blend)]
+        screen = Screen(args.name)
+        status = launch.run_ranks(settings.ranks, settings.threads, arguments, state / "log.txt", screen.show)
+        screen.close()
+        if is_finished(state):
+            publish(state, args.out)
+            return 0
+        return unfinished(state, settings, status)
+    finally:
+        lock.release()
+
+
+class Screen:
+    """Shows the messages of rank 0: a progress bar or lines of it, and what it has to say."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._progress: Progress | None = None
+
+    def show(self, message: dict[str, Any]) -> None:
+        """Show one message."""
+        if "say" in message:
+            # On a terminal the line may begin over a progress bar, which it then has to cover.
+            text = f"{self._name}: {message['say']}"
+            print(f"\r{text:<100}" if sys.stderr.isatty() else text, file=sys.stderr)
+        elif "steps" in message:
+            self._progress = Progress(f"training {self._name}", message["steps"])
+            self._progress.done = message["done"]
+        elif self._progress:
+            self._progress.advance(note=message["note"])
+
+    def close(self) -> None:
+        """Say the last count."""
+        if self._progress:
+            self._progress.close()
+
+
+def check_identity(model: Path, parts: list[BlendReader]) -> None:
+    """Raise UserError unless the model and all parts of the blend count tokens alike."""
+    expected = read_json(model / "manifest.json")["tokens_identity"]
+    for part in parts:
+        if part.manifest["tokens_identity"] != expected:
+            raise UserError(
+                f"{part.folder} was planned with another tokenizer, prompt template or number of tokens per image than "
+                f"{model} has; let both name the same entry of `tokens`, and build what follows again"
+            )
+
+
+def is_finished(state: Path) -> bool:
+    """Whether the run of this state has ended and its weights are still there and whole."""
+    if not (state / "finished.json").exists():
+        return False
+    finished = read_json(state / "finished.json")
+    for entry in (finished["final"], finished["best"]):
+        weights = state.parents[1] / entry["weights"]
+        if not weights.is_file() or file_sha256(weights) != entry["sha256"]:
+            return False
+    return True
+
+
+def publish(state: Path, out: Path) -> None:
+    """Copy the state's `finished.json` to where the next steps look."""
+    with atomic(out / "finished.json") as file:
+        file.write((state / "finished.json").read_bytes())
+
+
+def refuse_hopeless(state: Path, settings: Run) -> None:
+    """Repeat the message of an attempt that could not succeed, unless the settings have changed since."""
+    path = state / "failure.json"
+    if path.exists():
+        failure = read_json(path)
+        if failure["settings"] == settings.model_dump(mode="json"):
+            raise UserError(f"{failure['message']} (said before; remove {path} to try all the same)")
+        path.unlink()
+
+
+def unfinished(state: Path, settings: Run, status: int) -> int:
+    """Say why the ranks ended early; return the exit status.
+
+    Raises:
+        UserError: what the first rank to fail had to say.
+    """
+    files = sorted((state / "ranks").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    ends = [read_json(path) for path in files]
+    if errors := [end for end in ends if end["status"] == "error"]:
+        if errors[0]["hopeless"]:
+            failure = {"message": errors[0]["message"], "settings": settings.model_dump(mode="json")}
+            write_json(state / "failure.json", failure)
+        raise UserError(errors[0]["message"])
+    # A rank that left nothing was killed, and the others failed only because it was gone.
+    silent = len(ends) < settings.ranks
+    if not silent and (crashes := [end for end in ends if end["status"] == "crash"]):
+        raise RuntimeError(f"a rank failed; its whole story is in {state / 'log.txt'}\n{crashes[0]['message']}")
+    if not silent and any(end["status"] == "stopped" for end in ends):
+        print("stopped and saved; the same command continues", file=sys.stderr)
+        return NOT_FINISHED
+    raise UserError(
+        f"the ranks ended without a word (torchrun: exit status {status}): killed, perhaps for lack of memory. "
+        f"The same command continues from the last checkpoint; the log is {state / 'log.txt'}"
+    )
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers of a run may depend on beside its settings: versions and the machine."""
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpus": os.cpu_count(),
+        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }
+
+
+def main() -> int:
+    """Run the program."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--name", required=True, help="name of the run")
+    arguments.add_argument("--settings", required=True, help="section `runs.<name>` as JSON, or @file")
+    arguments.add_argument("--model", required=True, type=Path, help="folder models/<model>")
+    blend = "blend folders, one per epoch; a single one repeats"
+    arguments.add_argument("--blend", required=True, type=Path, nargs="+", help=blend)
+    arguments.add_argument("--heldout", required=True, type=Path, help="folder blend/<blend>/heldout")
+    arguments.add_argument("--root", required=True, type=Path, help="results root, which references are relative to")
+    arguments.add_argument("--out", required=True, type=Path, help="folder to write: train/<run>")
+    args = arguments.parse_args()
+    return train(args, load_settings(Run, args.settings))
+
+
+if __name__ == "__main__":
+    run_program(main)

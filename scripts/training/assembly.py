@@ -1,0 +1,183 @@
+"""Puts a VisualChat model together from its bases, and takes it up again from the small folder that describes it.
+
+`models/<model>/` holds what is new or decides how the parts join: config.json, the processor with its tokenizer, the
+projector and the embedding rows of new tokens (`projector.safetensors`), and `manifest.json` with the place and hash
+of every base. The bases themselves are not copied: a language model may weigh 140 GB.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts.blending.identity import load_tokenizer, tokens_identity
+from scripts.common.errors import UserError
+from scripts.common.files import canonical, file_sha256, read_json, text_sha256, write_json
+from scripts.sections.model import Model
+from scripts.sections.tokens import Tokens
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.modeling import VisualChatForConditionalGeneration
+    from model.processing import VisualChatProcessor
+
+_WEIGHTS = "projector.safetensors"
+_ROWS = "new_rows."
+_HASHED = {".json", ".safetensors", ".model", ".txt", ".jinja"}
+_NOT_HASHED = {"manifest.json"}
+
+
+def make_model(settings: Model, tokens: Tokens, bases: dict[str, str], root: Path, out: Path) -> dict[str, Any]:
+    """Write the folder `out` of a model joined from `bases` (vision, language, tokenizer: folders or hub names).
+
+    Bases below `root` are remembered relative to it. Returns the manifest.
+
+    Raises:
+        UserError: a base is missing or cannot be used, or an image does not make the tokens that `tokens` counts.
+    """
+    import torch
+
+    from model.modeling import VisualChatForConditionalGeneration
+    from model.processing import VisualChatProcessor
+    from scripts.training.folders import replaced
+
+    found = {kind: find_base(name, root) for kind, name in bases.items()}
+    template = tokens.template.template()
+    tokenizer = load_tokenizer(str(found["tokenizer"]))
+    identity = tokens_identity(tokenizer, template, tokens.image_tokens)
+    processor = VisualChatProcessor.from_bases(found["vision"], tokenizer, tokens.image_tokens, template)
+    torch.manual_seed(settings.seed)
+    try:
+        model = VisualChatForConditionalGeneration.from_bases(
+            found["vision"],
+            found["language"],
+            processor.tokenizer,
+            template=template,
+            dtype=torch.float32,
+            projector=settings.projector,
+            vision_feature_layer=settings.vision_layer,
+            vision_class_token=settings.class_token,
+        )
+    except ValueError as error:
+        raise UserError(f"{bases['vision']} and {bases['language']} cannot be joined: {error}") from None
+    if model.config.image_tokens != tokens.image_tokens:
+        raise UserError(
+            f"{bases['vision']} makes {model.config.image_tokens} tokens of an image, but tokens.{settings.tokens} "
+            f"counts {tokens.image_tokens}; set its image_tokens to {model.config.image_tokens}"
+        )
+
+    with replaced(out) as draft:
+        model.config.save_pretrained(draft)
+        processor.save_pretrained(draft)
+        _write_new_weights(model, _rows_of_language(found["language"]), draft / _WEIGHTS)
+        manifest = {
+            "v": 1,
+            "bases": {
+                kind: {"path": _remembered(bases[kind], found[kind], root), "sha256": folder_sha256(found[kind])}
+                for kind in sorted(bases)
+            },
+            "tokens_identity": identity,
+            "image_tokens": tokens.image_tokens,
+            "sha256": folder_sha256(draft),
+        }
+        write_json(draft / "manifest.json", manifest)
+    return manifest
+
+
+def load_model(
+    folder: Path, root: Path, attention: str, dtype: "torch.dtype | None" = None, check: bool = True
+) -> "tuple[VisualChatForConditionalGeneration, VisualChatProcessor]":
+    """Take up the model that `folder` describes, with the given attention.
+
+    `dtype` is that of all weights (default float32). `check` compares the hashes of folder and bases with the
+    manifest; one process of several may do it for all.
+
+    Raises:
+        UserError: a base is missing or is not the one that the model was made from.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from model.modeling import VisualChatForConditionalGeneration
+    from model.processing import VisualChatProcessor
+
+    manifest = read_json(folder / "manifest.json")
+    found = {kind: find_base(base["path"], root) for kind, base in manifest["bases"].items()}
+    if check:
+        bases = [(found[kind], base["sha256"]) for kind, base in manifest["bases"].items()]
+        for path, sha256 in [(folder, manifest["sha256"]), *bases]:
+            if folder_sha256(path) != sha256:
+                raise UserError(f"{path} has changed since {folder} was made from it; make the model again")
+    config = read_json(folder / "config.json")
+    processor = VisualChatProcessor.from_pretrained(folder)
+    model = VisualChatForConditionalGeneration.from_bases(
+        found["vision"],
+        found["language"],
+        processor.tokenizer,
+        template=processor.template,
+        dtype=dtype or torch.float32,
+        attention=attention,
+        projector=config["projector"],
+        vision_feature_layer=config["vision_feature_layer"],
+        vision_class_token=config["vision_class_token"],
+    )
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in load_file(folder / _WEIGHTS).items():
+            rows = name.startswith(_ROWS)
+            parameter = parameters[name.removeprefix(_ROWS)]
+            (parameter[-len(value) :] if rows else parameter).copy_(value)
+    return model, processor
+
+
+def find_base(name: str, root: Path) -> Path:
+    """Return the folder of a base: a folder as given, one below `root`, or a model of the hub, fetched if need be.
+
+    Raises:
+        UserError: there is none.
+    """
+    for folder in (Path(name), root / name):
+        if folder.is_dir():
+            return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[f"*{suffix}" for suffix in sorted(_HASHED)]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{name!r} is neither a folder (also not below {root}) nor a model of the hub: {reason}"
+        ) from None
+
+
+def folder_sha256(folder: Path) -> str:
+    """Hash of the names and contents of the files that make a model: weights, configuration, tokenizer."""
+    files = [
+        path for path in folder.iterdir() if path.is_file() and path.suffix in _HASHED and path.name not in _NOT_HASHED
+    ]
+    return text_sha256(canonical({path.name: file_sha256(path) for path in files}))
+
+
+def _remembered(name: str, found: Path, root: Path) -> str:
+    relative = os.path.relpath(found, root)
+    inside = Path(name).is_dir() and not relative.startswith(os.pardir)
+    return Path(relative).as_posix() if inside else name
+
+
+def _rows_of_language(folder: Path) -> int:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder).vocab_size
+
+
+def _write_new_weights(model: "VisualChatForConditionalGeneration", old_rows: int, path: Path) -> None:
+    """Save what no base holds: the projector, and the rows of tokens that the language model did not have."""
+    from scripts.training.state import write_tensors
+
+    new = {name: value for name, value in model.named_parameters() if name.startswith("projector.")}
+    tables = {id(table.weight) for table in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for name, value in model.named_parameters():
+        if id(value) in tables and len(value) > old_rows:
+            new[_ROWS + name] = value[old_rows:]
+    write_tensors(path, {name: value.detach() for name, value in new.items()})

@@ -1,0 +1,173 @@
+"""Cuts a run into global batches, ranks and micro-batches, and turns their conversations into tensors.
+
+Global batch b of an epoch is units [b*G, (b+1)*G) of its blend folder, in the plan's order (longest first). Rank r of
+W takes r, r+W, r+2W, ... of them and computes them at most `micro_batch` at a time. Where nothing is left for a rank
+(the last batch of an epoch may be short), a *filler* takes the place: one token without a label. So every rank makes
+the same number of forward and backward passes (collectives would hang otherwise), and no filler counts in any loss.
+
+Everything is a function of the step number: there is no order to draw, no iterator state to save, and a run that
+resumes at step s simply asks for step s.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from model.processing import VisualChatProcessor
+from model.template import IGNORE, TEXT, Encoded
+from scripts.common.errors import UserError
+from scripts.training.loader import BlendReader, Sample
+
+_CACHE_BYTES = 256 << 20
+
+
+@dataclass
+class Batch:
+    """One micro-batch of one rank.
+
+    `tensors` are the model's inputs. `datasets` names the dataset of every row ('' for a filler); `labels` counts
+    supervised tokens by dataset, `tokens` all tokens without padding and fillers.
+    """
+
+    tensors: dict[str, Tensor]
+    datasets: list[str] = field(default_factory=list)
+    labels: Counter = field(default_factory=Counter)
+    tokens: int = 0
+
+    @property
+    def places(self) -> int:
+        """Tokens that are computed: rows times the padded length."""
+        return self.tensors["input_ids"].numel()
+
+
+class ImageCache:
+    """Decoded and resized images by the hash of their bytes; each image repeats in every epoch.
+
+    Once full it takes no more: epochs visit images in turn, and evicting the oldest would then evict exactly what
+    comes next.
+    """
+
+    def __init__(self, processor: VisualChatProcessor, limit: int = _CACHE_BYTES):
+        self._processor, self._room = processor, limit
+        self._images: dict[str, np.ndarray] = {}
+
+    def get(self, sha256: str, data: bytes) -> np.ndarray:
+        """Return the image as the model takes it, uint8 (3, H, W)."""
+        if sha256 in self._images:
+            return self._images[sha256]
+        with Image.open(io.BytesIO(data)) as picture:
+            image = self._processor.image(picture)
+        if image.nbytes <= self._room:
+            self._room -= image.nbytes
+            self._images[sha256] = image
+        return image
+
+
+class Batches(Dataset):
+    """The micro-batches of one rank over all epochs, by number: item `step * accumulation + micro`."""
+
+    def __init__(
+        self,
+        epochs: Sequence[BlendReader],
+        processor: VisualChatProcessor,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        rank: int = 0,
+        ranks: int = 1,
+        limit: int = 0,
+    ):
+        """Divide `epochs` (one reader per epoch); `limit` > 0 keeps only the first so many global batches of each."""
+        self.epochs, self.processor = list(epochs), processor
+        self.global_batch, self.rank, self.ranks = global_batch, rank, ranks
+        per_rank = -(-global_batch // ranks)
+        self.accumulation = -(-per_rank // micro_batch)
+        self.micro_batch = -(-per_rank // self.accumulation)
+        whole = [-(-len(reader) // global_batch) for reader in self.epochs]
+        self.steps_per_epoch = [min(steps, limit) if limit else steps for steps in whole]
+        self.steps = sum(self.steps_per_epoch)
+        self._images = ImageCache(processor)
+        self._filler = Encoded([processor.tokenizer.eos_token_id], [IGNORE], [TEXT], [])
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulation
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """Return (epoch, first unit) of the 0-based step `step`; the end of the run is (epochs, 0)."""
+        for epoch, steps in enumerate(self.steps_per_epoch):
+            if step < steps:
+                return epoch, step * self.global_batch
+            step -= steps
+        return len(self.epochs), 0
+
+    def units(self, step: int) -> tuple[int, range]:
+        """Return the epoch and the units of the global batch of `step`, of all ranks."""
+        epoch, first = self.locate(step)
+        return epoch, range(first, min(first + self.global_batch, len(self.epochs[epoch])))
+
+    def __getitem__(self, item: int) -> Batch:
+        """Read, encode and collate one micro-batch.
+
+        Raises:
+            UserError: a conversation has not the length that its plan counted, or an image cannot be decoded.
+        """
+        step, micro = divmod(item, self.accumulation)
+        epoch, units = self.units(step)
+        mine = units[self.rank :: self.ranks][micro * self.micro_batch :][: self.micro_batch]
+        batch, rows = Batch({}), []
+        for unit in mine:
+            sample = self.epochs[epoch][unit]
+            encoded, images = self._encode(sample, self.epochs[epoch])
+            rows.append((encoded, images))
+            batch.datasets.append(sample.dataset)
+            batch.labels[sample.dataset] += sample.n_labels
+            batch.tokens += sample.n_tokens
+        if not mine:
+            return self.filler()
+        batch.tensors = self.processor.collate(rows, padding_side="right")
+        return batch
+
+    def filler(self) -> Batch:
+        """A micro-batch that costs next to nothing and counts for nothing."""
+        return Batch(self.processor.collate([(self._filler, [])], padding_side="right"), [""])
+
+    def load(self, first_step: int, workers: int) -> Iterator[Batch]:
+        """Yield the micro-batches from `first_step` on; `workers` > 0 processes prepare them ahead of time."""
+        # Its own generator: creating the iterator draws a seed, which must not come from the model's random numbers.
+        order = range(first_step * self.accumulation, len(self))
+        return iter(
+            DataLoader(
+                self,
+                batch_size=None,
+                sampler=order,
+                num_workers=workers,
+                collate_fn=_unchanged,
+                generator=torch.Generator(),
+            )
+        )
+
+    def _encode(self, sample: Sample, reader: BlendReader) -> tuple[Encoded, list[np.ndarray]]:
+        encoded = self.processor.encode(sample.messages)
+        labels = sum(label != IGNORE for label in encoded.labels)
+        if (len(encoded), labels) != (sample.n_tokens, sample.n_labels):
+            raise UserError(
+                f"{reader.folder}: {'+'.join(sample.uids)} was planned with {sample.n_tokens} tokens and "
+                f"{sample.n_labels} labels, but the model's processor makes {len(encoded)} and {labels}; blend and "
+                "model must name the same `tokens`"
+            )
+        try:
+            images = [self._images.get(*image) for image in zip(sample.image_sha256, sample.images, strict=True)]
+        except OSError as error:
+            raise UserError(f"{reader.folder}: an image of {'+'.join(sample.uids)} is damaged: {error}") from None
+        return encoded, images
+
+
+def _unchanged(batch: Batch) -> Batch:
+    return batch

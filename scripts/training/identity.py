@@ -1,0 +1,35 @@
+"""What a training run is: a fingerprint of everything that decides its numbers, and of nothing else.
+
+Settings that only say how the work is divided do not count, nor does the code: a run that was interrupted continues
+after an update. The inputs count by their manifests, which hold the hashes of what they describe.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.common.files import canonical, read_json, text_sha256
+from scripts.sections.run import Run
+
+
+def inputs(model: Path, blend: Sequence[Path], heldout: Path) -> dict[str, Any]:
+    """The hashes of the manifests that a run reads.
+
+    Raises:
+        UserError: a manifest is missing.
+    """
+    return {
+        "model": manifest_sha256(model),
+        "blend": [manifest_sha256(folder) for folder in blend],
+        "heldout": manifest_sha256(heldout),
+    }
+
+
+def fingerprint(settings: Run, read: dict[str, Any]) -> str:
+    """Sixteen hex digits that name the run's state."""
+    return text_sha256(canonical({"v": 1, "settings": settings.numbers(), "inputs": read}))[:16]
+
+
+def manifest_sha256(folder: Path) -> str:
+    """Hash of a folder's manifest as a value: how it is indented does not count."""
+    return text_sha256(canonical(read_json(folder / "manifest.json")))

@@ -1,0 +1,169 @@
+"""Reads a blend folder: unit number in, conversation with its image bytes out. Used by training and by evaluation.
+
+A blend folder holds tar shards in plan order, an `.idx` beside each (little-endian uint64 offsets of every sample and
+of the end) and `manifest.json`, which says how many units each shard holds. So unit i is found by arithmetic and read
+with one `pread`, in any order, from any process, without a decoder state to save. Images lie in the shard itself
+(`embedded`) or in the media shards that the JSON member names (`referenced`).
+
+Everything that can be missing is looked for when a folder is opened: a run of days must not fail on its last shard.
+"""
+
+import bisect
+import itertools
+import json
+import os
+import struct
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from scripts.common.errors import UserError
+from scripts.common.files import read_json
+
+_BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation of a blend. `images` holds encoded bytes (JPEG, PNG, ...) in the order of their numbers."""
+
+    uids: list[str]
+    dataset: str
+    messages: list[dict[str, Any]]
+    images: list[bytes]
+    image_sha256: list[str]
+    n_tokens: int
+    n_labels: int
+    position: int
+
+
+class BlendReader:
+    """Random access to the units of one blend folder. It keeps no open file, so worker processes may share it."""
+
+    def __init__(self, folder: str | Path, root: str | Path):
+        """Open `folder`; references to media shards are relative to the results root `root`.
+
+        Raises:
+            UserError: the manifest, a shard or its index is missing or has another size than the manifest says.
+        """
+        self.folder, self.root = Path(folder), Path(root)
+        self.manifest: dict[str, Any] = read_json(self.folder / "manifest.json")
+        self.plan: str = self.manifest["plan"]
+        self.global_batch: int = self.manifest["global_batch"]
+        shards = self.manifest["shards"]
+        self._paths = [self.folder / shard["name"] for shard in shards]
+        self._offsets = [_checked_offsets(path, shard) for path, shard in zip(self._paths, shards, strict=True)]
+        self._starts = [0, *itertools.accumulate(shard["units"] for shard in shards)]
+        if self._starts[-1] != self.manifest["units"]:
+            raise UserError(
+                f"{self.folder}/manifest.json counts {self.manifest['units']} units, its shards {self._starts[-1]}"
+            )
+        if self.manifest["images"] == "referenced":
+            _check_media(self.root)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def datasets(self) -> list[str]:
+        """Names of the blend's datasets, sorted."""
+        return sorted(self.manifest["datasets"])
+
+    def __getitem__(self, unit: int) -> Sample:
+        """Read unit `unit` (0-based, in plan order).
+
+        Raises:
+            UserError: the shard's content is damaged or a referenced image cannot be read.
+        """
+        member, embedded = self._read(unit)
+        images = [
+            self._referenced(image["ref"]) if "ref" in image else embedded[index]
+            for index, image in enumerate(member["images"])
+        ]
+        return Sample(
+            uids=member["uids"],
+            dataset=member["dataset"],
+            messages=member["messages"],
+            images=images,
+            image_sha256=[image["sha256"] for image in member["images"]],
+            n_tokens=member["n_tokens"],
+            n_labels=member["n_labels"],
+            position=member["position"],
+        )
+
+    def uids(self, unit: int) -> list[str]:
+        """The uids of unit `unit`, without its images."""
+        return self._read(unit)[0]["uids"]
+
+    def _read(self, unit: int) -> tuple[dict[str, Any], dict[int, bytes]]:
+        """Return the JSON member of a unit and its embedded images by number."""
+        if not 0 <= unit < len(self):
+            raise IndexError(f"unit {unit} of {len(self)} in {self.folder}")
+        shard = bisect.bisect_right(self._starts, unit) - 1
+        place = unit - self._starts[shard]
+        begin, end = self._offsets[shard][place : place + 2]
+        try:
+            members = dict(_members(_pread(self._paths[shard], begin, end - begin)))
+            content = next(data for name, data in members.items() if name.endswith(".json"))
+            images = {int(name.split(".")[1][1:]): data for name, data in members.items() if not name.endswith(".json")}
+            return json.loads(content), images
+        except (tarfile.TarError, StopIteration, ValueError, IndexError) as error:
+            raise UserError(
+                f"unit {unit} of {self._paths[shard]} is damaged ({type(error).__name__}: {error}); remove the shard, "
+                "so that it is built again"
+            ) from None
+
+    def _referenced(self, reference: list) -> bytes:
+        path, offset, length = reference
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts:
+            raise UserError(f"{self.folder} refers to an image outside the results root: {path}")
+        try:
+            data = _pread(self.root / pure, offset, length)
+        except OSError as error:
+            raise UserError(f"{self.folder} needs {self.root / pure}, which cannot be read: {error}") from None
+        if len(data) != length:
+            raise UserError(f"{self.root / pure} is shorter than {self.folder} expects; build the media shards again")
+        return data
+
+
+def _checked_offsets(path: Path, shard: dict[str, Any]) -> tuple[int, ...]:
+    """Return the sample offsets of a shard, after checking that it and its index are whole."""
+    index = Path(f"{path}.idx")
+    for file, size in ((path, shard["bytes"]), (index, 8 * (shard["units"] + 1))):
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found} bytes instead of {size}"
+            raise UserError(f"{file} {state}; build the blend again (remove {path.parent}/manifest.json if need be)")
+    return struct.unpack(f"<{shard['units'] + 1}Q", index.read_bytes())
+
+
+def _check_media(root: Path) -> None:
+    """Check presence and size of every media shard below `root` that a media manifest lists."""
+    for manifest in sorted(root.glob("media/*/manifest.json")):
+        for shard in read_json(manifest)["shards"]:
+            path = manifest.parent / shard["name"]
+            found = path.stat().st_size if path.is_file() else None
+            if found != shard["bytes"]:
+                state = "is missing" if found is None else f"has {found} bytes instead of {shard['bytes']}"
+                raise UserError(f"{path} {state}, and the blend's images lie there; build the media shards again")
+
+
+def _pread(path: Path, offset: int, length: int) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(descriptor, length, offset)
+    finally:
+        os.close(descriptor)
+
+
+def _members(chunk: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, data) of every member in a piece of a tar file that begins at a header."""
+    place = 0
+    while place < len(chunk):
+        header = tarfile.TarInfo.frombuf(chunk[place : place + _BLOCK], "utf-8", "strict")
+        place += _BLOCK
+        yield header.name, chunk[place : place + header.size]
+        place += -(-header.size // _BLOCK) * _BLOCK

@@ -1,0 +1,138 @@
+"""Portable checkpoints: what a run has learnt so far, as plain tensors by parameter name, on disk whole or not at all.
+
+A checkpoint holds, for every trained parameter, the fp32 weight and AdamW's two moments, unsharded, in one
+safetensors file; `checkpoint.json` beside it holds the step, the length of the metrics file at that moment and the
+best weights so far. Nothing in it depends on the number of ranks, the ZeRO stage or DeepSpeed's version, so a run may
+continue with others. No random state is kept, because none exists: the plan holds every draw, and dropout is seeded
+anew from (seed, step, rank).
+
+    state/<fingerprint>/checkpoints/step-00000200/{state.safetensors, checkpoint.json}
+    state/<fingerprint>/weights/step-00000200.safetensors          the trained weights alone: best and final
+
+A checkpoint is written to a hidden folder, synced and renamed. `kill -9` at any moment leaves the earlier ones intact.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from scripts.common.errors import UserError
+from scripts.common.files import atomic, file_sha256, read_json, write_json
+
+PARTS = ("weight", "exp_avg", "exp_avg_sq")
+"""What is kept of every parameter; a tensor's name in the file is `<part>/<parameter>`."""
+
+_VERSION = 1
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder. Only one process may write."""
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = Path(folder), keep
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Write the checkpoint of `step` (finished steps) with `facts` (JSON values), then remove the oldest ones."""
+        target = self._path(step)
+        draft = self.folder / f".{target.name}"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        write_tensors(draft / "state.safetensors", tensors)
+        sha256 = file_sha256(draft / "state.safetensors")
+        write_json(draft / "checkpoint.json", {"v": _VERSION, "step": step, "sha256": sha256} | facts)
+        sync(draft)
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+        sync(self.folder)
+        for old in self._all()[: -self.keep]:
+            shutil.rmtree(old)
+
+    def newest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """Return the facts of the newest whole checkpoint, or None if there is none.
+
+        A damaged one is reported through `say` and removed, and the one before it is taken.
+        """
+        for leftover in self.folder.glob(".*"):
+            shutil.rmtree(leftover)
+        for path in reversed(self._all()):
+            problem = _damage(path)
+            if problem is None:
+                return read_json(path / "checkpoint.json")
+            say(f"checkpoint {path.name} is damaged ({problem}); going back to the one before it")
+            shutil.rmtree(path)
+        return None
+
+    def load(self, step: int) -> dict[str, Tensor]:
+        """Return the tensors of the checkpoint of `step`."""
+        return load_file(self._path(step) / "state.safetensors")
+
+    def facts(self) -> Iterable[dict[str, Any]]:
+        """Yield the facts of every checkpoint, oldest first."""
+        return (read_json(path / "checkpoint.json") for path in self._all())
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _all(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+
+def _damage(path: Path) -> str | None:
+    """Say what is wrong with a checkpoint, or return None."""
+    try:
+        facts = read_json(path / "checkpoint.json")
+        if facts["v"] != _VERSION:
+            return f"its format is version {facts['v']}, this program reads {_VERSION}"
+        if file_sha256(path / "state.safetensors") != facts["sha256"]:
+            return "its tensors do not have the recorded sha256"
+        best = facts["best"]
+        # Going back past the best weights that were lost makes them again.
+        if best and file_sha256(path.parents[1] / best["weights"]) != best["sha256"]:
+            return "the best weights it names do not have the recorded sha256"
+    except (UserError, OSError, KeyError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file atomically; without metadata, whose order in the file is not fixed."""
+    with atomic(path) as file:
+        file.write(save({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}))
+
+
+def sync(path: Path) -> None:
+    """Bring a file's content, or a folder's list of names, to the disk; a rename is there only once its folder is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def weights_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the weights, by parameter name, out of the tensors of a checkpoint."""
+    return {name.removeprefix("weight/"): tensor for name, tensor in tensors.items() if name.startswith("weight/")}
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copy `weights` (fp32, by parameter name) into `model`, casting to the type of its parameters.
+
+    Raises:
+        UserError: a name or a shape that the model does not have.
+    """
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            if name not in parameters or parameters[name].shape != value.shape:
+                found = tuple(parameters[name].shape) if name in parameters else "none"
+                raise UserError(
+                    f"the trained weights do not fit the model: {name} is {tuple(value.shape)}, not {found} as in it"
+                )
+            parameters[name].copy_(value)

@@ -1,0 +1,105 @@
+"""A laboratory for training: tiny bases, a model, blends, and real runs of `python -m scripts.train` on them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.blends import write_blend
+from tests.tiny import IMAGE_TOKENS, make_bases
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SETTINGS = {
+    "model": "tiny",
+    "blend": "tiny",
+    "epochs": 2,
+    "train_language": "full",
+    "learning_rate": 3e-3,
+    "warmup_steps": 2,
+    "evaluate_every": 5,
+    "checkpoint_every": 4,
+}
+STEPS = 26
+_TIMING = ("seconds", "per_second")
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A results root with everything that training reads. `bases` are the folders of the model's parts."""
+
+    root: Path
+    bases: dict[str, Path]
+    model: Path
+    blends: list[Path]
+    heldout: Path
+
+    def start(self, out: Path, model: Path | None = None, **changes: Any) -> subprocess.Popen:
+        """Start a run. The search path is empty, so that nothing can be compiled: training must not need a compiler."""
+        settings = json.dumps(SETTINGS | changes)
+        command = [sys.executable, "-m", "scripts.train", "--name", "tiny", "--settings", settings, "--out", str(out)]
+        command += ["--model", str(model or self.model), "--blend", *map(str, self.blends)]
+        command += ["--heldout", str(self.heldout), "--root", str(self.root)]
+        environment = os.environ | {"PATH": "", "PYTHONPATH": str(REPOSITORY)}
+        return subprocess.Popen(command, cwd=self.root, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def train(self, out: Path, **changes: Any) -> tuple[int, str]:
+        """Run to the end; return the exit status and what was said."""
+        process = self.start(out, **changes)
+        said = process.communicate()[1]
+        return process.returncode, said
+
+
+def make_lab(root: Path) -> Lab:
+    """Write bases, model and blends (two epochs of 13 steps, six held-out conversations) below `root`."""
+    from scripts.sections.model import Model
+    from scripts.sections.tokens import Tokens
+    from scripts.training.assembly import make_model
+
+    bases = make_bases(root / "bases")
+    settings = Model(vision="tiny", language="tiny", tokens="tiny")
+    tokens = Tokens(tokenizer="tiny", image_tokens=IMAGE_TOKENS)
+    names = {kind: str(path) for kind, path in bases.items()}
+    manifest = make_model(settings, tokens, names, root, root / "models/tiny")
+    options = {"tokens_identity": manifest["tokens_identity"]}
+    blend = root / "blend/tiny"
+    return Lab(
+        root=root,
+        bases=bases,
+        model=root / "models/tiny",
+        # 50 conversations leave a last batch of two: one rank has one of them, or with more ranks none.
+        blends=[write_blend(blend / f"epoch-{e:03d}", 50, bases["tokenizer"], epoch=e, **options) for e in range(2)],
+        heldout=write_blend(blend / "heldout", 6, bases["tokenizer"], stem="heldout", shards=1, **options),
+    )
+
+
+def finished(out: Path) -> dict[str, Any]:
+    """The `finished.json` of a run."""
+    return json.loads((out / "finished.json").read_text())
+
+
+def state_of(out: Path) -> Path:
+    """The one state folder of a run."""
+    (state,) = (out / "state").iterdir()
+    return state
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    """The metrics of a run without what only a clock decides."""
+    lines = [json.loads(line) for line in (state_of(out) / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.endswith(_TIMING)} for line in lines]
+
+
+def lines_written(out: Path) -> int:
+    """How many lines of metrics a run has written so far."""
+    return sum(path.read_bytes().count(b"\n") for path in out.glob("state/*/metrics.jsonl"))
+
+
+def wait_until(process: subprocess.Popen, happened) -> None:
+    """Wait until `happened()`; fail if the process ends first."""
+    while not happened():
+        assert process.poll() is None, f"the run ended too early: {process.stderr.read()}"
+        time.sleep(0.001)

@@ -1,0 +1,179 @@
+"""Training as a whole: killed in every way, on one rank or two, refused, and hopeless. Every run here is a real one."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scripts.training.assembly import folder_sha256
+from scripts.training.state import write_tensors
+from tests.runs import STEPS, Lab, finished, lines_written, metrics, state_of, wait_until
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and everything below it."""
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run; in a container nobody may collect the dead ones."""
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def wait_for_death(processes: list[psutil.Process]) -> None:
+    deadline = time.monotonic() + 20
+    while alive(processes):
+        assert time.monotonic() < deadline, f"{alive(processes)} outlived their run"
+        time.sleep(0.01)
+
+
+def test_a_run_leaves_what_the_next_steps_need(undisturbed: Path):
+    result = finished(undisturbed)
+    assert result["steps"] == STEPS and result["final"]["step"] == STEPS
+    steps = [line["step"] for line in metrics(undisturbed) if "loss" in line]
+    assert steps == list(range(1, STEPS + 1))
+    measured = {line["step"]: line["heldout_loss"] for line in metrics(undisturbed) if "heldout_loss" in line}
+    assert list(measured) == [0, 5, 10, 13, 15, 20, 25, 26]
+    best = min((step for step in measured if step), key=measured.get)
+    assert (result["best"]["step"], result["best"]["heldout_loss"]) == (best, measured[best])
+    assert result["curve"]["last_loss"] < 0.7 * result["curve"]["first_loss"]
+    for which in ("final", "best"):
+        weights = load_file(undisturbed / result[which]["weights"])
+        assert any(name.startswith("projector.") for name in weights)
+        assert not any(name.startswith("vision_tower.") for name in weights)
+
+
+def test_killed_again_and_again_it_ends_with_the_same_losses_and_weights(lab: Lab, undisturbed: Path):
+    out = lab.root / "train/disturbed"
+
+    # One rank alone, as a machine without memory would do it: the others must not wait for it.
+    process = lab.start(out)
+    wait_until(process, lambda: lines_written(out) >= 7)
+    victims = family(process.pid)
+    next(victim for victim in victims if "RANK" in victim.environ()).kill()
+    said = process.communicate()[1]
+    assert process.returncode == 1 and "ended without a word" in said and "Traceback" not in said
+    wait_for_death(victims)
+
+    # The whole tree while a checkpoint is being written (or just after), and a half-written one left behind.
+    process = lab.start(out)
+    wait_until(process, lambda: list(out.glob("state/*/checkpoints/.step-*")) or lines_written(out) >= 12)
+    victims = family(process.pid)
+    for victim in reversed(victims):
+        victim.kill()
+    process.wait()
+    wait_for_death(victims)
+    draft = state_of(out) / "checkpoints/.step-00000012"
+    draft.mkdir(exist_ok=True)
+    (draft / "state.safetensors").write_bytes(b"half")
+
+    # The launcher alone: its ranks must follow it, and must not write on beside the next attempt's.
+    process = lab.start(out)
+    before = lines_written(out)
+    wait_until(process, lambda: lines_written(out) >= max(before, 12) + 2)
+    victims = family(process.pid)
+    process.kill()
+    process.wait()
+    wait_for_death(victims)
+
+    # The newest checkpoint is damaged, and the run is asked to stop.
+    newest = max((state_of(out) / "checkpoints").glob("step-*"))
+    content = bytearray((newest / "state.safetensors").read_bytes())
+    content[-5] ^= 1
+    (newest / "state.safetensors").write_bytes(content)
+    process = lab.start(out)
+    said = ""
+    while "continuing after step" not in said:
+        assert (line := process.stderr.readline()), f"the run ended too early: {said}"
+        said += line
+    before = lines_written(out)
+    wait_until(process, lambda: lines_written(out) > before)
+    process.send_signal(signal.SIGTERM)
+    said += process.communicate()[1]
+    assert process.returncode == 75, said
+    assert "is damaged" in said and newest.name in said and "the same command continues" in said
+    assert not (out / "finished.json").exists()
+
+    status, said = lab.train(out)
+    assert status == 0, said
+    assert metrics(out) == metrics(undisturbed)
+    assert finished(out) == finished(undisturbed)
+    for which in ("final", "best"):
+        path = finished(out)[which]["weights"]
+        assert (out / path).read_bytes() == (undisturbed / path).read_bytes()
+    assert not list((state_of(out) / "checkpoints").glob(".*"))
+
+
+def test_one_rank_has_the_losses_of_two(lab: Lab, undisturbed: Path):
+    out = lab.root / "train/one_rank"
+    status, said = lab.train(out, ranks=1, micro_batch=3, workers=1)
+    assert status == 0, said
+    assert state_of(out).name == state_of(undisturbed).name, "ranks must not change the fingerprint"
+    for one, two in zip(metrics(out), metrics(undisturbed), strict=True):
+        for name in {"loss", "grad_norm", "heldout_loss"} & set(one):
+            assert one[name] == pytest.approx(two[name], rel=1e-5)
+        assert one["supervised_tokens"] == two["supervised_tokens"]
+
+
+def test_a_finished_run_returns_at_once(lab: Lab, undisturbed: Path):
+    log = (state_of(undisturbed) / "log.txt").read_bytes()
+    (undisturbed / "finished.json").rename(undisturbed / "moved.json")
+    status, said = lab.train(undisturbed, ranks=1)
+    assert status == 0 and "finished already" in said
+    assert (undisturbed / "finished.json").read_bytes() == (undisturbed / "moved.json").read_bytes()
+    assert (state_of(undisturbed) / "log.txt").read_bytes() == log, "ranks were started for nothing"
+    (undisturbed / "moved.json").unlink()
+
+
+def test_a_loss_that_is_no_number_names_the_conversations_and_is_not_tried_twice(lab: Lab):
+    model = lab.root / "models/poisoned"
+    shutil.copytree(lab.model, model)
+    weights = load_file(model / "projector.safetensors")
+    poison = {name: torch.full_like(value, torch.nan) for name, value in weights.items()}
+    write_tensors(model / "projector.safetensors", poison)
+    manifest = json.loads((model / "manifest.json").read_text())
+    (model / "manifest.json").write_text(json.dumps(manifest | {"sha256": folder_sha256(model)}))
+
+    out = lab.root / "train/poisoned"
+    status, said = lab.train(out, model=model, ranks=1)
+    assert status == 1 and "Traceback" not in said
+    assert "step 1: loss nan" in said and "llava:train" in said and "learning_rate" in said
+    log = (state_of(out) / "log.txt").read_bytes()
+    status, said = lab.train(out, model=model, ranks=1)
+    assert status == 1 and "said before" in said and "llava:train" in said
+    assert (state_of(out) / "log.txt").read_bytes() == log
+    assert not (out / "finished.json").exists()
+
+
+def test_what_does_not_belong_together_is_refused_before_anything_starts(lab: Lab, tmp_path: Path):
+    status, said = lab.train(tmp_path / "out", epochs=3)
+    assert status == 1 and "3 epochs need as many --blend folders" in said
+    status, said = lab.train(tmp_path / "out", model=lab.root / "models/none")
+    assert status == 1 and "models/none" in said
+    model = tmp_path / "model"
+    shutil.copytree(lab.model, model)
+    manifest = json.loads((model / "manifest.json").read_text())
+    (model / "manifest.json").write_text(json.dumps(manifest | {"tokens_identity": "other"}))
+    status, said = lab.train(tmp_path / "out", model=model)
+    assert status == 1 and "same entry of `tokens`" in said and "Traceback" not in said
+    status, said = lab.train(tmp_path / "out", learning_rat=1e-3)
+    assert status == 1 and "learning_rat" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_shard_is_one_clear_error(lab: Lab, tmp_path: Path):
+    shard = lab.heldout / "heldout-00000-of-00001.tar"
+    shard.rename(tmp_path / "away.tar")
+    try:
+        status, said = lab.train(tmp_path / "out", ranks=1)
+    finally:
+        (tmp_path / "away.tar").rename(shard)
+    assert status == 1 and f"{shard} is missing" in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists(), "ranks were started for nothing"

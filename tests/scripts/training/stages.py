@@ -1,0 +1,74 @@
+"""Run by torchrun in `test_engine.py`: the same steps at every ZeRO stage, and continued at another stage than begun.
+
+    torchrun --nproc-per-node 2 -m tests.scripts.training.stages LAB OUT
+
+OUT becomes {name: losses and gradient norms of the steps}; `2>0` is a run that does two steps at stage 2 and two more
+at stage 0.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from scripts.training.worker import start_distributed
+
+FIRST, STEPS = 2, 4
+
+
+def main(root: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    start_distributed()
+    from scripts.sections.run import Run
+    from scripts.training.assembly import load_model
+    from scripts.training.batches import Batches
+    from scripts.training.engine import Engine
+    from scripts.training.loader import BlendReader
+    from scripts.training.state import load_weights, weights_of
+
+    reader = BlendReader(root / "blend/tiny/epoch-000", root)
+    share = {"rank": dist.get_rank(), "ranks": dist.get_world_size()}
+
+    def run(first: int, end: int, state: dict | None = None, **options) -> tuple[list[float], dict]:
+        options = {"precision": "fp32", "train_language": "full", "learning_rate": 3e-3} | options
+        settings = Run(model="m", blend="b", epochs=1, micro_batch=1, **options)
+        dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+        model, processor = load_model(root / "models/tiny", root, "mmca", dtype)
+        # Batches of three: in each one, a rank has two conversations and the other one and a filler.
+        batches = Batches([reader], processor, global_batch=3, micro_batch=1, **share)
+        if state:
+            load_weights(model, weights_of(state))
+        engine = Engine(model, settings, datasets=reader.datasets, accumulation=batches.accumulation, steps=STEPS)
+        if state:
+            engine.restore(state, first, batches.filler(), batches.accumulation)
+        losses = []
+        for step in range(first, end):
+            mine = [batches[step * batches.accumulation + micro] for micro in range(batches.accumulation)]
+            result = engine.step(step, mine)
+            losses += [result.measured.loss, result.grad_norm]
+        return losses, engine.state()
+
+    found = {str(zero): run(0, STEPS, zero=zero)[0] for zero in (0, 1, 2, 3)}
+    frozen = {"train_language": "frozen", "projector_learning_rate": 1e-2, "weight_decay": 0.1}
+    for name, first, then, options in (
+        ("2>0", 2, 0, {}),
+        ("2>3", 2, 3, {}),
+        ("0>2", 0, 2, {}),
+        ("2>2", 2, 2, {}),
+        ("frozen 2>2", 2, 2, frozen),
+        ("bf16 2>2", 2, 2, {"precision": "bf16"}),
+    ):
+        begun, state = run(0, FIRST, zero=first, **options)
+        found[name] = begun + run(FIRST, STEPS, state, zero=then, **options)[0]
+    found["frozen 2"] = run(0, STEPS, zero=2, **frozen)[0]
+    found["bf16 2"] = run(0, STEPS, zero=2, precision="bf16")[0]
+    if dist.get_rank() == 0:
+        out.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    os._exit(0)

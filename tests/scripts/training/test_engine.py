@@ -1,0 +1,104 @@
+"""The arithmetic of a step: the same at every ZeRO stage and after every change of stage; rates, groups and seeds."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from model.modeling import VisualChatForConditionalGeneration
+from scripts.sections.run import Run
+from scripts.training.engine import choose_trained, deepspeed_config, learning_rate, parameter_groups, step_seed
+from tests.runs import REPOSITORY, Lab
+from tests.tiny import make_model
+
+
+@pytest.fixture(scope="module")
+def steps(lab: Lab, tmp_path_factory) -> dict[str, list[float]]:
+    """Losses and gradient norms of four steps on two ranks, by name of the variant (see `stages.py`)."""
+    out = tmp_path_factory.mktemp("stages") / "steps.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "tests.scripts.training.stages", str(lab.root), str(out)]
+    environment = os.environ | {"PATH": "", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("variant", ["1", "2", "3", "2>0", "2>3", "0>2"])
+def test_losses_and_gradients_do_not_depend_on_the_stage_nor_on_changing_it(steps: dict, variant: str):
+    assert steps[variant] == pytest.approx(steps["0"], rel=2e-6)
+
+
+@pytest.mark.parametrize("variant", ["2", "frozen 2", "bf16 2"])
+def test_continued_at_the_same_stage_it_is_exact(steps: dict, variant: str):
+    assert steps[f"{variant}>2"] == steps[variant]
+
+
+def test_what_is_trained_matters(steps: dict):
+    assert steps["frozen 2"] != pytest.approx(steps["2"], rel=1e-4)
+
+
+def run(**changes) -> Run:
+    return Run(**{"model": "m", "blend": "b"} | changes)
+
+
+def test_the_rate_rises_and_falls_as_the_settings_say():
+    cosine = [learning_rate(run(warmup_steps=4), step, 104) for step in range(104)]
+    assert cosine[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert cosine[53] == pytest.approx(0.5, abs=0.01) and cosine[-1] == pytest.approx(0.0)
+    assert all(a >= b for a, b in zip(cosine[3:], cosine[4:], strict=False))
+    linear = run(schedule="linear", final_learning_rate=0.1)
+    assert [learning_rate(linear, step, 11) for step in (0, 5, 10)] == pytest.approx([1.0, 0.55, 0.1])
+    assert learning_rate(run(schedule="constant"), 10, 11) == 1.0
+    assert learning_rate(run(), 0, 1) == 1.0
+
+
+def test_seeds_differ_by_step_and_rank_and_repeat():
+    seeds = {step_seed(seed, step, rank) for seed in range(3) for step in range(3) for rank in range(3)}
+    assert len(seeds) == 27 and step_seed(1, 2, 0) == step_seed(1, 2, 0)
+    for seed in seeds:
+        torch.manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> VisualChatForConditionalGeneration:
+    return VisualChatForConditionalGeneration.from_pretrained(make_model(tmp_path_factory.mktemp("model")))
+
+
+def trained(model, **changes) -> set[str]:
+    choose_trained(model, run(**changes))
+    parts = [name.split(".") for name, value in model.named_parameters() if value.requires_grad]
+    return {f"{part[0]}.{part[2]}" if part[0] == "language_model" else part[0] for part in parts}
+
+
+def test_the_settings_choose_what_is_trained(model):
+    assert trained(model) == {"projector", "language_model.embed_tokens"}
+    assert trained(model, train_embeddings=False) == {"projector"}
+    decoder = {"language_model.layers", "language_model.norm"}
+    assert trained(model, train_language="full") == {"projector", "language_model.embed_tokens"} | decoder
+    assert "language_model.embed_tokens" not in trained(model, train_language="full", train_embeddings=False)
+
+
+def test_groups_hold_every_trained_parameter_once_and_decay_only_matrices(model):
+    settings = run(train_language="full", weight_decay=0.1, learning_rate=1e-3, projector_learning_rate=1e-2)
+    choose_trained(model, settings)
+    groups = parameter_groups(model, settings)
+    found = [id(value) for group in groups for value in group["params"]]
+    assert sorted(found) == sorted(id(value) for value in model.parameters() if value.requires_grad)
+    for group in groups:
+        assert {value.ndim > 1 for value in group["params"]} == {group["weight_decay"] > 0}
+    projector = {id(value) for value in model.projector.parameters()}
+    assert all((group["peak"] == 1e-2) == (id(value) in projector) for group in groups for value in group["params"])
+    assert len(parameter_groups(model, run(train_language="full"))) == 1
+
+
+def test_deepspeed_is_told_no_optimiser_and_no_schedule():
+    config = deepspeed_config(run(zero=3, precision="bf16", clip=0.5), accumulation=4, trained=1000)
+    assert not {"optimizer", "scheduler"} & set(config)
+    assert config["zero_optimization"]["stage"] == 3 and config["bf16"] == {"enabled": True}
+    assert config["gradient_accumulation_steps"] == 4 and config["gradient_clipping"] == 0.5
+    with pytest.raises(ValueError, match="bf16 needs zero"):
+        run(zero=0, precision="bf16")

@@ -1,0 +1,36 @@
+"""What makes two runs the same run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.common.errors import UserError
+from scripts.sections.run import Run
+from scripts.training import identity
+from tests.runs import SETTINGS, Lab
+
+
+def test_settings_that_change_numbers_are_told_from_those_that_do_not(lab: Lab):
+    read = identity.inputs(lab.model, lab.blends, lab.heldout)
+    base = identity.fingerprint(Run(**SETTINGS), read)
+    same = {"ranks": 7, "micro_batch": 1, "zero": 0, "workers": 3, "checkpoint_every": 9, "keep_checkpoints": 5}
+    for key, value in same.items():
+        assert identity.fingerprint(Run(**SETTINGS | {key: value}), read) == base, key
+    other = {"learning_rate": 1e-4, "threads": 2, "seed": 1, "attention": "causal", "epochs": 3, "evaluate_every": 6}
+    for key, value in other.items():
+        assert identity.fingerprint(Run(**SETTINGS | {key: value}), read) != base, key
+    assert identity.fingerprint(Run(**SETTINGS), read | {"model": "x"}) != base
+
+
+def test_a_manifest_counts_by_its_values(tmp_path: Path):
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"a": 1, "b": 2}))
+    before = identity.manifest_sha256(tmp_path)
+    manifest.write_text(json.dumps({"b": 2, "a": 1}, indent=4))
+    assert identity.manifest_sha256(tmp_path) == before
+    manifest.write_text(json.dumps({"a": 1, "b": 3}))
+    assert identity.manifest_sha256(tmp_path) != before
+    manifest.unlink()
+    with pytest.raises(UserError, match="manifest.json"):
+        identity.manifest_sha256(tmp_path)

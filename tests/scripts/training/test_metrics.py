@@ -1,0 +1,50 @@
+"""The record of a run: cut back to a checkpoint it holds every step once, in the file and in TensorBoard."""
+
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scripts.common.errors import UserError
+from scripts.training.metrics import Metrics, read_metrics, summary
+
+
+def step(number: int, loss: float) -> dict:
+    return {"step": number, "loss": loss, "lr": 0.1, "datasets": {"llava": {"loss": loss, "supervised_tokens": 3}}}
+
+
+def measurement(number: int, loss: float) -> dict:
+    return {"step": number, "heldout_loss": loss, "datasets": {"llava": {"loss": loss, "supervised_tokens": 3}}}
+
+
+def test_a_resumed_run_stands_in_both_records_once(tmp_path: Path):
+    metrics = Metrics(tmp_path, 0, 0)
+    metrics.write(measurement(0, 9.0))
+    metrics.write(step(1, 5.0))
+    kept = metrics.sync()
+    metrics.write(step(2, 4.0))
+    metrics.write(step(3, 3.0))
+    metrics.close()
+
+    metrics = Metrics(tmp_path, kept, 1)
+    metrics.write(step(2, 4.5))
+    metrics.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [measurement(0, 9.0), step(1, 5.0), step(2, 4.5)]
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 5.0), (2, 4.5)]
+    assert [event.value for event in events.Scalars("heldout_loss/llava")] == [9.0]
+
+
+def test_lost_lines_are_a_clear_error(tmp_path: Path):
+    with pytest.raises(UserError, match="has lost lines"):
+        Metrics(tmp_path, 100, 1)
+
+
+def test_the_summary_tells_start_end_and_held_out_losses():
+    lines = [measurement(0, 9.0), *(step(number, 21.0 - number) for number in range(1, 21)), measurement(20, 2.0)]
+    assert summary(lines) == {
+        "first_loss": 20.0,
+        "last_loss": 1.0,
+        "mean_loss_of_last_tenth": 1.5,
+        "heldout": [[0, 9.0], [20, 2.0]],
+    }

@@ -1,0 +1,98 @@
+"""What the rules ask about a configuration."""
+
+import os
+import time
+
+import pytest
+import yaml
+
+from scripts import dag, settings
+from scripts.common.errors import UserError
+from tests.workflow.project import ROOT, TINY
+
+
+@pytest.fixture
+def tiny():
+    return settings.load(TINY)
+
+
+def test_a_fixed_blend_trains_on_its_one_epoch_again_and_again(tiny):
+    blend = tiny.blends["mixed"].model_copy(update={"redraw": False})
+    run = tiny.runs["first"].model_copy(update={"epochs": 3})
+    fixed = tiny.model_copy(update={"blends": {"mixed": blend}, "runs": {"first": run}})
+    assert dag.epoch_parts(fixed, "first") == ["epoch-000"] * 3
+    assert dag.blend_parts(fixed, "mixed") == ["epoch-000", "heldout"]
+
+
+def test_every_epoch_of_a_redrawn_blend_is_a_part_of_its_own(tiny):
+    longer = tiny.model_copy(update={"runs": {"first": tiny.runs["first"].model_copy(update={"epochs": 2})}})
+    assert dag.epoch_parts(longer, "first") == ["epoch-000", "epoch-001"]
+    assert dag.blend_parts(longer, "mixed") == ["epoch-000", "epoch-001", "heldout"]
+
+
+def test_the_join_needs_the_records_that_it_joins(tiny):
+    assert set(dag.datasets_of(tiny, "mixed")) == {"coco_caption", "llava", "llava_dial", "otter_mimicit_cgd"}
+
+
+def test_how_shards_are_stored_is_no_cause_of_the_plan(tiny):
+    other = tiny.blends["mixed"].model_copy(update={"shards": 5, "images": "referenced"})
+    assert dag.plan_cause(tiny, "mixed") == dag.plan_cause(tiny.model_copy(update={"blends": {"mixed": other}}), "mixed")
+
+
+def test_what_is_done_with_mixed_conversations_is_a_cause_of_the_plan(tiny):
+    other = tiny.holdout.model_copy(update={"mixed": "drop"})
+    assert dag.plan_cause(tiny, "mixed") != dag.plan_cause(tiny.model_copy(update={"holdout": other}), "mixed")
+
+
+def test_the_number_of_images_is_no_cause_of_the_bases(tiny):
+    more = tiny.miniature.model_copy(update={"images": 7})
+    assert dag.world_cause(tiny) == dag.world_cause(tiny.model_copy(update={"miniature": more}))
+    richer = tiny.miniature.model_copy(update={"shapes": 6})
+    assert dag.world_cause(tiny) != dag.world_cause(tiny.model_copy(update={"miniature": richer}))
+
+
+def test_a_users_folder_counts_by_name_size_and_time(tmp_path):
+    (tmp_path / "images/deep").mkdir(parents=True)
+    (tmp_path / "images/deep/a.jpg").write_bytes(b"1")
+    (tmp_path / "rows.json").write_text("[]")
+    (tmp_path / "other.json").write_text("[]")
+
+    def digest():
+        dag.folder_digest.cache_clear()
+        return dag.folder_digest(str(tmp_path), ("images/", "rows.json", "absent.json"))
+
+    before = digest()
+    (tmp_path / "other.json").write_text("[1]")
+    assert digest() == before
+    os.utime(tmp_path / "images/deep/a.jpg", ns=(time.time_ns(), 1))
+    after = digest()
+    assert after != before
+    (tmp_path / "images/deep/b.jpg").write_bytes(b"1")
+    assert digest() != after
+
+
+def test_a_root_belongs_to_one_configuration(tmp_path):
+    dag.check_root(str(tmp_path / "results"), "one")
+    dag.claim_root(str(tmp_path / "results"), "one")
+    dag.claim_root(str(tmp_path / "results"), "one")
+    with pytest.raises(UserError, match="'one', not of 'two'"):
+        dag.check_root(str(tmp_path / "results"), "two")
+
+
+def test_the_interpreter_of_snakemake_runs_the_steps_unless_conda_does():
+    assert "PATH=" in dag.shell_prefix("/code", conda=False).replace("PYTHONPATH=", "")
+    assert " PATH=" not in dag.shell_prefix("/code", conda=True)
+
+
+def test_the_picture_names_every_step():
+    picture = (ROOT / "docs/graph.dot").read_text()
+    programs = {"miniature", "fetch", "validate", "shard", "index", "holdout", "convert", "count_tokens", "plan", "blend"}
+    programs |= {"pretrain", "make_model", "train", "export", "evaluate", "report"}
+    rules = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
+    for program in programs:
+        assert program in picture and f"-m scripts.{program} " in rules, program
+
+
+def test_every_profile_is_readable():
+    for path in (ROOT / "profiles").glob("*/profile.yaml"):
+        assert isinstance(yaml.safe_load(path.read_text()), dict), path
