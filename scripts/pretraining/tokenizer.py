@@ -49,11 +49,11 @@ def make_tokenizer(settings: PretrainTokenizer, world: Miniature, out: Path) -> 
 
 def _texts(world: Miniature) -> Iterator[str]:
     template = Template()
-    for number in range(1, 10):
-        yield template.image_header_for(number)
-    yield from (template.question_header, template.answer_header, template.round_end)
     draw = Draw(world.seed, "tokenizer")
-    for _ in range(_SCENES):
+    for scene in range(_SCENES):
+        # As often as in conversations, or rarer words would take the merges.
+        yield template.image_header_for(1 + scene % 9)
+        yield from (template.question_header, template.answer_header, template.round_end)
         pair = [draw_scene(draw, world), draw_scene(draw, world)]
         yield from captions(pair[0], draw)
         yield describe(pair[0])
