@@ -77,7 +77,7 @@ class Project:
 
     def snakemake(self, *arguments: str, check: bool = True, config: str = "tiny.yaml") -> str:
         """Run Snakemake on the project's configuration; returns what it printed."""
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--nocolor", "--configfile", config, *arguments]
+        command = [sys.executable, "-m", "snakemake", "--configfile", config, "--cores", "2", "--nocolor", *arguments]
         done = subprocess.run(command, cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         output = done.stdout + done.stderr
         assert not check or done.returncode == 0, output[-6000:]
