@@ -2,59 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    CLIPConfig,
-    CLIPModel,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    Qwen3Config,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
 
 from model.configuration import VisualChatConfig
-from model.modeling import VisualChatForConditionalGeneration, refuse_misread_decoder
+from model.modeling import VisualChatForConditionalGeneration
 from model.template import IGNORE
-from tests.tiny import IMAGE_SIZE, IMAGE_TOKENS, make_bases, make_model, user
-
-ATTENTIONS = ("mmca", "causal", "dattn")
-
-
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)
-
-
-PICTURES = [picture(seed) for seed in range(3)]
-
-
-TWO_IMAGES = [
-    user("What is on the left?", 0),
-    {"role": "assistant", "content": "A red circle."},
-    user("Which image has more?", 1),
-    {"role": "assistant", "content": "The second image."},
-]
-ONE_IMAGE = [user("How many objects?", 2), {"role": "assistant", "content": "Two."}]
-TEXT_ONLY = [user("yes or no?"), {"role": "assistant", "content": "yes"}]
-
-
-def batch_of(processor, *conversations, pictures=PICTURES, side="right") -> dict:
-    return processor.collate([(processor.encode(messages), pictures) for messages in conversations], side)
-
-
-def logits_of(model, batch: dict) -> torch.Tensor:
-    with torch.no_grad():
-        return model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+from tests.model.conversations import ATTENTIONS, ONE_IMAGE, PICTURES, TEXT_ONLY, TWO_IMAGES, batch_of, logits_of, picture, prompts
+from tests.tiny import IMAGE_TOKENS, user
 
 
 @pytest.fixture(params=ATTENTIONS)
@@ -215,12 +172,6 @@ def test_a_new_image_behind_a_cache(any_model, processor):
     torch.testing.assert_close(rest.logits, full[:, start:], rtol=1e-4, atol=1e-5)
 
 
-def prompts(processor, *conversations) -> dict:
-    batch = batch_of(processor, *(messages[:-1] for messages in conversations), side="left")
-    del batch["labels"]
-    return batch
-
-
 def test_batched_generation_equals_single_generation(any_model, processor):
     conversations = (TWO_IMAGES, TEXT_ONLY, ONE_IMAGE)
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
@@ -284,171 +235,3 @@ def test_features_of_another_length_are_refused(model, processor):
     del batch["pixel_values"]
     with pytest.raises(ValueError, match="image placeholders"):
         model(**batch, image_features=torch.zeros(2, 8, 32))
-
-
-def test_folder_keeps_every_weight_and_byte(folder, model, processor, tmp_path):
-    model.save_pretrained(tmp_path / "again")
-    processor.save_pretrained(tmp_path / "again")
-    assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "again").iterdir()}
-    for path in folder.iterdir():
-        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
-    again = make_model(tmp_path / "elsewhere")
-    for path in folder.iterdir():
-        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
-    loaded = AutoModelForImageTextToText.from_pretrained(folder)
-    assert type(loaded) is VisualChatForConditionalGeneration
-    batch = batch_of(processor, TWO_IMAGES)
-    assert torch.equal(logits_of(loaded, batch), logits_of(model, batch))
-
-
-def test_weights_of_the_bases_arrive_unchanged(folder):
-    weights = load_file(folder / "model.safetensors")
-    for kind, prefix in (("vision", "vision_tower.encoder."), ("language", "language_model.")):
-        for name, value in load_file(folder.parent / "bases" / kind / "model.safetensors").items():
-            assert torch.equal(value, weights[prefix + name])
-
-
-def test_there_is_one_embedding(model):
-    table = model.get_input_embeddings().weight
-    assert model.get_output_embeddings().weight is table
-    assert sum(parameter.shape == table.shape for parameter in model.parameters()) == 1
-    assert model.language_model.get_decoder().embed_tokens.weight is table
-
-
-@pytest.mark.parametrize("fault", ["missing", "unexpected"])
-def test_folders_that_do_not_fit_are_refused(folder, tmp_path, fault):
-    broken = shutil.copytree(folder, tmp_path / "broken")
-    weights = load_file(broken / "model.safetensors")
-    if fault == "missing":
-        del weights["projector.linear.weight"]
-    else:
-        weights["projector.extra"] = torch.zeros(1)
-    save_file(weights, broken / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=f"{fault} keys: projector"):
-        VisualChatForConditionalGeneration.from_pretrained(broken)
-
-
-def test_a_base_without_its_weights_is_refused(tmp_path):
-    bases = make_bases(tmp_path)
-    weights = load_file(bases["language"] / "model.safetensors")
-    del weights["model.norm.weight"]
-    save_file(weights, bases["language"] / "model.safetensors", {"format": "pt"})
-    tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
-    with pytest.raises(ValueError, match="missing keys: model.norm.weight"):
-        VisualChatForConditionalGeneration.from_bases(bases["vision"], bases["language"], tokenizer)
-
-
-def test_a_tokenizer_without_placeholder_gets_one_and_the_embedding_a_row(tmp_path):
-    bases = make_bases(tmp_path)
-    file = bases["tokenizer"] / "tokenizer.json"
-    content = json.loads(file.read_text())
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "<image>"]
-    content["model"]["vocab"]["<was image>"] = content["model"]["vocab"].pop("<image>")
-    file.write_text(json.dumps(content))
-    settings = bases["tokenizer"] / "tokenizer_config.json"
-    settings.write_text(settings.read_text().replace('"<image>"', ""))
-    tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
-    rows = len(tokenizer)
-    model = VisualChatForConditionalGeneration.from_bases(bases["vision"], bases["language"], tokenizer)
-    assert model.config.image_token_id == rows and len(tokenizer) == rows + 1
-    assert model.get_input_embeddings().weight.shape[0] == rows + 1 == model.config.text_config.vocab_size
-    before = load_file(bases["language"] / "model.safetensors")["model.embed_tokens.weight"]
-    assert torch.equal(model.get_input_embeddings().weight[:rows], before)
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-
-
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_each_part_has_its_attention(folder, attention):
-    bases = folder.parent / "bases"
-    tokenizer = AutoTokenizer.from_pretrained(bases / "tokenizer")
-    joined = VisualChatForConditionalGeneration.from_bases(
-        bases / "vision", bases / "language", tokenizer, attention=attention
-    )
-    config = VisualChatConfig.from_pretrained(folder, attention=attention)
-    loaded = VisualChatForConditionalGeneration.from_pretrained(folder, config=config)
-    for model in (joined, loaded):
-        assert model.language_model.config._attn_implementation == attention
-        assert model.vision_tower.encoder.config._attn_implementation == "sdpa"
-
-
-def test_a_decoder_that_does_not_call_the_attention_is_noticed(model, processor):
-    model.language_model.set_attn_implementation("sdpa")
-    with pytest.raises((RuntimeError, ValueError), match="called the attention 'mmca' 0 times in 2 layers"):
-        model(**batch_of(processor, TWO_IMAGES))
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        (MistralConfig(sliding_window=32), "sliding"),
-        (Qwen3Config(use_sliding_window=True, max_window_layers=4), "layers of sliding_attention"),
-        (LlamaConfig(attn_logit_softcapping=50.0), "attn_logit_softcapping = 50.0"),
-        (LlamaConfig(logits_scaling=8.0), "logits_scaling = 8.0"),
-    ],
-)
-def test_decoders_that_would_be_misread_are_refused(config, words):
-    with pytest.raises(ValueError, match=words):
-        refuse_misread_decoder(config)
-
-
-@pytest.mark.parametrize("config", [LlamaConfig(), MistralConfig(sliding_window=None), Qwen3Config(), GPT2Config()])
-def test_ordinary_decoders_are_accepted(config):
-    refuse_misread_decoder(config)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"attention": "flash"}, "attention: 'flash' is not one of mmca, causal, dattn"),
-        ({"projector": "cubic"}, "projector: 'cubic'"),
-        ({"template": {"sytem": ""}}, "unknown template key"),
-    ],
-)
-def test_configuration_refuses_what_does_not_exist(options, words):
-    with pytest.raises(ValueError, match=words):
-        VisualChatConfig(**options)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kv_heads", [1, 2])
-def test_other_shapes_of_model_run(tmp_path, dtype, kv_heads):
-    """Grouped heads, no begin-of-sequence token, the other projector, an inner feature layer with its class token."""
-    from model.processing import VisualChatProcessor
-
-    folder = make_model(
-        tmp_path,
-        kv_heads=kv_heads,
-        bos=False,
-        dtype=dtype,
-        projector="mlp",
-        vision_feature_layer=-2,
-        vision_class_token="keep",
-    )
-    processor = VisualChatProcessor.from_pretrained(folder)
-    model = VisualChatForConditionalGeneration.from_pretrained(folder)
-    assert processor.image_tokens == model.config.image_tokens == IMAGE_TOKENS + 1
-    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
-    model(**batch_of(processor, TWO_IMAGES, TEXT_ONLY)).loss.backward()
-    assert model.generate(**prompts(processor, TWO_IMAGES), max_new_tokens=3, eos_token_id=None).shape[1] > 3
-
-
-def test_other_encoders(tmp_path):
-    """SigLIP, which has no class token; and a whole CLIP, of which only the vision half is taken."""
-    bases = make_bases(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = {**small, "image_size": IMAGE_SIZE, "patch_size": 8}
-    encoders = [
-        SiglipVisionModel(SiglipVisionConfig(**vision)),
-        CLIPModel(CLIPConfig(vision_config=vision, text_config={**small, "vocab_size": 99}, projection_dim=8)),
-    ]
-    for encoder in encoders:
-        (bases["vision"] / "model.safetensors").unlink()
-        encoder.save_pretrained(bases["vision"])
-        model = VisualChatForConditionalGeneration.from_bases(bases["vision"], bases["language"], tokenizer)
-        assert model.config.image_tokens == IMAGE_TOKENS
-        pixels = torch.from_numpy(np.stack(PICTURES))
-        half = getattr(encoder, "vision_model", encoder)
-        with torch.no_grad():
-            expected = half(model.vision_tower.normalise(pixels)).last_hidden_state[:, -IMAGE_TOKENS:]
-            torch.testing.assert_close(model.vision_tower(pixels), expected)
