@@ -34,7 +34,7 @@ class Run(Section):
     """Passes over the blend. With `redraw` each pass has its own draws and order."""
     learning_rate: Rate = 1e-3
     """Peak learning rate of the language model's trained parameters. Embeddings alone: 1e-3; a whole language model:
-    2e-5 to 1e-4 for billions of parameters, about 2e-3 for the miniature."""
+    2e-5 to 1e-4 for billions of parameters, 4e-3 for the miniature."""
     projector_learning_rate: Rate | None = None
     """Peak learning rate of the projector; empty: the same as `learning_rate`."""
     betas: tuple[Share, Share] = (0.9, 0.95)
