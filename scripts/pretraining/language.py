@@ -31,7 +31,7 @@ def make_language(settings: PretrainLanguage, world: Miniature, tokenizer_folder
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=settings.width,
-            intermediate_size=settings.width * 5 // 2,
+            intermediate_size=2 * settings.width,
             num_hidden_layers=settings.layers,
             num_attention_heads=settings.heads,
             max_position_embeddings=settings.positions,

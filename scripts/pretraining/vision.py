@@ -1,10 +1,13 @@
 """The miniature's vision encoder: a small CLIP encoder that has learnt to say what lies in each patch.
 
 It is pretrained as real encoders are, on other images than those it will be used on: scenes are drawn for it from a stream of
-their own, and one whose file would equal a held-out image is left out. Every patch is taught its quarter, and the shape, colour
-and size of the object there. The heads are thrown away; the encoder is then frozen.
+their own, and one whose file would equal a held-out image is left out. What a patch shows - its quarter, and the shape,
+colour and size of the object there - is written as a sum of fixed codes at right angles, each of length sqrt(width); the
+encoder learns to give that sum, and is then frozen. Classification heads would teach it to name patches as well, but leave
+features in which the presence of an object drowns its colour, and a projector learns to read those much more slowly.
 """
 
+import math
 from collections.abc import Collection
 from pathlib import Path
 
@@ -44,30 +47,36 @@ def make_vision(settings: PretrainVision, world: Miniature, heldout: Collection[
             patch_size=settings.patch_size,
         )
     )
-    sizes = [len(CELLS), len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1]
-    heads = nn.Linear(settings.width, sum(sizes))
+    codes = _codes(settings.width)
 
-    def named(batch: Tensor) -> tuple[Tensor, ...]:
-        # Without the class token: (images, patches, width) -> one group of logits per property.
-        return heads(encoder(pixel_values=batch).last_hidden_state[:, 1:]).split(sizes, -1)
+    def features(batch: Tensor) -> Tensor:
+        # Without the class token: (images, patches, width).
+        return encoder(pixel_values=batch).last_hidden_state[:, 1:]
 
     order = torch.Generator().manual_seed(settings.seed)
 
     def loss(step: int) -> Tensor:
         chosen = torch.randint(settings.scenes, (settings.batch,), generator=order)
-        logits, truth = named(pixels[chosen]), labels[chosen]
-        return sum(F.cross_entropy(part.flatten(0, 1), truth[..., i].flatten()) for i, part in enumerate(logits))
+        wanted = sum(code[labels[chosen][..., i]] for i, code in enumerate(codes))
+        return F.mse_loss(features(pixels[chosen]), wanted)
 
-    parameters = [*encoder.parameters(), *heads.parameters()]
-    optimise(parameters, loss, settings.steps, settings.learning_rate, "vision encoder")
+    optimise(encoder.parameters(), loss, settings.steps, settings.learning_rate, "vision encoder")
 
     with torch.no_grad():
-        guesses = torch.stack([part.argmax(-1) for part in named(pixels[-_TESTED:])], -1)
+        found = features(pixels[-_TESTED:])
+        guesses = torch.stack([(found @ code.T).argmax(-1) for code in codes], -1)
     truth = labels[-_TESTED:]
     right = (guesses == truth).all(-1)[truth[..., 1] > 0].float().mean().item()
     encoder.save_pretrained(out)
     processor.save_pretrained(out)
     return {"patches_right": round(right, 4), "left_out": skipped}
+
+
+def _codes(width: int) -> tuple[Tensor, ...]:
+    """The codes (values, width) of quarter, shape, colour and size; value 0 of the last three is "none"."""
+    values = [len(CELLS), len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1]
+    every = nn.init.orthogonal_(torch.empty(sum(values), width), gain=math.sqrt(width))
+    return every.split(values)
 
 
 def _scenes(

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from scripts.sections.base import Section
 
+_CODES = 23
+"""Values of what a patch shows: 4 quarters, 6 shapes, 8 colours and 2 sizes, and no shape, colour or size."""
+
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
@@ -47,14 +50,16 @@ class PretrainVision(Section):
             raise ValueError("patch_size must divide image_size")
         if self.width % self.heads:
             raise ValueError("heads must divide width")
+        if self.width < _CODES:
+            raise ValueError(f"width must be at least {_CODES}, one dimension for each thing that a patch is taught")
         return self
 
 
 class PretrainLanguage(Section):
     """A small Llama that has read conversations about scenes described in words, and never seen an image."""
 
-    width: Positive = 64
-    """Width of the hidden states. A small, hot decoder with many examples learns to look sooner than a large one."""
+    width: Positive = 128
+    """Width of the hidden states. With heads of 32 each it learns to look in fewer steps than a decoder half as wide."""
     layers: Positive = 3
     """Transformer layers."""
     heads: Positive = 4

@@ -33,7 +33,7 @@ _ONE_IMAGE = {
 }
 _TWO_IMAGES = {
     "compare": "Which image has more objects?",
-    "which": "Which image shows a {colour} {shape}?",
+    "which": "Which image shows a {colour} object?",
 }
 DESCRIBE = ("Describe the image.", "What does the image show?", "Tell me what you can see.")
 
@@ -101,13 +101,13 @@ def compare(first: Scene, second: Scene, kind: str, draw: Draw) -> Question | No
         more = len(first) - len(second)
         answer = "both the same" if more == 0 else "image 1" if more > 0 else "image 2"
         return Question(kind, _TWO_IMAGES[kind], answer)
-    seen = [{(thing.colour, thing.shape) for thing in scene} for scene in (first, second)]
+    seen = [{thing.colour for thing in scene} for scene in (first, second)]
     single = sorted(seen[0] ^ seen[1])
     if not single:
         return None
-    colour, shape = draw.pick(single)
-    answer = "image 1" if (colour, shape) in seen[0] else "image 2"
-    return Question(kind, _TWO_IMAGES[kind].format(colour=colour, shape=shape), answer)
+    colour = draw.pick(single)
+    answer = "image 1" if colour in seen[0] else "image 2"
+    return Question(kind, _TWO_IMAGES[kind].format(colour=colour), answer)
 
 
 def question(

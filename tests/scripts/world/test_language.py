@@ -115,8 +115,8 @@ def _solve(asked: str, scenes) -> str:
     if asked == "Which image has more objects?":
         one, two = map(len, scenes)
         return "both the same" if one == two else f"image {1 + (two > one)}"
-    if match := re.fullmatch(r"Which image shows a (\w+) (\w+)\?", asked):
-        (place,) = [n for n, scene in enumerate(scenes) if any((o.colour, o.shape) == match.groups() for o in scene)]
+    if match := re.fullmatch(r"Which image shows a (\w+) object\?", asked):
+        (place,) = [n for n, scene in enumerate(scenes) if match[1] in {o.colour for o in scene}]
         return f"image {place + 1}"
     place = re.search(r" (?:of|in) image (\d)", asked)
     scene = scenes[int(place[1]) - 1] if place else scenes[0]
