@@ -14,8 +14,8 @@ import pyarrow as pa
 from scripts.adapters.base import CARD, FILES, LISTING, missing
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import file_sha256, table_sha256, write_json, write_table
-from scripts.common.progress import track
 from scripts.common.program import parser
+from scripts.common.progress import track
 from scripts.media.keys import is_image
 from scripts.sources import SOURCES
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import file_sha256, table_sha256, write_json, write_table
-from scripts.common.progress import track
 from scripts.common.program import parser
+from scripts.common.progress import track
 from scripts.media.store import INDEX, INDEX_SCHEMA, MANIFEST, REJECTED, REJECTED_SCHEMA
 from scripts.media.tarshard import read_index, shard_name
 from scripts.shard import PART_SCHEMA, part_path

@@ -1,9 +1,10 @@
 """Draw a small world and write it as the raw files of the real datasets.
 
-Reads nothing but its settings. Writes, below --out, what a user's data path holds: images under coco/train2017 and the
-annotation files of llava, MIMIC-IT, coco_caption and aokvqa, in their true formats. Beside them, what only a drawn
-world can offer: kinds.json (how to sort questions), dialogues/ (an evaluation suite and its right answers) and
-scenes.jsonl (what is in each image). miniature.json, written last, holds counts and hashes.
+Reads nothing but its settings. Writes, below --out, what a user's data path holds: images under coco/train2017, the
+annotation files of llava, MIMIC-IT, coco_caption and aokvqa, and files and images of cc_sbu_align, OCR_VQA and the two
+SparklesDialogue sets, all in their true formats. Beside them, what only a drawn world can offer: kinds.json (how to sort
+questions), dialogues/ (an evaluation suite and its right answers) and scenes.jsonl (what is in each image of COCO's).
+miniature.json, written last, holds counts and hashes.
 """
 
 import hashlib
@@ -15,13 +16,14 @@ from typing import Any
 
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import file_sha256, write_json
-from scripts.common.progress import track
 from scripts.common.program import load_settings, parser
+from scripts.common.progress import track
 from scripts.sections.miniature import Miniature
+from scripts.world.albums import TOP_FOLDERS, albums
 from scripts.world.dialogues import suite
 from scripts.world.formats import ANNOTATIONS
 from scripts.world.language import kinds
-from scripts.world.world import IMAGE_FOLDER, World
+from scripts.world.world import IMAGE_FOLDER, Album, World
 
 MANIFEST = "miniature.json"
 
@@ -39,10 +41,11 @@ def write_world(settings: Miniature, out: Path) -> dict:
     shutil.rmtree(building, ignore_errors=True)
     world = World(settings)
     images = _write_images(world, building)
-    rows = {}
-    for path, writer in ANNOTATIONS.items():
-        value = writer(world)
-        rows[path] = _rows(value)
+    values = {path: writer(world) for path, writer in ANNOTATIONS.items()}
+    for path, (album, writer) in albums(world).items():
+        _write_album(album, building)
+        values[path] = writer(album)
+    for path, value in values.items():
         # Not indented: Python's indenting encoder takes as long as drawing the images.
         _write(building / path, json.dumps(value, ensure_ascii=False) + "\n")
     _write_extras(world, building)
@@ -50,8 +53,8 @@ def write_world(settings: Miniature, out: Path) -> dict:
         "v": 1,
         "images": len(world),
         "images_sha256": images,
-        "rows": rows,
-        "files": {path: file_sha256(building / path) for path in sorted([*ANNOTATIONS, "kinds.json", "scenes.jsonl"])},
+        "rows": {path: _rows(value) for path, value in values.items()},
+        "files": {path: file_sha256(building / path) for path in sorted([*values, "kinds.json", "scenes.jsonl"])},
     }
     write_json(building / MANIFEST, manifest)
     shutil.rmtree(out, ignore_errors=True)
@@ -61,7 +64,7 @@ def write_world(settings: Miniature, out: Path) -> dict:
 
 def _require_ours(out: Path) -> None:
     ours = {path.split("/")[0] for path in (IMAGE_FOLDER, *ANNOTATIONS)}
-    ours |= {"dialogues", "kinds.json", "scenes.jsonl", MANIFEST}
+    ours |= TOP_FOLDERS | {"dialogues", "kinds.json", "scenes.jsonl", MANIFEST}
     foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in ours) if out.is_dir() else []
     if foreign:
         raise UserError(f"{out} would be replaced, but holds {foreign[0]!r}, which is not ours; choose an empty folder")
@@ -77,6 +80,12 @@ def _write_images(world: World, folder: Path) -> str:
         digest.update(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
         (folder / IMAGE_FOLDER / name).write_bytes(data)
     return digest.hexdigest()
+
+
+def _write_album(album: Album, folder: Path) -> None:
+    (folder / album.folder).mkdir(parents=True)
+    for number in range(len(album)):
+        (folder / album.path(number)).write_bytes(album.image(number))
 
 
 def _write_extras(world: World, folder: Path) -> None:
@@ -105,7 +114,7 @@ def _json(value: Any) -> str:
 
 def _rows(value: Any) -> int:
     if isinstance(value, dict):
-        value = value.get("data", value.get("images"))
+        value = next((value[key] for key in ("data", "images", "annotations") if key in value), value)
     return len(value)
 
 

@@ -26,7 +26,9 @@ def main() -> None:
     arguments.add_argument("part", choices=SECTIONS, help="which base to make")
     arguments.add_argument("--world", required=True, metavar="JSON", help="the miniature's settings")
     arguments.add_argument("--settings", required=True, metavar="JSON", help="the settings of this base")
-    arguments.add_argument("--split", type=Path, metavar="DIR", help="vision: folder with heldout.parquet, to stay clear of")
+    arguments.add_argument(
+        "--split", type=Path, metavar="DIR", help="vision: folder with heldout.parquet, to stay clear of"
+    )
     arguments.add_argument("--tokenizer", type=Path, metavar="DIR", help="language: folder of the tokenizer")
     arguments.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     options = arguments.parse_args()

@@ -178,7 +178,9 @@ def reference(section: type[Section] = Settings) -> str:
         lines += ["| key | kind | default | meaning |", "|---|---|---|---|"]
         for key, field in model.model_fields.items():
             kind = _kind(model.model_json_schema()["properties"][key])
-            default = "required" if field.is_required() else f"`{_default(field.get_default(call_default_factory=True))}`"
+            default = (
+                "required" if field.is_required() else f"`{_default(field.get_default(call_default_factory=True))}`"
+            )
             lines.append(f"| `{key}` | {kind} | {default} | {' '.join((field.description or '').split())} |")
     return "\n".join(lines) + "\n"
 

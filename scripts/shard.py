@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from scripts.adapters.base import FILES, LISTING, read_listed
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import write_table
-from scripts.common.progress import track
 from scripts.common.program import parser
+from scripts.common.progress import track
 from scripts.media.check import Unreadable, check_image
 from scripts.media.keys import is_image, keys_of
 from scripts.media.store import INDEX_SCHEMA

@@ -80,6 +80,12 @@ _COCO_ZIP = "http://images.cocodataset.org/zips/train2017.zip"
 _KARPATHY_ZIP = "https://cs.stanford.edu/people/karpathy/deepimagesent/coco.zip"
 _AOKVQA_ARCHIVE = "https://prior-datasets.s3.us-east-2.amazonaws.com/aokvqa/aokvqa_v1p0.tar.gz"
 _MIMICIT_REPOSITORY = "https://huggingface.co/datasets/pufanyi/MIMICIT"
+_MINIGPT4_ZIP = "https://drive.google.com/file/d/1nJXhoEcy3KTExr17I7BXqY5Y9Lx_-n-9/view"
+_OCR_VQA_FOLDER = "https://drive.google.com/drive/folders/1_GYPY5UkUy7HIcR0zq3ZCFgeZN7BAfm_"
+_OCR_VQA_ZIP = (
+    "https://huggingface.co/datasets/weizhiwang/llava_v15_instruction_images/resolve/main/ocr_vqa_images_llava_v15.zip"
+)
+_SPARKLES_PAGE = "https://github.com/HYPJUDY/Sparkles"
 
 SOURCES: dict[str, Source] = {
     source.name: source
@@ -137,6 +143,43 @@ SOURCES: dict[str, Source] = {
             how_to_get=f"download {_AOKVQA_ARCHIVE} and unpack it inside aokvqa/annotations/",
             addresses=(_AOKVQA_ARCHIVE,),
         ),
+        Source(
+            name="cc_sbu_align",
+            licence="none stated (CC3M and SBU terms)",
+            files=(AnnotationFile("cc_sbu_align/filter_cap.json", key="annotations"),),
+            folders=("cc_sbu_align/image/",),
+            how_to_get=(
+                f"download {_MINIGPT4_ZIP} and unpack it, which makes cc_sbu_align/ (the copy on the Hugging Face hub "
+                "lacks nearly all images)"
+            ),
+            addresses=(_MINIGPT4_ZIP,),
+        ),
+        Source(
+            name="ocr_vqa",
+            licence="none stated (images from Amazon)",
+            files=(AnnotationFile("OCR_VQA/dataset.json", container="dict"),),
+            folders=("OCR_VQA/images/",),
+            how_to_get=(
+                f"put dataset.json from {_OCR_VQA_FOLDER} into OCR_VQA/, and the images into OCR_VQA/images/: fetched by "
+                f"loadDataset.py beside it, or from {_OCR_VQA_ZIP} (8.97 GB, sha256 "
+                "3759c8aa0f17cab162e22fc5c3ac77f3a4d5e342974c4ad4cc316b2308a0094a)"
+            ),
+            addresses=(_OCR_VQA_FOLDER, _OCR_VQA_ZIP),
+        ),
+        Source(
+            name="sparkles",
+            licence="OpenAI terms (text), CC3M terms and Visual Genome CC-BY-4.0 (images)",
+            files=(
+                AnnotationFile("SparklesDialogueCC/annotations/SparklesDialogueCC.json"),
+                AnnotationFile("SparklesDialogueVG/annotations/SparklesDialogueVG.json"),
+            ),
+            folders=("SparklesDialogueCC/images/", "SparklesDialogueVG/images/"),
+            how_to_get=(
+                f"follow the link to OneDrive at {_SPARKLES_PAGE}, download SparklesDialogueCC.zip and "
+                "SparklesDialogueVG.zip and unpack both"
+            ),
+            addresses=(_SPARKLES_PAGE,),
+        ),
     )
 }
 
@@ -175,8 +218,22 @@ DATASETS: dict[str, Dataset] = {
             licence=f"MIT for research only, CC-BY-4.0 and OpenAI terms (text), {COCO_LICENCE}",
             parts=("llava", "llava_dial", "otter_mimicit_cgd"),
         ),
-        Dataset(name="minigpt4", licence="none stated (CC3M and SBU terms)", expected=3_439),
-        Dataset(name="ocr_vqa", licence="none stated", expected=207_572),
+        Dataset(
+            name="minigpt4",
+            licence="none stated (CC3M and SBU terms)",
+            files=("cc_sbu_align/filter_cap.json",),
+            image_sources=("cc_sbu_align",),
+            adapter="minigpt4",
+            expected=3_439,
+        ),
+        Dataset(
+            name="ocr_vqa",
+            licence="none stated (images from Amazon)",
+            files=("OCR_VQA/dataset.json",),
+            image_sources=("ocr_vqa",),
+            adapter="ocr_vqa",
+            expected=207_572,
+        ),
         Dataset(
             name="otter_mimicit_cgd",
             licence=f"MIT, for research only (text), {COCO_LICENCE}",
@@ -189,7 +246,17 @@ DATASETS: dict[str, Dataset] = {
         Dataset(name="otter_mimicit_sn", licence="MIT, for research only; ScanNet terms"),
         Dataset(name="otter_mimicit_tvc", licence="MIT, for research only; TVQA terms"),
         Dataset(name="otter_mimicit_vst", licence="MIT, for research only; VIST and Flickr terms"),
-        Dataset(name="sparkles_dialogue", licence="OpenAI terms (text), Visual Genome CC-BY-4.0, CC3M terms"),
+        Dataset(
+            name="sparkles_dialogue",
+            licence="OpenAI terms (text), CC3M terms and Visual Genome CC-BY-4.0 (images)",
+            files=(
+                "SparklesDialogueCC/annotations/SparklesDialogueCC.json",
+                "SparklesDialogueVG/annotations/SparklesDialogueVG.json",
+            ),
+            image_sources=("sparkles",),
+            adapter="sparkles_dialogue",
+            expected=6_521,
+        ),
     )
 }
 

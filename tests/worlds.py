@@ -13,9 +13,10 @@ from scripts.miniature import write_world
 from scripts.sections.holdout import Holdout
 from scripts.sections.miniature import Miniature
 from scripts.shard import write_shard
-from scripts.sources import SOURCES
+from scripts.sources import DATASETS as REGISTERED
+from scripts.sources import SOURCES, image_sources, sources_of
 
-DATASETS = ("aokvqa", "coco_caption", "llava", "llava_dial", "otter_mimicit_cgd")
+DATASETS = tuple(name for name, dataset in REGISTERED.items() if dataset.adapter)
 
 
 def small_world(folder: Path, images: int = 60, **settings) -> Path:
@@ -33,20 +34,22 @@ def fetch_all(data_path: Path, folder: Path, sources: Iterable[str] = tuple(SOUR
     return raw
 
 
-def build_media(data_path: Path, folder: Path, shards: int = 2) -> dict[str, Path]:
+def build_media(data_path: Path, folder: Path, shards: int = 2, sources=("coco",)) -> dict[str, Path]:
     """Shard the images of `data_path` below `folder`; return the media folder of each source."""
-    raw = fetch_all(data_path, folder, ["coco"])["coco"]
-    media = Path(folder) / "media" / "coco"
-    for index in range(shards):
-        write_shard("coco", raw, shards, index, media)
-    write_index("coco", shards, media)
-    return {"coco": media}
+    found = {}
+    for source, raw in fetch_all(data_path, folder, sources).items():
+        found[source] = Path(folder) / "media" / source
+        for index in range(shards):
+            write_shard(source, raw, shards, index, found[source])
+        write_index(source, shards, found[source])
+    return found
 
 
 def build_records(data_path: Path, folder: Path, datasets: Iterable[str] = DATASETS, shards: int = 2) -> Path:
     """Build media and the records of `datasets` below `folder`; return `folder`/records."""
-    media = build_media(data_path, folder, shards)
-    raw = fetch_all(data_path, folder, [source for source in SOURCES if source != "coco"])
+    datasets = list(datasets)
+    media = build_media(data_path, folder, shards, sorted({s for each in datasets for s in image_sources(each)}))
+    raw = fetch_all(data_path, folder, sorted({s for each in datasets for s in sources_of(each)}))
     out = Path(folder) / "records"
     for dataset in datasets:
         convert(dataset, raw, media, out)

@@ -1,8 +1,8 @@
 """aokvqa: a question and a demand for reasons; the answer is the correct choice, then the rationales.
 
-    {"split": "train", "image_id": 785, "question_id": "22MexNkBPpdZGX6sxbxVBH", "question": "What is the man doing?",
-     "choices": ["skiing", ...], "correct_choice_idx": 0, "direct_answers": [...],
-     "rationales": ["He stands on skis.", ...]}
+{"split": "train", "image_id": 785, "question_id": "22MexNkBPpdZGX6sxbxVBH", "question": "What is the man doing?",
+ "choices": ["skiing", ...], "correct_choice_idx": 0, "direct_answers": [...],
+ "rationales": ["He stands on skis.", ...]}
 """
 
 from collections.abc import Iterator

@@ -210,21 +210,23 @@ class Images:
         listed = {source: pq.read_table(raw.folder(source) / LISTING, columns=["path"])["path"] for source in sources}
         return cls({source: {path: path for path in paths.to_pylist()} for source, paths in listed.items()}, {})
 
-    def find(self, source: str, path: str) -> ImageName:
-        """The image at `path` of `source`.
+    def find(self, source: str, *paths: str) -> ImageName:
+        """The image of `source` at the first of `paths` where there is one.
 
         Raises:
             RowFault: missing_image, or unreadable_image with the reason why it was rejected.
         """
-        self.named.add(path)
-        if path in self._rejected.get(source, {}):
-            raise RowFault("unreadable_image", f"{path} ({self._rejected[source][path]})")
         if source not in self._keys:
             raise UserError(f"images of {source!r} are needed: add --media {source}=FOLDER (made by scripts.index)")
-        if path not in self._keys[source]:
+        keys, rejected = self._keys[source], self._rejected.get(source, {})
+        path = next((path for path in paths if path in keys or path in rejected), paths[0])
+        self.named.add(path)
+        if path in rejected:
+            raise RowFault("unreadable_image", f"{path} ({rejected[path]})")
+        if path not in keys:
             raise RowFault("missing_image", path)
         self.found.add(path)
-        return ImageName(source, self._keys[source][path])
+        return ImageName(source, keys[path])
 
 
 def each_row(
@@ -264,8 +266,8 @@ def text(value: Any, name: str) -> str:
     return value
 
 
-def field(row: Any, name: str, kind: type) -> Any:
-    """The member `name` of a row, which must be of type `kind`.
+def field(row: Any, name: str, *kinds: type) -> Any:
+    """The member `name` of a row, which must be of one of the types `kinds`.
 
     Raises:
         RowFault: bad_row.
@@ -274,9 +276,25 @@ def field(row: Any, name: str, kind: type) -> Any:
         raise RowFault("bad_row", f"not an object but {type(row).__name__}")
     if name not in row:
         raise RowFault("bad_row", f"no field {name!r}")
-    if not isinstance(row[name], kind) or (kind is int and isinstance(row[name], bool)):
-        raise RowFault("bad_row", f"{name!r} is not of type {kind.__name__} but {type(row[name]).__name__}")
+    # To Python a truth value is a whole number.
+    if not isinstance(row[name], kinds) or isinstance(row[name], bool):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise RowFault("bad_row", f"{name!r} is not of type {wanted} but {type(row[name]).__name__}")
     return row[name]
+
+
+_STEM = re.compile(r"[A-Za-z0-9_-]{1,100}")
+
+
+def file_stem(name: str | int) -> str:
+    """`name`, an image's id in a row, as the name of a file without its ending.
+
+    Raises:
+        RowFault: bad_row (a path, or something else that cannot be such a name).
+    """
+    if not _STEM.fullmatch(str(name)):
+        raise RowFault("bad_row", f"{str(name)!r:.80} is not the id of an image")
+    return str(name)
 
 
 def coco_path(number: int | str) -> str:

@@ -28,7 +28,7 @@ def split_paths(text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError:
-        raise UserError(f"a quote is not closed in {text!r}; write a path with spaces as \"my image.jpg\"") from None
+        raise UserError(f'a quote is not closed in {text!r}; write a path with spaces as "my image.jpg"') from None
 
 
 def inside(root: Path, name: str, allow_outside: bool = False) -> Path:

@@ -92,10 +92,15 @@ def read_suite(path: str | Path, image_root: str | Path | None = None, allow_out
         if not isinstance(rounds, list) or not rounds:
             raise UserError(f"{where} must be a list of rounds, and not an empty one")
         references = _references(answers.get(name, [None] * len(rounds)), len(rounds), where)
-        dialogues.append(Dialogue(name, tuple(
-            _round(entry, given, root, allow_outside, f"{where}, round {number}")
-            for number, (entry, given) in enumerate(zip(rounds, references), start=1)
-        )))
+        dialogues.append(
+            Dialogue(
+                name,
+                tuple(
+                    _round(entry, given, root, allow_outside, f"{where}, round {number}")
+                    for number, (entry, given) in enumerate(zip(rounds, references), start=1)
+                ),
+            )
+        )
     return dialogues
 
 

@@ -109,5 +109,7 @@ def _labels(scene: Scene, patches: int) -> list[tuple[int, int, int, int]]:
         cell = 2 * row + column
         thing = by_cell.get(cell)
         size = 1 + SIZES.index(thing.size) if thing and thing.size else 0
-        rows.append((cell, 1 + SHAPES.index(thing.shape), 1 + names.index(thing.colour), size) if thing else (cell, 0, 0, 0))
+        rows.append(
+            (cell, 1 + SHAPES.index(thing.shape), 1 + names.index(thing.colour), size) if thing else (cell, 0, 0, 0)
+        )
     return rows

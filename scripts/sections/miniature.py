@@ -10,6 +10,7 @@ Kind = Literal["what", "colour", "shape", "count", "where", "size", "count_colou
 TWO_IMAGE_KINDS = frozenset({"compare", "which"})
 
 Rate = Annotated[float, Field(ge=0, le=20)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Rows(Section):
@@ -41,6 +42,16 @@ class Rows(Section):
 
     aokvqa: Rate = 0.2
     """`aokvqa_v1p0_train.json`: one question with choices and rationales each."""
+
+    minigpt4: Share = 0.02
+    """`filter_cap.json`: captions of images of its own, so many per image of the world."""
+
+    ocr_vqa: Share = 0.02
+    """`dataset.json`: covers of its own, so many per image of the world, with several questions each."""
+
+    sparkles: Share = 0.02
+    """`SparklesDialogueCC.json` and `...VG.json`: images of their own, so many per image of the world and file; every
+    three of them are the subject of a dialogue."""
 
 
 class Miniature(Section):

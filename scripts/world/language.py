@@ -41,6 +41,11 @@ _EMPTY_CELL = 0.2
 _ABSENT_COLOUR = 0.4
 
 
+_SHOWN = r"(?:Here (?:is|are) [^.?]*\. )?"
+_NAMED = r"(?:image \d+|the \w+ image)"
+"""How dialogues of the Sparkles kind open a question, and the ways in which an image may be named."""
+
+
 class Question(NamedTuple):
     """A question of a kind of `Miniature.kinds` and the one right answer."""
 
@@ -113,8 +118,7 @@ def compare(first: Scene, second: Scene, kind: str, draw: Draw) -> Question | No
 def question(
     scene: Scene, draw: Draw, settings: Miniature, image: int | None = None, known: Collection[str] = ()
 ) -> Question | None:
-    """A question of any kind that the scene allows and whose text is not in `known`; None if there is no such question.
-    """
+    """A question of any kind that the scene allows and whose text is not in `known`; None if there is no such question."""
     for kind in draw.shuffled([kind for kind in settings.kinds if kind in _ONE_IMAGE]):
         asked = ask(scene, kind, draw, settings, image)
         if asked and asked.text not in known:
@@ -236,13 +240,16 @@ def kinds(settings: Miniature) -> list[dict]:
         plain = _pattern(_ONE_IMAGE[kind])
         rows += [
             _kind(kind, plain, "one"),
-            _kind(f"named_{kind}", _pattern(_ONE_IMAGE[kind], rf" {preposition} image \d+"), "several"),
+            _kind(f"named_{kind}", _SHOWN + _pattern(_ONE_IMAGE[kind], rf" {preposition} {_NAMED}"), "several"),
             _kind(f"recall_{kind}", rf"In image \d+, {plain[0].lower()}{plain[1:]}", "several"),
         ]
-    rows += [_kind(kind, _pattern(_TWO_IMAGES[kind]), "several") for kind in settings.kinds if kind in _TWO_IMAGES]
+    rows += [
+        _kind(kind, _SHOWN + _pattern(_TWO_IMAGES[kind]), "several") for kind in settings.kinds if kind in _TWO_IMAGES
+    ]
     openings = "|".join(f"[{text[0]}{text[0].lower()}]{re.escape(text[1:])}" for text in DESCRIBE)
-    rows.append(_kind("describe", rf"(?:In image \d+, )?(?:{openings})", "one", scored=False))
-    # The prompts of coco_caption and the phrases of aokvqa belong to their adapters; what tells them from the above:
+    # The prompts of minigpt4 and coco_caption and the phrases of aokvqa belong to their adapters; what tells them apart:
+    long = r".*\b(?:in detail|[eE]verything|thorough|at length|through|careful|as detailed|cannot see)\b.*"
+    rows.append(_kind("describe", rf"(?:In image \d+, )?(?:{openings})|{long}", "one", scored=False))
     short = r"\b(?:[cC]aption|one sentence|[bB]riefly|few words)\b"
     rows.append(_kind("caption", rf"[^?]*{short}[^?]*", "one", scored=False))
     rows.append(_kind("reason", r"[^?]+\? .+", "one", scored=False))
@@ -256,4 +263,4 @@ def _pattern(template: str, image: str = "") -> str:
 
 
 def _kind(name_: str, pattern: str, images: str, scored: bool = True) -> dict:
-    return {"name": name_, "pattern": f"^{pattern}$", "images": images, "scored": scored}
+    return {"name": name_, "pattern": f"^(?:{pattern})$", "images": images, "scored": scored}

@@ -50,3 +50,37 @@ class World:
         """An earlier image to compare image `number` with; the first image has none."""
         window = min(number, _PARTNERS)
         return number - 1 - self.draw("partner", f"{number}/{pair}").below(window) if window else None
+
+
+class Album:
+    """The images of a dataset that does not use COCO's: scenes of their own, in a folder of their own.
+
+    `draw` is the stream of draws of a purpose and item, apart from those of other albums and of the world.
+    """
+
+    def __init__(self, world: World, name: str, folder: str, size: int):
+        self.settings, self.folder = world.settings, folder
+        self._world, self._name, self._size = world, name, size
+        self.scene = cache(self._scene)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def draw(self, purpose: str, number: int | str) -> Draw:
+        """The stream of draws for one purpose and item of this album."""
+        return self._world.draw(f"{self._name} {purpose}", number)
+
+    def _scene(self, number: int) -> Scene:
+        return draw_scene(self.draw("scene", number), self.settings)
+
+    def image(self, number: int) -> bytes:
+        """Image `number` as JPEG."""
+        return jpeg(render(self.scene(number), self.draw("pixels", number), self.settings.image_size))
+
+    def image_id(self, number: int) -> str:
+        """The id of an image: a number without leading zeros, so that one may be the beginning of another."""
+        return str(1 + 3 * number + self.draw("id", number).below(3))
+
+    def path(self, number: int) -> str:
+        """Where an image lies below the data path."""
+        return f"{self.folder}/{self.image_id(number)}.jpg"

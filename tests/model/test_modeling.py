@@ -10,7 +10,17 @@ import torch.nn.functional as F
 from model.configuration import VisualChatConfig
 from model.modeling import VisualChatForConditionalGeneration
 from model.template import IGNORE
-from tests.model.conversations import ATTENTIONS, ONE_IMAGE, PICTURES, TEXT_ONLY, TWO_IMAGES, batch_of, logits_of, picture, prompts
+from tests.model.conversations import (
+    ATTENTIONS,
+    ONE_IMAGE,
+    PICTURES,
+    TEXT_ONLY,
+    TWO_IMAGES,
+    batch_of,
+    logits_of,
+    picture,
+    prompts,
+)
 from tests.tiny import IMAGE_TOKENS, user
 
 

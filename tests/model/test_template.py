@@ -78,9 +78,10 @@ def test_system_text_of_the_conversation_replaces_the_template_s(tokenizer):
     assert render(silent, template)[0][0] == "### Question:\n"
     counter = Counter(tokenizer, template, IMAGES)
     difference = count_prefix(tokenizer, template, "Two.") - counter.prefix()
-    assert len(encode(said, tokenizer, template, IMAGES)) - len(
-        encode(said[1:], tokenizer, template, IMAGES)
-    ) == difference
+    assert (
+        len(encode(said, tokenizer, template, IMAGES)) - len(encode(said[1:], tokenizer, template, IMAGES))
+        == difference
+    )
 
 
 @pytest.mark.parametrize("text", DANGEROUS)

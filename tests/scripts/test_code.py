@@ -30,7 +30,9 @@ def test_changes_that_mean_nothing_do_not_count(tmp_path, monkeypatch):
     before = _fingerprint(tmp_path, monkeypatch, BASE, "scripts.step")
     rewritten = {
         "scripts/step.py": BASE["scripts/step.py"].replace("Purpose.", "Another purpose,\nin two lines."),
-        "scripts/helper.py": BASE["scripts/helper.py"].replace("# why", "# because").replace("\n\n\n", "\n\n\n\n# note\n"),
+        "scripts/helper.py": BASE["scripts/helper.py"]
+        .replace("# why", "# because")
+        .replace("\n\n\n", "\n\n\n\n# note\n"),
         "scripts/other.py": "A = 2\n",
     }
     assert _fingerprint(tmp_path, monkeypatch, rewritten, "scripts.step") == before
@@ -63,7 +65,9 @@ def test_relative_imports_inside_model_are_followed(tmp_path, monkeypatch):
 
 def test_named_modules_that_are_loaded_by_name_count(tmp_path, monkeypatch):
     before = _fingerprint(tmp_path, monkeypatch, BASE, "scripts.step", "scripts.other")
-    assert _fingerprint(tmp_path, monkeypatch, {"scripts/other.py": "A = 3\n"}, "scripts.step", "scripts.other") != before
+    assert (
+        _fingerprint(tmp_path, monkeypatch, {"scripts/other.py": "A = 3\n"}, "scripts.step", "scripts.other") != before
+    )
 
 
 def test_templates_and_styles_count_by_their_bytes(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import file_sha256, read_json
 from scripts.convert import convert
 from scripts.records_schema import SCHEMA, SPLITS, Group, ImageName, Record, Round, check
+from scripts.sources import DATASETS as REGISTERED
 from tests.scripts.adapters.raws import data_path, fetch_for
 from tests.worlds import DATASETS, build_media, build_records, small_world
 
@@ -31,12 +32,13 @@ def test_records_keep_what_the_schema_promises(built, dataset):
     table = pq.read_table(records / f"{dataset}.parquet")
     assert table.schema.equals(SCHEMA)
     rows, report = table.to_pylist(), read_json(records / f"{dataset}.report.json")
-    keys = set(pq.read_table(folder / "media/coco/index.parquet")["key"].to_pylist())
+    sources = REGISTERED[dataset].image_sources
+    known = {(s, key) for s in sources for key in pq.read_table(folder / f"media/{s}/index.parquet")["key"].to_pylist()}
     assert len({row["uid"] for row in rows}) == len(rows) == report["records"] > 0
     assert report["rows"] == report["kept"] and report["dropped"] == {} and report["expected"] is None
     for row in rows:
         assert row["uid"].startswith(f"{dataset}:") and row["split"] in SPLITS and row["licence"] == report["licence"]
-        assert all(image["source"] == "coco" and image["key"] in keys for image in row["images"])
+        assert row["images"] and {(image["source"], image["key"]) for image in row["images"]} <= known
         check(_record(row))
 
 
@@ -143,7 +145,7 @@ def test_a_wrong_adapter_is_found_out(bad, problem):
 
 def test_the_program_says_what_is_missing(tmp_path):
     command = [sys.executable, "-m", "scripts.convert", "--out", str(tmp_path), "--dataset"]
-    for dataset, word in (("ocr_vqa", "no adapter"), ("lava", "no dataset"), ("llava", "--raw llava=")):
+    for dataset, word in (("otter_mimicit_sn", "no adapter"), ("lava", "no dataset"), ("llava", "--raw llava=")):
         done = subprocess.run([*command, dataset], capture_output=True, text=True)
         assert done.returncode == 1 and word in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -153,8 +155,9 @@ def test_real_photographs_of_a_user(tmp_path):
     samples = os.environ.get("VISUALCHAT_SAMPLES")
     if not samples or not Path(samples).is_dir():
         pytest.skip("VISUALCHAT_SAMPLES names no folder of sample data in the original's layout")
-    records = build_records(Path(samples), tmp_path)
-    for dataset in DATASETS:
+    datasets = [name for name in DATASETS if REGISTERED[name].image_sources == ("coco",)]
+    records = build_records(Path(samples), tmp_path, datasets)
+    for dataset in datasets:
         report = read_json(records / f"{dataset}.report.json")
         assert report["kept"] == report["rows"] > 0 and report["dropped"] == {}
     cgd = pq.read_table(records / "otter_mimicit_cgd.parquet").to_pylist()

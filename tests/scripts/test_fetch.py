@@ -86,6 +86,9 @@ def test_the_link_is_replaced_and_a_relative_one_moves_along(tmp_path, monkeypat
         ("mimicit", "llava_otter_blend, otter_mimicit_cgd"),
         ("coco_caption", "coco_caption"),
         ("aokvqa", "aokvqa"),
+        ("cc_sbu_align", "minigpt4"),
+        ("ocr_vqa", "ocr_vqa"),
+        ("sparkles", "sparkles_dialogue"),
     ],
 )
 def test_a_missing_file_names_its_source_and_users_the_path_and_how_to_get_it(tmp_path, source, user):

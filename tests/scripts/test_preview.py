@@ -95,7 +95,7 @@ def own_blend(tmp_path, rounds):
 
 
 def test_texts_cannot_break_the_page_and_no_character_is_lost(tmp_path):
-    question, answer = "Is <b>1</b> & 2 < \"3\"?", "</span><script>alert(1)</script> naïve 日本 🙂"
+    question, answer = 'Is <b>1</b> & 2 < "3"?', "</span><script>alert(1)</script> naïve 日本 🙂"
     desk = own_blend(tmp_path, [turn(question, answer)])
     write_preview(tmp_path / "blend", tmp_path, str(desk.tokenizer), TOKENS, tmp_path / "p.html")
     page = (tmp_path / "p.html").read_text()

@@ -36,7 +36,7 @@ def _raw(tmp_path, content, dataset="llava_dial", path=DIAL):
 def test_the_miniatures_sources_are_good(raw, source):
     verdict = validate_source(source, raw[source])
     assert verdict["ok"] and verdict["problems"] == []
-    assert verdict["images"] == (30 if source == "coco" else 0)
+    assert verdict["images"] == {"coco": 30, "cc_sbu_align": 3, "ocr_vqa": 3, "sparkles": 6}.get(source, 0)
     assert set(verdict["files"]) == {file.path for file in SOURCES[source].files}
 
 
@@ -108,7 +108,7 @@ def test_a_file_that_fetch_was_not_asked_for_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "dataset, word", [("minigpt4", "no adapter"), ("llava_otter_blend", "join"), ("lava", "no dataset")]
+    "dataset, word", [("otter_mimicit_sd", "no adapter"), ("llava_otter_blend", "join"), ("lava", "no dataset")]
 )
 def test_datasets_that_cannot_be_converted_say_why(dataset, word):
     with pytest.raises(UserError, match=word):

@@ -90,7 +90,9 @@ class Project:
             return {}
         table = output.split("Job stats:", 1)[1].split("total", 1)[0]
         counts = {name: int(count) for name, count in re.findall(r"^(\w+)\s+(\d+)$", table, re.M)}
-        return {name: count for name, count in counts.items() if name not in ("all", "data", "train", "evaluate", "report")}
+        return {
+            name: count for name, count in counts.items() if name not in ("all", "data", "train", "evaluate", "report")
+        }
 
     def hashes(self, pattern: str) -> dict[str, str]:
         """sha256 of every file below the results root that matches `pattern`."""

@@ -36,7 +36,9 @@ def test_the_join_needs_the_records_that_it_joins(tiny):
 
 def test_how_shards_are_stored_is_no_cause_of_the_plan(tiny):
     other = tiny.blends["mixed"].model_copy(update={"shards": 5, "images": "referenced"})
-    assert dag.plan_cause(tiny, "mixed") == dag.plan_cause(tiny.model_copy(update={"blends": {"mixed": other}}), "mixed")
+    assert dag.plan_cause(tiny, "mixed") == dag.plan_cause(
+        tiny.model_copy(update={"blends": {"mixed": other}}), "mixed"
+    )
 
 
 def test_what_is_done_with_mixed_conversations_is_a_cause_of_the_plan(tiny):
@@ -86,7 +88,18 @@ def test_the_interpreter_of_snakemake_runs_the_steps_unless_conda_does():
 
 def test_the_picture_names_every_step():
     picture = (ROOT / "docs/graph.dot").read_text()
-    programs = {"miniature", "fetch", "validate", "shard", "index", "holdout", "convert", "count_tokens", "plan", "blend"}
+    programs = {
+        "miniature",
+        "fetch",
+        "validate",
+        "shard",
+        "index",
+        "holdout",
+        "convert",
+        "count_tokens",
+        "plan",
+        "blend",
+    }
     programs |= {"pretrain", "make_model", "train", "export", "evaluate", "report"}
     rules = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
     for program in programs:

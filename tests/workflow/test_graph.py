@@ -34,7 +34,10 @@ def test_the_csv_has_the_originals_columns(finished):
 
 def test_stock_webdataset_reads_blend_and_media_shards(finished):
     root = finished.folder / "out"
-    for pattern in ("blend/mixed/epoch-000/train-{00000..00001}-of-00002.tar", "media/coco/coco-{00000..00001}-of-00002.tar"):
+    for pattern in (
+        "blend/mixed/epoch-000/train-{00000..00001}-of-00002.tar",
+        "media/coco/coco-{00000..00001}-of-00002.tar",
+    ):
         samples = list(webdataset.WebDataset(str(root / pattern), shardshuffle=False))
         assert samples and all(sample["__key__"] for sample in samples)
 

@@ -32,8 +32,16 @@ def test_a_second_run_has_nothing_to_do(finished):
         (("blends", "mixed", "datasets", "coco_caption"), {"samples": 12}, MIXED),
         (("blends", "mixed", "datasets", "llava_otter_blend"), {"samples": 10, "followup": False}, MIXED),
         (("blends", "mixed", "seed"), 9, MIXED),
-        (("blends", "plain", "images"), "embedded", {"blend_plain_epoch_000": 1, "blend_plain_heldout": 1, "preview": 1, **RUN}),
-        (("models", "small", "projector"), "mlp", {"make_model": 1, "train_run": 2, "export": 2, "evaluate_run": 2, "report_page": 1}),
+        (
+            ("blends", "plain", "images"),
+            "embedded",
+            {"blend_plain_epoch_000": 1, "blend_plain_heldout": 1, "preview": 1, **RUN},
+        ),
+        (
+            ("models", "small", "projector"),
+            "mlp",
+            {"make_model": 1, "train_run": 2, "export": 2, "evaluate_run": 2, "report_page": 1},
+        ),
         (("evaluate", "confidence"), 0.95, {}),
     ],
     ids=lambda value: ".".join(value) if isinstance(value, tuple) else "",

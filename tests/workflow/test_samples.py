@@ -29,7 +29,10 @@ def project(tmp_path):
 def test_real_photographs_go_through_training_and_evaluation(project):
     project.snakemake("--config", f"data_path={SAMPLES}", config="samples.yaml")
     root = project.folder / "results-samples"
-    kept = {path.name.split(".")[0]: json.loads(path.read_text())["kept"] for path in (root / "records").glob("*.report.json")}
+    kept = {
+        path.name.split(".")[0]: json.loads(path.read_text())["kept"]
+        for path in (root / "records").glob("*.report.json")
+    }
     assert set(kept) == {"aokvqa", "coco_caption", "llava", "llava_dial", "otter_mimicit_cgd"}
     assert all(count > 0 for count in kept.values()), kept
     plan = json.loads((root / "plan/all/epoch-000.json").read_text())
@@ -44,7 +47,9 @@ def test_real_photographs_go_through_training_and_evaluation(project):
 
 def test_a_missing_raw_file_is_named_with_the_place_and_the_way_to_get_it(project, tmp_path):
     (tmp_path / "raw/coco/train2017").mkdir(parents=True)
-    output = project.snakemake("--config", f"data_path={tmp_path / 'raw'}", "--", "data", check=False, config="samples.yaml")
+    output = project.snakemake(
+        "--config", f"data_path={tmp_path / 'raw'}", "--", "data", check=False, config="samples.yaml"
+    )
     errors = [line for line in output.splitlines() if line.startswith("error:")]
     assert errors and "Traceback" not in output
     named = next(line for line in errors if "coco_caption/dataset.json" in line)

@@ -12,17 +12,16 @@ from scripts.adapters.base import Dropped, Images, Noted, Raw
 from scripts.adapters.run import load_adapter
 from scripts.fetch import fetch
 from scripts.records_schema import Record, check
-from scripts.sources import DATASETS, SOURCES, annotation_sources
+from scripts.sources import image_sources, requirements, sources_of
 
-IMAGES = (785, 40083, 196141, 197388)
+IMAGES = tuple(f"coco/train2017/{number:012d}.jpg" for number in (785, 40083, 196141, 197388))
 
 
 def data_path(folder: Path, files: dict[str, Any], images=IMAGES) -> Path:
-    """A data path with small images of these COCO ids and `files`: text as it is, anything else as JSON."""
-    place = folder / "coco" / "train2017"
-    place.mkdir(parents=True)
-    for number in images:
-        Image.new("RGB", (8, 8), (number % 256, 100, 100)).save(place / f"{number:012d}.jpg")
+    """A data path with small images at `images` and `files`: text as it is, anything else as JSON."""
+    for number, path in enumerate(images):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number % 256, 100, 100)).save(folder / path)
     for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(content if isinstance(content, str) else json.dumps(content))
@@ -32,18 +31,19 @@ def data_path(folder: Path, files: dict[str, Any], images=IMAGES) -> Path:
 def fetch_for(dataset: str, data: Path, out: Path) -> Raw:
     """Fetch what `dataset` reads from `data`."""
     folders = {}
-    for source in [*annotation_sources(dataset), "coco"]:
+    for source in sources_of(dataset):
         folders[source] = out / source
-        needed = [path for path in DATASETS[dataset].files if path in SOURCES[source].paths()]
-        fetch(source, data, folders[source], needed)
+        fetch(source, data, folders[source], requirements(source, [dataset]))
     return Raw(folders)
 
 
-def run(dataset: str, tmp_path: Path, files: dict[str, Any]) -> tuple[list[Record], list[Dropped], list[Noted]]:
+def run(
+    dataset: str, tmp_path: Path, files: dict[str, Any], images=IMAGES
+) -> tuple[list[Record], list[Dropped], list[Noted]]:
     """What the adapter of `dataset` makes of `files`, sorted by kind of result."""
-    raw = fetch_for(dataset, data_path(tmp_path / "data", files), tmp_path / "raw")
-    images = Images.of_listing(raw, ["coco"])
-    results = list(load_adapter(dataset).records(raw, images))
+    raw = fetch_for(dataset, data_path(tmp_path / "data", files, images), tmp_path / "raw")
+    listed = Images.of_listing(raw, image_sources(dataset))
+    results = list(load_adapter(dataset).records(raw, listed))
     records = [item for item in results if isinstance(item, Record)]
     for record in records:
         check(record)

@@ -49,4 +49,3 @@ def test_a_missing_or_short_shard_is_named(tmp_path):
     shard.unlink()
     with pytest.raises(UserError, match="does not exist"):
         MediaStore(media).read("coco", key)
-

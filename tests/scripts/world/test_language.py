@@ -7,6 +7,7 @@ import pytest
 
 from scripts.adapters.aokvqa import REASONS
 from scripts.adapters.coco_caption import PROMPTS
+from scripts.adapters.minigpt4 import PROMPTS as DETAILED
 from scripts.sections.miniature import Miniature
 from scripts.world import formats
 from scripts.world.dialogues import suite
@@ -14,11 +15,11 @@ from scripts.world.language import captions, describe, kinds, question, question
 from scripts.world.randomness import Draw
 from scripts.world.scenes import CELLS, Object
 from scripts.world.world import World
+from tests.scripts.world.solving import solve
 
 ALL_KINDS = ("what", "colour", "shape", "count", "where", "size", "count_colour", "exist", "compare", "which")
 RICH = Miniature(images=1500, shapes=6, colours=8, sizes=2, max_objects=4, kinds=ALL_KINDS)
 PLAIN = Miniature(images=1500)
-NUMBERS = ("zero", "one", "two", "three", "four")
 
 
 @pytest.fixture(scope="module", params=[PLAIN, RICH], ids=["plain", "rich"])
@@ -39,7 +40,7 @@ def said(request):
 
 
 def test_every_answer_is_right(said):
-    wrong = [(asked, answer) for scenes, asked, answer in said[1] if _solve(asked, scenes) != answer]
+    wrong = [(asked, answer) for scenes, asked, answer in said[1] if solve(asked, scenes) != answer]
     assert wrong == []
 
 
@@ -62,7 +63,7 @@ def test_every_question_matches_exactly_one_kind(said):
     world, rounds = said
     asked = {text for _, text, _ in rounds}
     asked |= {recall(text, 2) for scenes, text, _ in rounds if len(scenes) == 1}
-    asked |= set(PROMPTS)
+    asked |= {*PROMPTS, *DETAILED}
     asked |= {f"{row['question']} {reason}" for row in formats.aokvqa(world) for reason in REASONS}
     asked |= {round_[0] for dialogue in suite(world).dialogues.values() for round_ in dialogue}
     patterns = {kind["name"]: re.compile(kind["pattern"]) for kind in kinds(world.settings)}
@@ -108,38 +109,3 @@ def test_captions_and_descriptions_tell_every_object():
     assert len(set(texts)) == 5
     assert all("a small red circle" in text and "a large blue square" in text for text in texts)
     assert describe(scene) == "a small red circle at the top-left and a large blue square at the bottom-right"
-
-
-def _solve(asked: str, scenes) -> str:
-    """The answer, found in another way than by the generator: by reading the question."""
-    if asked == "Which image has more objects?":
-        one, two = map(len, scenes)
-        return "both the same" if one == two else f"image {1 + (two > one)}"
-    if match := re.fullmatch(r"Which image shows a (\w+) object\?", asked):
-        (place,) = [n for n, scene in enumerate(scenes) if match[1] in {o.colour for o in scene}]
-        return f"image {place + 1}"
-    place = re.search(r" (?:of|in) image (\d)", asked)
-    scene = scenes[int(place[1]) - 1] if place else scenes[0]
-    asked = asked.replace(place[0], "") if place else asked
-    if match := re.fullmatch(r"What is at the (.+)\?", asked):
-        found = [o for o in scene if CELLS[o.cell] == match[1]]
-        return " ".join(f"a {found[0].size} {found[0].colour} {found[0].shape}".split()) if found else "nothing"
-    if match := re.fullmatch(r"What colour is the (\w+)\?", asked):
-        return _single({o.colour for o in scene if o.shape == match[1]})
-    if match := re.fullmatch(r"What shape is the (\w+) object\?", asked):
-        return _single({o.shape for o in scene if o.colour == match[1]})
-    if asked == "How many objects are there?":
-        return NUMBERS[len(scene)]
-    if match := re.fullmatch(r"How many (\w+) objects are there\?", asked):
-        return NUMBERS[sum(o.colour == match[1] for o in scene)]
-    if match := re.fullmatch(r"(Where|What size) is the (\w+) (\w+)\?", asked):
-        same = [o for o in scene if (o.colour, o.shape) == (match[2], match[3])]
-        return _single({CELLS[o.cell] for o in same} if match[1] == "Where" else {o.size for o in same})
-    if match := re.fullmatch(r"Is there a (\w+) (\w+)\?", asked):
-        return "yes" if any((o.colour, o.shape) == match.groups() for o in scene) else "no"
-    return describe(scene)
-
-
-def _single(answers: set[str]) -> str:
-    (answer,) = answers
-    return answer

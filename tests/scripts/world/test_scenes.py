@@ -72,4 +72,3 @@ def test_image_size_and_jpeg():
 
 def _close(pixel, colour):
     return all(abs(a - b) <= 20 for a, b in zip(pixel, colour, strict=True))
-

@@ -1,0 +1,68 @@
+"""ocr_vqa: one of the questions about the cover of a book, with its answer.
+
+    {"761183272": {"imageURL": "http://ecx.images-amazon.com/images/I/61Y5cOdHJbL.jpg",
+                   "questions": ["Who wrote this book?", ...], "answers": ["The author", ...],
+                   "title": ..., "authorName": ..., "genre": ..., "split": 1}, ...}
+
+The image of a row is `OCR_VQA/images/<id>` with the ending of its address; collections that renamed all to .jpg or .png
+are found as well. Splits 1, 2 and 3 are train, val and test, and stay apart.
+"""
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+from scripts.adapters.base import Dropped, Images, Noted, Raw, RawRow, RowFault, each_row, field, file_stem, text
+from scripts.records_schema import SPLITS, Group, Record, Round
+
+FILE = "OCR_VQA/dataset.json"
+SOURCE = "ocr_vqa"
+_ENDINGS = (".jpg", ".png", ".gif", ".jpeg")
+
+
+def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+    """One conversation per cover: any of its questions."""
+
+    def convert(row: RawRow) -> Iterator[Record | Noted]:
+        asked, empty = _pairs(row)
+        split = field(row.value, "split", int)
+        if not 1 <= split <= len(SPLITS):
+            raise RowFault("bad_row", f"split {split} is not 1, 2 or 3")
+        image = images.find(SOURCE, *_places(row))
+        if empty:
+            yield Noted("empty_answer", f"{FILE} row {row.id}: {empty} of {empty + len(asked)} questions left out")
+        choice = 0 if len(asked) > 1 else -1
+        questions, answers = zip(*asked, strict=True)
+        groups = (Group("question", "pick", len(asked)),) if len(asked) > 1 else ()
+        round_ = Round(questions, answers, (0,), choice, choice)
+        yield Record(text(row.id, "the id"), (image,), (round_,), groups, SPLITS[split - 1])
+
+    yield from each_row(raw.rows(FILE), convert, FILE)
+
+
+def _pairs(row: RawRow) -> tuple[list[tuple[str, str]], int]:
+    """Questions with their answers, and how many were left out because one of the two is empty."""
+    questions, answers = field(row.value, "questions", list), field(row.value, "answers", list)
+    if len(questions) != len(answers):
+        raise RowFault("bad_row", f"{len(questions)} questions, but {len(answers)} answers")
+    pairs = []
+    for question, answer in zip(questions, answers, strict=True):
+        try:
+            pairs.append((text(question, "a question"), text(answer, "an answer")))
+        except RowFault as fault:
+            if fault.reason != "empty_text":
+                raise
+    if not pairs:
+        raise RowFault("empty_text", "no question with an answer")
+    return pairs, len(questions) - len(pairs)
+
+
+def _places(row: RawRow) -> list[str]:
+    """Where the image may lie; the ending of its address comes first."""
+    stem = f"OCR_VQA/images/{file_stem(row.id)}"
+    try:
+        ending = PurePosixPath(urlsplit(field(row.value, "imageURL", str)).path).suffix.lower()
+    except ValueError:
+        raise RowFault("bad_row", "'imageURL' is not an address") from None
+    first = [ending] if ending in _ENDINGS else []
+    return [stem + each for each in dict.fromkeys([*first, *_ENDINGS])]
