@@ -63,7 +63,10 @@ def _find(source: str, data_path: Path, entry: str) -> Iterator[str]:
             raise missing(source, entry, place)
         yield entry
         return
+    optional = entry in SOURCES[source].optional
     if not place.is_dir():
+        if optional:
+            return
         raise missing(source, entry, place)
     count = 0
     for folder, folders, names in os.walk(place, onerror=_refuse):
@@ -72,7 +75,7 @@ def _find(source: str, data_path: Path, entry: str) -> Iterator[str]:
             if is_image(name):
                 count += 1
                 yield _encodable((Path(folder) / name).relative_to(data_path).as_posix())
-    if not count:
+    if not count and not optional:
         raise UserError(f"source {source!r}: {place} holds no image. To get them: {SOURCES[source].how_to_get}")
 
 

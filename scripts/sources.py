@@ -37,6 +37,7 @@ class Source:
     Attributes:
         files: annotation files.
         folders: folders of images below the data path, each ending in "/".
+        optional: those of `folders` that may be absent; what they lack is counted as missing images.
         how_to_get: what a person does to have it.
         addresses: where the published files are.
     """
@@ -47,6 +48,7 @@ class Source:
     files: tuple[AnnotationFile, ...] = ()
     folders: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
     def paths(self) -> list[str]:
         """All that belongs to the source, below the data path."""
@@ -77,6 +79,7 @@ class Dataset:
 
 _LLAVA_REPOSITORY = "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K"
 _COCO_ZIP = "http://images.cocodataset.org/zips/train2017.zip"
+_COCO_VAL_ZIP = "http://images.cocodataset.org/zips/val2017.zip"
 _KARPATHY_ZIP = "https://cs.stanford.edu/people/karpathy/deepimagesent/coco.zip"
 _AOKVQA_ARCHIVE = "https://prior-datasets.s3.us-east-2.amazonaws.com/aokvqa/aokvqa_v1p0.tar.gz"
 _MIMICIT_REPOSITORY = "https://huggingface.co/datasets/pufanyi/MIMICIT"
@@ -93,9 +96,13 @@ SOURCES: dict[str, Source] = {
         Source(
             name="coco",
             licence=COCO_LICENCE,
-            folders=("coco/train2017/",),
-            how_to_get=f"download {_COCO_ZIP} (19.3 GB, md5 cced6f7f71b7629ddf16f17bbcfab6b2), unzip it inside coco/",
-            addresses=(_COCO_ZIP,),
+            folders=("coco/train2017/", "coco/val2017/"),
+            optional=("coco/val2017/",),
+            how_to_get=(
+                f"download {_COCO_ZIP} (19.3 GB, md5 cced6f7f71b7629ddf16f17bbcfab6b2), unzip it inside coco/; for the "
+                f"last 5,000 images of coco_caption also {_COCO_VAL_ZIP} (0.8 GB, md5 442b8da7639aecaf257c1dceb8ba8c80)"
+            ),
+            addresses=(_COCO_ZIP, _COCO_VAL_ZIP),
         ),
         Source(
             name="llava",

@@ -297,12 +297,12 @@ def file_stem(name: str | int) -> str:
     return str(name)
 
 
-def coco_path(number: int | str) -> str:
-    """Where the image with a COCO id lies below the data path.
+def coco_path(number: int | str, folder: str = "train2017") -> str:
+    """Where the image with a COCO id lies below the data path, in one of the folders of COCO 2017.
 
     Raises:
         RowFault: bad_row (not a COCO id).
     """
     if isinstance(number, bool) or not str(number).isdecimal() or not str(number).isascii():
         raise RowFault("bad_row", f"{number!r} is not a COCO image id")
-    return f"coco/train2017/{int(number):012d}.jpg"
+    return f"coco/{folder}/{int(number):012d}.jpg"

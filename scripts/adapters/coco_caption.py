@@ -3,7 +3,8 @@
     {"cocoid": 785, "filepath": "val2014", "filename": "COCO_val2014_000000000785.jpg", "split": "restval",
      "sentences": [{"raw": "a skier on a slope", "tokens": [...], ...}, ...]}
 
-The rows name the files of COCO 2014; the same images lie under their number in COCO 2017. Karpathy's val and test
+The rows name the files of COCO 2014; the same images lie under their number in COCO 2017, most of them in train2017 and
+5,000 in val2017. Karpathy's val and test
 images are benchmarks and keep that split; restval is meant for training.
 """
 
@@ -39,7 +40,7 @@ def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
         if split not in _SPLITS:
             raise RowFault("bad_row", f"unknown split {split!r}")
         captions, empty = _captions(row)
-        image = images.find("coco", coco_path(number))
+        image = images.find("coco", coco_path(number), coco_path(number, "val2017"))
         if empty:
             yield Noted("empty_caption", f"{FILE} row {row.id}: {empty} of {empty + len(captions)} captions left out")
         groups = [Group("prompt", "pick", len(PROMPTS))]

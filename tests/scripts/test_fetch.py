@@ -1,6 +1,7 @@
 """fetch lists and hashes what is there, and says how to get what is not."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,18 @@ def test_an_empty_folder_of_images_is_an_error(tmp_path):
         fetch("coco", tmp_path, tmp_path / "out")
 
 
+def test_a_folder_that_may_be_absent_is_listed_where_it_is_there(world, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(world / "coco", data / "coco")
+    assert fetch("coco", data, tmp_path / "without")["files"] == 6
+    (data / "coco/val2017").mkdir()
+    assert fetch("coco", data, tmp_path / "empty")["files"] == 6
+    shutil.copy(next((data / "coco/train2017").iterdir()), data / "coco/val2017/000000000139.jpg")
+    assert fetch("coco", data, tmp_path / "with")["files"] == 7
+    paths = pq.read_table(tmp_path / "with/files.parquet")["path"].to_pylist()
+    assert "coco/val2017/000000000139.jpg" in paths
+
+
 def test_other_files_of_a_source_are_refused(world, tmp_path):
     with pytest.raises(UserError, match="does not belong"):
         fetch("coco", world, tmp_path / "out", ["../../etc/"])
@@ -143,7 +156,7 @@ def test_the_registry_knows_the_thirteen_and_is_consistent():
         ("llava", ["llava"], ["llava/detail_23k.json", "llava/complex_reasoning_77k.json"]),
         ("llava", ["llava_dial"], ["llava/conversation_58k.json"]),
         ("llava", ["llava_otter_blend"], [file.path for file in SOURCES["llava"].files]),
-        ("coco", ["aokvqa", "llava"], ["coco/train2017/"]),
+        ("coco", ["aokvqa", "llava"], ["coco/train2017/", "coco/val2017/"]),
         ("coco", [], []),
         ("mimicit", ["llava_otter_blend"], ["MIMIC-IT/CGD_instructions.json"]),
         ("mimicit", ["llava"], []),

@@ -4,7 +4,7 @@ import pytest
 
 from scripts.adapters.aokvqa import REASONS
 from scripts.adapters.coco_caption import PROMPTS
-from tests.scripts.adapters.raws import run
+from tests.scripts.adapters.raws import IMAGES, run
 
 CAPTIONS = "coco_caption/dataset.json"
 AOKVQA = "aokvqa/annotations/aokvqa_v1p0_train.json"
@@ -36,6 +36,12 @@ def test_any_prompt_goes_with_any_caption(tmp_path):
     (round_,) = record.rounds
     assert (round_.question, round_.question_group, round_.images) == (PROMPTS, 0, (0,))
     assert (round_.answer, round_.answer_group) == (("a man", "two skis", "snow"), 1)
+
+
+def test_an_image_of_val2017_is_found_there(tmp_path):
+    images = [*IMAGES, "coco/val2017/000000000139.jpg"]
+    records, dropped, _ = run("coco_caption", tmp_path, captions_file(caption_row("a room", cocoid=139)), images)
+    assert dropped == [] and records[0].images == (("coco", "coco/val2017/000000000139.jpg"),)
 
 
 def test_a_single_caption_is_no_choice(tmp_path):
