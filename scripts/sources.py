@@ -89,6 +89,13 @@ _OCR_VQA_ZIP = (
     "https://huggingface.co/datasets/weizhiwang/llava_v15_instruction_images/resolve/main/ocr_vqa_images_llava_v15.zip"
 )
 _SPARKLES_PAGE = "https://github.com/HYPJUDY/Sparkles"
+_MINIGPT4_LICENCE = "none stated (CC3M and SBU terms)"
+_OCR_VQA_LICENCE = "none stated (images from Amazon)"
+_SPARKLES_LICENCE = "OpenAI terms (text), CC3M terms and Visual Genome CC-BY-4.0 (images)"
+_SPARKLES = (
+    "SparklesDialogueCC/annotations/SparklesDialogueCC.json",
+    "SparklesDialogueVG/annotations/SparklesDialogueVG.json",
+)
 
 SOURCES: dict[str, Source] = {
     source.name: source
@@ -152,7 +159,7 @@ SOURCES: dict[str, Source] = {
         ),
         Source(
             name="cc_sbu_align",
-            licence="none stated (CC3M and SBU terms)",
+            licence=_MINIGPT4_LICENCE,
             files=(AnnotationFile("cc_sbu_align/filter_cap.json", key="annotations"),),
             folders=("cc_sbu_align/image/",),
             how_to_get=(
@@ -163,7 +170,7 @@ SOURCES: dict[str, Source] = {
         ),
         Source(
             name="ocr_vqa",
-            licence="none stated (images from Amazon)",
+            licence=_OCR_VQA_LICENCE,
             files=(AnnotationFile("OCR_VQA/dataset.json", container="dict"),),
             folders=("OCR_VQA/images/",),
             how_to_get=(
@@ -175,11 +182,8 @@ SOURCES: dict[str, Source] = {
         ),
         Source(
             name="sparkles",
-            licence="OpenAI terms (text), CC3M terms and Visual Genome CC-BY-4.0 (images)",
-            files=(
-                AnnotationFile("SparklesDialogueCC/annotations/SparklesDialogueCC.json"),
-                AnnotationFile("SparklesDialogueVG/annotations/SparklesDialogueVG.json"),
-            ),
+            licence=_SPARKLES_LICENCE,
+            files=tuple(map(AnnotationFile, _SPARKLES)),
             folders=("SparklesDialogueCC/images/", "SparklesDialogueVG/images/"),
             how_to_get=(
                 f"follow the link to OneDrive at {_SPARKLES_PAGE}, download SparklesDialogueCC.zip and "
@@ -227,7 +231,7 @@ DATASETS: dict[str, Dataset] = {
         ),
         Dataset(
             name="minigpt4",
-            licence="none stated (CC3M and SBU terms)",
+            licence=_MINIGPT4_LICENCE,
             files=("cc_sbu_align/filter_cap.json",),
             image_sources=("cc_sbu_align",),
             adapter="minigpt4",
@@ -235,7 +239,7 @@ DATASETS: dict[str, Dataset] = {
         ),
         Dataset(
             name="ocr_vqa",
-            licence="none stated (images from Amazon)",
+            licence=_OCR_VQA_LICENCE,
             files=("OCR_VQA/dataset.json",),
             image_sources=("ocr_vqa",),
             adapter="ocr_vqa",
@@ -255,11 +259,8 @@ DATASETS: dict[str, Dataset] = {
         Dataset(name="otter_mimicit_vst", licence="MIT, for research only; VIST and Flickr terms"),
         Dataset(
             name="sparkles_dialogue",
-            licence="OpenAI terms (text), CC3M terms and Visual Genome CC-BY-4.0 (images)",
-            files=(
-                "SparklesDialogueCC/annotations/SparklesDialogueCC.json",
-                "SparklesDialogueVG/annotations/SparklesDialogueVG.json",
-            ),
+            licence=_SPARKLES_LICENCE,
+            files=_SPARKLES,
             image_sources=("sparkles",),
             adapter="sparkles_dialogue",
             expected=6_521,

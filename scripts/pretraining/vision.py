@@ -3,8 +3,8 @@
 It is pretrained as real encoders are, on other images than those it will be used on: scenes are drawn for it from a stream of
 their own, and one whose file would equal a held-out image is left out. What a patch shows - its quarter, and the shape,
 colour and size of the object there - is written as a sum of fixed codes at right angles, each of length sqrt(width); the
-encoder learns to give that sum, and is then frozen. Classification heads would teach it to name patches as well, but leave
-features in which the presence of an object drowns its colour, and a projector learns to read those much more slowly.
+encoder learns to give that sum, and is then frozen. Classification heads would teach it to name patches as well, but in
+their features the presence of an object takes most of the variance; here every property takes the same.
 """
 
 import math

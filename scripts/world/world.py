@@ -16,12 +16,26 @@ share.
 """
 
 
-class World:
-    """Scenes, images and names by number."""
+class Pictures:
+    """Scenes and their images by number; a subclass says how many there are and gives `draw`, its stream of draws."""
 
     def __init__(self, settings: Miniature):
         self.settings = settings
         self.scene = cache(self._scene)
+
+    def _scene(self, number: int) -> Scene:
+        return draw_scene(self.draw("scene", number), self.settings)
+
+    def image(self, number: int) -> bytes:
+        """Image `number` as JPEG."""
+        return jpeg(render(self.scene(number), self.draw("pixels", number), self.settings.image_size))
+
+
+class World(Pictures):
+    """Scenes, images and names by number."""
+
+    def __init__(self, settings: Miniature):
+        super().__init__(settings)
         self.coco_id = cache(self._coco_id)
 
     def __len__(self) -> int:
@@ -30,13 +44,6 @@ class World:
     def draw(self, purpose: str, number: int | str) -> Draw:
         """The stream of draws for one purpose and item."""
         return Draw(self.settings.seed, purpose, number)
-
-    def _scene(self, number: int) -> Scene:
-        return draw_scene(self.draw("scene", number), self.settings)
-
-    def image(self, number: int) -> bytes:
-        """Image `number` as JPEG."""
-        return jpeg(render(self.scene(number), self.draw("pixels", number), self.settings.image_size))
 
     def _coco_id(self, number: int) -> int:
         """A number like COCO's: growing, with gaps."""
@@ -52,16 +59,15 @@ class World:
         return number - 1 - self.draw("partner", f"{number}/{pair}").below(window) if window else None
 
 
-class Album:
+class Album(Pictures):
     """The images of a dataset that does not use COCO's: scenes of their own, in a folder of their own.
 
     `draw` is the stream of draws of a purpose and item, apart from those of other albums and of the world.
     """
 
     def __init__(self, world: World, name: str, folder: str, size: int):
-        self.settings, self.folder = world.settings, folder
-        self._world, self._name, self._size = world, name, size
-        self.scene = cache(self._scene)
+        super().__init__(world.settings)
+        self.folder, self._world, self._name, self._size = folder, world, name, size
 
     def __len__(self) -> int:
         return self._size
@@ -69,13 +75,6 @@ class Album:
     def draw(self, purpose: str, number: int | str) -> Draw:
         """The stream of draws for one purpose and item of this album."""
         return self._world.draw(f"{self._name} {purpose}", number)
-
-    def _scene(self, number: int) -> Scene:
-        return draw_scene(self.draw("scene", number), self.settings)
-
-    def image(self, number: int) -> bytes:
-        """Image `number` as JPEG."""
-        return jpeg(render(self.scene(number), self.draw("pixels", number), self.settings.image_size))
 
     def image_id(self, number: int) -> str:
         """The id of an image: a number without leading zeros, so that one may be the beginning of another."""
