@@ -9,7 +9,6 @@ sys.path.insert(0, str(workflow.basedir))
 from snakemake.exceptions import WorkflowError
 
 from scripts import dag
-from scripts import sources as registry
 from scripts import settings as typed
 from scripts.common.code import asset_fingerprint as assets
 from scripts.common.code import code_fingerprint as code
@@ -25,14 +24,14 @@ except UserError as error:
 CONDA = any(str(method) == "conda" for method in workflow.deployment_settings.deployment_method)
 shell.prefix(dag.shell_prefix(str(workflow.basedir), CONDA))
 
+REGISTRY = SETTINGS.registry()
 IMAGE_SOURCES = dag.image_sources(SETTINGS)
-RAW = SETTINGS.data_path or f"{ROOT}/raw/miniature"
 BASES = f"{ROOT}/bases/miniature"
 
 
 wildcard_constraints:
-    source="|".join(sorted(registry.SOURCES)),
-    dataset="|".join(sorted(registry.DATASETS)),
+    source="|".join(sorted(REGISTRY.sources)),
+    dataset="|".join(sorted(REGISTRY.datasets)),
     tokens="|".join(SETTINGS.tokens),
     blend="|".join(SETTINGS.blends),
     model="|".join(SETTINGS.models),
@@ -50,9 +49,9 @@ def folder(path):
     return lambda wildcards: path.format(**wildcards)
 
 
-def required_files(source):
-    """Paths below the data path that the configured datasets need of a source."""
-    return registry.requirements(source, SETTINGS.datasets())
+def raw_folders(wildcards):
+    """`--raw` of a dataset: every source that it reads."""
+    return " ".join(f"{source}={ROOT}/raw/{source}" for source in REGISTRY.sources_of(wildcards.dataset))
 
 
 def tokenizer_folder(tokens):

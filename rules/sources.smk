@@ -22,26 +22,30 @@ rule miniature:
 
 rule fetch:
     input:
-        [] if SETTINGS.data_path else rules.miniature.output.manifest,
+        lambda w: [] if SETTINGS.data_path or w.source in SETTINGS.own else rules.miniature.output.manifest,
     output:
         manifest=f"{ROOT}/raw/{{source}}/source.json",
-        listing=f"{ROOT}/raw/{{source}}/files.parquet",
+        files=f"{ROOT}/raw/{{source}}/files.parquet",
+        images=f"{ROOT}/raw/{{source}}/images.parquet",
     log:
         f"{ROOT}/logs/fetch/{{source}}.log",
     conda:
         "../envs/data.yaml"
     params:
-        data_path=folder(RAW),
-        require=lambda w: " ".join(f"--require {path}" for path in required_files(w.source)),
-        # The user's files are no outputs of ours: their names, sizes and times are the cause.
-        digest=lambda w: dag.folder_digest(RAW, tuple(required_files(w.source))) if SETTINGS.data_path else "",
+        data_path=lambda w: dag.data_path(SETTINGS, w.source),
+        require=lambda w: " ".join(
+            f"--require {shlex.quote(path)}" for path in REGISTRY.requirements(w.source, SETTINGS.datasets())
+        ),
+        own=lambda w: f"--own {shlex.quote(SETTINGS.own[w.source].cause())}" if w.source in SETTINGS.own else "",
+        entry=lambda w: dag.source_cause(SETTINGS, w.source),
+        digest=lambda w: dag.raw_digest(SETTINGS, w.source),
         code=code("scripts.fetch"),
         out=subpath(output.manifest, parent=True),
     message:
         "Listing the raw files of {wildcards.source}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.fetch --source {wildcards.source} --data-path {params.data_path:q} "
-        "{params.require} --out {params.out:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.fetch --source {wildcards.source} {params.own} "
+        "--data-path {params.data_path:q} {params.require} --out {params.out:q}"
 
 
 rule validate_source:
@@ -64,7 +68,7 @@ rule validate_source:
 
 rule validate_dataset:
     input:
-        lambda w: below_root("validated/source/{source}.json", source=dag.sources_of(w.dataset)),
+        lambda w: below_root("validated/source/{source}.json", source=REGISTRY.sources_of(w.dataset)),
     output:
         f"{ROOT}/validated/{{dataset}}.json",
     log:
@@ -72,8 +76,9 @@ rule validate_dataset:
     conda:
         "../envs/data.yaml"
     params:
-        code=lambda w: code("scripts.validate", f"scripts.adapters.{w.dataset}"),
-        raw=lambda w: " ".join(f"{source}={ROOT}/raw/{source}" for source in dag.sources_of(w.dataset)),
+        entry=lambda w: dag.dataset_cause(SETTINGS, w.dataset),
+        code=lambda w: code("scripts.validate", f"scripts.adapters.{REGISTRY.datasets[w.dataset].adapter}"),
+        raw=raw_folders,
     message:
         "Judging the rows of {wildcards.dataset}"
     shell:

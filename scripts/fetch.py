@@ -1,82 +1,151 @@
-"""Provide one source from the user's data path: find its files, hash them, write down what is there.
+"""Provide one source: get what is missing if that is wanted, find its files and images, write down what is there.
 
-Reads the files of --source below --data-path, which are left where they are. Writes, below --out, `files` (a link to
-the data path), `files.parquet` (path, bytes and sha256 of every file) and, last, `source.json`.
+Reads the files of --source below --data-path, which are left where they are; with --download, those that are missing are
+fetched into it first. Writes, below --out, `files` (a link to the data path), `files.parquet` (path, bytes and sha256 of
+every file), `images.parquet` (every image, also inside of archives) and, last, `source.json`, the card.
 """
 
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
-from scripts.adapters.base import CARD, FILES, LISTING, missing
+from scripts.adapters.raw import CARD, FILES, IMAGES, IMAGES_SCHEMA, LISTING, LISTING_SCHEMA
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import file_sha256, table_sha256, write_json, write_table
-from scripts.common.program import parser
+from scripts.common.program import load_settings, parser
 from scripts.common.progress import track
+from scripts.media.containers import FILE, Entry, list_container
 from scripts.media.keys import is_image
-from scripts.sources import SOURCES
+from scripts.sections.own import Own
+from scripts.sources import REGISTRY, SOURCES, AnnotationFile, Dataset, ImageSet, Source, own_dataset, own_source
 
-SCHEMA = pa.schema([("path", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())])
 
-
-def fetch(source: str, data_path: Path, out: Path, require: Sequence[str] = ()) -> dict:
+def fetch(
+    source: Source, data_path: Path, out: Path, require: Sequence[str] = (), dataset: Dataset | None = None
+) -> dict:
     """List what `data_path` holds of `source`; return the card.
 
     Args:
         require: files, and folders ending in "/", below `data_path`; empty means all that belongs to the source.
+        dataset: what the source is for, where the registry does not know it.
 
     Raises:
-        UserError: something required is absent, or a folder holds no image.
+        UserError: something required is absent or damaged, or a folder holds no image.
     """
-    required = sorted(set(require)) or SOURCES[source].paths()
-    unknown = sorted(set(required) - set(SOURCES[source].paths()))
+    required = sorted(set(require)) or source.paths()
+    unknown = sorted(set(required) - set(source.paths()))
     if unknown:
-        raise UserError(f"{unknown[0]!r} does not belong to the source {source!r}, which has {SOURCES[source].paths()}")
-    paths = sorted(path for entry in required for path in _find(source, data_path, entry))
-    rows = [_row(data_path, path) for path in track(paths, f"{source}: files read", len(paths))]
-    table = pa.Table.from_pylist(rows, SCHEMA)
+        raise UserError(f"{unknown[0]!r} does not belong to the source {source.name!r}, which has {source.paths()}")
+    annotations = {file.path: find_rows(source, data_path, file) for file in source.files if file.path in required}
+    stores = [find_images(source, data_path, images) for images in source.images if images.folder in required]
+    optional = [path for path in source.optional_files if (data_path / path).is_file()]
+
+    files = {path for found in annotations.values() for path in found} | set(optional)
+    loose = {path for store in stores for path in store.loose}
+    listing = _hashed(source.name, data_path, sorted(files | loose))
+    entries = [Entry(row["path"], "", FILE, 0, row["bytes"]) for row in listing if row["path"] in loose]
+    for store in stores:
+        for container in store.containers:
+            found, sha256 = list_container(data_path / container, container, store.folder)
+            entries += found
+            listing.append({"path": container, "bytes": (data_path / container).stat().st_size, "sha256": sha256})
+    table = pa.Table.from_pylist(sorted(listing, key=lambda row: row["path"]), LISTING_SCHEMA)
+    columns = zip(*sorted(entries), strict=True) if entries else [[]] * len(IMAGES_SCHEMA)
+    images = pa.Table.from_arrays([pa.array(list(column)) for column in columns], schema=IMAGES_SCHEMA)
     write_table(out / LISTING, table)
+    write_table(out / IMAGES, images)
     _link(data_path, out / FILES)
     card = {
         "v": 1,
-        "source": source,
-        "licence": SOURCES[source].licence,
+        "source": source.name,
+        "version": source.version,
+        "licence": source.licence,
+        "terms": list(source.terms),
         "provided_by": "miniature" if (data_path / "miniature.json").is_file() else "data_path",
-        "layout": "data_path",
         "required": required,
-        "files": len(rows),
-        "bytes": sum(row["bytes"] for row in rows),
+        "published": _published(source, listing),
+        "annotations": {path: _annotation(source.file(path), found) for path, found in annotations.items()},
+        "image_sets": {store.folder: _image_set(source, store) for store in stores},
+        "optional_files": optional,
+        "files": table.num_rows,
+        "images": images.num_rows,
+        "bytes": sum(row["bytes"] for row in listing),
         "sha256": table_sha256(table),
     }
+    if dataset is not None:
+        card["dataset"] = dataset.model_dump(mode="json")
     write_json(out / CARD, card)
     return card
 
 
-def _find(source: str, data_path: Path, entry: str) -> Iterator[str]:
-    """Paths below `data_path` that `entry` stands for."""
-    place = data_path / entry
-    if not entry.endswith("/"):
-        if not place.is_file():
-            raise missing(source, entry, place)
-        yield entry
-        return
-    optional = entry in SOURCES[source].optional
-    if not place.is_dir():
-        if optional:
-            return
-        raise missing(source, entry, place)
-    count = 0
+def find_rows(source: Source, data_path: Path, file: AnnotationFile) -> list[str]:
+    """The files that hold the rows of `file`, below `data_path`: itself, or those of the first other form that is there.
+
+    Raises:
+        UserError: there are none.
+    """
+    for form in file.forms():
+        if found := _matching(data_path, form):
+            return found
+    raise missing(source, file.path, data_path / file.path)
+
+
+class ImageStore(NamedTuple):
+    """Where the images of a set were found: files of their own, or containers."""
+
+    folder: str
+    loose: list[str]
+    containers: list[str]
+
+
+def find_images(source: Source, data_path: Path, images: ImageSet) -> ImageStore:
+    """Find the images of a set below `data_path`: in their folder, else in the first container that is there.
+
+    Raises:
+        UserError: there are none, and the set is not optional.
+    """
+    place = data_path / images.folder
+    loose = list(_images_in(data_path, place)) if place.is_dir() else []
+    if loose:
+        return ImageStore(images.folder, loose, [])
+    for pattern in images.containers:
+        if found := _matching(data_path, pattern):
+            return ImageStore(images.folder, [], found)
+    if images.optional:
+        return ImageStore(images.folder, [], [])
+    if place.is_dir():
+        raise UserError(f"source {source.name!r}: {place} holds no image. To get them: {source.how_to_get}")
+    raise missing(source, images.folder, place)
+
+
+def _matching(data_path: Path, pattern: str) -> list[str]:
+    """The files below `data_path` that `pattern` stands for, sorted."""
+    if "*" not in pattern:
+        return [pattern] if (data_path / pattern).is_file() else []
+    folder, name = os.path.split(pattern)
+    found = (path for path in (data_path / folder).glob(name) if path.is_file() and not path.name.startswith("."))
+    return sorted(_encodable(path.relative_to(data_path).as_posix()) for path in found)
+
+
+def _images_in(data_path: Path, place: Path) -> Iterator[str]:
     for folder, folders, names in os.walk(place, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if is_image(name):
-                count += 1
                 yield _encodable((Path(folder) / name).relative_to(data_path).as_posix())
-    if not count and not optional:
-        raise UserError(f"source {source!r}: {place} holds no image. To get them: {SOURCES[source].how_to_get}")
+
+
+def missing(source: Source, path: str, place: Path) -> UserError:
+    """The error for a raw file or folder that is not there."""
+    users = REGISTRY.users_of(source.name, path) if source.name in REGISTRY.sources else [source.name]
+    return UserError(
+        f"source {source.name!r}: {path} is not there (looked at {place}). It is needed by {', '.join(users)}. "
+        f"To get it: {source.how_to_get}; paths are below your data path"
+    )
 
 
 def _refuse(error: OSError) -> None:
@@ -91,11 +160,34 @@ def _encodable(path: str) -> str:
     return path
 
 
-def _row(data_path: Path, path: str) -> dict:
-    try:
-        return {"path": path, "bytes": (data_path / path).stat().st_size, "sha256": file_sha256(data_path / path)}
-    except OSError as error:
-        raise UserError(f"{data_path / path} cannot be read: {error.strerror}") from None
+def _hashed(source: str, data_path: Path, paths: list[str]) -> list[dict]:
+    rows = []
+    for path in track(paths, f"{source}: files read", len(paths)):
+        place = data_path / path
+        try:
+            rows.append({"path": path, "bytes": place.stat().st_size, "sha256": file_sha256(place)})
+        except OSError as error:
+            raise UserError(f"{place} cannot be read: {error.strerror}") from None
+    return rows
+
+
+def _annotation(file: AnnotationFile, found: list[str]) -> dict:
+    # Another form of the same rows is not laid out as the first.
+    layout = (
+        {"container": file.container, "key": file.key} if found == [file.path] else {"container": "any", "key": None}
+    )
+    return {"found": found, **layout}
+
+
+def _published(source: Source, listing: list[dict]) -> dict[str, dict]:
+    """Size and hash of those of the files that are published under the same name."""
+    known = {item.path: {"bytes": item.bytes, "sha256": item.sha256} for item in source.downloads}
+    return {row["path"]: known[row["path"]] for row in listing if row["path"] in known}
+
+
+def _image_set(source: Source, store: ImageStore) -> dict:
+    expected = next(images.expected for images in source.images if images.folder == store.folder)
+    return {"containers": store.containers, "expected": expected}
 
 
 def _link(target: Path, link: Path) -> None:
@@ -112,15 +204,20 @@ def _link(target: Path, link: Path) -> None:
 def main() -> None:
     """Run the program."""
     arguments = parser(__doc__)
-    arguments.add_argument("--source", required=True, choices=sorted(SOURCES), help="what to provide")
+    arguments.add_argument("--source", required=True, help=f"what to provide: one of {', '.join(sorted(SOURCES))}")
+    arguments.add_argument("--own", help="section `own.<source>` as JSON, or @file: a source of the user's own")
     arguments.add_argument("--data-path", type=Path, required=True, help="folder with the raw files of all sources")
     arguments.add_argument(
         "--require", action="append", default=[], metavar="PATH", help="file or folder/ in it; repeatable; default: all"
     )
     arguments.add_argument("--out", type=Path, required=True, help="folder to write: raw/<source>")
     args = arguments.parse_args()
-    card = fetch(args.source, args.data_path, args.out, args.require)
-    print(f"{args.source}: {card['files']} files, {card['bytes'] / 1e6:.1f} MB from {args.data_path}")
+    if not args.own and args.source not in SOURCES:
+        raise UserError(f"there is no source {args.source!r}; those known are {', '.join(sorted(SOURCES))}")
+    own = load_settings(Own, args.own) if args.own else None
+    source = own_source(args.source, own) if own else SOURCES[args.source]
+    card = fetch(source, args.data_path, args.out, args.require, own_dataset(args.source, own) if own else None)
+    print(f"{args.source}: {card['files']} files, {card['images']} images, {card['bytes'] / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
