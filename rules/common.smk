@@ -26,6 +26,7 @@ shell.prefix(dag.shell_prefix(str(workflow.basedir), CONDA))
 
 REGISTRY = SETTINGS.registry()
 IMAGE_SOURCES = dag.image_sources(SETTINGS)
+TASTE_ROWS = sorted({source for name in dag.tasting(SETTINGS) for source in REGISTRY.annotation_sources(name)})
 BASES = f"{ROOT}/bases/miniature"
 
 
@@ -52,6 +53,11 @@ def folder(path):
 def raw_folders(wildcards):
     """`--raw` of a dataset: every source that it reads."""
     return " ".join(f"{source}={ROOT}/raw/{source}" for source in REGISTRY.sources_of(wildcards.dataset))
+
+
+def taste_of_dataset(wildcards):
+    """The choice of images that limits a dataset, where only a taste is asked for."""
+    return f"{ROOT}/raw/wanted.json" if wildcards.dataset in dag.tasting(SETTINGS) else []
 
 
 def tokenizer_folder(tokens):

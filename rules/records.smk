@@ -4,6 +4,7 @@
 rule convert:
     input:
         verdict=f"{ROOT}/validated/{{dataset}}.json",
+        wanted=taste_of_dataset,
         media=lambda w: below_root("media/{source}/manifest.json", source=REGISTRY.image_sources(w.dataset)),
     output:
         table=f"{ROOT}/records/{{dataset}}.parquet",
@@ -18,12 +19,13 @@ rule convert:
         raw=raw_folders,
         media=lambda w: " ".join(f"{source}={ROOT}/media/{source}" for source in REGISTRY.image_sources(w.dataset)),
         tolerate=SETTINGS.tolerance.rows,
+        wanted=lambda w, input: f"--wanted {input.wanted}" if input.wanted else "",
         out=subpath(output.report, parent=True),
     message:
         "Turning {wildcards.dataset} into records"
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.convert --dataset {wildcards.dataset} --raw {params.raw} "
-        "--media {params.media} --tolerate {params.tolerate} --out {params.out:q}"
+        "--media {params.media} --tolerate {params.tolerate} {params.wanted} --out {params.out:q}"
 
 
 rule count_tokens:

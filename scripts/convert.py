@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from scripts.adapters.images import Images
+from scripts.adapters.images import OUTSIDE_TASTE, Images
 from scripts.adapters.raw import Raw
 from scripts.adapters.run import Conversion
 from scripts.adapters.statistics import Statistics
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import table_sha256, write_json, write_table
+from scripts.common.files import read_json, table_sha256, write_json, write_table
 from scripts.common.program import parser
 from scripts.media.folders import add_folders, named_folders
 from scripts.records_schema import SCHEMA, Record, to_batch
@@ -24,17 +24,23 @@ _BATCH = 4096
 
 
 def convert(
-    dataset: str, raw_folders: dict[str, Path], media: dict[str, Path], out: Path, tolerated: float = 1.0
+    dataset: str,
+    raw_folders: dict[str, Path],
+    media: dict[str, Path],
+    out: Path,
+    tolerated: float = 1.0,
+    wanted: dict[str, list[str]] | None = None,
 ) -> dict:
     """Write the records of `dataset`; return the report.
 
     Args:
         tolerated: the share of rows that may be dropped.
+        wanted: paths of images by source, where only a taste is asked for.
 
     Raises:
         UserError: a source is missing, a file is broken, or too few rows can be used.
     """
-    images = Images.of_media(media)
+    images = Images.of_media(media, wanted)
     conversion = Conversion(dataset, Raw(raw_folders), images)
     licence = conversion.entry.licence
     statistics = Statistics()
@@ -66,11 +72,12 @@ def convert(
 
 def _check_losses(conversion: Conversion, tolerated: float) -> None:
     """Raise UserError if a larger share of rows than `tolerated` was dropped."""
-    lost = conversion.rows - conversion.kept
-    if lost > tolerated * conversion.rows:
+    outside = conversion.dropped.as_dict().get(OUTSIDE_TASTE, {"count": 0})["count"]
+    lost, rows = conversion.rows - conversion.kept - outside, conversion.rows - outside
+    if lost > tolerated * rows:
         first = next(iter(conversion.dropped.as_dict().values()))["examples"][0]
         raise UserError(
-            f"dataset {conversion.dataset!r}: {lost} of {conversion.rows} rows cannot be used, more than the share of "
+            f"dataset {conversion.dataset!r}: {lost} of {rows} rows cannot be used, more than the share of "
             f"{tolerated:g} that `tolerance.rows` allows ({conversion.dropped}). For example {first}. Repair the data, or "
             "raise the tolerance"
         )
@@ -98,9 +105,11 @@ def main() -> None:
     add_folders(arguments, "--media", "media/<source> of every source of its images")
     arguments.add_argument("--out", type=Path, required=True, help="folder to write into: records")
     arguments.add_argument("--tolerate", type=float, default=1.0, help="share of rows that may be dropped")
+    arguments.add_argument("--wanted", type=Path, help="raw/wanted.json, where only a taste is asked for")
     args = arguments.parse_args()
     raw, media = named_folders(args.raw, "--raw"), named_folders(args.media, "--media")
-    report = convert(args.dataset, raw, media, args.out, args.tolerate)
+    wanted = read_json(args.wanted)["images"] if args.wanted else None
+    report = convert(args.dataset, raw, media, args.out, args.tolerate, wanted)
     lost = report["rows"] - report["kept"]
     print(f"{args.dataset}: {report['rows']} rows, {report['records']} records, {lost} rows dropped")
 

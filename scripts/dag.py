@@ -13,6 +13,7 @@ from pathlib import Path
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
+from scripts.fetching.receipts import is_partial, valid
 from scripts.settings import Settings
 
 HELDOUT = "heldout"
@@ -126,14 +127,33 @@ def raw_digest(settings: Settings, source: str) -> str:
     return folder_digest(data_path(settings, source), tuple(sorted({*places, *entry.optional_files})))
 
 
+def tasted(settings: Settings) -> list[str]:
+    """Sources of images whose images a taste chooses: those that hold nothing else."""
+    if settings.taste is None:
+        return []
+    registry = settings.registry()
+    return [source for source in image_sources(settings) if not registry.sources[source].files]
+
+
+def tasting(settings: Settings) -> list[str]:
+    """Datasets that choose the images of a taste, in the registry's order."""
+    registry, sources = settings.registry(), set(tasted(settings))
+    return [name for name in settings.datasets() if sources & set(registry.datasets[name].image_sources)]
+
+
 @cache
 def folder_digest(folder: str, places: tuple[str, ...]) -> str:
-    """Hash of (name, size, time of change) of the files at `places`: paths, folders ending in "/", or patterns."""
+    """Hash of (name, size, time of change) of the files at `places`: paths, folders ending in "/", or patterns.
+
+    What was fetched does not count: its cause is the registry, and it is not there yet when the first digest is taken.
+    """
     digest = hashlib.sha256()
     for place in places:
+        if place.endswith("/") and is_partial(Path(folder), place):
+            continue
         files = _walk(os.path.join(folder, place)) if place.endswith("/") else sorted(glob.glob(f"{folder}/{place}"))
         for path in files:
-            if os.path.isfile(path):
+            if os.path.isfile(path) and not valid(Path(folder), os.path.relpath(path, folder)):
                 status = os.stat(path)
                 digest.update(f"{os.path.relpath(path, folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]

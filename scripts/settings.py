@@ -9,7 +9,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -26,6 +26,7 @@ from scripts.sections.model import Model
 from scripts.sections.own import Own
 from scripts.sections.pretrain import Pretrain
 from scripts.sections.run import Run
+from scripts.sections.taste import Taste
 from scripts.sections.tokens import Tokens
 from scripts.sections.tolerance import Tolerance
 from scripts.sources import REGISTRY, Registry, own_dataset, own_source
@@ -49,6 +50,11 @@ class Settings(Section):
     """Folder of everything that is made. Each configuration has its own; to move it, use a symlink or `--directory`."""
     data_path: str | None = None
     """Folder with the raw datasets as users of the original have them. Empty: the miniature world is drawn instead."""
+    download: Literal["never", "missing"] = "never"
+    """`missing`: what is not below `data_path` is fetched into it from where it is published (COCO alone has 20 GB; see
+    `taste`). `never`: it is named, with what to do. VISUALCHAT_OFFLINE=1 keeps any run from reaching out."""
+    taste: Taste | None = None
+    """Use only what is said about a few hundred images, instead of everything."""
     own: dict[Name, Own] = {}
     """Datasets of your own, which blends may name beside the published ones."""
     miniature: Miniature = Miniature()
@@ -185,6 +191,8 @@ def _dangling(settings: Settings) -> list[str]:
                     f"runs.{name}: model {run.model!r} counts tokens as {of_model!r}, blend {run.blend!r} as {of_blend!r}; "
                     "they must name the same entry of `tokens`"
                 )
+    if settings.download == "missing" and not settings.data_path:
+        problems.append("download: needs a `data_path`, the folder to fetch into")
     if settings.data_path and "miniature" in settings.suites.values():
         problems.append("suites: the suite 'miniature' exists only where the miniature is drawn (no data_path)")
     return problems

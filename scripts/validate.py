@@ -14,7 +14,7 @@ from scripts.adapters.images import Images
 from scripts.adapters.raw import IMAGES, LISTING, Raw
 from scripts.adapters.run import Conversion, dataset_entry
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import write_json
+from scripts.common.files import read_json, write_json
 from scripts.common.program import parser
 from scripts.media.folders import add_folders, named_folders
 
@@ -80,14 +80,16 @@ def _shortfalls(sets: dict[str, dict]) -> list[str]:
     ]
 
 
-def validate_dataset(dataset: str, folders: dict[str, Path]) -> dict:
+def validate_dataset(dataset: str, folders: dict[str, Path], wanted: dict[str, list[str]] | None = None) -> dict:
     """The verdict on one dataset: a trial conversion in which every listed image counts as readable.
+
+    `wanted` holds paths of images by source, where only a taste is asked for.
 
     Raises:
         UserError: a source is not given, or no row can be used.
     """
     raw = Raw(folders)
-    images = Images.of_listing(raw, dataset_entry(dataset, raw).image_sources)
+    images = Images.of_listing(raw, dataset_entry(dataset, raw).image_sources, wanted)
     conversion = Conversion(dataset, raw, images)
     for _ in conversion:
         pass
@@ -113,6 +115,7 @@ def main() -> None:
     what.add_argument("--dataset", help="judge this dataset")
     add_folders(arguments, "--raw", "raw/<source> of the source, or of every source that the dataset reads")
     arguments.add_argument("--out", type=Path, required=True, help="verdict to write")
+    arguments.add_argument("--wanted", type=Path, help="raw/wanted.json, where only a taste is asked for")
     args = arguments.parse_args()
     folders = named_folders(args.raw, "--raw")
     if args.source:
@@ -121,7 +124,7 @@ def main() -> None:
         verdict = validate_source(args.source, *folders.values())
         print(f"{args.source}: {len(verdict['files'])} annotation files, {verdict['images']} images")
     else:
-        verdict = validate_dataset(args.dataset, folders)
+        verdict = validate_dataset(args.dataset, folders, read_json(args.wanted)["images"] if args.wanted else None)
         lost = sum(entry["count"] for entry in verdict["problems"].values())
         images = f"{verdict['images_present']} of {verdict['images_named']} images there"
         print(f"{args.dataset}: {verdict['rows']} rows, {lost} of them unusable; {images}")

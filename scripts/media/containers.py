@@ -24,7 +24,7 @@ from scripts.media.keys import is_image
 
 FILE, STORED, DEFLATED, BASE64, PARQUET = "file", "stored", "deflated", "base64", "parquet"
 
-_WINDOW = 64 << 20
+_WINDOW = 32 << 20
 _LOCAL_HEADER = 30
 _BATCH = 4096
 
@@ -50,10 +50,10 @@ class Entry(NamedTuple):
     fault: str = ""
 
 
-def list_container(place: Path, container: str, folder: str) -> tuple[list[Entry], str]:
+def list_container(place: Path, container: str, folder: str, known: str | None = None) -> tuple[list[Entry], str]:
     """The images in the file `place`, which is `container` below the data path and stands for `folder`.
 
-    Returns them in the order of the file, and the file's sha256.
+    Returns them in the order of the file, and the file's sha256, which is not computed where it is `known`.
 
     Raises:
         UserError: the file is damaged, or is no container of images.
@@ -66,7 +66,7 @@ def list_container(place: Path, container: str, folder: str) -> tuple[list[Entry
             sha256 = digest.hexdigest()
         else:
             reader = _zip_entries if place.suffix.lower() == ".zip" else _parquet_entries
-            entries, sha256 = list(reader(place, container, folder)), file_sha256(place)
+            entries, sha256 = list(reader(place, container, folder)), known or file_sha256(place)
     except (OSError, zipfile.BadZipFile, pa.ArrowException) as error:
         raise UserError(f"{place} is damaged or cut off, get it again: {error}") from None
     seen: set[str] = set()
@@ -176,10 +176,13 @@ def _scan(data: mmap.mmap, place: Path, container: str, folder: str, digest) -> 
         at = following.start(1) if following[1] == b"}" else following.end()
         if at - hashed >= _WINDOW:
             digest.update(memoryview(data)[hashed:at])
+            # Or the whole file would count as this process's memory in the end.
+            page = hashed // mmap.PAGESIZE * mmap.PAGESIZE
+            data.madvise(mmap.MADV_DONTNEED, page, at // mmap.PAGESIZE * mmap.PAGESIZE - page)
             hashed = at
     if data[at + 1 : at + 4096].strip():
         raise broken(at + 1, "the end of the file")
-    digest.update(data[hashed:])
+    digest.update(memoryview(data)[hashed:])
 
 
 def _parquet_entries(place: Path, container: str, folder: str) -> Iterator[Entry]:

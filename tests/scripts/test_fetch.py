@@ -44,14 +44,14 @@ def test_images_are_listed_with_their_hashes(world, tmp_path):
 
 
 def test_only_what_is_required_is_looked_at(world, tmp_path):
-    card = fetch(SOURCES["llava"], world, tmp_path / "llava", ["llava/conversation_58k.json"])
+    card = fetch(SOURCES["llava"], world, tmp_path / "llava", ["llava/detail_23k.json"])
     assert card["files"] == 1
     lone = tmp_path / "data"
     (lone / "llava").mkdir(parents=True)
-    (lone / "llava/conversation_58k.json").write_text("[]")
-    fetch(SOURCES["llava"], lone, tmp_path / "two", ["llava/conversation_58k.json"])
-    with pytest.raises(UserError, match="detail_23k"):
-        fetch(SOURCES["llava"], lone, tmp_path / "three", ["llava/detail_23k.json"])
+    (lone / "llava/detail_23k.json").write_text("[]")
+    fetch(SOURCES["llava"], lone, tmp_path / "two", ["llava/detail_23k.json"])
+    with pytest.raises(UserError, match="complex_reasoning"):
+        fetch(SOURCES["llava"], lone, tmp_path / "three", ["llava/complex_reasoning_77k.json"])
 
 
 def test_two_fetches_give_the_same_bytes_wherever_the_data_lies(world, tmp_path):
@@ -161,7 +161,7 @@ def test_the_registry_knows_the_thirteen_and_is_consistent():
             name = download.path + "*.parquet" if download.path.endswith("/") else download.path
             assert name in places, "a download must be what fetch looks for"
             assert download.addresses
-    assert REGISTRY.sources_of("llava_otter_blend") == ["coco", "llava", "mimicit_cgd"]
+    assert REGISTRY.sources_of("llava_otter_blend") == ["coco", "llava", "llava_dial", "mimicit_cgd"]
     assert REGISTRY.sources_of("aokvqa") == ["aokvqa", "coco"]
     assert {"research-only", "OpenAI-terms", "Flickr-terms"} <= REGISTRY.terms_of("llava_otter_blend")
 
@@ -184,7 +184,8 @@ def test_an_entry_that_cannot_be_right_is_refused(bad, word):
     "source, datasets, needed",
     [
         ("llava", ["llava"], ["llava/detail_23k.json", "llava/complex_reasoning_77k.json"]),
-        ("llava", ["llava_dial"], ["llava/conversation_58k.json"]),
+        ("llava_dial", ["llava_dial"], ["llava/conversation_58k.json"]),
+        ("llava", ["llava_dial"], []),
         ("llava", ["llava_otter_blend"], [file.path for file in SOURCES["llava"].files]),
         ("coco", ["aokvqa", "llava"], ["coco/train2017/", "coco/val2017/"]),
         ("coco", [], []),

@@ -60,7 +60,7 @@ def test_rows_that_will_be_lost_are_counted(tmp_path):
 
 
 def test_a_users_copy_is_compared_with_the_published_file(tmp_path):
-    verdict = validate_source("llava", _raw(tmp_path, [GOOD])["llava"])
+    verdict = validate_source("llava_dial", _raw(tmp_path, [GOOD])["llava_dial"])
     assert verdict["provided_by"] == "data_path" and verdict["files"][DIAL]["rows"] == 1
     size = (tmp_path / "data" / DIAL).stat().st_size
     assert verdict["problems"] == [f"{DIAL} is not the published file: it has {size} bytes instead of 126088572"]
@@ -86,7 +86,7 @@ BROKEN = {
 def test_a_broken_file_is_one_clear_error(tmp_path, name):
     content, words = BROKEN[name]
     folders = _raw(tmp_path, content)
-    for judge in (lambda: validate_source("llava", folders["llava"]), lambda: validate_dataset("llava_dial", folders)):
+    for judge in (lambda: validate_source("llava_dial", folders["llava_dial"]), lambda: validate_dataset("llava_dial", folders)):
         with pytest.raises(UserError) as caught:
             judge()
         assert all(word in str(caught.value) for word in [*words, DIAL])

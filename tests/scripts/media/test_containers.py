@@ -206,7 +206,7 @@ def test_a_container_that_changed_is_an_error(tmp_path):
 
 
 def test_a_file_larger_than_a_window_is_hashed_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.media.containers._WINDOW", 100)
+    monkeypatch.setattr("scripts.media.containers._WINDOW", 5000)
     write_json(tmp_path / "SD.json")
     assert len(_listed(tmp_path, "SD.json")) == len(IMAGES)
 
