@@ -136,6 +136,16 @@ def load_image_processor(folder: Path, **kwargs: Any):
     return AutoImageProcessor.from_pretrained(folder, backend="pil", **kwargs)
 
 
+def image_side(image_processor) -> int:
+    """The side in pixels of the images that an image processor makes. Raises ValueError if they are no squares."""
+    height, width = np.asarray(
+        image_processor(Image.new("RGB", (8, 8)), do_rescale=False, do_normalize=False)["pixel_values"][0]
+    ).shape[-2:]
+    if height != width:
+        raise ValueError(f"the image processor makes images of {width} x {height} pixels; set it to squares")
+    return height
+
+
 def add_image_token(tokenizer) -> None:
     """Make the image placeholder a special token; the vocabulary grows only if it lacks it."""
     if IMAGE_TOKEN not in tokenizer.all_special_tokens:

@@ -26,7 +26,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from model.modeling import VisualChatForConditionalGeneration
+from model.modeling import VisualChatForConditionalGeneration, count_documents
 from scripts.sections.run import Run
 from scripts.training.batches import Batch
 
@@ -76,18 +76,22 @@ class StepResult:
 
 
 class RowLosses(nn.Module):
-    """The model as the engine runs it: the sum of the labels' cross-entropies, in all and for each row."""
+    """The model as the engine runs it: the sum of the labels' cross-entropies, in all and for each document."""
 
     def __init__(self, model: VisualChatForConditionalGeneration):
         super().__init__()
         self.model = model
 
     def forward(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum (scalar) and the sums by row (B,), the latter without gradient, in float64."""
-        losses, rows = self.model.token_losses(**inputs)
-        by_row = torch.zeros(len(inputs["input_ids"]), dtype=torch.float64, device=losses.device)
-        by_row.index_add_(0, rows, losses.detach().double())
-        return losses.sum(), by_row
+        """Return the sum (scalar) and the sums by document, the latter without gradient, in float64.
+
+        Without `document_ids` every row of the batch is a document.
+        """
+        losses, numbers = self.model.token_losses(**inputs)
+        documents = count_documents(inputs["input_ids"], inputs.get("document_ids"))
+        by_document = torch.zeros(documents, dtype=torch.float64, device=losses.device)
+        by_document.index_add_(0, numbers, losses.detach().double())
+        return losses.sum(), by_document
 
 
 class Engine:
@@ -131,9 +135,9 @@ class Engine:
         scale = self.ranks / float(labels.sum())
         losses = torch.zeros(len(self.datasets), dtype=torch.float64)
         for place, batch in enumerate(batches):
-            total, by_row = self._engine(**self._inputs(batch))
+            total, by_document = self._engine(**self._inputs(batch))
             self._engine.backward(total * scale, scale_wrt_gas=False)
-            self._count_losses(losses, batch, by_row)
+            self._count_losses(losses, batch, by_document)
             if place == len(batches) - 1:
                 norm = self._norm_before_step()
                 rate = self._set_rates(learning_rate(self.settings, step, self.steps))
@@ -149,8 +153,8 @@ class Engine:
         losses, labels = torch.zeros(2, len(self.datasets), dtype=torch.float64)
         with torch.no_grad():
             for batch in batches:
-                _, by_row = self._engine(**self._inputs(batch))
-                self._count_losses(losses, batch, by_row)
+                _, by_document = self._engine(**self._inputs(batch))
+                self._count_losses(losses, batch, by_document)
                 labels += torch.tensor([batch.labels[name] for name in self.datasets])
         return Measured(self.datasets, self._sum(losses), self._sum(labels))
 
@@ -186,7 +190,7 @@ class Engine:
             state["step"].fill_(step)
 
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
-        names = ("input_ids", "labels", "modality", "pixel_values")
+        names = ("input_ids", "labels", "modality", "document_ids", "pixel_values")
         inputs = {name: batch.tensors[name].to(self.device) for name in names if name in batch.tensors}
         if "pixel_values" in inputs:
             with torch.no_grad():
@@ -201,8 +205,8 @@ class Engine:
         tokens, places, stops = total[len(labels) :].tolist()
         return total[: len(labels)], (int(tokens), int(places), int(stops))
 
-    def _count_losses(self, losses: Tensor, batch: Batch, by_row: Tensor) -> None:
-        for dataset, loss in zip(batch.datasets, by_row.tolist(), strict=True):
+    def _count_losses(self, losses: Tensor, batch: Batch, by_document: Tensor) -> None:
+        for dataset, loss in zip(batch.datasets, by_document.tolist(), strict=True):
             if dataset:
                 losses[self.datasets.index(dataset)] += loss
 
