@@ -63,7 +63,7 @@ def joined_config(
     return config
 
 
-def generation_config(tokenizer: Any, config: VisualChatConfig) -> GenerationConfig:
+def generation_defaults(tokenizer: Any, config: VisualChatConfig) -> GenerationConfig:
     """How a model generates unless told otherwise: until the end token, and never an image placeholder."""
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

@@ -21,6 +21,30 @@ CHOICES = {
 }
 
 
+class QwenVisionConfig(PreTrainedConfig):
+    """The configuration of Qwen-VL's vision encoder (qwen.py), by default the published one's.
+
+    hidden_size: width of what comes out. vit_width: width of the blocks.
+    positions: learned places of patches, a square number; interpolated to those of the image.
+    """
+
+    model_type: ClassVar[str] = "visualchat_qwen_vision"
+
+    image_size: int = 448
+    patch_size: int = 14
+    num_channels: int = 3
+    vit_width: int = 1664
+    num_hidden_layers: int = 48
+    num_attention_heads: int = 16
+    intermediate_size: int = 8192
+    positions: int = 256
+    hidden_size: int = 4096
+    resampler_queries: int = 256
+    resampler_heads: int = 32
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+
+
 class VisualChatConfig(PreTrainedConfig):
     """Raises ValueError for a choice that does not exist and for an unknown key of the template.
 
@@ -75,12 +99,14 @@ class VisualChatConfig(PreTrainedConfig):
 
     @property
     def vision_patches(self) -> int:
-        """How many patches the encoder cuts an image into."""
-        return (self.image_size // self.vision_config.patch_size) ** 2
+        """How many of the encoder's tokens stand for places of the image: its patches, or what it resamples them to."""
+        resampled = getattr(self.vision_config, "resampler_queries", None)
+        return resampled or (self.image_size // self.vision_config.patch_size) ** 2
 
     def _largest_grid(self) -> int:
         """The side of the square that fills all places of an encoder for images of any shape (SigLIP 2)."""
         return self.vision_config.patch_size * math.isqrt(self.vision_config.num_patches)
 
 
-AutoConfig.register(VisualChatConfig.model_type, VisualChatConfig)
+AutoConfig.register(VisualChatConfig.model_type, VisualChatConfig, exist_ok=True)
+AutoConfig.register(QwenVisionConfig.model_type, QwenVisionConfig, exist_ok=True)

@@ -31,15 +31,15 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Cach
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from . import attention as _registers  # noqa: F401 (its import registers the attention)
-from . import bases
+from .attention import SWITCHES
+from .bases import generation_defaults, joined_config, load_bases, refuse_gaps
 from .cache import ConversationCache, ImageStates
 from .configuration import VisualChatConfig
 from .decoders import check_calls, refuse_misread_decoder, rehearse
 from .documents import IMAGE, PAD, TEXT
 from .generation import VisualChatGenerationMixin
 from .images import ImageMixin
-from .layout import SWITCHES, Layout
+from .layout import Layout
 from .projector import build_projector
 from .resampler import Resampler
 from .rotation import KeyRotation
@@ -90,12 +90,12 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         embedding grow. `options` are fields of `VisualChatConfig` (attention, projector, vision_feature_layer, ...).
         `dtype` defaults to the language model's own.
         """
-        encoder, language = bases.load_bases(vision_folder, language_folder, tokenizer, dtype)
-        config = bases.joined_config(vision_folder, encoder, language, tokenizer, template, options)
+        encoder, language = load_bases(vision_folder, language_folder, tokenizer, dtype)
+        config = joined_config(vision_folder, encoder, language, tokenizer, template, options)
         model = cls(config, encoder, language).to(language.dtype).eval()
         with torch.no_grad():
             config.image_tokens = model.projector(model.projector.blank(model.device, model.dtype)).shape[1]
-        model.generation_config = bases.generation_config(tokenizer, config)
+        model.generation_config = generation_defaults(tokenizer, config)
         return model
 
     @classmethod
@@ -108,7 +108,7 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **options)
         if wants_info:
             return model, info
-        bases.refuse_gaps(pretrained_model_name_or_path, info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        refuse_gaps(pretrained_model_name_or_path, info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
         return model
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **options: Any) -> None:
@@ -358,4 +358,4 @@ def _kept(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     return hidden[:, logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)]
 
 
-AutoModelForImageTextToText.register(VisualChatConfig, VisualChatForConditionalGeneration)
+AutoModelForImageTextToText.register(VisualChatConfig, VisualChatForConditionalGeneration, exist_ok=True)

@@ -9,40 +9,16 @@ projector takes its place.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
+from .configuration import QwenVisionConfig
 from .resampler import Resampler, resized
-
-
-class QwenVisionConfig(PreTrainedConfig):
-    """The defaults are Qwen-VL's. `hidden_size` is the width of what comes out, `vit_width` that of the blocks.
-
-    positions: learned places of patches, a square number; interpolated to those of the image.
-    """
-
-    model_type: ClassVar[str] = "visualchat_qwen_vision"
-
-    image_size: int = 448
-    patch_size: int = 14
-    num_channels: int = 3
-    vit_width: int = 1664
-    num_hidden_layers: int = 48
-    num_attention_heads: int = 16
-    intermediate_size: int = 8192
-    positions: int = 256
-    hidden_size: int = 4096
-    resampler_queries: int = 256
-    resampler_heads: int = 32
-    layer_norm_eps: float = 1e-6
-    initializer_range: float = 0.02
 
 
 class _Attention(nn.Module):
@@ -130,7 +106,3 @@ class QwenVisionModel(PreTrainedModel):
         out = self.ln_post(self.attn_pool(x))
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return BaseModelOutputWithPooling(last_hidden_state=out, hidden_states=tuple(states) if wanted else None)
-
-
-AutoConfig.register(QwenVisionConfig.model_type, QwenVisionConfig)
-AutoModel.register(QwenVisionConfig, QwenVisionModel)

@@ -62,6 +62,7 @@ def resized(positions: Tensor, count: int) -> Tensor:
     if len(positions) == count:
         return positions
     sides = [math.isqrt(len(positions)), math.isqrt(count)]
-    grid = positions.float().view(1, sides[0], sides[0], -1).permute(0, 3, 1, 2)
+    precise = positions.to(torch.promote_types(positions.dtype, torch.float32))
+    grid = precise.view(1, sides[0], sides[0], -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(sides[1], sides[1]), mode="bicubic", align_corners=False)
     return grid.permute(0, 2, 3, 1).flatten(0, 2).to(positions.dtype)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from . import qwen as _registers  # noqa: F401 (its import registers the encoder)
-from .configuration import VisualChatConfig
+from .configuration import QwenVisionConfig, VisualChatConfig
+from .qwen import QwenVisionModel
 
 
 class VisionTower(nn.Module):
@@ -78,3 +78,6 @@ def cut_patches(pixels: Tensor, size: int) -> Tensor:
     count, channels, height, width = pixels.shape
     grid = pixels.view(count, channels, height // size, size, width // size, size)
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(count, -1, size * size * channels)
+
+
+AutoModel.register(QwenVisionConfig, QwenVisionModel, exist_ok=True)

@@ -6,7 +6,8 @@ gradient. So a long answer weighs as much as it has tokens, wherever it was comp
 work is divided.
 
 A frozen vision tower stays outside the engine: it needs no gradient, no optimiser and no sharding (which would gather
-its weights in every step). Rates are set from the step number, so there is no scheduler state to save.
+its weights in every step); one that is trained lies inside. Rates are set from the step number, so there is no
+scheduler state to save.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from model.modeling import VisualChatForConditionalGeneration, count_documents
 from scripts.sections.run import Run
 from scripts.training.batches import Batch
+from scripts.training.trainable import parameter_groups
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _EPSILON = 1e-8
@@ -106,12 +108,13 @@ class Engine:
         accumulation: int,
         steps: int,
     ):
-        """Choose what is trained, and hand it to DeepSpeed. `accumulation` micro-batches make a step of this rank."""
+        """Hand DeepSpeed what `trainable.prepare` has marked. `accumulation` micro-batches make a step of this rank."""
         self.settings, self.datasets, self.steps = settings, list(datasets), steps
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.device = torch.device(deepspeed.accelerator.get_accelerator().current_device_name())
-        choose_trained(model, settings)
-        self.tower = model.detach_vision_tower().to(self.device, _dtype(settings)).eval()
+        self.tower = None
+        if not any(value.requires_grad for value in model.vision_tower.parameters()):
+            self.tower = model.detach_vision_tower().to(self.device, _dtype(settings)).eval()
         groups = parameter_groups(model, settings)
         self.trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
         # DeepSpeed's own Adam would be compiled on first use, which takes minutes and a compiler.
@@ -192,7 +195,7 @@ class Engine:
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
         names = ("input_ids", "labels", "modality", "document_ids", "pixel_values")
         inputs = {name: batch.tensors[name].to(self.device) for name in names if name in batch.tensors}
-        if "pixel_values" in inputs:
+        if "pixel_values" in inputs and self.tower is not None:
             with torch.no_grad():
                 inputs["image_features"] = self.tower(inputs.pop("pixel_values"))
         return inputs
@@ -261,27 +264,6 @@ def _make_moments(optimizer: torch.optim.AdamW) -> None:
         for parameter in group["params"]:
             state = {moment: torch.zeros_like(parameter, memory_format=torch.preserve_format) for moment in _MOMENTS}
             optimizer.state[parameter] = {"step": torch.tensor(0.0)} | state
-
-
-def choose_trained(model: VisualChatForConditionalGeneration, settings: Run) -> None:
-    """Mark what is trained: always the projector, by choice the embeddings and the decoder; never the vision tower."""
-    model.requires_grad_(False)
-    model.projector.requires_grad_(True)
-    model.language_model.requires_grad_(settings.train_language == "full")
-    model.get_input_embeddings().requires_grad_(settings.train_embeddings)
-
-
-def parameter_groups(model: VisualChatForConditionalGeneration, settings: Run) -> list[dict[str, Any]]:
-    """Group what is trained by peak rate and weight decay, in as few groups as possible: each is communicated apart."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, value in model.named_parameters():
-        if value.requires_grad:
-            projector = name.startswith("projector.") and settings.projector_learning_rate is not None
-            peak = settings.projector_learning_rate if projector else settings.learning_rate
-            groups.setdefault((peak, settings.weight_decay if value.ndim > 1 else 0.0), []).append(value)
-    return [
-        {"params": values, "lr": peak, "peak": peak, "weight_decay": decay} for (peak, decay), values in groups.items()
-    ]
 
 
 def learning_rate(settings: Run, step: int, steps: int) -> float:
