@@ -1,45 +1,53 @@
 """VisualChatForConditionalGeneration: a vision tower, a projector and a language model as one model of `transformers`.
 
-    1. tower      pixels of all images of the batch (N, 3, height, width) -> features (N, image_tokens, vision width)
-    2. projector  features -> the width of the language model
+    1. tower      pixels of all images of the batch (N, 3, height, width) -> features (N, tokens, vision width)
+    2. projector  features -> (N, image_tokens, width of the language model)
     3. embedding  the tokens' one embedding; projected features take the place of the image placeholders
     4. decoder    with the attention that the configuration names (attention.py)
-    5. head       only where a label is, or at the last token to generate
+    5. head       only where a label is, or at the tokens whose logits are asked for
 
-A batch says where text, images and padding lie with `modality`: 0 padding, 1 text, 2 image. Positions follow from it,
-so padding on the left or on the right changes nothing.
+The keys of a batch, each optional but the first:
+
+    input_ids        (B, T) tokens, image placeholders among them
+    modality         (B, T) 0 padding, 1 text, 2 image; follows from input_ids and attention_mask if absent
+    document_ids     (B, T) 0 padding, and from 1 on the documents packed into each row; absent: a row is a document
+    labels           (B, T) not shifted, -100 where there is none
+    pixel_values     (N, 3, height, width) uint8, every image once, in reading order
+
+Positions follow from modality and documents: padding on the left or on the right changes nothing, each document begins
+at 0, and packed documents give the numbers that they give in rows of their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    Cache,
-    GenerationConfig,
-    GenerationMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Cache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
 
-from .attention import IMAGE, TEXT, Layout
+from .attention import SWITCHES
+from .bases import generation_defaults, joined_config, load_bases, refuse_gaps
+from .cache import ConversationCache, ImageStates
 from .configuration import VisualChatConfig
-from .processing import add_image_token, load_image_processor
+from .decoders import check_calls, refuse_misread_decoder, rehearse
+from .documents import IMAGE, PAD, TEXT
+from .generation import VisualChatGenerationMixin
+from .images import ImageMixin
+from .layout import Layout
 from .projector import build_projector
-from .template import IGNORE, Template, image_token_id
+from .resampler import Resampler
+from .rotation import KeyRotation
+from .template import IGNORE, Template
 from .vision import VisionTower
 
 
-class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, PreTrainedModel):
     """See the module's docstring. Build one with `from_bases` or `from_pretrained`."""
 
     config_class = VisualChatConfig
@@ -49,6 +57,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]
+    _keys_to_ignore_on_load_unexpected = None
 
     def __init__(
         self, config: VisualChatConfig, encoder: nn.Module | None = None, language_model: nn.Module | None = None
@@ -59,7 +68,10 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.projector = build_projector(config)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         self.language_model.set_attn_implementation(config.attention)
+        self.attention_backend = "auto"  # which one runs is a matter of the machine, so no configuration names it
+        self._rotation: KeyRotation | None = None
         self.post_init()
+        rehearse(self.language_model, config.attention)
 
     @classmethod
     def from_bases(
@@ -75,57 +87,41 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Join a vision encoder and a language model, each an ordinary folder of `transformers`, with a new projector.
 
         `tokenizer` is the language model's. It gets the image placeholder if it lacks it, and only then may the
-        embedding grow. `options` are fields of `VisualChatConfig` (attention, projector, vision_feature_layer,
-        vision_class_token). `dtype` defaults to the language model's own.
+        embedding grow. `options` are fields of `VisualChatConfig` (attention, projector, vision_feature_layer, ...).
+        `dtype` defaults to the language model's own.
         """
-        vision_config = AutoConfig.from_pretrained(vision_folder)
-        vision_config = getattr(vision_config, "vision_config", vision_config)
-        text_config = AutoConfig.from_pretrained(language_folder)
-        refuse_misread_decoder(text_config)
-        language = _load_strictly(AutoModelForCausalLM, language_folder, dtype=dtype or "auto")
-        encoder = _load_strictly(AutoModel, vision_folder, config=vision_config, dtype=language.dtype)
-        add_image_token(tokenizer)
-        if len(tokenizer) > language.get_input_embeddings().num_embeddings:
-            language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-
-        language.config.name_or_path = encoder.config.name_or_path = ""  # a folder must not depend on where it was made
-        images = load_image_processor(vision_folder)
-        config = VisualChatConfig(
-            vision_config=encoder.config,
-            text_config=language.config,
-            image_token_id=image_token_id(tokenizer),
-            image_mean=images.image_mean if images.do_normalize else [0.0] * 3,
-            image_std=images.image_std if images.do_normalize else [1.0] * 3,
-            template=template.to_dict() if isinstance(template, Template) else template,
-            # Without it the library would set the attention of both parts to nothing.
-            attn_implementation={"vision_config": encoder.config._attn_implementation},
-            **options,
-        )
+        encoder, language = load_bases(vision_folder, language_folder, tokenizer, dtype)
+        config = joined_config(vision_folder, encoder, language, tokenizer, template, options)
         model = cls(config, encoder, language).to(language.dtype).eval()
-        side = vision_config.image_size
         with torch.no_grad():
-            config.image_tokens = model.vision_tower(torch.zeros(1, 3, side, side, dtype=torch.uint8)).shape[1]
-        model.generation_config = GenerationConfig(
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-            suppress_tokens=[config.image_token_id],
-        )
+            config.image_tokens = model.projector(model.projector.blank(model.device, model.dtype)).shape[1]
+        model.generation_config = generation_defaults(tokenizer, config)
         return model
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *args: Any, **options: Any):
-        """Load a model's folder, strictly: ValueError if a weight is missing or one too many."""
-        wants_info = options.pop("output_loading_info", False)
-        model, info = super().from_pretrained(folder, *args, output_loading_info=True, **options)
-        _refuse_gaps(folder, info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
-        return (model, info) if wants_info else model
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, *args: Any, **options: Any):
+        """Load a model's folder, strictly: ValueError if a weight is missing or one too many.
 
-    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        With `output_loading_info` nothing is refused: whoever asks for the gaps judges them.
+        """
+        wants_info = options.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **options)
+        if wants_info:
+            return model, info
+        refuse_gaps(pretrained_model_name_or_path, info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        return model
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **options: Any) -> None:
         """Save configuration and weights (safetensors). Raises ValueError while the vision tower is detached."""
         if self.vision_tower is None:
             raise ValueError("the vision tower is detached; attach it before saving, or the folder would be incomplete")
-        super().save_pretrained(folder, **options)
+        super().save_pretrained(save_directory, *args, **options)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Resampler):
+            module.init_weights()
+        else:
+            super()._init_weights(module)
 
     def detach_vision_tower(self) -> VisionTower:
         """Take the vision tower out of the model and return it, so that a frozen one stays outside a training engine.
@@ -148,201 +144,218 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_output_embeddings(value)
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
 
+    def get_decoder(self) -> nn.Module:
+        return self.language_model.get_decoder()
+
+    @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         modality: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,
+        image_states: Sequence[ImageStates] | None = None,
         labels: Tensor | None = None,
+        document_ids: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
-        return_dict: bool = True,
+        logits_to_keep: int | Tensor = 0,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
     ) -> CausalLMOutputWithPast:
-        """Run the model.
+        """Run the model on a batch, see the module's docstring.
 
-        input_ids (B, T). modality (B, T), or (B, K) with the tokens in the cache; tokens behind its end are text. If
-        None it follows from input_ids and attention_mask, which is used for nothing else.
-        pixel_values (N, 3, height, width) of all images of the batch in reading order, uint8; or in their place
-        image_features (N, image_tokens, vision width), what the tower made of them.
-        labels (B, T), -100 where there is none, not shifted.
+        Images come in one of four forms: pixel_values; image_features (N, tokens, vision width), what the tower made of
+        them; mm_encoder_outputs {'image': what `get_image_features` made of them}; or image_states, see cache.py.
+        inputs_embeds (B, T, text width) stand in for input_ids. With a cache, input_ids are the new tokens, and
+        modality (B, K) and attention_mask (B, K) are of all; tokens behind the end of modality are text.
+        attention_mask tells padding where modality is absent, and is used for nothing else. use_cache defaults to the
+        decoder's configuration where nothing is trained.
 
         With labels, `loss` is the sum of the labels' cross entropies divided by `num_items_in_batch` (by their number
         if None), and `logits` (number of labels, vocabulary) are those that predict them. Without, `logits` are
         (B, T, vocabulary), or of the last `logits_to_keep` tokens. Raises ValueError if placeholders and images do
         not match.
         """
-        hidden, cache = self._hidden(
-            input_ids, modality, pixel_values, image_features, attention_mask, past_key_values, use_cache
+        images = (pixel_values, image_features, image_states, mm_encoder_outputs or None)
+        outputs = self._decode(
+            *(input_ids, inputs_embeds, modality, attention_mask, document_ids, position_ids),
+            *(images, past_key_values, self._uses_cache(use_cache, labels), output_attentions, output_hidden_states),
         )
+        hidden, loss = outputs.last_hidden_state, None
         if labels is None:
-            logits = self.get_output_embeddings()(hidden[:, -logits_to_keep:])
-            return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
-        logits, targets, _ = self._predictions(hidden, labels)
-        loss = F.cross_entropy(logits.float(), targets, reduction="sum")
-        count = max(len(targets), 1) if num_items_in_batch is None else num_items_in_batch
-        return CausalLMOutputWithPast(loss=loss / count, logits=logits, past_key_values=cache)
+            logits = self.get_output_embeddings()(_kept(hidden, logits_to_keep))
+        else:
+            logits, targets, _ = self._predictions(hidden, labels, document_ids)
+            loss = F.cross_entropy(logits.float(), targets, reduction="sum")
+            loss = loss / (max(len(targets), 1) if num_items_in_batch is None else num_items_in_batch)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
-    def token_losses(self, input_ids: Tensor, labels: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
-        """Return the cross entropy of every label (n,), in reading order, and the row of the batch it is in (n,).
-
-        `inputs` are those of `forward`: modality, and pixel_values or image_features.
-        """
-        hidden, _ = self._hidden(input_ids, **inputs)
-        logits, targets, rows = self._predictions(hidden, labels)
-        return F.cross_entropy(logits.float(), targets, reduction="none"), rows
-
-    def _predictions(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the head where a label follows. Returns logits (n, vocabulary), labels (n,) and rows (n,)."""
-        labels = labels[:, 1:]
-        labelled = labels != IGNORE
-        return self.get_output_embeddings()(hidden[:, :-1][labelled]), labels[labelled], labelled.nonzero()[:, 0]
-
-    def _hidden(
+    def token_losses(
         self,
         input_ids: Tensor,
+        labels: Tensor,
         modality: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,
+        document_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        use_cache: bool | None = None,
-    ) -> tuple[Tensor, Cache | None]:
-        """Everything before the head. Returns hidden states (B, T, text width) and the cache."""
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        length = input_ids.shape[1]
-        if modality is None:
-            if past:
-                raise ValueError("a forward that continues a cache needs the modality of all tokens in it")
-            modality = self.modality_of(input_ids, attention_mask)
-        modality = F.pad(modality, (0, past + length - modality.shape[1]), value=TEXT)
-        layout = Layout.build(modality[:, past:], modality)
-        embeds = self._embed(input_ids, modality[:, past:] == IMAGE, pixel_values, image_features)
-        positions = ((modality != 0).cumsum(1) - 1).clamp(min=0)[:, past:]
-        outputs = self.language_model.get_decoder()(
-            inputs_embeds=embeds,
-            position_ids=positions,
-            past_key_values=past_key_values,
-            use_cache=bool(use_cache),
-            layout=layout,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the cross entropy of every label (n,), in reading order, and the number (n,) of its document.
+
+        Documents are counted in reading order over the whole batch; without `document_ids` that is the row. The other
+        arguments are those of `forward`.
+        """
+        images = (pixel_values, image_features, None, None)
+        outputs = self._decode(
+            input_ids, None, modality, attention_mask, document_ids, None, images, None, False, None, None
         )
-        if layout.calls < self.config.text_config.num_hidden_layers:
-            raise RuntimeError(
-                f"{type(self.language_model).__name__} called the attention {self.config.attention!r} {layout.calls} "
-                f"times in {self.config.text_config.num_hidden_layers} layers; use a decoder of full attention layers "
-                "that takes its attention from AttentionInterface, and do not change its attn_implementation"
-            )
-        return outputs.last_hidden_state, outputs.past_key_values
+        logits, targets, documents = self._predictions(outputs.last_hidden_state, labels, document_ids)
+        return F.cross_entropy(logits.float(), targets, reduction="none"), documents
 
-    def _embed(
-        self, input_ids: Tensor, is_image: Tensor, pixel_values: Tensor | None, image_features: Tensor | None
-    ) -> Tensor:
-        """Look up the tokens and put the projected images in the place of their placeholders (B, T, text width)."""
-        if pixel_values is not None and image_features is not None:
-            raise ValueError("pass pixel_values or image_features, not both")
-        if pixel_values is not None:
-            if self.vision_tower is None:
-                raise ValueError("the vision tower is detached: run it and pass its output as image_features")
-            image_features = self.vision_tower(pixel_values)
-        embeds = self.get_input_embeddings()(input_ids)
-        width, dtype = self.config.vision_config.hidden_size, next(self.projector.parameters()).dtype
-        images = 0 if image_features is None else len(image_features)
-        places = int(is_image.sum())
-        if places != images * self.config.image_tokens or (images and image_features.shape[1] * images != places):
-            raise ValueError(
-                f"the batch has {places} image placeholders, but {images} images of {self.config.image_tokens} tokens; "
-                "whoever made the batch must pass every image of its conversations once, in reading order"
-            )
-        if images:
-            projected = self.projector(image_features.to(dtype)).to(embeds.dtype)
-            return embeds.masked_scatter(is_image.unsqueeze(-1), projected)
-        if self.training:
-            # Every rank must use the same parameters in every step, or sharded training hangs (ZeRO 3) or fails.
-            nothing = self.projector(torch.zeros(1, 1, width, dtype=dtype, device=embeds.device))
-            return embeds + nothing.sum().to(embeds.dtype) * 0
-        return embeds
+    def _predictions(
+        self, hidden: Tensor, labels: Tensor, document_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the head where a label follows. Returns logits (n, vocabulary), labels (n,) and documents (n,)."""
+        labels = labels[:, 1:].to(hidden.device)
+        labelled = labels != IGNORE
+        if document_ids is None:
+            documents = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
+        else:
+            starts = document_ids.to(labels.device).diff(dim=1, prepend=torch.zeros_like(labels[:, :1]))
+            starts = (starts != 0) & (document_ids.to(labels.device) != 0)
+            documents = (starts.flatten().cumsum(0) - 1).view_as(starts)[:, 1:]
+            labelled = labelled & ~starts[:, 1:]  # what begins a document does not follow from the one before it
+        return self.get_output_embeddings()(hidden[:, :-1][labelled]), labels[labelled], documents[labelled]
 
-    def modality_of(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Tell text and images apart by the placeholder's id, and padding by the mask. Returns (B, T)."""
-        modality = torch.where(input_ids == self.config.image_token_id, IMAGE, TEXT)
-        return modality if attention_mask is None else modality * attention_mask.to(modality.dtype)
+    def _uses_cache(self, use_cache: bool | None, labels: Tensor | None) -> bool:
+        if use_cache is None:
+            use_cache = labels is None and not self.training and getattr(self.config.text_config, "use_cache", True)
+        return use_cache
 
-    def prepare_inputs_for_generation(
+    def _decode(
         self,
-        input_ids: Tensor,
-        modality: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        is_first_iteration: bool = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Prepare a step of `generate`; here `input_ids` are still all tokens, those in the cache included."""
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        modality: Tensor | None,
+        attention_mask: Tensor | None,
+        document_ids: Tensor | None,
+        position_ids: Tensor | None,
+        images: tuple,
+        past_key_values: Cache | None,
+        use_cache: bool,
+        output_attentions: bool | None,
+        output_hidden_states: bool | list[int] | None,
+    ) -> BaseModelOutputWithPast:
+        """Everything before the head; the arguments are those of `forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass input_ids or inputs_embeds, one of them")
+        if sum(given is not None for given in images) > 1:
+            raise ValueError("pass images in one form: pixel_values, image_features, image_states, mm_encoder_outputs")
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         if modality is None:
-            modality = self.modality_of(input_ids, attention_mask)
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            kwargs["image_features"] = None
-        prepared = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        prepared.pop("position_ids", None)  # positions follow from the modality
-        return prepared | {"modality": modality}
+            if past and not isinstance(past_key_values, ConversationCache):
+                raise ValueError("a forward that continues a cache needs the modality of all tokens in it")
+            modality = self.modality_of(input_ids, attention_mask, inputs_embeds)
+            if modality.shape[1] < past + length:  # what the cache holds is known to the cache
+                modality = F.pad(modality, (past, 0), value=TEXT)
+        modality = F.pad(modality, (0, past + length - modality.shape[1]), value=TEXT)
+        embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        if images[2] is not None or isinstance(past_key_values, ConversationCache):
+            if document_ids is not None or output_attentions or output_hidden_states:
+                raise ValueError("a conversation cache gives neither packed documents, attentions nor hidden states")
+            return self._decode_text(embeds, modality[:, past:], images, past_key_values)
 
-    def _expand_inputs_for_generation(self, expand_size: int = 1, input_ids: Tensor | None = None, **inputs: Any):
-        """Repeat each conversation, and its images with it, for beams or several samples of each."""
-        tokens = (input_ids == self.config.image_token_id).sum(1)
-        images = {name: inputs.pop(name, None) for name in ("pixel_values", "image_features")}
-        input_ids, inputs = super()._expand_inputs_for_generation(expand_size, input_ids=input_ids, **inputs)
-        for name, value in images.items():
-            if value is not None and expand_size > 1:
-                rows = value.split((tokens // self.config.image_tokens).tolist())
-                value = torch.cat([row for row in rows for _ in range(expand_size)])
-            inputs[name] = value
-        return input_ids, inputs
-
-
-def refuse_misread_decoder(config: PreTrainedConfig) -> None:
-    """Raise ValueError, with the reason, for a decoder that computes something which this model would leave out."""
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
-    reasons = [f"layers of {kind}" for kind in sorted(kinds)]
-    if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None) is not None:
-        reasons.append(f"a sliding window of {config.sliding_window} tokens")
-    for name, neutral in _NEUTRAL.items():
-        if getattr(config, name, None) not in (None, neutral):
-            reasons.append(f"{name} = {getattr(config, name)}")
-    if reasons:
-        raise ValueError(
-            f"a {config.model_type!r} language model with {', '.join(reasons)} cannot be used: the attention and the "
-            "head of this model would silently leave that out"
+        weights = output_attentions or (
+            output_attentions is None and any(c.output_attentions for c in (self.config, self.config.text_config))
         )
+        config = self.config.text_config
+        layout = Layout.build(
+            modality,
+            length,
+            document_ids=document_ids,
+            **SWITCHES[self.config.attention],
+            weights=bool(weights),
+            backend=self.attention_backend,
+            dtype=embeds.dtype,
+            width=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            dropout=getattr(config, "attention_dropout", 0.0) if self.training else 0.0,
+        )
+        embeds = self._with_images(embeds, modality[:, past:] == IMAGE, images)
+        if position_ids is None:
+            position_ids = positions_of(modality, document_ids)[:, past:]
+        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        outputs = self.get_decoder()(
+            inputs_embeds=embeds,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            layout=layout,
+            **{name: value for name, value in asked.items() if value is not None},
+        )
+        check_calls(self.language_model, self.config.attention, layout)
+        return outputs
+
+    def _decode_text(
+        self, embeds: Tensor, modality: Tensor, images: tuple, cache: Cache | None
+    ) -> BaseModelOutputWithPast:
+        """A forward over a conversation cache: the decoder runs on the text alone."""
+        cache = ConversationCache(self.config) if cache is None else cache
+        if not isinstance(cache, ConversationCache):
+            raise ValueError("image_states need a ConversationCache, or no cache, to be put into")
+        states = images[2]
+        if states is None:
+            given = self._projected(images)
+            states = [] if given is None else self._states_of(torch.stack(list(given)))
+        step = cache.begin(modality, states, self.key_rotation, embeds.device)
+        hidden = step.gather(embeds)
+        if hidden.shape[1]:
+            hidden = self.get_decoder()(
+                inputs_embeds=hidden,
+                position_ids=step.positions,
+                past_key_values=cache,
+                use_cache=True,
+                layout=step.layout,
+            ).last_hidden_state
+            check_calls(self.language_model, self.config.attention, step.layout)
+        return BaseModelOutputWithPast(step.spread(hidden, embeds.shape[1]), past_key_values=cache)
 
 
-# What changes attention scores or logits outside the functions that this model calls, and its value without effect.
-_NEUTRAL = {
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "logits_scaling": 1.0,
-    "logit_scale": 1.0,
-    "lm_head_multiplier": 1.0,
-    "attention_chunk_size": None,
-    "alibi": False,
-}
+def positions_of(modality: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    """The position (B, T) of every token in its document, padding not counted."""
+    place = (modality != PAD).cumsum(1) - 1
+    if document_ids is not None:
+        begins = document_ids.to(place.device).diff(dim=1, prepend=torch.zeros_like(place[:, :1])) != 0
+        place = place - torch.where(begins, place, 0).cummax(1).values
+    return place.clamp(min=0)
 
 
-def _load_strictly(auto_class: Any, folder: Path, **options: Any) -> PreTrainedModel:
-    """Load an ordinary folder; ValueError if it lacks a weight, which the library would fill with random numbers."""
-    model, info = auto_class.from_pretrained(folder, output_loading_info=True, **options)
-    _refuse_gaps(folder, info, ("missing_keys", "mismatched_keys"))
-    return model
+def count_documents(input_ids: Tensor, document_ids: Tensor | None = None) -> int:
+    """How many documents a batch holds: its rows, or what `document_ids` (B, T) tells apart."""
+    if document_ids is None:
+        return len(input_ids)
+    begins = document_ids.diff(dim=1, prepend=torch.zeros_like(document_ids[:, :1])) != 0
+    return int((begins & (document_ids != 0)).sum())
 
 
-def _refuse_gaps(folder: str | Path, info: dict[str, Any], kinds: tuple[str, ...]) -> None:
-    for kind in kinds:
-        if info[kind]:
-            names = ", ".join(sorted(map(str, info[kind]))[:5])
-            raise ValueError(f"{folder}: the weights do not fit the configuration, {kind.replace('_', ' ')}: {names}")
+def _kept(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """Those of the hidden states (B, T, width) whose logits are wanted: the last ones (0: all), or by index."""
+    return hidden[:, logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)]
 
 
-AutoModelForImageTextToText.register(VisualChatConfig, VisualChatForConditionalGeneration)
+AutoModelForImageTextToText.register(VisualChatConfig, VisualChatForConditionalGeneration, exist_ok=True)

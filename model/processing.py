@@ -7,6 +7,7 @@ that. Only image processors that work with Pillow are used, so that pixels are t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    ProcessorMixin,
+    SiglipImageProcessorPil,
+)
 
-from . import template as templates
 from .configuration import VisualChatConfig
 from .template import IGNORE, IMAGE_TOKEN, Encoded, Template
+from .template import encode as encode_messages
 
 
 class VisualChatProcessor(ProcessorMixin):
@@ -54,7 +62,7 @@ class VisualChatProcessor(ProcessorMixin):
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> Encoded:
         """Turn a conversation into tokens, see `template.encode`."""
-        return templates.encode(messages, self.tokenizer, self.template, self.image_tokens)
+        return encode_messages(messages, self.tokenizer, self.template, self.image_tokens)
 
     def collate(
         self, samples: Sequence[tuple[Encoded, Sequence[np.ndarray]]], padding_side: str = "right"
@@ -132,8 +140,30 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def load_image_processor(folder: Path, **kwargs: Any):
-    """Load the image processor of a folder, in its form that works with Pillow."""
-    return AutoImageProcessor.from_pretrained(folder, backend="pil", **kwargs)
+    """Load the image processor of a folder, in its form that works with Pillow.
+
+    SigLIP 2's, which cuts images of any shape into patches, is replaced by one that makes squares of as many patches.
+    """
+    images = AutoImageProcessor.from_pretrained(folder, backend="pil", **kwargs)
+    if not hasattr(images, "max_num_patches"):
+        return images
+    side = images.patch_size * math.isqrt(images.max_num_patches)
+    return SiglipImageProcessorPil(
+        size={"height": side, "width": side},
+        resample=images.resample,
+        image_mean=images.image_mean,
+        image_std=images.image_std,
+    )
+
+
+def image_side(image_processor) -> int:
+    """The side in pixels of the images that an image processor makes. Raises ValueError if they are no squares."""
+    height, width = np.asarray(
+        image_processor(Image.new("RGB", (8, 8)), do_rescale=False, do_normalize=False)["pixel_values"][0]
+    ).shape[-2:]
+    if height != width:
+        raise ValueError(f"the image processor makes images of {width} x {height} pixels; set it to squares")
+    return height
 
 
 def add_image_token(tokenizer) -> None:
@@ -151,4 +181,4 @@ def _question(text: str, images: int) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text.replace(IMAGE_TOKEN, "").strip()}]}]
 
 
-AutoProcessor.register(VisualChatConfig, VisualChatProcessor)
+AutoProcessor.register(VisualChatConfig, VisualChatProcessor, exist_ok=True)

@@ -1,45 +1,109 @@
-"""Projectors: from the width of the vision encoder to the width of the language model, token by token.
+"""Projectors: from what the vision tower gives to embeddings of the language model.
 
-A new projector is one class and one line in `PROJECTORS`.
+A new projector is one class with a `build` and one entry in `PROJECTORS`.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .configuration import VisualChatConfig
+from .resampler import Resampler
+
+_HEAD_WIDTH = {"vit": 64, "perceiver": 128}
 
 
-class LinearProjector(nn.Module):
+class Projector(nn.Module):
+    """What all projectors share. `features` is the shape (tokens, width) of one image from the tower."""
+
+    features: tuple[int, int]
+
+    def blank(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The features of an image that is not there: zeros (1, tokens, width)."""
+        return torch.zeros(1, *self.features, device=device, dtype=dtype)
+
+
+class LinearProjector(Projector):
     """A linear layer and a LayerNorm, the projector of the paper (arXiv 2309.14327, section 3)."""
 
-    def __init__(self, vision_width: int, text_width: int):
+    def __init__(self, config: VisualChatConfig):
         super().__init__()
-        self.linear = nn.Linear(vision_width, text_width)
-        self.norm = nn.LayerNorm(text_width)
+        self.features = (config.vision_tokens, config.vision_config.hidden_size)
+        self.linear = nn.Linear(self.features[1], config.text_config.hidden_size)
+        self.norm = nn.LayerNorm(config.text_config.hidden_size)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(..., vision_width) -> (..., text_width)"""
+        """(..., vision width) -> (..., text width)"""
         return self.norm(self.linear(features))
 
 
-class MLPProjector(nn.Module):
+class MLPProjector(Projector):
     """Two linear layers with a GELU between them, the projector of LLaVA-1.5 (arXiv 2310.03744)."""
 
-    def __init__(self, vision_width: int, text_width: int):
+    def __init__(self, config: VisualChatConfig):
         super().__init__()
-        self.linear_1 = nn.Linear(vision_width, text_width)
+        self.features = (config.vision_tokens, config.vision_config.hidden_size)
+        width = config.text_config.hidden_size
+        self.linear_1 = nn.Linear(self.features[1], width)
         self.activation = nn.GELU()
-        self.linear_2 = nn.Linear(text_width, text_width)
+        self.linear_2 = nn.Linear(width, width)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(..., vision_width) -> (..., text_width)"""
+        """(..., vision width) -> (..., text width)"""
         return self.linear_2(self.activation(self.linear_1(features)))
 
 
-PROJECTORS = {"linear": LinearProjector, "mlp": MLPProjector}
+class ViTProjector(LinearProjector):
+    """One more layer like the encoder's (pre-norm self-attention and MLP), then `linear`."""
+
+    def __init__(self, config: VisualChatConfig):
+        super().__init__(config)
+        width = self.features[1]
+        self.layer = nn.TransformerEncoderLayer(
+            d_model=width,
+            nhead=_heads(width, "vit"),
+            dim_feedforward=4 * width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, tokens, vision width) -> (N, tokens, text width)"""
+        return super().forward(self.layer(features))
 
 
-def build_projector(config: VisualChatConfig) -> nn.Module:
+class PerceiverProjector(Projector):
+    """A resampler of `projector_queries` learned queries, a LayerNorm and a linear layer; it reads patches alone."""
+
+    def __init__(self, config: VisualChatConfig):
+        super().__init__()
+        self.features, self.patches = (config.vision_tokens, config.vision_config.hidden_size), config.vision_patches
+        width = self.features[1]
+        self.resampler = Resampler(config.projector_queries, width, _heads(width, "perceiver"), width)
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, config.text_config.hidden_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, tokens, vision width) -> (N, queries, text width)"""
+        return self.linear(self.norm(self.resampler(features[:, -self.patches :])))
+
+
+PROJECTORS = {
+    "linear": LinearProjector,
+    "mlp": MLPProjector,
+    "vit": ViTProjector,
+    "perceiver": PerceiverProjector,
+}
+
+
+def build_projector(config: VisualChatConfig) -> Projector:
     """Build the projector that the configuration names."""
-    return PROJECTORS[config.projector](config.vision_config.hidden_size, config.text_config.hidden_size)
+    return PROJECTORS[config.projector](config)
+
+
+def _heads(width: int, kind: str) -> int:
+    """As many heads as have the usual width; one if that does not divide `width`."""
+    return width // _HEAD_WIDTH[kind] if width % _HEAD_WIDTH[kind] == 0 else 1

@@ -1,16 +1,22 @@
 """The vision tower: bytes of images in, features of a fixed number of tokens per image out.
 
-Any encoder that `AutoModel` gives a fixed image size and a patch size (CLIP, SigLIP, DINOv2, ...) can stand in it.
-Batches carry uint8 pixels, a quarter of the bytes of float32; normalising them is the tower's first act.
+Any encoder that `AutoModel` knows and that takes square images of one size can stand in it: CLIP, SigLIP, SigLIP 2,
+DINOv2, and Qwen-VL's with its resampler (qwen.py). Batches carry uint8 pixels, a quarter of the bytes of float32;
+normalising them is the tower's first act.
 """
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .configuration import VisualChatConfig
+from .configuration import QwenVisionConfig, VisualChatConfig
+from .qwen import QwenVisionModel
 
 
 class VisionTower(nn.Module):
@@ -21,20 +27,41 @@ class VisionTower(nn.Module):
         self.encoder = encoder or AutoModel.from_config(config.vision_config)
         self.mean, self.std = config.image_mean, config.image_std
         self.layer = config.vision_feature_layer
-        self.patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+        self.patch_size = config.vision_config.patch_size
+        self.patches = config.vision_patches
         self.only_patches = config.vision_class_token == "drop"
+        accepted = inspect.signature(self.encoder.forward).parameters
+        # SigLIP 2 takes patches that are cut already, because it also takes images of any shape.
+        self.takes_patches = "spatial_shapes" in accepted
+        self._options = {}
+        if "interpolate_pos_encoding" in accepted and config.image_size != config.vision_config.image_size:
+            self._options["interpolate_pos_encoding"] = True
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Encode images.
 
-        `pixel_values` (N, 3, height, width): uint8, or float that is normalised already. Returns (N, image_tokens,
-        width of the encoder).
+        `pixel_values` (N, 3, height, width): uint8, or float that is normalised already. Returns (N, tokens, width of
+        the encoder).
         """
+        return self.select(self.encode(pixel_values))
+
+    def encode(self, pixel_values: Tensor, **options: Any) -> BaseModelOutputWithPooling:
+        """Run the encoder; `options` (output_hidden_states, output_attentions, ...) are passed on to it."""
         pixels = self.normalise(pixel_values).to(self.encoder.dtype)
-        if self.layer == -1:
-            features = self.encoder(pixels).last_hidden_state
-        else:
-            features = self.encoder(pixels, output_hidden_states=True).hidden_states[self.layer]
+        if self.layer != -1:
+            options["output_hidden_states"] = True
+        options |= self._options
+        if not self.takes_patches:
+            return self.encoder(pixels, **options)
+        side = pixels.shape[-1] // self.patch_size
+        shapes = torch.full((len(pixels), 2), side, device=pixels.device)
+        mask = torch.ones(len(pixels), side * side, dtype=torch.int64, device=pixels.device)
+        patches = cut_patches(pixels, self.patch_size)
+        return self.encoder(patches, pixel_attention_mask=mask, spatial_shapes=shapes, **options)
+
+    def select(self, outputs: BaseModelOutputWithPooling) -> Tensor:
+        """Take the features out of the encoder's output: the layer and the tokens that the configuration names."""
+        features = outputs.last_hidden_state if self.layer == -1 else outputs.hidden_states[self.layer]
         # Class and register tokens come first.
         return features[:, -self.patches :] if self.only_patches else features
 
@@ -44,3 +71,13 @@ class VisionTower(nn.Module):
             return pixel_values
         mean, std = (torch.tensor(x, device=pixel_values.device).view(1, -1, 1, 1) for x in (self.mean, self.std))
         return (pixel_values.float() / 255 - mean) / std
+
+
+def cut_patches(pixels: Tensor, size: int) -> Tensor:
+    """(N, C, height, width) -> (N, patches, size * size * C): row by row, the channels of a pixel side by side."""
+    count, channels, height, width = pixels.shape
+    grid = pixels.view(count, channels, height // size, size, width // size, size)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(count, -1, size * size * channels)
+
+
+AutoModel.register(QwenVisionConfig, QwenVisionModel, exist_ok=True)

@@ -47,10 +47,11 @@ rule export:
         code=code("scripts.export"),
         run=folder(f"{ROOT}/train/{{run}}"),
         model=lambda w, input: os.path.dirname(input.model),
+        form=lambda w: SETTINGS.runs[w.run].export,
         root=folder(ROOT),
         out=folder(f"{ROOT}/exported/{{run}}"),
     message:
         "Exporting {wildcards.run} as Hugging Face folders"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.export --run {params.run:q} --model {params.model:q} "
+        "VISUALCHAT_LOG={log:q} python -m scripts.export --form {params.form} --run {params.run:q} --model {params.model:q} "
         "--root {params.root:q} --out {params.out:q}"

@@ -97,7 +97,11 @@ def arguments() -> argparse.ArgumentParser:
     result.add_argument("--ask", metavar="QUESTION", help="answer one question and end")
     result.add_argument("--system", default="", help="what the model is told before the conversation")
     result.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
-    result.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
+    where = "default: a GPU if any; spread: over all GPUs, for models larger than one"
+    result.add_argument("--device", choices=("auto", "cpu", "cuda", "spread"), default="auto", help=where)
+    result.add_argument(
+        "--bits", type=int, choices=(4, 8), help="load the language model in so many bits (bitsandbytes)"
+    )
     return result
 
 
@@ -106,7 +110,7 @@ def load_session(args: argparse.Namespace) -> "ChatSession":
     from model.chat import ChatSession
     from scripts.evaluation.answering import load_model
 
-    model, processor = load_model(args.model, args.device)
+    model, processor = load_model(args.model, args.device, args.bits)
     return ChatSession(model, processor, system=args.system)
 
 

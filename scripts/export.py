@@ -1,27 +1,38 @@
-"""Turns a finished run into self-contained Hugging Face folders: the last weights, and those with the least held-out
-loss.
+"""Turns a finished run into Hugging Face folders: the last weights, and those with the least held-out loss.
 
     reads   <run>/finished.json and the trained weights it names; the model's folder and its bases
-    writes  <out>/final/ and <out>/best/: configuration, all weights (safetensors), processor, tokenizer, manifest.json
+    writes  <out>/final/ and <out>/best/
 
-Each folder loads with `VisualChatForConditionalGeneration.from_pretrained` and `VisualChatProcessor.from_pretrained`
-and needs nothing else. It appears whole or not at all, replaces an older one, and has the same bytes each time it is
-made.
+    --form full    configuration, all weights (safetensors), processor, tokenizer and the code: needs nothing else, and
+                   loads with `trust_remote_code` where this project is not installed
+    --form delta   only what was trained, with path and hash of the bases, which must stay: small, for large models
+    --form llava   a stock LLaVA of `transformers`, where attention 'causal' and projector 'mlp' allow it
+
+Adapters are merged (full, llava) or kept as they are (delta). Each folder appears whole or not at all, replaces an
+older one, and has the same bytes each time it is made; `manifest.json` names the hashes of its files.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import canonical, file_sha256, read_json, text_sha256, write_json
 from scripts.common.program import parser
+from scripts.sections.run import Run
+
+if TYPE_CHECKING:
+    from model.modeling import VisualChatForConditionalGeneration
+    from model.processing import VisualChatProcessor
+
+FORMS = ("full", "delta", "llava")
 
 
-def export(run: Path, model: Path, root: Path, out: Path) -> None:
+def export(run: Path, model: Path, root: Path, out: Path, form: str = "full") -> None:
     """Write both folders of the finished run in `run`, which was trained from the model in `model`.
 
     Raises:
-        UserError: the run is not finished, or its weights or the model are not the ones that belong together.
+        UserError: the run is not finished, its weights or the model are not the ones that belong together, or the model
+            cannot take the form.
     """
     finished = read_json(run / "finished.json")
     _check_model(run, finished, model)
@@ -34,19 +45,41 @@ def export(run: Path, model: Path, root: Path, out: Path) -> None:
     from safetensors.torch import load_file
     from transformers.utils import logging
 
-    from scripts.training.assembly import load_model
+    from scripts.training.assembly import load_model, write_delta
     from scripts.training.folders import replaced
-    from scripts.training.state import load_weights
+    from scripts.training.trainable import apply_weights
 
     logging.disable_progress_bar()
+    settings = Run.model_validate(read_json(run / finished["state"] / "settings.json"))
     dtype = torch.bfloat16 if finished["precision"] == "bf16" else torch.float32
-    network, processor = load_model(model, root, finished["attention"], dtype)
     for which in ("final", "best"):
-        load_weights(network, load_file(run / finished[which]["weights"]))
+        weights = load_file(run / finished[which]["weights"])
         with replaced(out / which) as draft:
-            network.save_pretrained(draft)
-            processor.save_pretrained(draft)
-            write_json(draft / "manifest.json", _manifest(draft, which, finished))
+            if form == "delta":
+                write_delta(draft, out / which, model, root, finished["attention"], dtype, weights, settings.lora_scale)
+            else:
+                # Built anew for each: adapters are added to the bases' own weights, never to a sum's.
+                network, processor = load_model(model, root, finished["attention"], dtype, check=which == "final")
+                apply_weights(network, weights, settings.lora_scale)
+                _save(network, processor, draft, form)
+            write_json(draft / "manifest.json", _manifest(draft, which, finished, form))
+
+
+def _save(
+    network: "VisualChatForConditionalGeneration", processor: "VisualChatProcessor", folder: Path, form: str
+) -> None:
+    from model.llava import to_llava
+    from model.remote import save_with_code
+
+    if form == "full":
+        save_with_code(network, processor, folder)
+        return
+    try:
+        stock = to_llava(network, processor)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    for part in stock:
+        part.save_pretrained(folder)
 
 
 def _check_model(run: Path, finished: dict[str, Any], model: Path) -> None:
@@ -57,12 +90,13 @@ def _check_model(run: Path, finished: dict[str, Any], model: Path) -> None:
         raise UserError(f"{run} was trained from another model than {model} holds now; train again")
 
 
-def _manifest(folder: Path, which: str, finished: dict[str, Any]) -> dict[str, Any]:
+def _manifest(folder: Path, which: str, finished: dict[str, Any], form: str) -> dict[str, Any]:
     files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
     return {
         "v": 1,
         "run": finished["run"],
         "which": which,
+        "form": form,
         "fingerprint": finished["fingerprint"],
         "attention": finished["attention"],
         "step": finished[which]["step"],
@@ -80,8 +114,9 @@ def main() -> None:
     arguments.add_argument("--model", required=True, type=Path, help="folder models/<model> that it started from")
     arguments.add_argument("--root", required=True, type=Path, help="results root, where bases may lie")
     arguments.add_argument("--out", required=True, type=Path, help="folder to write: exported/<run>")
+    arguments.add_argument("--form", choices=FORMS, default="full", help="what the folders hold (default: %(default)s)")
     args = arguments.parse_args()
-    export(args.run, args.model, args.root, args.out)
+    export(args.run, args.model, args.root, args.out, args.form)
 
 
 if __name__ == "__main__":

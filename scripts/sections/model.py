@@ -1,6 +1,8 @@
 """Settings of a model before training: which parts it is joined from and how (read by `make_model`)."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from scripts.sections.base import Section
 
@@ -14,10 +16,14 @@ class Model(Section):
     """Language model: `miniature`, a folder, or a hub name. A chat-tuned one wants its own prompt template."""
     tokens: str
     """Entry of `tokens` that counts for this model: it fixes tokenizer, prompt template and tokens per image."""
-    projector: Literal["linear", "mlp"] = "linear"
-    """Map from image features to the language model: one linear layer with a norm (the paper's), or two layers."""
+    projector: Literal["linear", "mlp", "vit", "perceiver"] = "linear"
+    """Map from image features to the language model: `linear`, one layer with a norm (the paper's); `mlp`, two layers
+    (LLaVA's); `vit`, one more layer of attention before `linear`; `perceiver`, learned queries that read the image."""
+    projector_queries: Annotated[int, Field(ge=1)] = 256
+    """Tokens that `perceiver` makes of an image; a square number."""
     vision_layer: int = -1
-    """Hidden layer of the encoder that is read: -1 its output, -2 the last layer but one (LLaVA's choice)."""
+    """Hidden layer of the encoder that is read: -1 its output, -2 the last layer but one (LLaVA's choice). Qwen-VL's
+    encoder has only -1."""
     class_token: Literal["drop", "keep"] = "drop"
     """Whether the encoder's class token is one of the image's tokens; encoders without one need `drop`."""
     seed: int = 0

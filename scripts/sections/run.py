@@ -15,12 +15,13 @@ Natural = Annotated[int, Field(ge=0)]
 class Run(Section):
     """One training run of one model on one blend.
 
-    The global batch belongs to the blend. `ranks`, `micro_batch`, `zero`, `workers` and the checkpoint settings only
-    say how the same batches are computed: changing them continues an unfinished run instead of starting a new one.
+    The global batch belongs to the blend. `ranks`, `micro_batch`, `zero`, `workers`, `export` and the checkpoint
+    settings only say how the same batches are computed and kept: changing them continues an unfinished run instead of
+    starting a new one.
     """
 
     SAME_NUMBERS: ClassVar[frozenset[str]] = frozenset(
-        {"ranks", "micro_batch", "zero", "workers", "checkpoint_every", "keep_checkpoints"}
+        {"ranks", "micro_batch", "zero", "workers", "checkpoint_every", "keep_checkpoints", "export"}
     )
 
     model: str
@@ -33,10 +34,15 @@ class Run(Section):
     epochs: Positive = 1
     """Passes over the blend. With `redraw` each pass has its own draws and order."""
     learning_rate: Rate = 1e-3
-    """Peak learning rate of the language model's trained parameters. Embeddings alone: 1e-3; a whole language model:
-    2e-5 to 1e-4 for billions of parameters, 4e-3 for the miniature."""
+    """Peak learning rate of the language model's trained parameters, and of every part without one of its own.
+    Embeddings alone: 1e-3; adapters: 1e-4 to 2e-4; a whole language model: 2e-5 to 1e-4 for billions of parameters,
+    4e-3 for the miniature."""
+    embeddings_learning_rate: Rate | None = None
+    """Peak learning rate of the token embeddings; empty: the same as `learning_rate`."""
     projector_learning_rate: Rate | None = None
     """Peak learning rate of the projector; empty: the same as `learning_rate`."""
+    vision_learning_rate: Rate | None = None
+    """Peak learning rate of the vision encoder; empty: the same as `learning_rate`."""
     betas: tuple[Share, Share] = (0.9, 0.95)
     """AdamW's decay of the mean and of the mean square of gradients."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -49,10 +55,23 @@ class Run(Section):
     """Rate at the end as a share of the peak rate."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient; longer ones are scaled down."""
-    train_language: Literal["full", "frozen"] = "frozen"
-    """Whether the decoder's layers are trained. The projector always is, the vision encoder never."""
+    train_language: Literal["frozen", "lora", "full"] = "frozen"
+    """How the decoder's layers are trained: not at all (the paper's choice), through low-rank adapters beside them, or
+    whole."""
     train_embeddings: bool = True
     """Whether the token embeddings are trained (with the output head where the two are tied)."""
+    train_projector: bool = True
+    """Whether the projector is trained. A new one must be; one that was trained before may rest."""
+    train_vision: Literal["frozen", "lora", "full"] = "frozen"
+    """How the vision encoder is trained. A frozen one stays outside the training engine and costs the least."""
+    language_rank: Positive = 16
+    """Rank of the decoder's adapters (`train_language: lora`)."""
+    vision_rank: Positive = 16
+    """Rank of the vision encoder's adapters (`train_vision: lora`)."""
+    lora_scale: Annotated[float, Field(gt=0)] = 2.0
+    """Factor of an adapter's update (alpha / rank). 2 is usual; the original's was 1 / rank."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of an adapter's inputs that is dropped in training."""
     seed: int = 0
     """Seed of what is random inside the model, such as dropout. Data never is: the plan holds every draw."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -75,11 +94,17 @@ class Run(Section):
     """Steps between checkpoints; a killed run repeats at most as many."""
     keep_checkpoints: Positive = 2
     """Checkpoints kept. At least 2 survives a damaged newest one."""
+    export: Literal["full", "delta"] = "full"
+    """What the exported folders hold: everything, or only what was trained, with a checked reference to the bases,
+    which must then stay where they are. `delta` saves copying a large language model."""
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         if self.precision == "bf16" and self.zero == 0:
             raise ValueError("precision bf16 needs zero >= 1, which keeps the fp32 copies of the weights")
+        parts = (self.train_language, self.train_vision, self.train_embeddings, self.train_projector)
+        if all(part in ("frozen", False) for part in parts):
+            raise ValueError("everything is frozen, so there is nothing to train")
         return self
 
     def numbers(self) -> dict:

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from model.modeling import VisualChatForConditionalGeneration
     from model.processing import VisualChatProcessor
 
+DELTA = "delta.safetensors"
 _WEIGHTS = "projector.safetensors"
 _ROWS = "new_rows."
 _HASHED = {".json", ".safetensors", ".model", ".txt", ".jinja"}
 _NOT_HASHED = {"manifest.json"}
+_CHOICES = ("projector", "projector_queries", "vision_feature_layer", "vision_class_token")
 
 
 def make_model(settings: Model, tokens: Tokens, bases: dict[str, str], root: Path, out: Path) -> dict[str, Any]:
@@ -55,6 +57,7 @@ def make_model(settings: Model, tokens: Tokens, bases: dict[str, str], root: Pat
             template=template,
             dtype=torch.float32,
             projector=settings.projector,
+            projector_queries=settings.projector_queries,
             vision_feature_layer=settings.vision_layer,
             vision_class_token=settings.class_token,
         )
@@ -96,18 +99,37 @@ def load_model(
         UserError: a base is missing or is not the one that the model was made from.
     """
     import torch
+
+    manifest = read_json(folder / "manifest.json")
+    found = _found_bases(manifest["bases"], root, folder, check)
+    if check and folder_sha256(folder) != manifest["sha256"]:
+        raise UserError(f"{folder} has changed since it was made; make the model again")
+    return _join(folder, found, attention, dtype or torch.float32)
+
+
+def _found_bases(bases: dict[str, dict[str, str]], root: Path, folder: Path, check: bool = True) -> dict[str, Path]:
+    """The folders of the bases that `folder` names relative to `root`.
+
+    Raises:
+        UserError: one is missing or, if `check`, has another hash.
+    """
+    found = {kind: find_base(base["path"], root) for kind, base in bases.items()}
+    for kind, path in found.items():
+        if check and folder_sha256(path) != bases[kind]["sha256"]:
+            raise UserError(f"{path} has changed since {folder} was made from it; make the model again")
+    return found
+
+
+def _join(
+    folder: Path, found: dict[str, Path], attention: str, dtype: "torch.dtype"
+) -> "tuple[VisualChatForConditionalGeneration, VisualChatProcessor]":
+    """Join the bases in `found` as `folder` describes it, with its new weights."""
+    import torch
     from safetensors.torch import load_file
 
     from model.modeling import VisualChatForConditionalGeneration
     from model.processing import VisualChatProcessor
 
-    manifest = read_json(folder / "manifest.json")
-    found = {kind: find_base(base["path"], root) for kind, base in manifest["bases"].items()}
-    if check:
-        bases = [(found[kind], base["sha256"]) for kind, base in manifest["bases"].items()]
-        for path, sha256 in [(folder, manifest["sha256"]), *bases]:
-            if folder_sha256(path) != sha256:
-                raise UserError(f"{path} has changed since {folder} was made from it; make the model again")
     config = read_json(folder / "config.json")
     processor = VisualChatProcessor.from_pretrained(folder)
     model = VisualChatForConditionalGeneration.from_bases(
@@ -115,11 +137,9 @@ def load_model(
         found["language"],
         processor.tokenizer,
         template=processor.template,
-        dtype=dtype or torch.float32,
+        dtype=dtype,
         attention=attention,
-        projector=config["projector"],
-        vision_feature_layer=config["vision_feature_layer"],
-        vision_class_token=config["vision_class_token"],
+        **{name: config[name] for name in _CHOICES},
     )
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -127,6 +147,57 @@ def load_model(
             rows = name.startswith(_ROWS)
             parameter = parameters[name.removeprefix(_ROWS)]
             (parameter[-len(value) :] if rows else parameter).copy_(value)
+    return model, processor
+
+
+def write_delta(
+    draft: Path,
+    place: Path,
+    model: Path,
+    root: Path,
+    attention: str,
+    dtype: "torch.dtype",
+    weights: "dict[str, torch.Tensor]",
+    scale: float,
+) -> None:
+    """Write into `draft`, which will lie at `place`, what was trained of the model in the folder `model`.
+
+    `weights` are the trained weights (fp32, by parameter name), adapters among them, which count by `scale`. The bases
+    are remembered by hash and, below `root`, by their path from `place`, so that the whole root may move.
+    """
+    import shutil
+
+    from scripts.training.state import write_tensors
+
+    for path in model.iterdir():
+        if path.is_file() and path.name != "manifest.json":
+            shutil.copy2(path, draft / path.name)
+    write_json(draft / "config.json", read_json(draft / "config.json") | {"attention": attention})
+    write_tensors(draft / DELTA, weights)
+    bases = read_json(model / "manifest.json")["bases"]
+    for base in bases.values():
+        if (root / base["path"]).is_dir() and not Path(base["path"]).is_absolute():
+            base["path"] = Path(os.path.relpath(root / base["path"], place)).as_posix()
+    facts = {"v": 1, "bases": bases, "lora_scale": scale, "dtype": str(dtype).removeprefix("torch.")}
+    write_json(draft / "delta.json", facts)
+
+
+def load_delta(folder: Path) -> "tuple[VisualChatForConditionalGeneration, VisualChatProcessor]":
+    """Put the model of a `delta` folder together: its bases, checked by their hashes, and what was trained, merged.
+
+    Raises:
+        UserError: a base is missing or is not the one that the weights were trained with.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from scripts.training.trainable import apply_weights
+
+    facts = read_json(folder / "delta.json")
+    found = _found_bases(facts["bases"], folder, folder)
+    attention = read_json(folder / "config.json")["attention"]
+    model, processor = _join(folder, found, attention, getattr(torch, facts["dtype"]))
+    apply_weights(model, load_file(folder / DELTA), facts["lora_scale"])
     return model, processor
 
 

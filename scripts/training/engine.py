@@ -6,7 +6,8 @@ gradient. So a long answer weighs as much as it has tokens, wherever it was comp
 work is divided.
 
 A frozen vision tower stays outside the engine: it needs no gradient, no optimiser and no sharding (which would gather
-its weights in every step). Rates are set from the step number, so there is no scheduler state to save.
+its weights in every step); one that is trained lies inside. Rates are set from the step number, so there is no
+scheduler state to save.
 """
 
 import hashlib
@@ -26,9 +27,10 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from model.modeling import VisualChatForConditionalGeneration
+from model.modeling import VisualChatForConditionalGeneration, count_documents
 from scripts.sections.run import Run
 from scripts.training.batches import Batch
+from scripts.training.trainable import parameter_groups
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _EPSILON = 1e-8
@@ -76,18 +78,22 @@ class StepResult:
 
 
 class RowLosses(nn.Module):
-    """The model as the engine runs it: the sum of the labels' cross-entropies, in all and for each row."""
+    """The model as the engine runs it: the sum of the labels' cross-entropies, in all and for each document."""
 
     def __init__(self, model: VisualChatForConditionalGeneration):
         super().__init__()
         self.model = model
 
     def forward(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum (scalar) and the sums by row (B,), the latter without gradient, in float64."""
-        losses, rows = self.model.token_losses(**inputs)
-        by_row = torch.zeros(len(inputs["input_ids"]), dtype=torch.float64, device=losses.device)
-        by_row.index_add_(0, rows, losses.detach().double())
-        return losses.sum(), by_row
+        """Return the sum (scalar) and the sums by document, the latter without gradient, in float64.
+
+        Without `document_ids` every row of the batch is a document.
+        """
+        losses, numbers = self.model.token_losses(**inputs)
+        documents = count_documents(inputs["input_ids"], inputs.get("document_ids"))
+        by_document = torch.zeros(documents, dtype=torch.float64, device=losses.device)
+        by_document.index_add_(0, numbers, losses.detach().double())
+        return losses.sum(), by_document
 
 
 class Engine:
@@ -102,12 +108,13 @@ class Engine:
         accumulation: int,
         steps: int,
     ):
-        """Choose what is trained, and hand it to DeepSpeed. `accumulation` micro-batches make a step of this rank."""
+        """Hand DeepSpeed what `trainable.prepare` has marked. `accumulation` micro-batches make a step of this rank."""
         self.settings, self.datasets, self.steps = settings, list(datasets), steps
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.device = torch.device(deepspeed.accelerator.get_accelerator().current_device_name())
-        choose_trained(model, settings)
-        self.tower = model.detach_vision_tower().to(self.device, _dtype(settings)).eval()
+        self.tower = None
+        if not any(value.requires_grad for value in model.vision_tower.parameters()):
+            self.tower = model.detach_vision_tower().to(self.device, _dtype(settings)).eval()
         groups = parameter_groups(model, settings)
         self.trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
         # DeepSpeed's own Adam would be compiled on first use, which takes minutes and a compiler.
@@ -131,9 +138,9 @@ class Engine:
         scale = self.ranks / float(labels.sum())
         losses = torch.zeros(len(self.datasets), dtype=torch.float64)
         for place, batch in enumerate(batches):
-            total, by_row = self._engine(**self._inputs(batch))
+            total, by_document = self._engine(**self._inputs(batch))
             self._engine.backward(total * scale, scale_wrt_gas=False)
-            self._count_losses(losses, batch, by_row)
+            self._count_losses(losses, batch, by_document)
             if place == len(batches) - 1:
                 norm = self._norm_before_step()
                 rate = self._set_rates(learning_rate(self.settings, step, self.steps))
@@ -149,8 +156,8 @@ class Engine:
         losses, labels = torch.zeros(2, len(self.datasets), dtype=torch.float64)
         with torch.no_grad():
             for batch in batches:
-                _, by_row = self._engine(**self._inputs(batch))
-                self._count_losses(losses, batch, by_row)
+                _, by_document = self._engine(**self._inputs(batch))
+                self._count_losses(losses, batch, by_document)
                 labels += torch.tensor([batch.labels[name] for name in self.datasets])
         return Measured(self.datasets, self._sum(losses), self._sum(labels))
 
@@ -186,9 +193,9 @@ class Engine:
             state["step"].fill_(step)
 
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
-        names = ("input_ids", "labels", "modality", "pixel_values")
+        names = ("input_ids", "labels", "modality", "document_ids", "pixel_values")
         inputs = {name: batch.tensors[name].to(self.device) for name in names if name in batch.tensors}
-        if "pixel_values" in inputs:
+        if "pixel_values" in inputs and self.tower is not None:
             with torch.no_grad():
                 inputs["image_features"] = self.tower(inputs.pop("pixel_values"))
         return inputs
@@ -201,8 +208,8 @@ class Engine:
         tokens, places, stops = total[len(labels) :].tolist()
         return total[: len(labels)], (int(tokens), int(places), int(stops))
 
-    def _count_losses(self, losses: Tensor, batch: Batch, by_row: Tensor) -> None:
-        for dataset, loss in zip(batch.datasets, by_row.tolist(), strict=True):
+    def _count_losses(self, losses: Tensor, batch: Batch, by_document: Tensor) -> None:
+        for dataset, loss in zip(batch.datasets, by_document.tolist(), strict=True):
             if dataset:
                 losses[self.datasets.index(dataset)] += loss
 
@@ -257,27 +264,6 @@ def _make_moments(optimizer: torch.optim.AdamW) -> None:
         for parameter in group["params"]:
             state = {moment: torch.zeros_like(parameter, memory_format=torch.preserve_format) for moment in _MOMENTS}
             optimizer.state[parameter] = {"step": torch.tensor(0.0)} | state
-
-
-def choose_trained(model: VisualChatForConditionalGeneration, settings: Run) -> None:
-    """Mark what is trained: always the projector, by choice the embeddings and the decoder; never the vision tower."""
-    model.requires_grad_(False)
-    model.projector.requires_grad_(True)
-    model.language_model.requires_grad_(settings.train_language == "full")
-    model.get_input_embeddings().requires_grad_(settings.train_embeddings)
-
-
-def parameter_groups(model: VisualChatForConditionalGeneration, settings: Run) -> list[dict[str, Any]]:
-    """Group what is trained by peak rate and weight decay, in as few groups as possible: each is communicated apart."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, value in model.named_parameters():
-        if value.requires_grad:
-            projector = name.startswith("projector.") and settings.projector_learning_rate is not None
-            peak = settings.projector_learning_rate if projector else settings.learning_rate
-            groups.setdefault((peak, settings.weight_decay if value.ndim > 1 else 0.0), []).append(value)
-    return [
-        {"params": values, "lr": peak, "peak": peak, "weight_decay": decay} for (peak, decay), values in groups.items()
-    ]
 
 
 def learning_rate(settings: Run, step: int, steps: int) -> float:

@@ -52,6 +52,7 @@ class Trainer:
         from scripts.training.batches import Batches
         from scripts.training.engine import Engine
         from scripts.training.metrics import Metrics
+        from scripts.training.trainable import prepare, table
 
         self.args, self.settings, self.send = args, settings, send
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
@@ -81,6 +82,8 @@ class Trainer:
         self.done: int = facts["step"]
         self.best: dict[str, Any] | None = facts["best"]
 
+        prepare(model, settings)
+        self.say(table(model, settings))
         tensors = self.checkpoints.load(self.done) if self.done else None
         if tensors is not None:
             load_weights(model, weights_of(tensors))

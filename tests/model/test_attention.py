@@ -9,105 +9,116 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
-from model.attention import IMAGE, PAD, SWITCHES, TEXT, Layout, attend
+from model import varlen
+from model.attention import attend
+from model.documents import IMAGE, PAD, TEXT
+from model.layout import SWITCHES, Layout
+from model.modeling import positions_of
+from tests.model.layouts import (
+    CASES,
+    HEADS,
+    WIDTH,
+    document_ids,
+    modality,
+    oracle,
+    packed_rows,
+    pad,
+    rows,
+    tensors,
+)
 
-HEADS, WIDTH = 4, 8
-CASES = {
-    "text only": ["tttttt", "tttt.."],
-    "image first": ["iitttt", "iiiitt"],
-    "image last": ["ttttii", "tiiiii"],
-    "adjacent images": ["tiitiitt", "iiiittit"],
-    "one row without an image": ["ttttttt", "tiittii"],
-    "padding right": ["tiitt...", "titititt"],
-    "padding left": ["...tiitt", "titititt"],
-    "images only": ["iiii", "iii."],
-    "different segments": ["titititititi", "ttttttiiiitt", "tttttttttttt", "iit........."],
-}
-rows = st.text("tti", min_size=1, max_size=12)
-
-
-def modality(texts: list[str]) -> torch.Tensor:
-    return torch.tensor([[".ti".index(letter) for letter in text] for text in texts])
-
-
-def pad(texts: list[str], side: str) -> list[str]:
-    width = max(map(len, texts))
-    return [text.ljust(width, ".") if side == "right" else text.rjust(width, ".") for text in texts]
+ALL_SWITCHES = [{"image_rows": rows, "merge": merge} for rows in ("self", "causal") for merge in ("sum", "lse")]
 
 
-def tensors(kinds: torch.Tensor, groups: int, queries: int | None = None) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(int(kinds.sum()) + kinds.numel())
-    batch, length = kinds.shape
-    shapes = ((HEADS, queries or length), (groups, length), (groups, length))
-    return [
-        torch.randn(batch, heads, size, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
-        for heads, size in shapes
-    ]
+def flash_of_any_length(query, key, value, query_starts, key_starts, most_q, most_k, *, scale, window_size, enable_gqa):
+    """What the CUDA kernel computes, by its documentation: stretch by stretch, causal from the last query backwards."""
+    assert (query.shape[1] != key.shape[1]) == enable_gqa
+    out = []
+    for stretch in range(len(query_starts) - 1):
+        q, k, v = (
+            x[starts[stretch] : starts[stretch + 1]].transpose(0, 1)
+            for x, starts in ((query, query_starts), (key, key_starts), (value, key_starts))
+        )
+        assert q.shape[1] <= most_q and k.shape[1] <= most_k
+        repeats = q.shape[0] // k.shape[0]
+        scores = q @ k.repeat_interleave(repeats, 0).transpose(1, 2) * (WIDTH**-0.5 if scale is None else scale)
+        if window_size == (-1, 0):
+            hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(k.shape[1] - q.shape[1] + 1)
+            scores = scores.masked_fill(hidden, -torch.inf)
+        out.append((scores.softmax(-1) @ v.repeat_interleave(repeats, 0)).transpose(0, 1))
+    return torch.cat(out)
 
 
-def oracle(query, key, value, kinds, image_rows: str, merge: str) -> torch.Tensor:
-    """The formula, query by query, in float64. Padding rows are 0."""
-    batch, heads, length, width = query.shape
-    repeats = heads // key.shape[1]
-    total = key.shape[2]
-    out = torch.zeros(batch, length, heads, width, dtype=query.dtype)
-    result = [[[out[b, t, h] for h in range(heads)] for t in range(length)] for b in range(batch)]
-
-    def softmax(b: int, h: int, t: int, places: list[int]) -> torch.Tensor:
-        scores = key[b, h // repeats, places] @ query[b, h, t] * width**-0.5
-        return scores.softmax(0) @ value[b, h // repeats, places]
-
-    for b in range(batch):
-        for t in range(length):
-            place = total - length + t
-            before = [j for j in range(place + 1) if kinds[b, j] != PAD]
-            text = [j for j in before if kinds[b, j] == TEXT]
-            image = [j for j in before if kinds[b, j] == IMAGE]
-            for h in range(heads):
-                if kinds[b, place] == PAD:
-                    continue
-                if kinds[b, place] == IMAGE:
-                    row = value[b, h // repeats, place] if image_rows == "self" else softmax(b, h, t, before)
-                elif merge == "lse":
-                    row = softmax(b, h, t, before)
-                else:
-                    row = softmax(b, h, t, text) + (softmax(b, h, t, image) if image else 0)
-                result[b][t][h] = row
-    return torch.stack([torch.stack([torch.stack(row) for row in rows]) for rows in result])
+@pytest.fixture(params=["gather", "varlen", "weights"])
+def backend(request, monkeypatch) -> dict:
+    """Options of a layout for each back-end. Varlen needs a GPU, so its kernel is replaced by its definition."""
+    if request.param == "varlen":
+        monkeypatch.setattr(varlen, "varlen_attn", flash_of_any_length)
+        monkeypatch.setattr(varlen.VarlenPlan, "runs", staticmethod(lambda *args: True))
+    return {"weights": True} if request.param == "weights" else {"backend": request.param}
 
 
-def check_against_oracle(texts: list[str], groups: int, image_rows: str, merge: str) -> None:
-    kinds = modality(texts)
+def check_against_oracle(texts: list[str], groups: int, switches: dict, backend: dict) -> None:
+    kinds, ids = modality(texts), document_ids(texts)
     real = (kinds != PAD)[:, :, None, None]
     inputs = tensors(kinds, groups)
-    layout = Layout.build(kinds, kinds)
-    out, _ = attend(None, *inputs, image_rows=image_rows, merge=merge, scaling=WIDTH**-0.5, layout=layout)
-    expected = oracle(*inputs, kinds, image_rows, merge)
+    layout = Layout.build(kinds, document_ids=ids, **switches, **backend)
+    out, weights = attend(None, *inputs, **switches, scaling=WIDTH**-0.5, layout=layout)
+    expected = oracle(*inputs, kinds, ids, **switches)
     torch.testing.assert_close(out * real, expected * real, rtol=1e-10, atol=1e-10)
+    if weights is not None:
+        value = inputs[2].repeat_interleave(HEADS // groups, 1)
+        torch.testing.assert_close((weights @ value).transpose(1, 2) * real, expected * real, rtol=1e-10, atol=1e-10)
 
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype) * real
-    gradients = torch.autograd.grad((out * weights).sum(), inputs, allow_unused=True, materialize_grads=True)
-    wanted = torch.autograd.grad((expected * weights).sum(), inputs, allow_unused=True, materialize_grads=True)
+    sample = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype) * real
+    gradients = torch.autograd.grad((out * sample).sum(), inputs, allow_unused=True, materialize_grads=True)
+    wanted = torch.autograd.grad((expected * sample).sum(), inputs, allow_unused=True, materialize_grads=True)
     for gradient, target in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(gradient, target, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("texts", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("merge", ["sum", "lse"])
-@pytest.mark.parametrize("image_rows", ["self", "causal"])
-def test_equals_oracle_on_named_layouts(texts, image_rows, merge):
-    check_against_oracle(texts, HEADS, image_rows, merge)
+@pytest.mark.parametrize("switches", ALL_SWITCHES, ids=lambda switches: "-".join(switches.values()))
+def test_equals_oracle_on_named_layouts(texts, switches, backend):
+    check_against_oracle(texts, HEADS, switches, backend)
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    texts=st.lists(rows, min_size=1, max_size=4),
+drawn = given(
+    texts=st.lists(st.one_of(rows, packed_rows), min_size=1, max_size=4),
     side=st.sampled_from(["left", "right"]),
     groups=st.sampled_from([1, 2, 4]),
     name=st.sampled_from(sorted(SWITCHES)),
 )
+
+
+@settings(max_examples=60, deadline=None)
+@drawn
 def test_equals_oracle_on_drawn_layouts(texts, side, groups, name):
-    check_against_oracle(pad(texts, side), groups, **SWITCHES[name])
+    check_against_oracle(pad(texts, side), groups, SWITCHES[name], {"backend": "gather"})
+
+
+@settings(max_examples=40, deadline=None)
+@drawn
+def test_the_varlen_plan_equals_oracle_on_drawn_layouts(texts, side, groups, name):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(varlen, "varlen_attn", flash_of_any_length)
+        patch.setattr(varlen.VarlenPlan, "runs", staticmethod(lambda *args: True))
+        check_against_oracle(pad(texts, side), groups, SWITCHES[name], {"backend": "varlen"})
+
+
+def test_documents_of_unlike_length_are_computed_in_several_blocks():
+    """Padding a long and many short documents to the same length would waste most of the work."""
+    texts = pad(["|".join(["t" * 700 + "i" * 40 + "t" * 20, *["tiit" * 4] * 30]), "tiit" * 8], "right")
+    kinds, ids = modality(texts), document_ids(texts)
+    layout = Layout.build(kinds, document_ids=ids, **SWITCHES["mmca"])
+    assert len(layout.plan.blocks) > 1
+    assert sum(block.rows * block.texts for block in layout.plan.blocks) < 2 * int((kinds == TEXT).sum())
+    inputs = [x.detach() for x in tensors(kinds, 1)]
+    out, _ = attend(None, *inputs, **SWITCHES["mmca"], layout=layout)
+    again = Layout.build(kinds, document_ids=ids, **SWITCHES["mmca"], weights=True)
+    expected, _ = attend(None, *inputs, **SWITCHES["mmca"], layout=again)
+    real = (kinds != PAD)[:, :, None, None]
+    torch.testing.assert_close(out * real, expected * real, rtol=1e-6, atol=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -122,7 +133,7 @@ def test_continuing_a_cache_equals_oracle_on_drawn_layouts(texts, side, groups, 
     check_continuing_against_oracle(pad([text + "tttt" for text in texts], side), groups, name, new)
 
 
-@pytest.mark.parametrize("texts", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("texts", [texts for name, texts in CASES.items() if "packed" not in name])
 @pytest.mark.parametrize("name", SWITCHES)
 @pytest.mark.parametrize("new", [1, 3])
 def test_continuing_a_cache_equals_oracle(texts, name, new):
@@ -132,19 +143,19 @@ def test_continuing_a_cache_equals_oracle(texts, name, new):
 def check_continuing_against_oracle(texts: list[str], groups: int, name: str, new: int) -> None:
     kinds = modality(texts)
     query, key, value = tensors(kinds, groups, new)
-    layout = Layout.build(kinds[:, -new:], kinds)
+    layout = Layout.build(kinds, new, **SWITCHES[name])
     out, _ = attend(None, query, key, value, **SWITCHES[name], scaling=WIDTH**-0.5, layout=layout)
     real = (kinds[:, -new:] != PAD)[:, :, None, None]
-    expected = oracle(query, key, value, kinds, **SWITCHES[name])
+    expected = oracle(query, key, value, kinds, None, **SWITCHES[name])
     torch.testing.assert_close(out * real, expected * real, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("texts", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("texts", [texts for name, texts in CASES.items() if "packed" not in name])
 def test_causal_equals_the_merge_of_two_branches_by_log_sum_exp(texts):
     """Both branches apart, each with its log-sum-exp, merged by sigmoid(lse_image - lse_text): one softmax over all."""
     kinds = modality(texts)
     query, key, value = tensors(kinds, HEADS)
-    out, _ = attend(None, query, key, value, **SWITCHES["causal"], layout=Layout.build(kinds, kinds))
+    out, _ = attend(None, query, key, value, **SWITCHES["causal"], layout=Layout.build(kinds, **SWITCHES["causal"]))
 
     scores = query @ key.transpose(2, 3) * WIDTH**-0.5
     before = torch.ones(kinds.shape[1], kinds.shape[1], dtype=torch.bool).tril()
@@ -177,17 +188,8 @@ def decoder(attention: str, kind: str = "llama"):
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "olmo2"])
-@pytest.mark.parametrize("texts", [CASES["padding right"], CASES["padding left"], CASES["adjacent images"]])
-def test_causal_equals_the_library(texts, kind):
-    kinds = modality(texts)
-    ids = torch.randint(0, 64, kinds.shape, generator=torch.Generator().manual_seed(2))
-    positions = (kinds.ne(PAD).cumsum(1) - 1).clamp(min=0)
-    layout = Layout.build(kinds, kinds)
-    ours = decoder("causal", kind)(input_ids=ids, position_ids=positions, layout=layout).logits
-    theirs = decoder("sdpa", kind)(input_ids=ids, position_ids=positions, attention_mask=kinds.ne(PAD).long()).logits
-    assert layout.calls == 2
-    torch.testing.assert_close(ours[kinds != PAD], theirs[kinds != PAD], rtol=1e-5, atol=1e-6)
+def token_ids(kinds: torch.Tensor, seed: int) -> torch.Tensor:
+    return torch.randint(0, 64, kinds.shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("name", SWITCHES)
@@ -195,14 +197,13 @@ def test_causal_equals_the_library(texts, kind):
 def test_cache_equals_full_forward(name, texts):
     """A prefill, a step of several tokens and single steps give the logits of one forward over everything."""
     kinds = modality([text + "tttitt" for text in texts])
-    ids = torch.randint(0, 64, kinds.shape, generator=torch.Generator().manual_seed(3))
-    positions = (kinds.ne(PAD).cumsum(1) - 1).clamp(min=0)
+    ids, positions = token_ids(kinds, 3), positions_of(kinds)
     model = decoder(name).eval()
     with torch.no_grad():
-        full = model(input_ids=ids, position_ids=positions, layout=Layout.build(kinds, kinds)).logits
+        full = model(input_ids=ids, position_ids=positions, layout=Layout.build(kinds, **SWITCHES[name])).logits
         cache, parts = DynamicCache(config=model.config), []
         for start, stop in ((0, 7), (7, 11), (11, 12), (12, 13)):
-            layout = Layout.build(kinds[:, start:stop], kinds[:, :stop])
+            layout = Layout.build(kinds[:, :stop], stop - start, **SWITCHES[name])
             step = {"input_ids": ids[:, start:stop], "position_ids": positions[:, start:stop]}
             parts.append(model(**step, past_key_values=cache, use_cache=True, layout=layout).logits)
     real = kinds != PAD
@@ -210,30 +211,60 @@ def test_cache_equals_full_forward(name, texts):
 
 
 @pytest.mark.parametrize("name", SWITCHES)
-def test_gradient_checkpointing_changes_nothing(name):
-    kinds = modality(CASES["different segments"])
-    ids = torch.randint(0, 64, kinds.shape, generator=torch.Generator().manual_seed(4))
-    gradients = []
+@pytest.mark.parametrize("case", ["different segments", "packed"])
+def test_gradient_checkpointing_changes_nothing(name, case):
+    kinds, ids = modality(CASES[case]), document_ids(CASES[case])
+    tokens, gradients = token_ids(kinds, 4), []
     for checkpointing in (False, True):
         model = decoder(name).train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        layout = Layout.build(kinds, kinds)
-        logits = model(input_ids=ids, use_cache=False, layout=layout).logits
-        F.cross_entropy(logits[kinds == TEXT], ids[kinds == TEXT]).backward()
+        layout = Layout.build(kinds, document_ids=ids, **SWITCHES[name])
+        logits = model(input_ids=tokens, use_cache=False, layout=layout).logits
+        F.cross_entropy(logits[kinds == TEXT], tokens[kinds == TEXT]).backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
         assert layout.calls == 2 * (1 + checkpointing)
     for plain, checkpointed in zip(*gradients, strict=True):
         assert torch.equal(plain, checkpointed)
 
 
-def test_what_the_decoder_asks_in_vain_is_refused():
+def test_a_layout_serves_several_devices():
+    kinds = modality(CASES["packed"])
+    layout = Layout.build(kinds, document_ids=document_ids(CASES["packed"]), **SWITCHES["mmca"])
+    away = layout.to("meta")
+    assert away.plan.slot.device.type == "meta" and layout.plan.slot.device.type == "cpu"
+    assert away is layout.to("meta") and layout.to("cpu") is layout
+    inputs = [x.to("meta") for x in tensors(kinds, 2)]
+    assert attend(None, *inputs, **SWITCHES["mmca"], layout=away)[0].shape == (*kinds.shape, HEADS, WIDTH)
+    assert layout.calls == away.calls == 1
+
+
+def test_what_cannot_be_computed_is_refused():
     kinds = modality(["tiit"])
     inputs = tensors(kinds, HEADS)
+    layout = Layout.build(kinds, **SWITCHES["mmca"])
     with pytest.raises(ValueError, match="sliding_window"):
-        attend(None, *inputs, **SWITCHES["mmca"], layout=Layout.build(kinds, kinds), sliding_window=16)
+        attend(None, *inputs, **SWITCHES["mmca"], layout=layout, sliding_window=16)
+    with pytest.raises(ValueError, match="mask of its own"):
+        attend(None, *inputs, torch.ones(1, 1, 4, 4), **SWITCHES["mmca"], layout=layout)
     with pytest.raises(ValueError, match="where text and images lie"):
         attend(None, *inputs, **SWITCHES["mmca"])
     with pytest.raises(ValueError, match="modality of 5 tokens"):
-        longer = modality(["tiitt"])
-        attend(None, *inputs, **SWITCHES["mmca"], layout=Layout.build(longer, longer))
+        attend(None, *inputs, **SWITCHES["mmca"], layout=Layout.build(modality(["tiitt"]), **SWITCHES["mmca"]))
+    with pytest.raises(ValueError, match="varlen back-end cannot compute .* on cpu"):
+        Layout.build(kinds, **SWITCHES["mmca"], backend="varlen")
+    with pytest.raises(ValueError, match="cannot continue a cache"):
+        Layout.build(kinds, 1, document_ids=torch.ones_like(kinds), **SWITCHES["mmca"])
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ([[1, 1, 2, 1]], "must lie together"),
+        ([[1, 1, 2, 0]], "0 at padding and above 0 elsewhere"),
+        ([[1, 1, 2]], "shape of the batch"),
+    ],
+)
+def test_document_ids_that_do_not_fit_are_refused(ids, words):
+    with pytest.raises(ValueError, match=words):
+        Layout.build(modality(["tiit"]), document_ids=torch.tensor(ids), **SWITCHES["mmca"])

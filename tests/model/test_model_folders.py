@@ -14,16 +14,12 @@ from transformers import (
     AutoTokenizer,
     CLIPConfig,
     CLIPModel,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    Qwen3Config,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 
 from model.configuration import VisualChatConfig
-from model.modeling import VisualChatForConditionalGeneration, refuse_misread_decoder
+from model.modeling import VisualChatForConditionalGeneration
 from tests.model.conversations import ATTENTIONS, PICTURES, TEXT_ONLY, TWO_IMAGES, batch_of, logits_of, prompts
 from tests.tiny import IMAGE_SIZE, IMAGE_TOKENS, make_bases, make_model
 
@@ -117,25 +113,6 @@ def test_a_decoder_that_does_not_call_the_attention_is_noticed(model, processor)
     model.language_model.set_attn_implementation("sdpa")
     with pytest.raises((RuntimeError, ValueError), match="called the attention 'mmca' 0 times in 2 layers"):
         model(**batch_of(processor, TWO_IMAGES))
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        (MistralConfig(sliding_window=32), "sliding"),
-        (Qwen3Config(use_sliding_window=True, max_window_layers=4), "layers of sliding_attention"),
-        (LlamaConfig(attn_logit_softcapping=50.0), "attn_logit_softcapping = 50.0"),
-        (LlamaConfig(logits_scaling=8.0), "logits_scaling = 8.0"),
-    ],
-)
-def test_decoders_that_would_be_misread_are_refused(config, words):
-    with pytest.raises(ValueError, match=words):
-        refuse_misread_decoder(config)
-
-
-@pytest.mark.parametrize("config", [LlamaConfig(), MistralConfig(sliding_window=None), Qwen3Config(), GPT2Config()])
-def test_ordinary_decoders_are_accepted(config):
-    refuse_misread_decoder(config)
 
 
 @pytest.mark.parametrize(

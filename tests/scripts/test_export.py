@@ -1,6 +1,7 @@
-"""Exported folders: self-contained, the trained weights and no others, the same bytes each time."""
+"""Exported folders: the trained weights and no others, whole or beside their bases, the same bytes each time."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
 from scripts.common.errors import UserError
 from scripts.common.files import file_sha256
+from scripts.evaluation.answering import load_model as load_exported
 from scripts.export import export
 from scripts.training.batches import Batches
 from scripts.training.loader import BlendReader
@@ -28,16 +30,21 @@ def exported(lab: Lab, undisturbed: Path) -> Path:
     return out
 
 
+def heldout_loss(lab: Lab, model, processor) -> float:
+    (batch,) = Batches([BlendReader(lab.heldout, lab.root)], processor, global_batch=6, micro_batch=6)
+    names = ("input_ids", "labels", "modality", "pixel_values")
+    with torch.no_grad():
+        losses, _ = model.token_losses(**{name: batch.tensors[name] for name in names})
+    return losses.mean().item()
+
+
 @pytest.mark.parametrize("which", ["final", "best"])
 def test_it_loads_alone_and_has_the_loss_that_training_measured(lab: Lab, undisturbed, exported, which, tmp_path):
     alone = shutil.copytree(exported / which, tmp_path / "alone")
     model = VisualChatForConditionalGeneration.from_pretrained(alone).eval()
     processor = VisualChatProcessor.from_pretrained(alone)
-    (batch,) = Batches([BlendReader(lab.heldout, lab.root)], processor, global_batch=6, micro_batch=6)
-    names = ("input_ids", "labels", "modality", "pixel_values")
-    with torch.no_grad():
-        losses, _ = model.token_losses(**{name: batch.tensors[name] for name in names})
-    assert losses.mean().item() == pytest.approx(finished(undisturbed)[which]["heldout_loss"], rel=1e-5)
+    measured = finished(undisturbed)[which]["heldout_loss"]
+    assert heldout_loss(lab, model, processor) == pytest.approx(measured, rel=1e-5)
     trained = load_file(undisturbed / finished(undisturbed)[which]["weights"])
     assert all(torch.equal(dict(model.named_parameters())[name], value) for name, value in trained.items())
 
@@ -60,6 +67,62 @@ def test_again_it_makes_the_same_bytes_and_replaces_what_was_there(lab: Lab, und
     found = {path.relative_to(again): path.read_bytes() for path in again.rglob("*") if path.is_file()}
     assert found == {path.relative_to(exported): path.read_bytes() for path in exported.rglob("*") if path.is_file()}
     assert sorted(path.name for path in again.iterdir()) == ["best", "final"]
+
+
+@pytest.fixture(scope="module")
+def adapted(lab: Lab) -> Path:
+    """A run that trains adapters of both halves, the embeddings and the projector."""
+    changes = {"train_language": "lora", "train_vision": "lora", "language_rank": 4, "vision_rank": 2}
+    status, said = lab.train(lab.root / "train/adapted", **changes, lora_scale=1.5)
+    assert status == 0, said
+    assert re.search(r"vision +[0-9,]+ +[0-9,]+ +lora", said), "what is frozen is said"
+    return lab.root / "train/adapted"
+
+
+@pytest.mark.parametrize("which", ["final", "best"])
+def test_adapters_are_merged_or_kept_and_give_the_loss_that_training_measured(lab: Lab, adapted: Path, which: str):
+    export(adapted, lab.model, lab.root, lab.root / "exported/adapted")
+    export(adapted, lab.model, lab.root, lab.root / "exported/slim", form="delta")
+    measured = finished(adapted)[which]["heldout_loss"]
+    whole, slim = (load_exported(lab.root / "exported" / name / which, "cpu") for name in ("adapted", "slim"))
+    assert heldout_loss(lab, *whole) == pytest.approx(measured, rel=1e-4)
+    assert all(torch.equal(a, b) for a, b in zip(whole[0].parameters(), slim[0].parameters(), strict=True))
+    assert not any("lora" in name for name, _ in whole[0].named_parameters())
+    trained = load_file(adapted / finished(adapted)[which]["weights"])
+    kept = load_file(lab.root / "exported/slim" / which / "delta.safetensors")
+    assert trained.keys() == kept.keys() and all(torch.equal(trained[name], kept[name]) for name in kept)
+    manifests = [
+        json.loads((lab.root / "exported" / name / which / "manifest.json").read_text()) for name in ("adapted", "slim")
+    ]
+    assert [manifest["form"] for manifest in manifests] == ["full", "delta"]
+
+
+def test_a_delta_moves_with_its_root_and_knows_its_bases(lab: Lab, undisturbed: Path, exported: Path, tmp_path: Path):
+    root = shutil.copytree(lab.root, tmp_path / "moved", ignore=shutil.ignore_patterns("blend", "state"))
+    export(undisturbed, lab.model, lab.root, lab.root / "exported/small", form="delta")
+    shutil.copytree(lab.root / "exported/small", root / "exported/small", dirs_exist_ok=True)
+    folder = root / "exported/small/final"
+    assert not list(folder.glob("model*.safetensors")) and not list(folder.glob("*.py"))
+    model, processor = load_exported(folder, "cpu")
+    whole = VisualChatForConditionalGeneration.from_pretrained(exported / "final")
+    for (name, value), (other, expected) in zip(model.named_parameters(), whole.named_parameters(), strict=True):
+        assert name == other and torch.equal(value, expected)
+    assert model.config.attention == "mmca" and processor.image_tokens == model.config.image_tokens
+    with pytest.raises(UserError, match="holds a delta; export the run with --form full"):
+        load_exported(folder, "spread")
+    config = root / "bases/language/config.json"
+    config.write_text(config.read_text() + "\n")
+    with pytest.raises(UserError, match="bases/language has changed since"):
+        load_exported(folder, "cpu")
+    shutil.rmtree(root / "bases/vision")
+    with pytest.raises(UserError, match="bases/vision' is neither a folder"):
+        load_exported(folder, "cpu")
+
+
+def test_a_form_that_the_model_cannot_take_is_refused(lab: Lab, undisturbed: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="attention 'mmca': LLaVA would attend causally"):
+        export(undisturbed, lab.model, lab.root, tmp_path / "out", form="llava")
+    assert not (tmp_path / "out/final").exists()
 
 
 def test_what_does_not_belong_together_is_refused(lab: Lab, undisturbed: Path, tmp_path: Path):

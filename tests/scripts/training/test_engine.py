@@ -8,11 +8,9 @@ import sys
 import pytest
 import torch
 
-from model.modeling import VisualChatForConditionalGeneration
 from scripts.sections.run import Run
-from scripts.training.engine import choose_trained, deepspeed_config, learning_rate, parameter_groups, step_seed
+from scripts.training.engine import deepspeed_config, learning_rate, step_seed
 from tests.runs import REPOSITORY, Lab
-from tests.tiny import make_model
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +30,17 @@ def test_losses_and_gradients_do_not_depend_on_the_stage_nor_on_changing_it(step
     assert steps[variant] == pytest.approx(steps["0"], rel=2e-6)
 
 
-@pytest.mark.parametrize("variant", ["2", "frozen 2", "bf16 2"])
+@pytest.mark.parametrize("what", ["adapters", "whole"])
+@pytest.mark.parametrize("zero", [2, 3])
+def test_a_trained_encoder_lies_inside_the_engine_at_every_stage(steps: dict, what: str, zero: int):
+    assert steps[f"{what} {zero}"] == pytest.approx(steps[f"{what} 0"], rel=1e-5)
+
+
+def test_adapters_continue_at_another_stage(steps: dict):
+    assert steps["adapters 3>2"] == pytest.approx(steps["adapters 2"], rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["2", "frozen 2", "bf16 2", "adapters 2", "adapters bf16 2"])
 def test_continued_at_the_same_stage_it_is_exact(steps: dict, variant: str):
     assert steps[f"{variant}>2"] == steps[variant]
 
@@ -61,38 +69,6 @@ def test_seeds_differ_by_step_and_rank_and_repeat():
     assert len(seeds) == 27 and step_seed(1, 2, 0) == step_seed(1, 2, 0)
     for seed in seeds:
         torch.manual_seed(seed)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> VisualChatForConditionalGeneration:
-    return VisualChatForConditionalGeneration.from_pretrained(make_model(tmp_path_factory.mktemp("model")))
-
-
-def trained(model, **changes) -> set[str]:
-    choose_trained(model, run(**changes))
-    parts = [name.split(".") for name, value in model.named_parameters() if value.requires_grad]
-    return {f"{part[0]}.{part[2]}" if part[0] == "language_model" else part[0] for part in parts}
-
-
-def test_the_settings_choose_what_is_trained(model):
-    assert trained(model) == {"projector", "language_model.embed_tokens"}
-    assert trained(model, train_embeddings=False) == {"projector"}
-    decoder = {"language_model.layers", "language_model.norm"}
-    assert trained(model, train_language="full") == {"projector", "language_model.embed_tokens"} | decoder
-    assert "language_model.embed_tokens" not in trained(model, train_language="full", train_embeddings=False)
-
-
-def test_groups_hold_every_trained_parameter_once_and_decay_only_matrices(model):
-    settings = run(train_language="full", weight_decay=0.1, learning_rate=1e-3, projector_learning_rate=1e-2)
-    choose_trained(model, settings)
-    groups = parameter_groups(model, settings)
-    found = [id(value) for group in groups for value in group["params"]]
-    assert sorted(found) == sorted(id(value) for value in model.parameters() if value.requires_grad)
-    for group in groups:
-        assert {value.ndim > 1 for value in group["params"]} == {group["weight_decay"] > 0}
-    projector = {id(value) for value in model.projector.parameters()}
-    assert all((group["peak"] == 1e-2) == (id(value) in projector) for group in groups for value in group["params"])
-    assert len(parameter_groups(model, run(train_language="full"))) == 1
 
 
 def test_deepspeed_is_told_no_optimiser_and_no_schedule():

@@ -1,0 +1,86 @@
+"""Which language models can take the attention of this package, and how one that cannot is told.
+
+A decoder must take its attention from the AttentionInterface of `transformers`, in every layer, once, and ask of it
+nothing that `attend` does not compute. Three checks, from cheap to sure:
+
+    refuse_misread_decoder   by its configuration: sliding windows, soft caps, scaled logits, ...
+    rehearse                 by a forward on the meta device, which costs neither memory nor arithmetic
+    check_calls              by counting, after every forward
+
+So none is ever used with its own attention by mistake. A table of decoders that were tested is in the README.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from transformers import PreTrainedConfig
+
+from .documents import IMAGE, TEXT
+from .layout import SWITCHES, Layout
+
+# What changes attention scores or logits outside the functions that this model calls, and its value without effect.
+_NEUTRAL = {
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "logits_scaling": 1.0,
+    "logit_scale": 1.0,
+    "lm_head_multiplier": 1.0,
+    "attention_chunk_size": None,
+    "alibi": False,
+    "use_bidirectional_attention": False,
+    "reorder_and_upcast_attn": False,
+    "is_encoder_decoder": False,
+}
+
+
+def refuse_misread_decoder(config: PreTrainedConfig) -> None:
+    """Raise ValueError, with the reason, for a decoder that computes something which this model would leave out."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    reasons = [f"layers of {kind}" for kind in sorted(kinds)]
+    if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None) is not None:
+        reasons.append(f"a sliding window of {config.sliding_window} tokens")
+    for name, neutral in _NEUTRAL.items():
+        if getattr(config, name, None) not in (None, neutral):
+            reasons.append(f"{name} = {getattr(config, name)}")
+    if reasons:
+        raise ValueError(
+            f"a {config.model_type!r} language model with {', '.join(reasons)} cannot be used: the attention and the "
+            "head of this model would silently leave that out"
+        )
+
+
+def rehearse(language_model: nn.Module, attention: str) -> None:
+    """Run one text and one image token through the decoder on the meta device.
+
+    Raises ValueError if it does not call `attention` once per layer, or calls it with something it does not compute.
+    A decoder that cannot run there (its control flow depends on values) is judged at its first real forward.
+    """
+    decoder, device = language_model.get_decoder(), torch.device("meta")
+    with torch.device("cpu"):  # the library builds models where "meta" is the default device
+        layout = Layout.build(torch.tensor([[IMAGE, TEXT]]), **SWITCHES[attention]).to(device)
+    tensors = {name: x.to(device) for name, x in (*decoder.named_parameters(), *decoder.named_buffers())}
+    embeds = torch.zeros(1, 2, decoder.config.hidden_size, dtype=language_model.dtype, device=device)
+    inputs = {"inputs_embeds": embeds, "position_ids": torch.tensor([[0, 1]], device=device), "use_cache": False}
+    training = decoder.training
+    decoder.eval()  # a forward in training mode may change buffers, and takes no part of gradient checkpointing here
+    try:
+        with torch.no_grad():
+            functional_call(decoder, tensors, kwargs=inputs | {"layout": layout}, strict=False)
+    except (NotImplementedError, RuntimeError):
+        return
+    finally:
+        decoder.train(training)
+    check_calls(language_model, attention, layout)
+
+
+def check_calls(language_model: nn.Module, attention: str, layout: Layout) -> None:
+    """Raise ValueError unless every layer of the decoder called the attention once with this layout."""
+    layers = language_model.config.num_hidden_layers
+    if layout.calls != layers:
+        raise ValueError(
+            f"{type(language_model).__name__} called the attention {attention!r} {layout.calls} times in {layers} "
+            "layers; use a decoder of full attention layers that takes its attention from AttentionInterface, and do "
+            "not change its attn_implementation"
+        )

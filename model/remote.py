@@ -1,0 +1,40 @@
+"""Saving a model's folder with the code it needs, so that it loads where this package is not installed:
+
+AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .configuration import VisualChatConfig
+from .modeling import VisualChatForConditionalGeneration
+from .processing import VisualChatProcessor
+
+_CLASSES = {
+    VisualChatConfig: "AutoConfig",
+    VisualChatForConditionalGeneration: "AutoModelForImageTextToText",
+    VisualChatProcessor: "AutoProcessor",
+}
+
+
+def save_with_code(model: VisualChatForConditionalGeneration, processor: VisualChatProcessor, folder: Path) -> None:
+    """Save model, processor and the files of this package that they import."""
+    with _carrying_code():
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+
+@contextmanager
+def _carrying_code() -> Iterator[None]:
+    """Let what is saved name its classes and bring their files."""
+    for cls, auto_class in _CLASSES.items():
+        cls.register_for_auto_class(auto_class)
+    try:
+        yield
+    finally:
+        for cls in _CLASSES:
+            cls._auto_class = None

@@ -1,0 +1,163 @@
+"""What of a model is trained, how, and at which rate: a table of four parts, and adapters that merge exactly.
+
+    part         how
+    language     frozen, full, or lora: low-rank adapters beside the linear layers of the decoder
+    embeddings   frozen or full: the tokens' table, and the output head where it is the same table
+    projector    frozen or full
+    vision       frozen, full or lora
+
+An adapter of rank r beside a matrix W stands for W + scale * B A, with A (r, in) and B (out, r), B zero at the start
+(LoRA, arXiv 2106.09685). W is never touched in training: only A and B are trained and saved. For a folder of one's own
+the sum is formed once, in double precision, and rounded once to the folder's.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.modeling import VisualChatForConditionalGeneration
+from scripts.common.errors import UserError
+from scripts.sections.run import Run
+
+PARTS = ("language", "embeddings", "projector", "vision")
+_A, _B = ".lora_A.default.weight", ".lora_B.default.weight"
+
+
+def prepare(model: VisualChatForConditionalGeneration, settings: Run) -> None:
+    """Add the adapters that `settings` ask for and mark what is trained, and nothing else.
+
+    What no image passes through (the encoder's pooling head, layers behind the one that is read) stays frozen, so that
+    every trained parameter has a gradient in every step.
+    """
+    torch.manual_seed(settings.seed)
+    model.requires_grad_(False)
+    language, vision = model.get_decoder(), model.vision_tower
+    for part, how, rank in (
+        (language, settings.train_language, settings.language_rank),
+        (vision, settings.train_vision, settings.vision_rank),
+    ):
+        if how == "lora":
+            _add_adapters(part, rank, settings.lora_scale, settings.lora_dropout, model.dtype)
+    if settings.train_language == "full":
+        model.language_model.requires_grad_(True)
+    model.get_input_embeddings().requires_grad_(settings.train_embeddings)
+    model.projector.requires_grad_(settings.train_projector)
+    if settings.train_vision == "full":
+        vision.requires_grad_(True)
+    if settings.train_vision != "frozen":
+        _freeze_unused(model)
+
+
+def part_of(model: VisualChatForConditionalGeneration, name: str, value: nn.Parameter) -> str:
+    """The part that a parameter belongs to."""
+    if value is model.get_input_embeddings().weight:
+        return "embeddings"
+    prefixes = {"projector.": "projector", "vision_tower.": "vision"}
+    return next((part for prefix, part in prefixes.items() if name.startswith(prefix)), "language")
+
+
+def peak_rates(settings: Run) -> dict[str, float]:
+    """The peak learning rate of every part."""
+    own = {
+        "embeddings": settings.embeddings_learning_rate,
+        "projector": settings.projector_learning_rate,
+        "vision": settings.vision_learning_rate,
+    }
+    return {part: settings.learning_rate if own.get(part) is None else own[part] for part in PARTS}
+
+
+def parameter_groups(model: VisualChatForConditionalGeneration, settings: Run) -> list[dict[str, Any]]:
+    """Group what is trained by peak rate and weight decay, in as few groups as possible: each is communicated apart."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    rates = peak_rates(settings)
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            peak = rates[part_of(model, name, value)]
+            groups.setdefault((peak, settings.weight_decay if value.ndim > 1 else 0.0), []).append(value)
+    return [
+        {"params": values, "lr": peak, "peak": peak, "weight_decay": decay} for (peak, decay), values in groups.items()
+    ]
+
+
+def table(model: VisualChatForConditionalGeneration, settings: Run) -> str:
+    """What is trained and what is frozen, as lines to read."""
+    rates = peak_rates(settings)
+    how = {
+        "language": settings.train_language,
+        "embeddings": "full" if settings.train_embeddings else "frozen",
+        "projector": "full" if settings.train_projector else "frozen",
+        "vision": settings.train_vision,
+    }
+    total, trained = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
+    for name, value in model.named_parameters():
+        part = part_of(model, name, value)
+        total[part] += value.numel()
+        trained[part] += value.numel() * value.requires_grad
+    rows = [("part", "parameters", "trained", "how", "peak rate")]
+    for part in PARTS:
+        rate = f"{rates[part]:g}" if trained[part] else ""
+        rows.append((part, f"{total[part]:,}", f"{trained[part]:,}", how[part], rate))
+    rows.append(("all", f"{sum(total.values()):,}", f"{sum(trained.values()):,}", "", ""))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = (str.ljust, str.rjust, str.rjust, str.ljust, str.rjust)
+    lines = ("  ".join(side(cell, width) for cell, width, side in zip(row, widths, sides, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def apply_weights(model: nn.Module, weights: dict[str, Tensor], scale: float) -> None:
+    """Put trained weights (fp32, by parameter name) into a model without adapters, merging those they have.
+
+    Merging is done in double precision and rounded once to the precision of the model's own weight. `scale` is that of
+    all adapters.
+
+    Raises:
+        UserError: a name or a shape that the model does not have.
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in _merged(parameters, weights, scale):
+        if name not in parameters or parameters[name].shape != value.shape:
+            found = tuple(parameters[name].shape) if name in parameters else "none"
+            raise UserError(
+                f"the trained weights do not fit the model: {name} is {tuple(value.shape)}, not {found} as in it"
+            )
+        with torch.no_grad():
+            parameters[name].copy_(value)
+
+
+def _merged(
+    parameters: dict[str, nn.Parameter], weights: dict[str, Tensor], scale: float
+) -> Iterator[tuple[str, Tensor]]:
+    for name, value in weights.items():
+        if name.endswith(_A):
+            target = name.removesuffix(_A) + ".weight"
+            update = weights[name.removesuffix(_A) + _B].double() @ value.double()
+            base = parameters.get(target)
+            yield target, update if base is None else base.detach().double() + scale * update.to(base.device)
+        elif not name.endswith(_B):
+            yield name, value
+
+
+def _add_adapters(part: nn.Module, rank: int, scale: float, dropout: float, dtype: torch.dtype) -> None:
+    """Put an adapter beside every linear layer of `part`, in place."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    # Attention of PyTorch's own reads the weight of its last layer and would pass an adapter by.
+    names = [name for name, module in part.named_modules() if type(module) is nn.Linear]
+    config = LoraConfig(r=rank, lora_alpha=scale * rank, lora_dropout=dropout, target_modules=names)
+    inject_adapter_in_model(config, part)
+    for name, value in part.named_parameters():
+        value.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            value.data = value.data.to(dtype)
+
+
+def _freeze_unused(model: VisualChatForConditionalGeneration) -> None:
+    """Freeze the parameters of the vision tower that do not take part in making an image's features."""
+    side = model.config.image_size
+    trained = [value for value in model.vision_tower.parameters() if value.requires_grad]
+    features = model.vision_tower(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=model.device))
+    gradients = torch.autograd.grad(features.float().sum(), trained, allow_unused=True)
+    for value, gradient in zip(trained, gradients, strict=True):
+        value.requires_grad_(gradient is not None)
