@@ -79,6 +79,11 @@ def datasets_of(settings: Settings, blend: str) -> list[str]:
     return settings.blends[blend].records()
 
 
+def is_followed_up(settings: Settings, tokens: str, dataset: str) -> bool:
+    """Whether some blend counted with `tokens` has a join that takes follow-ups from `dataset`."""
+    return any(blend.tokens == tokens and dataset in blend.followed_up() for blend in settings.blends.values())
+
+
 def suites(settings: Settings, root: str) -> dict[str, str]:
     """Dialogue suites by name: the miniature's own, or files of the user."""
     drawn = f"{root}/raw/miniature/dialogues/dialogues.json"

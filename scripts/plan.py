@@ -1,8 +1,8 @@
 """Decide one epoch of a blend, or its held-out part, as a table: every draw, every order, every length.
 
 Reads   records/<dataset>.parquet, tokens/<tokens>/<dataset>.parquet, split/heldout.parquet,
-media/<source>/index.parquet Writes  plan/<blend>/epoch-000.parquet   one row per conversation in the order of training
-(or heldout.parquet)
+        media/<source>/index.parquet
+Writes  plan/<blend>/epoch-000.parquet   one row per conversation in the order of training (or heldout.parquet)
         plan/<blend>/epoch-000.json      its hash, totals, and per dataset what was asked, found, dropped and why
 
 The plan is a pure function of these files, the blend's settings and the epoch. Look at one before paying for GPUs:
@@ -43,7 +43,7 @@ def write_plan(
         UserError: inputs are missing or do not belong together, or the plan would be empty.
     """
     datasets = settings.records()
-    measure = read_measure(records, tokens, datasets, settings.max_images)
+    measure = read_measure(records, tokens, datasets, settings.max_images, settings.followed_up())
     corpus = load_corpus(records, tokens, datasets)
     check_images(corpus, media)
     table, manifest = make_plan(corpus, read_held_out(corpus, split), measure, name, settings, epoch)

@@ -95,9 +95,9 @@ class Corpus:
         """Row numbers of a dataset's records."""
         return np.flatnonzero(self.dataset == self.datasets.index(dataset))
 
-    def uids_at(self, rows: np.ndarray) -> list[str]:
-        """The uids of the given rows."""
-        return self.uids.take(pa.array(rows)).to_pylist()
+    def uids_at(self, rows: np.ndarray) -> list[bytes]:
+        """The uids of the given rows, as bytes: what is hashed."""
+        return self.uids.cast(pa.binary()).take(pa.array(rows)).to_pylist()
 
     def images_in(self, names: pa.Table) -> np.ndarray:
         """Whether each image of the catalogue is among `names` (columns source and key)."""

@@ -1,24 +1,26 @@
-"""The LLaVA-Otter blend: conversations about single images, joined with questions that compare these images.
+"""Joins on images: conversations about single images, joined with one about all of them.
 
-For every record about several images (`otter_mimicit_cgd`) the join shows, image by image, conversations of `llava` and
-`llava_dial` about that image (at least one, except for the last image), then rounds of the record itself, then
-follow-up rounds about one image, taken from what its conversations have left and naming the image they mean. No round
-is shown twice.
+For every record of one dataset (`over`, in the paper pairs of `otter_mimicit_cgd`) the join shows, image by image,
+conversations of other datasets (`talk`, in the paper `llava` and `llava_dial`) about that image (at least one, except
+for the last of several images), then rounds of the record itself, then follow-up rounds about one image, taken from
+what its conversations have left and naming the image they mean. No round is shown twice. It is a join n:m: a record of
+`talk` is shown with every record of `over` that shows its image, and a record of `over` with many of `talk`.
 
-All draws belong to the record about several images, so two joins that share an image do not influence each other.
+All draws belong to the record of `over`, so two joins that share an image do not influence each other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.blending.conversations import Conversations, choice_size
+from scripts.blending.conversations import Conversations, choice_sizes
 from scripts.blending.corpus import Corpus
 from scripts.blending.permutation import order_of
 from scripts.blending.ragged import Ragged
 from scripts.blending.randomness import Draws
 from scripts.blending.selection import NO_CONVERSATION, REPEATS_IMAGE, USABLE
-from scripts.sections.blend import JOIN, JOIN_TALK, Entry
+from scripts.sections.blend import Entry
 
 
 @dataclass
@@ -30,29 +32,35 @@ class _Piece:
     named: bool = False
 
 
-class Join:
+class Joiner:
     """Joins the records of a corpus.
 
     Args:
+        name: of the blend's entry.
+        talk: datasets of conversations about single images.
         usable: whether each record may be shown.
     """
 
-    def __init__(self, corpus: Corpus, draws: Draws, entry: Entry, usable: np.ndarray):
-        self.corpus, self.draws, self.entry = corpus, draws, entry
+    def __init__(self, corpus: Corpus, draws: Draws, name: str, entry: Entry, talk: Sequence[str], usable: np.ndarray):
+        self.corpus, self.draws, self.name, self.entry = corpus, draws, name, entry
         # Python lists: the loop below reads single entries, which numpy does slowly.
         self._uids, self._n_rounds = corpus.uids.to_pylist(), corpus.n_rounds.tolist()
-        self._n_groups = corpus.group_sizes.lengths.tolist()
-        self._about = _single_image_records(corpus, usable)
+        self._groups, self._group_names = corpus.group_sizes.starts.tolist(), corpus.group_names.to_pylist()
+        self._choices = choice_sizes(corpus.group_sizes.values, corpus.group_permutes.values).tolist()
+        self._permutes = corpus.group_permutes.values.tolist()
+        self._images, self._image_starts = corpus.images.values.tolist(), corpus.images.starts.tolist()
+        self._about = _single_image_records(corpus, talk, usable)
+        self._talk, self._talk_starts = self._about.values.tolist(), self._about.starts.tolist()
 
     def judge(self, rows: np.ndarray) -> np.ndarray:
         """Why the records `rows` cannot be joined, as an index into `selection.REASONS`."""
         images = self.corpus.images.take(rows)
         silent = self._about.lengths[images.values] == 0
-        silent[images.starts[1:][images.lengths > 0] - 1] = False
+        silent[images.starts[1:][images.lengths > 1] - 1] = False
         lacking = np.bincount(images.rows[silent], minlength=len(rows)) > 0
         distinct = np.unique(np.stack([images.rows, images.values]), axis=1)
         repeats = np.bincount(distinct[0], minlength=len(rows)) < images.lengths
-        return np.select([repeats, lacking], [REPEATS_IMAGE, NO_CONVERSATION], USABLE)
+        return np.select([repeats, lacking | (images.lengths == 0)], [REPEATS_IMAGE, NO_CONVERSATION], USABLE)
 
     def conversations(self, records: np.ndarray, copies: np.ndarray) -> Conversations:
         """One conversation per record and copy; `records` have been judged usable."""
@@ -61,7 +69,7 @@ class Join:
         pieces = [piece for conversation, _ in joined for piece in conversation]
         return Conversations(
             sizes=sizes,
-            keys=self.draws.keys(self.corpus.uids_at(records), copies.tolist(), f"{JOIN} order"),
+            keys=self.draws.keys(self.corpus.uids_at(records), copies, f"{self.name} order"),
             required=np.array([required for _, required in joined], np.int64),
             records=np.array([piece.record for piece in pieces], np.int64),
             copies=np.repeat(copies, sizes),
@@ -73,12 +81,12 @@ class Join:
 
     def _join(self, record: int, copy: int) -> tuple[list[_Piece], int]:
         """The pieces of one conversation, and the rounds up to the first that is about all images."""
-        uid = self._uids[record]
-        images = _row(self.corpus.images, record)
+        uid = self._uids[record].encode()
+        images = self._images[self._image_starts[record] : self._image_starts[record + 1]]
         pieces, left = [], []
         for offset, image in enumerate(images):
-            least = 0 if offset == len(images) - 1 else 1
-            shown, unshown = self._talk(uid, copy, offset, _row(self._about, image), least)
+            least = 0 if offset == len(images) - 1 > 0 else 1
+            shown, unshown = self._talk_about(uid, copy, offset, image, least)
             pieces += shown
             left += unshown
         required = sum(len(piece.rounds) for piece in pieces) + 1
@@ -89,65 +97,54 @@ class Join:
             pieces += left[:count]
         return pieces, required
 
-    def _talk(
-        self, uid: str, copy: int, offset: int, candidates: list[int], least: int
+    def _talk_about(
+        self, uid: bytes, copy: int, offset: int, image: int, least: int
     ) -> tuple[list[_Piece], list[_Piece]]:
         """Conversations shown about one image, and a follow-up for each conversation that has a round left."""
+        candidates = self._talk[self._talk_starts[image] : self._talk_starts[image + 1]]
         most = min(len(candidates), self.entry.conversations)
         count = least + self._below(most - least + 1, uid, copy, f"conversations on {offset}")
         candidates = sorted(candidates, key=lambda record: self._key(uid, copy, "show", record))
         shown, left = [], []
         for place, record in enumerate(candidates):
-            available, used = self._n_rounds[record], 0
-            choices = self._choices(uid, copy, record)
+            order, choices = self._ordered(uid, copy, record)
+            used = 0
             if place < count:
-                limit = min(available, self.entry.rounds)
+                limit = min(len(order), self.entry.rounds)
                 used = 1 + self._below(limit, uid, copy, f"rounds of {self._uids[record]}")
-                shown.append(_Piece(record, offset, list(range(used)), choices))
-            if used < available:
-                left.append(_Piece(record, offset, [used], choices, named=True))
+                shown.append(_Piece(record, offset, order[:used], choices))
+            if used < len(order):
+                left.append(_Piece(record, offset, [order[used]], choices, named=True))
         return shown, left
 
-    def _compare(self, uid: str, copy: int, record: int) -> _Piece:
+    def _compare(self, uid: bytes, copy: int, record: int) -> _Piece:
         """Rounds about all images, in a drawn order."""
-        choices = self._choices(uid, copy, record)
-        order = list(range(self._n_rounds[record]))
-        for choice, permuted in zip(choices, _row(self.corpus.group_permutes, record), strict=True):
-            if permuted:
-                order = order_of(choice, len(order))
+        order, choices = self._ordered(uid, copy, record)
         count = 1 + self._below(len(order), uid, copy, "comparisons")
         return _Piece(record, 0, order[:count], choices)
 
-    def _choices(self, uid: str, copy: int, record: int) -> list[int]:
-        if self._n_groups[record] == 0:
-            return []
-        start = int(self.corpus.group_sizes.starts[record])
-        groups = zip(_row(self.corpus.group_sizes, record), _row(self.corpus.group_permutes, record), strict=True)
-        return [
-            self._below(
-                choice_size(size, permuted),
-                uid,
-                copy,
-                f"choose {self.corpus.group_names[start + group].as_py()} of {self._uids[record]}",
-            )
-            for group, (size, permuted) in enumerate(groups)
-        ]
+    def _ordered(self, uid: bytes, copy: int, record: int) -> tuple[list[int], list[int]]:
+        """The rounds of a record in the order in which they are shown, and its choices."""
+        order, choices = list(range(self._n_rounds[record])), []
+        for group in range(self._groups[record], self._groups[record + 1]):
+            purpose = f"choose {self._group_names[group]} of {self._uids[record]}"
+            choices.append(self._below(self._choices[group], uid, copy, purpose))
+            if self._permutes[group]:
+                order = order_of(choices[-1], len(order))
+        return order, choices
 
-    def _below(self, size: int, uid: str, copy: int, purpose: str) -> int:
-        return self.draws.below(size, uid, copy, f"{JOIN} {purpose}")
+    def _below(self, size: int, uid: bytes, copy: int, purpose: str) -> int:
+        # A hash is not needed to choose the only one.
+        return self.draws.below(size, uid, copy, f"{self.name} {purpose}") if size > 1 else 0
 
-    def _key(self, uid: str, copy: int, purpose: str, record: int) -> int:
-        return self.draws.key(uid, copy, f"{JOIN} {purpose} {self._uids[record]}")
+    def _key(self, uid: bytes, copy: int, purpose: str, record: int) -> int:
+        return self.draws.key(uid, copy, f"{self.name} {purpose} {self._uids[record]}")
 
 
-def _single_image_records(corpus: Corpus, usable: np.ndarray) -> Ragged:
-    """For every image of the catalogue the usable records that talk about it alone."""
-    rows = np.concatenate([corpus.rows_of(name) for name in JOIN_TALK])
+def _single_image_records(corpus: Corpus, talk: Sequence[str], usable: np.ndarray) -> Ragged:
+    """For every image of the catalogue the usable records of `talk` that are about it alone."""
+    rows = np.concatenate([corpus.rows_of(name) for name in talk])
     rows = rows[usable[rows] & (corpus.images.lengths[rows] == 1)]
     image = corpus.images.values[corpus.images.starts[:-1][rows]]
     counts = np.bincount(image, minlength=len(corpus.catalogue))
     return Ragged.from_lengths(rows[np.argsort(image, kind="stable")], counts)
-
-
-def _row(ragged: Ragged, row: int) -> list:
-    return ragged.values[ragged.starts[row] : ragged.starts[row + 1]].tolist()

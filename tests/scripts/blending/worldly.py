@@ -41,7 +41,8 @@ class World:
         for dataset in DATASETS:
             table = world.root / f"records/{dataset}.parquet"
             report = world.root / f"records/{dataset}.report.json"
-            count_tokens(dataset, table, report, str(world.tokenizer), TOKENS, world.root / "tokens/tiny")
+            followups = dataset.startswith("llava")
+            count_tokens(dataset, table, report, str(world.tokenizer), TOKENS, world.root / "tokens/tiny", followups)
         return world
 
     @property
