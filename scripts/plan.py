@@ -15,6 +15,8 @@ import re
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+
 from scripts.blending.corpus import load_corpus
 from scripts.blending.inputs import check_images, media_folders, read_held_out, read_measure
 from scripts.blending.plan_table import manifest_path, read_plan
@@ -45,6 +47,8 @@ def write_plan(
     datasets = settings.records()
     measure = read_measure(records, tokens, datasets, settings.max_images, settings.followed_up())
     corpus = load_corpus(records, tokens, datasets)
+    # What reading took and gave back would stay with the process, beside all that the plan needs.
+    pa.default_memory_pool().release_unused()
     check_images(corpus, media)
     table, manifest = make_plan(corpus, read_held_out(corpus, split), measure, name, settings, epoch)
     path = out / f"{HELDOUT if epoch is None else f'epoch-{epoch:03d}'}.parquet"

@@ -94,7 +94,7 @@ def concatenate(
     order = np.lexsort((draws.keys(uids, copies, f"{name} group"), copies))
     # A size belongs to the record that begins a group. Drawing one for every record is faster than finding out first
     # which of them do.
-    drawn = 1 + draws.many_below(np.full(len(uids), limit), uids, copies, f"{name} size")[order]
+    drawn = 1 + draws.below(np.full(len(uids), limit), uids, copies, f"{name} size")[order]
     ends = np.searchsorted(copies[order], copies[order], side="right")
     reach = np.minimum(drawn, ends - np.arange(len(order))).tolist()
     sizes, place = [], 0
@@ -106,24 +106,23 @@ def concatenate(
 
 def draw_choices(corpus: Corpus, draws: Draws, records: np.ndarray, copies: np.ndarray) -> Ragged:
     """One integer per choice group of each record: an alternative, or the rank of an order."""
-    groups = corpus.group_sizes.take(records)
-    if len(groups.values) == 0:
-        return Ragged(groups.values, groups.starts)
+    groups, sizes, names = choice_groups(corpus, records)
+    drawn = np.empty(len(sizes), np.int64)
     owners = groups.rows
-    sizes = choice_sizes(groups.values, corpus.group_permutes.take(records).values)
-    names = corpus.group_names.take(pa.array(ranges(corpus.group_sizes.starts[:-1][records], groups.lengths)))
-    names = names.dictionary_encode()
-    drawn = np.empty(len(owners), np.int64)
     for code, name in enumerate(names.dictionary.to_pylist()):
         mine = np.flatnonzero(names.indices.to_numpy() == code)
         uids = corpus.uids_at(records[owners[mine]])
-        drawn[mine] = draws.many_below(sizes[mine], uids, copies[owners[mine]], f"choose {name}")
+        drawn[mine] = draws.below(sizes[mine], uids, copies[owners[mine]], f"choose {name}")
     return Ragged(drawn, groups.starts)
 
 
-def choice_sizes(sizes: np.ndarray, permuted: np.ndarray) -> np.ndarray:
-    """How many values the choice of each group has."""
-    return np.where(permuted, _FACTORIALS[np.where(permuted, sizes, 0)], sizes)
+def choice_groups(corpus: Corpus, records: np.ndarray) -> tuple[Ragged, np.ndarray, pa.DictionaryArray]:
+    """The choice groups of records by number, how many values the choice of each has, and their names."""
+    lengths = corpus.group_sizes.lengths[records]
+    groups = Ragged.from_lengths(ranges(corpus.group_sizes.starts[:-1][records], lengths), lengths)
+    sizes, permuted = corpus.group_sizes.values[groups.values], corpus.group_permutes.values[groups.values]
+    names = corpus.group_names.take(pa.array(groups.values)).dictionary_encode()
+    return groups, np.where(permuted, _FACTORIALS[np.where(permuted, sizes, 0)], sizes), names
 
 
 def shown_rounds(corpus: Corpus, records: np.ndarray, choices: Ragged) -> Ragged:

@@ -110,3 +110,26 @@ def read_plan(path: str | Path) -> tuple[pa.Table, dict]:
     if table.schema != SCHEMA or content_sha256(table) != manifest["sha256"]:
         raise UserError(f"{path} is not the table that {manifest_path(path)} describes: run plan again")
     return table, manifest
+
+
+def packs_of(path: str | Path) -> np.ndarray:
+    """The unit of every row of a plan, (rows,) rising.
+
+    Raises:
+        UserError: the plan is absent.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: run plan first")
+    return pq.read_table(path, columns=["pack"])["pack"].to_numpy()
+
+
+def read_rows(path: str | Path, first: int, end: int) -> pa.Table:
+    """The rows `first` to `end` of a plan, without reading all of it."""
+    with pq.ParquetFile(path) as file:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        groups = [group for group, size in enumerate(sizes) if starts[group] < end and starts[group] + size > first]
+        if not groups:
+            return SCHEMA.empty_table()
+        return file.read_row_groups(groups).slice(first - int(starts[groups[0]]), end - first)

@@ -10,11 +10,13 @@ everything around it is done on arrays.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import numpy as np
 
-_BITS = 128
+Purpose = str | Iterable[bytes]
+_BYTES = 16
 _LIMB = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
@@ -24,33 +26,24 @@ class Draws:
 
     def __init__(self, seed: int, epoch: int):
         # A keyed state is copied for every draw: hashing the key once instead of a million times.
-        self._keyed = hashlib.blake2b(key=f"{seed}:{epoch}".encode(), digest_size=_BITS // 8)
+        self._keyed = hashlib.blake2b(key=f"{seed}:{epoch}".encode(), digest_size=_BYTES)
 
-    def below(self, size: int, uid: bytes, copy: int, purpose: str) -> int:
-        """A whole number in [0, size), uniform to within 2**-64 for every size up to 2**64."""
-        return int.from_bytes(self._digest(uid, copy, purpose), "big") * size >> _BITS
+    def below(self, sizes: np.ndarray, uids: Sequence[bytes], copies: np.ndarray, purpose: Purpose) -> np.ndarray:
+        """Whole numbers in [0, size) for sizes, uids and copies (n,): (n,) int64, uniform to within 2**-64.
 
-    def key(self, uid: bytes, copy: int, purpose: str) -> int:
-        """A number of 64 bits to sort by."""
-        return int.from_bytes(self._digest(uid, copy, purpose)[:8], "big")
-
-    def many_below(self, sizes: np.ndarray, uids: Sequence[bytes], copies: np.ndarray, purpose: str) -> np.ndarray:
-        """`below` for many sizes (n,), uids and copies: (n,) int64."""
+        `purpose` is one for all, or one for each.
+        """
         return _scaled(self._digests(uids, copies, purpose), sizes)
 
-    def keys(self, uids: Sequence[bytes], copies: np.ndarray, purpose: str) -> np.ndarray:
-        """`key` for many pairs of uid and copy: (n,) uint64."""
+    def keys(self, uids: Sequence[bytes], copies: np.ndarray, purpose: Purpose) -> np.ndarray:
+        """Numbers of 64 bits to sort by, for uids and copies (n,): (n,) uint64."""
         return np.frombuffer(self._digests(uids, copies, purpose), ">u8")[::2].astype(np.uint64)
 
-    def _digest(self, uid: bytes, copy: int, purpose: str) -> bytes:
-        state = self._keyed.copy()
-        state.update(b"%b#%d|%b" % (uid, copy, purpose.encode()))
-        return state.digest()
-
-    def _digests(self, uids: Sequence[bytes], copies: np.ndarray, purpose: str) -> bytes:
+    def _digests(self, uids: Sequence[bytes], copies: np.ndarray, purpose: Purpose) -> bytes:
         """The digests of many draws, one after the other."""
-        fresh, purposed, digests = self._keyed.copy, purpose.encode(), bytearray()
-        for uid, copy in zip(uids, np.asarray(copies).tolist(), strict=True):
+        purposes = repeat(purpose.encode(), len(uids)) if isinstance(purpose, str) else purpose
+        fresh, digests = self._keyed.copy, bytearray()
+        for uid, copy, purposed in zip(uids, np.asarray(copies).tolist(), purposes, strict=True):
             state = fresh()
             state.update(b"%b#%d|%b" % (uid, copy, purposed))
             digests += state.digest()
