@@ -23,9 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from scripts.blending.content import content_sha256
 from scripts.blending.ragged import nested, starts_of
+from scripts.blending.summary import padding
 from scripts.common.files import write_json, write_table
 from scripts.count_tokens import SCHEMA as TOKENS
 from scripts.records_schema import SCHEMA as RECORDS
@@ -159,6 +161,22 @@ def plan(folder: Path) -> tuple[float, float, dict]:
     return seconds, usage.ru_maxrss / 1e6 * 1.024, json.loads((folder / "out/epoch-000.json").read_text())
 
 
+def _padding(table: pa.Table) -> dict[str, tuple[int, int]]:
+    """Padded places and all places of micro-batches of 8 conversations, and of the packs of the same plan.
+
+    Unpacked, the conversations of a global batch of 128 lie longest first, as a plan without packing has them.
+    """
+    tokens = table["n_tokens"].to_numpy().astype(np.int64)
+    packs = np.bincount(table["pack"].to_numpy(), tokens).astype(np.int64)
+    shuffled = np.random.default_rng(0).permutation(tokens)
+    batches = np.sort(np.pad(shuffled, (0, -len(tokens) % 128)).reshape(-1, 128))[:, ::-1].ravel()[: len(tokens)]
+    return {
+        "packed": padding(packs, 8),
+        "not packed": padding(batches, 8),
+        "not packed and not sorted": padding(shuffled, 8),
+    }
+
+
 def main() -> None:
     """Run the benchmark and print its table."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -175,14 +193,16 @@ def main() -> None:
         try:
             prepare(conversations, folder)
             found = [plan(folder) for _ in range(args.runs)]
+            padded = _padding(pq.read_table(folder / "out/epoch-000.parquet", columns=["n_tokens", "pack"]))
         finally:
             shutil.rmtree(folder)
         seconds, memory, manifests = zip(*found, strict=True)
         made = manifests[0]
+        shares = ", ".join(f"{name} {part / whole:.1%}" for name, (part, whole) in padded.items())
         print(
             f"{made['conversations']:>11,} conversations in {made['units']:,} packs: median {statistics.median(seconds):.1f}"
             f" s ({min(seconds):.1f} to {max(seconds):.1f}), peak {max(memory):.2f} GB, packs "
-            f"{made['tokens'] / (made['units'] * made['sequence']):.1%} full",
+            f"{made['tokens'] / (made['units'] * made['sequence']):.1%} full; padding: {shares}",
             flush=True,
         )
 
