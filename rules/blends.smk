@@ -67,10 +67,7 @@ rule blend_manifest:
         manifest=rules.plan.output.manifest,
         tars=lambda w: [f"{ROOT}/{shard}.tar" for shard in dag.blend_shards(SETTINGS, w.blend, w.part)],
         offsets=lambda w: [f"{ROOT}/{shard}.tar.idx" for shard in dag.blend_shards(SETTINGS, w.blend, w.part)],
-        told=lambda w: [
-            f"{ROOT}/{shard}.json".replace(f"/{w.part}/", f"/{w.part}/parts/")
-            for shard in dag.blend_shards(SETTINGS, w.blend, w.part)
-        ],
+        told=lambda w: [f"{ROOT}/{shard}.json" for shard in dag.blend_shards(SETTINGS, w.blend, w.part, "parts/")],
     output:
         units=f"{ROOT}/blend/{{blend}}/{{part}}/units.idx",
         manifest=f"{ROOT}/blend/{{blend}}/{{part}}/manifest.json",

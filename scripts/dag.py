@@ -54,10 +54,11 @@ def media_shards(settings: Settings, source: str) -> list[str]:
     return [f"media/{source}/{source}-{i:05d}-of-{count:05d}" for i in range(count)]
 
 
-def blend_shards(settings: Settings, blend: str, part: str) -> list[str]:
-    """Shard files of one epoch (or the held-out part) of a blend, without their endings."""
+def blend_shards(settings: Settings, blend: str, part: str, inner: str = "") -> list[str]:
+    """Shard files of one epoch (or the held-out part) of a blend, without their endings; or what lies in `inner` beside
+    them, a folder that ends in "/"."""
     stem, count = (HELDOUT, 1) if part == HELDOUT else ("train", settings.blends[blend].shards)
-    return [f"blend/{blend}/{part}/{stem}-{i:05d}-of-{count:05d}" for i in range(count)]
+    return [f"blend/{blend}/{part}/{inner}{stem}-{i:05d}-of-{count:05d}" for i in range(count)]
 
 
 def encoder_name(vision: str) -> str:
