@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all docs clean
+.PHONY: demo test test-all neighbours docs clean
 
 demo: $(READY)
 	@$(BIN)/python -m scripts.unlock
@@ -23,15 +23,23 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -m "not long"
 
-test-all: $(READY)
+test-all: $(READY) neighbours
 	$(BIN)/python -m pytest
+
+# Other tools that read our shards, each in an environment of its own: what they need does not fit together.
+neighbours: .neighbours/datasets/.ready .neighbours/energon/.ready
+
+.neighbours/%/.ready: envs/neighbours/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet -r $<
+	@touch $@
 
 docs: $(READY)
 	$(BIN)/python -m scripts.settings --write
 	dot -Tsvg docs/graph.dot -o docs/graph.svg
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .neighbours
 
 $(READY): envs/requirements.txt envs/requirements-torch.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Name another with PYTHON=...")'

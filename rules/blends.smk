@@ -30,36 +30,59 @@ rule plan:
         "--media {params.media} --out {params.out:q}"
 
 
-# The number of shards is part of their names, so each blend and part has a rule of its own.
-for _blend in SETTINGS.blends:
-    for _part in dag.blend_parts(SETTINGS, _blend):
+rule blend:
+    input:
+        plan=rules.plan.output.table,
+        manifest=rules.plan.output.manifest,
+    output:
+        tar=f"{ROOT}/blend/{{blend}}/{{part}}/{{stem}}-{{number}}-of-{{total}}.tar",
+        offsets=f"{ROOT}/blend/{{blend}}/{{part}}/{{stem}}-{{number}}-of-{{total}}.tar.idx",
+        told=f"{ROOT}/blend/{{blend}}/{{part}}/parts/{{stem}}-{{number}}-of-{{total}}.json",
+    log:
+        f"{ROOT}/logs/blend/{{blend}}/{{part}}/{{stem}}-{{number}}-of-{{total}}.log",
+    wildcard_constraints:
+        stem="train|heldout",
+        number=r"\d{5}",
+        total=r"\d{5}",
+    conda:
+        "../envs/data.yaml"
+    params:
+        settings=lambda w: SETTINGS.blends[w.blend].cause(only=("images", "tokens")),
+        code=code("scripts.blend"),
+        root=folder(ROOT),
+        records=folder(f"{ROOT}/records"),
+        media=" ".join(f"{source}={ROOT}/media/{source}" for source in IMAGE_SOURCES),
+        out=subpath(output.tar, parent=True),
+    message:
+        "Writing shard {wildcards.number} of {wildcards.total} of {wildcards.part} of the blend {wildcards.blend}"
+    shell:
+        "VISUALCHAT_LOG={log:q} python -m scripts.blend --plan {input.plan:q} --records {params.records:q} "
+        "--media {params.media} --settings {params.settings:q} --root {params.root:q} --shards {wildcards.total} "
+        "--index {wildcards.number} --out {params.out:q}"
 
-        rule:
-            name:
-                f"blend_{_blend}_{_part.replace('-', '_')}"
-            input:
-                plan=f"{ROOT}/plan/{_blend}/{_part}.parquet",
-                manifest=f"{ROOT}/plan/{_blend}/{_part}.json",
-            output:
-                manifest=f"{ROOT}/blend/{_blend}/{_part}/manifest.json",
-                tars=[f"{ROOT}/{shard}.tar" for shard in dag.blend_shards(SETTINGS, _blend, _part)],
-                offsets=[f"{ROOT}/{shard}.tar.idx" for shard in dag.blend_shards(SETTINGS, _blend, _part)],
-            log:
-                f"{ROOT}/logs/blend/{_blend}/{_part}.log",
-            conda:
-                "../envs/data.yaml"
-            params:
-                settings=SETTINGS.blends[_blend].cause(only=("images", "shards", "tokens")),
-                code=code("scripts.blend"),
-                root=folder(ROOT),
-                records=folder(f"{ROOT}/records"),
-                media=" ".join(f"{source}={ROOT}/media/{source}" for source in IMAGE_SOURCES),
-                out=subpath(output.manifest, parent=True),
-            message:
-                f"Writing the shards of {_part} of the blend {_blend}"
-            shell:
-                "VISUALCHAT_LOG={log:q} python -m scripts.blend --plan {input.plan:q} --records {params.records:q} "
-                "--media {params.media} --settings {params.settings:q} --root {params.root:q} --out {params.out:q}"
+
+rule blend_manifest:
+    input:
+        plan=rules.plan.output.table,
+        manifest=rules.plan.output.manifest,
+        tars=lambda w: [f"{ROOT}/{shard}.tar" for shard in dag.blend_shards(SETTINGS, w.blend, w.part)],
+        offsets=lambda w: [f"{ROOT}/{shard}.tar.idx" for shard in dag.blend_shards(SETTINGS, w.blend, w.part)],
+        told=lambda w: [f"{ROOT}/{shard}.json" for shard in dag.blend_shards(SETTINGS, w.blend, w.part, "parts/")],
+    output:
+        units=f"{ROOT}/blend/{{blend}}/{{part}}/units.idx",
+        manifest=f"{ROOT}/blend/{{blend}}/{{part}}/manifest.json",
+    log:
+        f"{ROOT}/logs/blend_manifest/{{blend}}/{{part}}.log",
+    conda:
+        "../envs/data.yaml"
+    params:
+        code=code("scripts.blend_manifest"),
+        shards=lambda w, input: len(input.tars),
+        out=subpath(output.manifest, parent=True),
+    message:
+        "Describing the shards of {wildcards.part} of the blend {wildcards.blend}"
+    shell:
+        "VISUALCHAT_LOG={log:q} python -m scripts.blend_manifest --plan {input.plan:q} --shards {params.shards} --out {params.out:q}"
 
 
 rule preview:

@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from importlib.metadata import version
 
 sys.path.insert(0, str(workflow.basedir))
 

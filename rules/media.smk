@@ -1,4 +1,5 @@
-# Images: every readable image of a source once, in tar shards with an index; and which of them are held out.
+# Images: every readable image of a source once, in tar shards with an index; which of them are held out; and, where a run
+# asks for it, what the encoder's image processor makes of them.
 
 
 rule shard:
@@ -77,3 +78,32 @@ rule holdout:
         "Choosing the images that are kept for evaluation"
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.holdout --settings {params.settings:q} --media {params.media} --out {params.out:q}"
+
+
+rule pixels:
+    input:
+        media=f"{ROOT}/media/{{source}}/manifest.json",
+        processor=lambda w: dag.processor_input(SETTINGS, w.encoder),
+    output:
+        crops=f"{ROOT}/pixels/{{encoder}}/{{source}}-{{number}}-of-{{total}}.u8",
+        hashes=f"{ROOT}/pixels/{{encoder}}/{{source}}-{{number}}-of-{{total}}.sha256",
+        told=f"{ROOT}/pixels/{{encoder}}/{{source}}-{{number}}-of-{{total}}.json",
+    log:
+        f"{ROOT}/logs/pixels/{{encoder}}/{{source}}-{{number}}-of-{{total}}.log",
+    wildcard_constraints:
+        encoder=r"[\w.-]+",
+        number=r"\d{5}",
+        total=r"\d{5}",
+    conda:
+        "../envs/train.yaml"
+    params:
+        processor=lambda w: dag.processor_folder(SETTINGS, w.encoder),
+        code=code("scripts.pixels"),
+        pillow=version("pillow"),
+        folder=folder(f"{ROOT}/media/{{source}}"),
+        out=subpath(output.crops, parent=True),
+    message:
+        "Preparing the images of {wildcards.source} for the encoder {wildcards.encoder}, shard {wildcards.number} of {wildcards.total}"
+    shell:
+        "VISUALCHAT_LOG={log:q} python -m scripts.pixels --processor {params.processor:q} --source {wildcards.source} "
+        "--media {params.folder:q} --shard {wildcards.source}-{wildcards.number}-of-{wildcards.total} --out {params.out:q}"

@@ -43,10 +43,12 @@ rule count_tokens:
     params:
         settings=lambda w: SETTINGS.tokens[w.tokens].cause(),
         tokenizer=lambda w: tokenizer_folder(w.tokens),
+        followups=lambda w: "--followups" if dag.is_followed_up(SETTINGS, w.tokens, w.dataset) else "",
         code=code("scripts.count_tokens"),
         out=subpath(output.manifest, parent=True),
     message:
         "Counting the tokens of {wildcards.dataset} ({wildcards.tokens})"
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.count_tokens --dataset {wildcards.dataset} --records {input.table:q} "
-        "--report {input.report:q} --tokenizer {params.tokenizer:q} --settings {params.settings:q} --out {params.out:q}"
+        "--report {input.report:q} --tokenizer {params.tokenizer:q} --settings {params.settings:q} {params.followups} "
+        "--out {params.out:q}"

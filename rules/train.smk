@@ -8,6 +8,7 @@ rule train_run:
             f"{ROOT}/blend/{SETTINGS.runs[w.run].blend}/{part}/manifest.json" for part in dag.epoch_parts(SETTINGS, w.run)
         ],
         heldout=lambda w: f"{ROOT}/blend/{SETTINGS.runs[w.run].blend}/heldout/manifest.json",
+        pixels=lambda w: dag.pixel_shards(SETTINGS, w.run),
     output:
         # `update` keeps the last good result until a newer one has succeeded. Checkpoints are no outputs: Snakemake would
         # delete them before a retry.
@@ -23,13 +24,15 @@ rule train_run:
         model=lambda w, input: os.path.dirname(input.model),
         parts=lambda w, input: " ".join(shlex.quote(os.path.dirname(part)) for part in input.parts),
         heldout=lambda w, input: os.path.dirname(input.heldout),
+        pixels=lambda w, input: f"--pixels {shlex.join(input.pixels)}" if input.pixels else "",
         root=folder(ROOT),
         out=subpath(output[0], parent=True),
     message:
         "Training {wildcards.run}"
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.train --name {wildcards.run} --settings {params.settings:q} "
-        "--model {params.model:q} --blend {params.parts} --heldout {params.heldout:q} --root {params.root:q} --out {params.out:q}"
+        "--model {params.model:q} --blend {params.parts} --heldout {params.heldout:q} {params.pixels} "
+        "--root {params.root:q} --out {params.out:q}"
 
 
 rule export:

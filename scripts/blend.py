@@ -1,89 +1,100 @@
-"""Write the shards of a plan: conversations as WebDataset samples, in the order of the plan.
+"""Write one shard of a plan: its share of the conversations as WebDataset samples, in the order of the plan.
 
 Reads   a plan, records/<dataset>.parquet, media/<source>
-Writes  blend/<blend>/<part>/train-00000-of-00008.tar, .tar.idx, ...   (heldout-00000-of-00001.tar for the held-out
-part)
-        blend/<blend>/<part>/manifest.json                             last
+Writes  blend/<blend>/<part>/train-00000-of-00008.tar, .tar.idx       (heldout-00000-of-00001.tar for the held-out part)
+        blend/<blend>/<part>/parts/train-00000-of-00008.json           what the shard holds; `blend_manifest` joins them
 
 A sample is `<key>.json` with the messages and, with `images: embedded`, the original bytes of its images as
 `<key>.i0.jpg`, ... With `images: referenced` the JSON says where they lie: shard below the root, offset, length. Both
-hold the same conversations.
+hold the same conversations. Shards are independent of each other: they are built in parallel, on several machines, and
+a build that was killed goes on with those that are missing. A pack is never divided between two of them.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from scripts.blending.inputs import check_records, media_folders
 from scripts.blending.lookup import RecordLookup
-from scripts.blending.plan_table import read_plan
+from scripts.blending.plan_table import manifest_path, packs_of, read_rows
 from scripts.blending.planning import HELDOUT
 from scripts.blending.ragged import flat
 from scripts.blending.render import messages
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import canonical, write_json
+from scripts.common.files import canonical, read_json, write_json
 from scripts.common.program import load_settings, parser
 from scripts.common.progress import Progress
 from scripts.media.store import MediaStore
 from scripts.media.tarshard import ShardWriter, shard_name
 from scripts.sections.blend import Storage
 
+MANIFEST = "manifest.json"
 _ROWS_AT_ONCE = 512
-_FROM_PLAN = (
-    "blend",
-    "epoch",
-    "tokens_identity",
-    "global_batch",
-    "units",
-    "conversations",
-    "rounds",
-    "tokens",
-    "labels",
-    "licences",
-    "datasets",
-)
+_MODULUS = 1 << 256
 
 
-def write_blend(plan: Path, records: Path, media: dict[str, Path], settings: Storage, root: Path, out: Path) -> dict:
-    """Write the shards of `plan` into `out`; return the manifest. Image references are relative to `root`.
+def part_path(out: Path, shard: str) -> Path:
+    """Where it is told what `shard` holds."""
+    return out / "parts" / Path(shard).with_suffix(".json").name
+
+
+def stem_of(planned: dict) -> str:
+    """What the names of a part's shards begin with."""
+    return HELDOUT if planned["epoch"] == HELDOUT else "train"
+
+
+def write_shard(
+    plan: Path,
+    records: Path,
+    media: dict[str, Path],
+    settings: Storage,
+    root: Path,
+    out: Path,
+    index: int = 0,
+    shards: int = 1,
+) -> dict:
+    """Write shard `index` of `shards` of `plan` into `out`; return what it holds.
+
+    Image references are relative to `root`.
 
     Raises:
         UserError: inputs are missing or do not belong together.
     """
-    table, planned = read_plan(plan)
+    packs, planned = packs_of(plan), read_json(manifest_path(plan))
     if planned["tokens_name"] != settings.tokens:
         found = planned["tokens_name"]
         raise UserError(f"{plan} was measured with the tokens {found!r}, not {settings.tokens!r}: run plan again")
     check_records(records, planned["records"])
+    units = planned["units"]
+    first, end = (units * edge // shards for edge in (index, index + 1))
+    table = read_rows(plan, *np.searchsorted(packs, [first, end]).tolist())
     lookup = RecordLookup(records, flat(table, "uids").flatten().to_pylist())
     samples = _Samples(MediaStore(media), settings.images == "embedded", root)
-    stem, count = (HELDOUT, 1) if planned["epoch"] == HELDOUT else ("train", settings.shards)
 
     # A manifest beside shards that it does not describe would be believed.
-    (out / "manifest.json").unlink(missing_ok=True)
-    shards, progress = [], Progress(f"{planned['blend']} {planned['epoch']}: conversations", table.num_rows)
-    for index in range(count):
-        first, end = (table.num_rows * edge // count for edge in (index, index + 1))
-        name = shard_name(stem, index, count)
-        with ShardWriter(out / name) as shard:
-            for row in _rows(table.slice(first, end - first), lookup):
-                shard.add(*samples.sample(*row))
-                progress.advance()
-        shards.append({"name": name, "sha256": shard.sha256, "bytes": shard.bytes, "units": end - first})
+    (out / MANIFEST).unlink(missing_ok=True)
+    name = shard_name(stem_of(planned), index, shards)
+    progress = Progress(f"{planned['blend']} {planned['epoch']}, {name}: conversations", table.num_rows)
+    with ShardWriter(out / name) as shard:
+        for row in _rows(table, lookup):
+            shard.add(*samples.sample(*row))
+            progress.advance()
     progress.close()
     samples.store.close()
-    manifest = {
+    described = {"name": name, "sha256": shard.sha256, "bytes": shard.bytes}
+    part = {
         "v": 1,
-        **{key: planned[key] for key in _FROM_PLAN},
         "plan": planned["sha256"],
         "images": settings.images,
-        "n_images": planned["images"],
-        "shards": shards,
+        "content": f"{samples.content:064x}",
+        "shard": described | {"units": end - first, "conversations": table.num_rows},
     }
-    write_json(out / "manifest.json", manifest)
-    return manifest
+    write_json(part_path(out, name), part)
+    return part
 
 
 def _rows(table: pa.Table, lookup: RecordLookup) -> Iterator[tuple[dict, dict]]:
@@ -95,10 +106,15 @@ def _rows(table: pa.Table, lookup: RecordLookup) -> Iterator[tuple[dict, dict]]:
 
 
 class _Samples:
-    """Turns plan rows into the members of a WebDataset sample."""
+    """Turns plan rows into the members of a WebDataset sample.
+
+    `content` is the sum of the hashes of all conversations so far: the same however the images are stored and however
+    many shards there are.
+    """
 
     def __init__(self, store: MediaStore, embed: bool, root: Path):
         self.store, self.embed, self.root = store, embed, root
+        self.content = 0
 
     def sample(self, row: dict, records: dict[str, dict]) -> tuple[str, list[tuple[str, bytes]]]:
         """Key and members (extension, bytes) of one conversation."""
@@ -115,21 +131,25 @@ class _Samples:
             "form": row["form"],
             "n_tokens": row["n_tokens"],
             "n_labels": row["n_labels"],
-            "images": [described for described, _ in images],
+            "images": [described for described, _, _ in images],
             "messages": messages(row, records),
         }
-        embedded = [member for _, member in images if member]
+        digest = hashlib.sha256(canonical(content).encode()).digest()
+        self.content = (self.content + int.from_bytes(digest, "big")) % _MODULUS
+        for described, reference, _ in images:
+            described |= reference
+        embedded = [member for _, _, member in images if member]
         return f"e{row['epoch']:03d}-{row['position']:09d}", [("json", canonical(content).encode()), *embedded]
 
-    def _image(self, place: int, source: str, key: str) -> tuple[dict, tuple[str, bytes] | None]:
-        """What the JSON says of an image, and its member where images are embedded."""
+    def _image(self, place: int, source: str, key: str) -> tuple[dict, dict, tuple[str, bytes] | None]:
+        """What the JSON says of an image and of where it lies, and its member where images are embedded."""
         found = self.store.lookup(source, key)
         if found is None:
             raise UserError(f"the plan shows the image {key} of {source}, which its media folder lacks: run plan again")
         described = {"source": source, "key": key, "width": found.width, "height": found.height, "sha256": found.sha256}
         if self.embed:
-            return described, (f"i{place}.{found.format}", self.store.read(source, key))
-        return described | {"ref": self._reference(source, key)}, None
+            return described, {}, (f"i{place}.{found.format}", self.store.read(source, key))
+        return described, {"ref": self._reference(source, key)}, None
 
     def _reference(self, source: str, key: str) -> list:
         shard, offset, length = self.store.reference(source, key)
@@ -145,12 +165,14 @@ def main() -> None:
     arguments.add_argument("--plan", required=True, type=Path, help="plan/<blend>/<part>.parquet, beside its manifest")
     arguments.add_argument("--records", required=True, type=Path, help="folder of the record tables")
     arguments.add_argument("--media", nargs="*", action="extend", default=[], metavar="SOURCE=FOLDER", help="all media")
-    arguments.add_argument("--settings", required=True, help="JSON: tokens, images, shards of the blend; or @file")
+    arguments.add_argument("--settings", required=True, help="JSON: tokens and images of the blend; or @file")
     arguments.add_argument("--root", required=True, type=Path, help="the results root, which references begin at")
+    arguments.add_argument("--shards", required=True, type=int, help="how many shards the part has")
+    arguments.add_argument("--index", required=True, type=int, help="which of them to write, from 0")
     arguments.add_argument("--out", required=True, type=Path, help="folder to write: blend/<blend>/<part>")
     args = arguments.parse_args()
-    settings = load_settings(Storage, args.settings)
-    write_blend(args.plan, args.records, media_folders(args.media), settings, args.root, args.out)
+    settings, media = load_settings(Storage, args.settings), media_folders(args.media)
+    write_shard(args.plan, args.records, media, settings, args.root, args.out, args.index, args.shards)
 
 
 if __name__ == "__main__":

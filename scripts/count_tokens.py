@@ -6,8 +6,8 @@ Writes  tokens/<tokens>/<dataset>.parquet   per round: tokens of each alternativ
         tokens/<tokens>/<dataset>.json      what was counted with (identity), and the tokens of the fixed parts
 
 A text that names an image by a slot has one count for every offset of image numbers, because "image 9" and "image 10"
-may differ. `named` counts questions as follow-ups of a join ("In image 1, ..."); only datasets that a join takes
-follow-ups from have it.
+may differ. `named` counts questions as follow-ups of a join ("In image 1, ..."), with --followups: only datasets that
+a join takes follow-ups from need it.
 """
 
 from pathlib import Path
@@ -26,7 +26,6 @@ from scripts.common.errors import UserError, run_program
 from scripts.common.files import read_json, write_json, write_table
 from scripts.common.program import load_settings, parser
 from scripts.common.progress import track
-from scripts.sections.blend import JOIN_TALK
 from scripts.sections.tokens import Tokens
 
 _COUNTS = pa.list_(pa.list_(pa.int32()))
@@ -95,8 +94,18 @@ def _named(questions: pa.ListArray, wanted: np.ndarray) -> pa.ListArray:
     return nested(starts_of(lengths), forms.take(texts.indices))
 
 
-def count_tokens(dataset: str, records: Path, report: Path, tokenizer_name: str, settings: Tokens, out: Path) -> dict:
+def count_tokens(
+    dataset: str,
+    records: Path,
+    report: Path,
+    tokenizer_name: str,
+    settings: Tokens,
+    out: Path,
+    followups: bool = False,
+) -> dict:
     """Write the token table of `dataset` and its manifest into `out`; return the manifest.
+
+    `followups` counts questions as follow-ups of a join too.
 
     Raises:
         UserError: a file or the tokenizer is missing, or the tokenizer cannot be used.
@@ -108,7 +117,7 @@ def count_tokens(dataset: str, records: Path, report: Path, tokenizer_name: str,
     counter = Counter(tokenizer, template, settings.image_tokens)
     try:
         identity = tokens_identity(tokenizer, template, settings.image_tokens)
-        table = _count(records, TextCounter(counter, settings.max_images), dataset)
+        table = _count(records, TextCounter(counter, settings.max_images), dataset, followups)
     except ValueError as error:
         raise UserError(f"{dataset} cannot be counted with {tokenizer_name}: {error}") from None
 
@@ -120,6 +129,7 @@ def count_tokens(dataset: str, records: Path, report: Path, tokenizer_name: str,
         "template": template.to_dict(),
         "image_tokens": settings.image_tokens,
         "max_images": settings.max_images,
+        "followups": followups,
         "prefix": counter.prefix(),
         "image": [counter.image(number) for number in range(1, settings.max_images + 1)],
         "round_overhead": counter.round_overhead(),
@@ -133,12 +143,12 @@ def count_tokens(dataset: str, records: Path, report: Path, tokenizer_name: str,
     return manifest
 
 
-def _count(path: Path, counter: TextCounter, dataset: str) -> pa.Table:
+def _count(path: Path, counter: TextCounter, dataset: str, followups: bool) -> pa.Table:
     file = pq.ParquetFile(path)
     batches = file.iter_batches(_BATCH, columns=["uid", "images", "rounds", "system"])
     total = -(-file.metadata.num_rows // _BATCH)
     tables = [
-        count_batch(pa.Table.from_batches([batch]), counter, dataset in JOIN_TALK)
+        count_batch(pa.Table.from_batches([batch]), counter, followups)
         for batch in track(batches, f"counting {dataset} ({_BATCH} records at a time)", total)
     ]
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
@@ -152,10 +162,11 @@ def main() -> None:
     arguments.add_argument("--report", required=True, type=Path, help="records/<dataset>.report.json")
     arguments.add_argument("--tokenizer", required=True, help="folder or hub name")
     arguments.add_argument("--settings", required=True, help="the section `tokens.<name>` as JSON, or @file")
+    arguments.add_argument("--followups", action="store_true", help="a join takes follow-ups from this dataset")
     arguments.add_argument("--out", required=True, type=Path, help="folder to write into: tokens/<tokens>")
     args = arguments.parse_args()
     settings = load_settings(Tokens, args.settings)
-    count_tokens(args.dataset, args.records, args.report, args.tokenizer, settings, args.out)
+    count_tokens(args.dataset, args.records, args.report, args.tokenizer, settings, args.out, args.followups)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ contents. All paths are relative to the working directory and begin with the res
 import glob
 import hashlib
 import os
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -53,10 +54,38 @@ def media_shards(settings: Settings, source: str) -> list[str]:
     return [f"media/{source}/{source}-{i:05d}-of-{count:05d}" for i in range(count)]
 
 
-def blend_shards(settings: Settings, blend: str, part: str) -> list[str]:
-    """Shard files of one epoch (or the held-out part) of a blend, without their endings."""
+def blend_shards(settings: Settings, blend: str, part: str, inner: str = "") -> list[str]:
+    """Shard files of one epoch (or the held-out part) of a blend, without their endings; or what lies in `inner` beside
+    them, a folder that ends in "/"."""
     stem, count = (HELDOUT, 1) if part == HELDOUT else ("train", settings.blends[blend].shards)
-    return [f"blend/{blend}/{part}/{stem}-{i:05d}-of-{count:05d}" for i in range(count)]
+    return [f"blend/{blend}/{part}/{inner}{stem}-{i:05d}-of-{count:05d}" for i in range(count)]
+
+
+def encoder_name(vision: str) -> str:
+    """A vision encoder's name as one of a folder: a hub name or a path with what cannot stand there replaced."""
+    return re.sub(r"[^\w.-]+", "--", vision).strip("-")
+
+
+def processor_folder(settings: Settings, encoder: str) -> str:
+    """The folder or hub name of the vision encoder whose folder name is `encoder`."""
+    visions = {encoder_name(model.vision): model.vision for model in settings.models.values()}
+    return f"{settings.results}/bases/miniature/vision" if encoder == "miniature" else visions[encoder]
+
+
+def processor_input(settings: Settings, encoder: str) -> list[str]:
+    """The file to wait for where the DAG makes the encoder. Its small text changes less often than its weights."""
+    return [f"{processor_folder(settings, encoder)}/preprocessor_config.json"] if encoder == "miniature" else []
+
+
+def pixel_shards(settings: Settings, run: str) -> list[str]:
+    """What tells of the crops that a run reads: of every image of the sources that its blend shows."""
+    if not settings.runs[run].pixels:
+        return []
+    registry, encoder = settings.registry(), encoder_name(settings.models[settings.runs[run].model].vision)
+    records = settings.blends[settings.runs[run].blend].records()
+    sources = sorted({source for dataset in records for source in registry.image_sources(dataset)})
+    shards = [os.path.basename(shard) for source in sources for shard in media_shards(settings, source)]
+    return [f"{settings.results}/pixels/{encoder}/{shard}.json" for shard in shards]
 
 
 def epoch_parts(settings: Settings, run: str) -> list[str]:
@@ -77,6 +106,11 @@ def blend_parts(settings: Settings, blend: str) -> list[str]:
 def datasets_of(settings: Settings, blend: str) -> list[str]:
     """Datasets whose records a blend reads."""
     return settings.blends[blend].records()
+
+
+def is_followed_up(settings: Settings, tokens: str, dataset: str) -> bool:
+    """Whether some blend counted with `tokens` has a join that takes follow-ups from `dataset`."""
+    return any(blend.tokens == tokens and dataset in blend.followed_up() for blend in settings.blends.values())
 
 
 def suites(settings: Settings, root: str) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Decide one epoch of a blend, or its held-out part, as a table: every draw, every order, every length.
 
 Reads   records/<dataset>.parquet, tokens/<tokens>/<dataset>.parquet, split/heldout.parquet,
-media/<source>/index.parquet Writes  plan/<blend>/epoch-000.parquet   one row per conversation in the order of training
-(or heldout.parquet)
+        media/<source>/index.parquet
+Writes  plan/<blend>/epoch-000.parquet   one row per conversation in the order of training (or heldout.parquet)
         plan/<blend>/epoch-000.json      its hash, totals, and per dataset what was asked, found, dropped and why
 
 The plan is a pure function of these files, the blend's settings and the epoch. Look at one before paying for GPUs:
@@ -14,6 +14,8 @@ import argparse
 import re
 import sys
 from pathlib import Path
+
+import pyarrow as pa
 
 from scripts.blending.corpus import load_corpus
 from scripts.blending.inputs import check_images, media_folders, read_held_out, read_measure
@@ -43,8 +45,10 @@ def write_plan(
         UserError: inputs are missing or do not belong together, or the plan would be empty.
     """
     datasets = settings.records()
-    measure = read_measure(records, tokens, datasets, settings.max_images)
+    measure = read_measure(records, tokens, datasets, settings.max_images, settings.followed_up())
     corpus = load_corpus(records, tokens, datasets)
+    # What reading took and gave back would stay with the process, beside all that the plan needs.
+    pa.default_memory_pool().release_unused()
     check_images(corpus, media)
     table, manifest = make_plan(corpus, read_held_out(corpus, split), measure, name, settings, epoch)
     path = out / f"{HELDOUT if epoch is None else f'epoch-{epoch:03d}'}.parquet"

@@ -177,8 +177,10 @@ def _dangling(settings: Settings) -> list[str]:
     for name, blend in settings.blends.items():
         check(f"blends.{name}.tokens", blend.tokens, settings.tokens)
         for dataset in blend.datasets:
-            check(f"blends.{name}.datasets", dataset, registry.datasets)
-            if dataset in registry.datasets and (bad := settings.licences.objections(registry.terms_of(dataset))):
+            problems += _unusable(f"blends.{name}.datasets", dataset, blend, registry)
+            known = [part for part in blend.parts(dataset) if part in registry.datasets]
+            terms = {term for part in known for term in registry.terms_of(part)}
+            if bad := settings.licences.objections(terms):
                 problems.append(
                     f"blends.{name}.datasets: {dataset} is under {', '.join(bad)}, which `licences` does not accept; "
                     "take it out of the blend, or accept its terms"
@@ -200,6 +202,26 @@ def _dangling(settings: Settings) -> list[str]:
     if settings.data_path and "miniature" in settings.suites.values():
         problems.append("suites: the suite 'miniature' exists only where the miniature is drawn (no data_path)")
     return problems
+
+
+def _unusable(place: str, entry: str, blend: Blend, registry: Registry) -> list[str]:
+    """What is wrong with the datasets that an entry of a blend names."""
+    join, with_records = blend.datasets[entry].join, [name for name, d in registry.datasets.items() if d.adapter]
+    if join is None:
+        known = registry.datasets
+        return [] if entry in known else [f"{place}: there is no {entry!r}{_nearest(entry, known)}"]
+    if entry in with_records:
+        return [f"{place}.{entry}.join: this is the name of a dataset; give the join a name of its own"]
+    unknown = [part for part in blend.parts(entry) if part not in with_records]
+    if unknown:
+        found = "; ".join(f"there is no {part!r}{_nearest(part, with_records)}" for part in unknown)
+        return [f"{place}.{entry}.join: {found}"]
+    sources = set(registry.image_sources(join.over))
+    apart = [part for part in join.talk if not sources & set(registry.image_sources(part))]
+    return [
+        f"{place}.{entry}.join: {part} and {join.over} show images of different sources, so they share none"
+        for part in apart
+    ]
 
 
 def reference(section: type[Section] = Settings) -> str:

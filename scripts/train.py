@@ -28,6 +28,7 @@ from scripts.common.progress import Progress
 from scripts.sections.run import Run
 from scripts.training import identity, launch
 from scripts.training.loader import BlendReader
+from scripts.training.plans import differences, plan_facts
 
 NOT_FINISHED = 75
 _LIBRARIES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
@@ -57,7 +58,11 @@ def train(args: argparse.Namespace, settings: Run) -> int:
     try:
         refuse_hopeless(state, settings)
         write_json(state / "settings.json", settings.model_dump(mode="json"))
+        readers = {part.folder: part for part in parts}
+        facts = [plan_facts(readers[folder]) for folder in blend]
+        tell_other_plans(args.name, state, facts)
         write_json(state / "inputs.json", read)
+        write_json(state / "plans.json", facts)
         write_json(state / "environment.json", environment())
         shutil.rmtree(state / "ranks", ignore_errors=True)
         arguments = ["--name", args.name, "--fingerprint", fingerprint, "--settings", settings.model_dump_json()]
@@ -65,6 +70,7 @@ def train(args: argparse.Namespace, settings: Run) -> int:
         for flag, path in paths.items():
             arguments += [flag, str(path)]
         arguments += ["--blend", *map(str, blend)]
+        arguments += ["--pixels", *map(str, args.pixels)] if args.pixels else []
         screen = Screen(args.name)
         status = launch.run_ranks(settings.ranks, settings.threads, arguments, state / "log.txt", screen.show)
         screen.close()
@@ -74,6 +80,21 @@ def train(args: argparse.Namespace, settings: Run) -> int:
         return unfinished(state, settings, status)
     finally:
         lock.release()
+
+
+def tell_other_plans(name: str, state: Path, facts: list[dict[str, Any]]) -> None:
+    """Say it if a run begins anew because its plan has changed, beside an unfinished one that will not be continued."""
+    if (state / "plans.json").exists():
+        return
+    for other in sorted(state.parent.iterdir()):
+        if other == state or not (other / "plans.json").exists() or (other / "finished.json").exists():
+            continue
+        pairs = zip(read_json(other / "plans.json"), facts, strict=False)
+        if changes := next(filter(None, (differences(*pair) for pair in pairs)), ""):
+            print(
+                f"{name} begins anew, beside the unfinished {other}: the plan is another one ({changes})",
+                file=sys.stderr,
+            )
 
 
 class Screen:
@@ -187,6 +208,8 @@ def main() -> int:
     arguments.add_argument("--blend", required=True, type=Path, nargs="+", help=blend)
     arguments.add_argument("--heldout", required=True, type=Path, help="folder blend/<blend>/heldout")
     arguments.add_argument("--root", required=True, type=Path, help="results root, which references are relative to")
+    pixels = "what pixels/<encoder>/*.json tell of: read crops instead of decoding images"
+    arguments.add_argument("--pixels", type=Path, nargs="*", default=[], help=pixels)
     arguments.add_argument("--out", required=True, type=Path, help="folder to write: train/<run>")
     args = arguments.parse_args()
     return train(args, load_settings(Run, args.settings))

@@ -32,12 +32,13 @@ def write_blend(
     images: str = "embedded",
     root: Path | None = None,
     tokens_identity: str = "tiny",
+    pack: int = 1,
 ) -> Path:
     """Write a blend of `n` conversations about plain-coloured images, some without an image, some with two, some in
     two rounds.
 
     `tokenizer` is the folder that counts tokens (with the default template). With `images="referenced"` the pictures
-    lie in one media shard below `root` instead. Returns `folder`.
+    lie in one media shard below `root` instead. `pack` conversations in a row form a unit. Returns `folder`.
     """
     from transformers import AutoTokenizer
 
@@ -58,7 +59,9 @@ def write_blend(
 
     pictures = {colour: _jpeg(rgb) for colour, rgb in COLOURS.items()}
     references = _write_media(root, pictures) if images == "referenced" else {}
-    listed, sizes = [], [n // shards + (index < n % shards) for index in range(shards)]
+    firsts = [*range(0, n, pack), n]
+    units_of = [(len(firsts) - 1) * edge // shards for edge in range(shards + 1)]
+    listed, sizes = [], [firsts[end] - firsts[begin] for begin, end in zip(units_of, units_of[1:], strict=False)]
     position = 0
     for index, size in enumerate(sizes):
         samples = []
@@ -71,7 +74,7 @@ def write_blend(
                 "licences": ["test"],
                 "epoch": epoch,
                 "position": position,
-                "pack": position,
+                "pack": position // pack,
                 "images": [_image(colour, pictures[colour], references.get(colour)) for colour in colours],
                 "messages": messages,
                 "n_tokens": tokens,
@@ -87,22 +90,35 @@ def write_blend(
             position += 1
         path = folder / f"{stem}-{index:05d}-of-{shards:05d}.tar"
         _write_shard(path, samples)
-        listed.append({"name": path.name, "sha256": _sha256(path), "bytes": path.stat().st_size, "units": size})
+        listed.append({"name": path.name, "sha256": _sha256(path), "bytes": path.stat().st_size, "conversations": size})
+        listed[-1]["units"] = units_of[index + 1] - units_of[index]
+    (folder / "units.idx").write_bytes(struct.pack(f"<{len(firsts)}Q", *firsts))
 
     manifest = {
         "v": 1,
         "blend": "tiny",
         "epoch": "heldout" if stem == "heldout" else epoch,
         "plan": hashlib.sha256(json.dumps(units).encode()).hexdigest(),
+        "content": hashlib.sha256(json.dumps([seed, epoch, stem, n]).encode()).hexdigest(),
+        "seed": seed,
+        "sequence": 4096,
+        "max_images": 8,
+        "packing": pack > 1,
+        "pack_images": 16 if pack > 1 else None,
+        "epoch_size": None,
+        "records": {name: "0" * 64 for name in _DATASETS},
         "tokens_identity": tokens_identity,
         "images": images,
         "global_batch": global_batch,
-        "units": n,
+        "units": len(firsts) - 1,
         "conversations": n,
         "tokens": sum(unit[2] for unit in units),
         "labels": sum(unit[3] for unit in units),
         "n_images": sum(len(unit[0]) for unit in units),
-        "datasets": {name: {"realised": len(range(place, n, 2))} for place, name in enumerate(_DATASETS)},
+        "datasets": {
+            name: {"realised": len(range(place, n, 2)), "asked": {"samples": "all"}}
+            for place, name in enumerate(_DATASETS)
+        },
         "shards": listed,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, sort_keys=True, indent=1))

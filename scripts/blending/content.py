@@ -2,6 +2,7 @@
 
 import hashlib
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -35,9 +36,16 @@ def _feed(digest, array: pa.Array) -> None:
             _feed(digest, values)
     elif pa.types.is_string(array.type):
         digest.update(b"string\0" + _numbers(pc.binary_length(array)))
-        digest.update("".join(array.to_pylist()).encode())
+        digest.update(_text(array))
     else:
         digest.update(f"{array.type}\0".encode() + _numbers(array))
+
+
+def _text(array: pa.StringArray) -> memoryview:
+    """The UTF-8 bytes of all strings, one after the other."""
+    _, starts, data = array.buffers()
+    places = np.frombuffer(starts, np.int32)[array.offset : array.offset + len(array) + 1] if len(array) else [0]
+    return memoryview(data or b"")[places[0] : places[-1]]
 
 
 def _numbers(array: pa.Array) -> bytes:

@@ -13,10 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from scripts.blending.corpus import Corpus
-from scripts.blending.permutation import order_of
+from scripts.blending.permutation import orders_of
 from scripts.blending.ragged import Ragged, ranges, running, starts_of
 from scripts.blending.randomness import Draws
+from scripts.records_schema import MAX_PERMUTED
 from scripts.sections.blend import Entry
+
+_FACTORIALS = np.array([factorial(size) for size in range(MAX_PERMUTED + 1)])
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def single_dataset(
 
 
 def concatenate(
-    draws: Draws, name: str, uids: Sequence[str], copies: np.ndarray, limit: int
+    draws: Draws, name: str, uids: Sequence[bytes], copies: np.ndarray, limit: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cut records, in an order by hash, into groups of 1 to `limit`.
 
@@ -89,42 +92,47 @@ def concatenate(
     if limit == 1:
         return np.arange(len(uids)), np.ones(len(uids), np.int64)
     order = np.lexsort((draws.keys(uids, copies, f"{name} group"), copies))
+    # A size belongs to the record that begins a group. Drawing one for every record is faster than finding out first
+    # which of them do.
+    drawn = 1 + draws.below(np.full(len(uids), limit), uids, copies, f"{name} size")[order]
+    ends = np.searchsorted(copies[order], copies[order], side="right")
+    reach = np.minimum(drawn, ends - np.arange(len(order))).tolist()
     sizes, place = [], 0
-    ends = np.searchsorted(copies[order], copies[order], side="right").tolist()
     while place < len(order):
-        first = order[place]
-        drawn = 1 + draws.below(limit, uids[first], int(copies[first]), f"{name} size")
-        sizes.append(min(drawn, ends[place] - place))
-        place += sizes[-1]
+        sizes.append(reach[place])
+        place += reach[place]
     return order, np.array(sizes, np.int64)
 
 
 def draw_choices(corpus: Corpus, draws: Draws, records: np.ndarray, copies: np.ndarray) -> Ragged:
     """One integer per choice group of each record: an alternative, or the rank of an order."""
-    groups = corpus.group_sizes.take(records)
-    if len(groups.values) == 0:
-        return Ragged(groups.values, groups.starts)
-    places = ranges(corpus.group_sizes.starts[:-1][records], groups.lengths)
-    names = corpus.group_names.take(pa.array(places)).to_pylist()
-    sizes, permutes = groups.values.tolist(), corpus.group_permutes.take(records).values
-    uids, numbers = corpus.uids_at(records[groups.rows]), copies[groups.rows].tolist()
-    drawn = [
-        draws.below(choice_size(size, permuted), uid, number, f"choose {name}")
-        for uid, number, name, size, permuted in zip(uids, numbers, names, sizes, permutes, strict=True)
-    ]
-    return Ragged(np.array(drawn, np.int64), groups.starts)
+    groups, sizes, names = choice_groups(corpus, records)
+    drawn = np.empty(len(sizes), np.int64)
+    owners = groups.rows
+    for code, name in enumerate(names.dictionary.to_pylist()):
+        mine = np.flatnonzero(names.indices.to_numpy() == code)
+        uids = corpus.uids_at(records[owners[mine]])
+        drawn[mine] = draws.below(sizes[mine], uids, copies[owners[mine]], f"choose {name}")
+    return Ragged(drawn, groups.starts)
 
 
-def choice_size(size: int, permuted: bool) -> int:
-    """How many values the choice of a group has."""
-    return factorial(size) if permuted else size
+def choice_groups(corpus: Corpus, records: np.ndarray) -> tuple[Ragged, np.ndarray, pa.DictionaryArray]:
+    """The choice groups of records by number, how many values the choice of each has, and their names."""
+    lengths = corpus.group_sizes.lengths[records]
+    groups = Ragged.from_lengths(ranges(corpus.group_sizes.starts[:-1][records], lengths), lengths)
+    sizes, permuted = corpus.group_sizes.values[groups.values], corpus.group_permutes.values[groups.values]
+    names = corpus.group_names.take(pa.array(groups.values)).dictionary_encode()
+    return groups, np.where(permuted, _FACTORIALS[np.where(permuted, sizes, 0)], sizes), names
 
 
 def shown_rounds(corpus: Corpus, records: np.ndarray, choices: Ragged) -> Ragged:
     """All rounds of each record in the order in which they are shown."""
     lengths = corpus.n_rounds[records]
     rounds = Ragged.from_lengths(ranges(np.zeros(len(records), np.int64), lengths), lengths)
-    ranks = choices.values[corpus.group_permutes.take(records).values].tolist()
-    for piece, rank in zip(np.flatnonzero(corpus.permuted[records]).tolist(), ranks, strict=True):
-        rounds.values[rounds.starts[piece] : rounds.starts[piece + 1]] = order_of(rank, int(lengths[piece]))
+    ranks = choices.values[corpus.group_permutes.take(records).values]
+    pieces = np.flatnonzero(corpus.permuted[records])
+    for size in np.unique(lengths[pieces]).tolist():
+        mine = lengths[pieces] == size
+        places = rounds.starts[pieces[mine], None] + np.arange(size)
+        rounds.values[places] = orders_of(ranks[mine], size)
     return rounds

@@ -17,9 +17,6 @@ import pyarrow.parquet as pq
 from scripts.blending.ragged import Ragged, flat, list_starts
 from scripts.common.errors import UserError
 
-_COLUMNS = ["uid", "images", "groups", "licence", "split"] + [
-    f"rounds.list.element.{name}" for name in ("images", "question_group", "answer_group")
-]
 PERMUTE = "permute"
 _BORDER = "\0"
 
@@ -95,9 +92,9 @@ class Corpus:
         """Row numbers of a dataset's records."""
         return np.flatnonzero(self.dataset == self.datasets.index(dataset))
 
-    def uids_at(self, rows: np.ndarray) -> list[str]:
-        """The uids of the given rows."""
-        return self.uids.take(pa.array(rows)).to_pylist()
+    def uids_at(self, rows: np.ndarray) -> list[bytes]:
+        """The uids of the given rows, as bytes: what is hashed."""
+        return self.uids.cast(pa.binary()).take(pa.array(rows)).to_pylist()
 
     def images_in(self, names: pa.Table) -> np.ndarray:
         """Whether each image of the catalogue is among `names` (columns source and key)."""
@@ -111,54 +108,76 @@ class Corpus:
 
 
 def load_corpus(records: Path, tokens: Path, datasets: list[str]) -> Corpus:
-    """Read the tables of `datasets`.
+    """Read the tables of `datasets`, a column at a time, so that no more than one of them is in memory twice.
 
     Raises:
         UserError: a table is absent or empty, or a token table does not belong to its records.
     """
-    pairs = [_read_pair(records, tokens, name) for name in datasets]
-    rows = pa.concat_tables([pair[0] for pair in pairs])
-    counts = pa.concat_tables([pair[1] for pair in pairs])
+    rows = _Tables(records, datasets, "convert")
+    counts = _Tables(tokens, datasets, "count_tokens")
+    for name, size in zip(datasets, rows.sizes, strict=True):
+        if size == 0:
+            raise UserError(
+                f"{records / name}.parquet holds no records: take {name} out of the blend, or see in its report why"
+            )
+    uids = rows.column("uid")
+    if not uids.equals(counts.column("uid")):
+        raise UserError(_strangers(rows, counts))
 
-    images, rounds, groups = flat(rows, "images"), flat(rows, "rounds"), flat(rows, "groups")
+    images, rounds, groups = rows.column("images"), rows.column("rounds", "images"), rows.column("groups")
     catalogue, codes = _catalogue(images.flatten())
-    rounds_flat, groups_flat, counts_flat = rounds.flatten(), groups.flatten(), flat(counts, "rounds").flatten()
-    group_starts = list_starts(groups)
+    groups_flat = groups.flatten()
     permutes = pc.equal(pc.struct_field(groups_flat, "kind"), PERMUTE).to_numpy(zero_copy_only=False)
-    lengths = {name: Lengths.from_arrow(pc.struct_field(counts_flat, name)) for name in ("question", "named", "answer")}
     return Corpus(
         datasets=list(datasets),
-        dataset=np.repeat(np.arange(len(datasets)), [pair[0].num_rows for pair in pairs]),
-        uids=flat(rows, "uid"),
-        licences=flat(rows, "licence"),
-        splits=flat(rows, "split"),
+        dataset=np.repeat(np.arange(len(datasets), dtype=np.int16), rows.sizes),
+        uids=uids,
+        licences=rows.column("licence").dictionary_encode(),
+        splits=rows.column("split").dictionary_encode(),
         images=Ragged(codes, list_starts(images)),
         catalogue=catalogue,
         round_starts=list_starts(rounds),
-        shown=Ragged.from_arrow(pc.struct_field(rounds_flat, "images")),
-        question_group=pc.struct_field(rounds_flat, "question_group").to_numpy(),
-        answer_group=pc.struct_field(rounds_flat, "answer_group").to_numpy(),
+        shown=Ragged.from_arrow(_field(rounds, "images")),
+        question_group=_field(rows.column("rounds", "question_group"), "question_group").to_numpy(),
+        answer_group=_field(rows.column("rounds", "answer_group"), "answer_group").to_numpy(),
         group_names=pc.struct_field(groups_flat, "name"),
-        group_permutes=Ragged(permutes, group_starts),
-        group_sizes=Ragged(pc.struct_field(groups_flat, "size").to_numpy().astype(np.int64), group_starts),
-        questions=lengths["question"],
-        named=lengths["named"],
-        answers=lengths["answer"],
-        prefixes=flat(counts, "prefix").to_numpy().astype(np.int64),
+        group_permutes=Ragged(permutes, list_starts(groups)),
+        group_sizes=Ragged(pc.struct_field(groups_flat, "size").to_numpy().astype(np.int64), list_starts(groups)),
+        questions=Lengths.from_arrow(_field(counts.column("rounds", "question"), "question")),
+        named=Lengths.from_arrow(_field(counts.column("rounds", "named"), "named")),
+        answers=Lengths.from_arrow(_field(counts.column("rounds", "answer"), "answer")),
+        prefixes=counts.column("prefix").to_numpy().astype(np.int64),
     )
 
 
-def _read_pair(records: Path, tokens: Path, dataset: str) -> tuple[pa.Table, pa.Table]:
-    paths = Path(records) / f"{dataset}.parquet", Path(tokens) / f"{dataset}.parquet"
-    for path, step in zip(paths, ("convert", "count_tokens"), strict=True):
-        if not path.exists():
-            raise UserError(f"the blend needs {dataset}, but {path} does not exist: run {step} for this dataset first")
-    rows, counts = pq.ParquetFile(paths[0]).read(columns=_COLUMNS), pq.read_table(paths[1])
-    if rows.num_rows == 0:
-        raise UserError(f"{paths[0]} holds no records: take {dataset} out of the blend, or see in its report why")
-    if not rows["uid"].equals(counts["uid"]):
-        raise UserError(f"{paths[1]} does not belong to {paths[0]}: run count_tokens for {dataset} again")
-    return rows, counts
+class _Tables:
+    """The tables of several datasets below one folder, read by column as if they were one."""
+
+    def __init__(self, folder: Path, datasets: list[str], step: str):
+        self.paths = {name: Path(folder) / f"{name}.parquet" for name in datasets}
+        for name, path in self.paths.items():
+            if not path.exists():
+                raise UserError(f"the blend needs {name}, but {path} does not exist: run {step} for this dataset first")
+        self.sizes = [pq.read_metadata(path).num_rows for path in self.paths.values()]
+
+    def column(self, name: str, field: str | None = None) -> pa.Array:
+        """A column of all tables in one piece; of a list of structs only one `field`."""
+        columns = [name if field is None else f"{name}.list.element.{field}"]
+        pieces = [flat(pq.ParquetFile(path).read(columns=columns), name) for path in self.paths.values()]
+        return pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
+
+
+def _strangers(rows: _Tables, counts: _Tables) -> str:
+    """Say which token table does not belong to its records."""
+    for name, path in rows.paths.items():
+        if not pq.read_table(path, columns=["uid"]).equals(pq.read_table(counts.paths[name], columns=["uid"])):
+            return f"{counts.paths[name]} does not belong to {path}: run count_tokens for {name} again"
+    raise AssertionError("each table has the uids of its records, but all together have not")
+
+
+def _field(rounds: pa.ListArray, name: str) -> pa.Array:
+    """One field of all rounds."""
+    return pc.struct_field(rounds.flatten(), name)
 
 
 def _catalogue(images: pa.StructArray) -> tuple[pa.StructArray, np.ndarray]:

@@ -30,11 +30,14 @@ class Measure:
     records: dict[str, str]
 
 
-def read_measure(records: Path, tokens: Path, datasets: list[str], max_images: int) -> Measure:
+def read_measure(records: Path, tokens: Path, datasets: list[str], max_images: int, followed_up: set[str]) -> Measure:
     """Check the token tables' manifests of `datasets` against each other and against the records.
 
+    `followed_up` are those whose questions are also counted as follow-ups of a join.
+
     Raises:
-        UserError: tables are missing, or were counted in different ways, for other records or for too few images.
+        UserError: tables are missing, or were counted in different ways, for other records, for too few images or
+            without follow-ups.
     """
     manifests = {}
     for name in datasets:
@@ -59,6 +62,11 @@ def read_measure(records: Path, tokens: Path, datasets: list[str], max_images: i
             raise UserError(
                 f"the blend allows {max_images} images, but the tokens of {name} are counted for {counted}: "
                 "raise max_images in the section `tokens`, or lower it in the blend"
+            )
+        if name in followed_up and not manifests[name]["followups"]:
+            raise UserError(
+                f"{tokens / name}.json counts no follow-ups, which a join of the blend shows: "
+                f"run count_tokens for {name} again, with --followups"
             )
     return Measure(
         manifests[first]["identity"],

@@ -1,18 +1,73 @@
-"""The order of an epoch: a shuffle by hash, datasets that start late, and global batches sorted by cost."""
+"""The order of an epoch: units, a shuffle by hash, datasets that start late, and global batches sorted by cost.
+
+A unit is what a rank computes as one row of a batch: a conversation, or a pack of them.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
 
+from scripts.blending.packing import pack
+from scripts.blending.ragged import Ragged
+from scripts.blending.randomness import Draws
 from scripts.common.errors import UserError
+from scripts.sections.blend import Blend
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What decides the order of n conversations, each (n,): `keys` uint64 to shuffle by, `starts` moments as shares of
+    the epoch in [0, 1), `tokens`, `images`, and the number of the entry that each belongs to.
+    """
+
+    keys: np.ndarray
+    starts: np.ndarray
+    tokens: np.ndarray
+    images: np.ndarray
+    owners: np.ndarray
+
+
+def arrange(measured: Measured, settings: Blend, draws: Draws, entries: Sequence[str]) -> Ragged:
+    """The units of an epoch in their order, each as the numbers of its conversations.
+
+    Raises:
+        UserError: see `shuffle`.
+    """
+    if settings.packing:
+        units = _packs(measured, settings)
+        # A key of its own: that of a member would bring the packs of a window back together.
+        members = [b"%d" % key for key in measured.keys[units.values[units.starts[:-1]]].tolist()]
+        keys = draws.keys(members, np.zeros(len(members), np.int64), "pack order")
+    else:
+        keys = measured.keys
+        units = Ragged.from_lengths(np.arange(len(keys)), np.ones(len(keys), np.int64))
+    first = units.values[units.starts[:-1]]
+    costs = np.bincount(units.rows, measured.tokens[units.values], minlength=len(units)).astype(np.int64)
+    names = np.array(entries, object)[measured.owners[first]]
+    order = shuffle(keys, measured.starts[first], settings.global_batch, names)
+    return units.take(sort_batches(order, costs, settings.global_batch))
+
+
+def _packs(measured: Measured, settings: Blend) -> Ragged:
+    """Packs of conversations that start at the same moment."""
+    found = []
+    for moment in np.unique(measured.starts):
+        mine = np.flatnonzero(measured.starts == moment)
+        mine = mine[np.argsort(measured.keys[mine], kind="stable")]
+        packs = pack(measured.tokens[mine], measured.images[mine], settings.sequence, settings.pack_images)
+        found.append((mine[packs.values], packs.lengths))
+    if not found:
+        return Ragged.from_lists([])
+    return Ragged.from_lengths(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
 def shuffle(keys: np.ndarray, starts: np.ndarray, global_batch: int, names: Sequence[str]) -> np.ndarray:
-    """Order conversations by their keys, those with a start above zero only after that part of the epoch.
+    """Order units by their keys, those with a start above zero only after that part of the epoch.
 
     A dataset that starts late has its keys squeezed into what is left of the range of keys at its moment, so that it is
-    spread evenly over the rest of the epoch, and all other conversations keep their relative order. Moments are rounded
+    spread evenly over the rest of the epoch, and all other units keep their relative order. Moments are rounded
     up to whole global batches, inside which order has no meaning.
 
     Args:
@@ -31,8 +86,8 @@ def shuffle(keys: np.ndarray, starts: np.ndarray, global_batch: int, names: Sequ
         if before > early.sum():
             name = names[int(np.flatnonzero(late)[0])]
             raise UserError(
-                f"{name} starts at {moment:g} of the epoch, after {before} conversations, but the datasets that come "
-                f"before it have only {early.sum()}: let it start earlier, or give them more samples"
+                f"{name} starts at {moment:g} of the epoch, after {before} conversations or packs, but the datasets that "
+                f"come before it have only {early.sum()}: let it start earlier, or give them more samples"
             )
         reached = np.partition(times[early], before - 1)[before - 1]
         times[late] = reached + (1 - reached) * times[late]
@@ -42,6 +97,6 @@ def shuffle(keys: np.ndarray, starts: np.ndarray, global_batch: int, names: Sequ
 def sort_batches(order: np.ndarray, costs: np.ndarray, global_batch: int) -> np.ndarray:
     """Sort every global batch by falling cost, so that ranks which deal it out in turn get equal work.
 
-    `costs` (n,) belong to the conversations that `order` names; equal costs keep their order.
+    `costs` (n,) belong to the units that `order` names; equal costs keep their order.
     """
     return order[np.lexsort((-costs[order], np.arange(len(order)) // global_batch))]

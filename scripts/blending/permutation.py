@@ -6,6 +6,8 @@ The rank of an order is its place in the lexicographic list of all orders, writt
 
 from math import factorial
 
+import numpy as np
+
 
 def order_of(rank: int, size: int) -> list[int]:
     """The order of 0..size-1 with this rank in [0, size!); rank 0 is ascending."""
@@ -16,6 +18,18 @@ def order_of(rank: int, size: int) -> list[int]:
         index, rank = divmod(rank, factorial(place - 1))
         order.append(left.pop(index))
     return order
+
+
+def orders_of(ranks: np.ndarray, size: int) -> np.ndarray:
+    """`order_of` for many ranks (n,): (n, size)."""
+    left = np.tile(np.arange(size), (len(ranks), 1))
+    orders = np.empty_like(left)
+    for place in range(size, 0, -1):
+        index, ranks = np.divmod(ranks, factorial(place - 1))
+        taken = np.arange(place) == index[:, None]
+        orders[:, size - place] = left[taken]
+        left = left[~taken].reshape(len(left), place - 1)
+    return orders
 
 
 def rank_of(order: list[int]) -> int:

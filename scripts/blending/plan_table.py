@@ -1,9 +1,13 @@
 """The plan as a table: one row per conversation, in the order in which they are trained on.
 
+Consecutive rows with one number in `pack` form a unit, which is trained on as one row of a batch; without packing every
+conversation is a unit.
+
 A row says everything about a conversation except its texts: which records, which rounds of them in which order, which
 of their alternatives, under which image numbers. `render.py` turns a row into messages; nothing is left to chance.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +18,7 @@ from scripts.blending.content import content_sha256
 from scripts.blending.conversations import Conversations
 from scripts.blending.corpus import Corpus
 from scripts.blending.lengths import Cut
-from scripts.blending.ragged import nested
+from scripts.blending.ragged import Ragged, nested
 from scripts.common.errors import UserError
 from scripts.common.files import read_json
 
@@ -44,22 +48,25 @@ def build_table(
     corpus: Corpus,
     conversations: Conversations,
     cut: Cut,
-    order: np.ndarray,
-    names: np.ndarray,
-    joined: np.ndarray,
+    units: Ragged,
+    owners: np.ndarray,
+    entries: Sequence[str],
+    joins: Sequence[bool],
     epoch: int,
 ) -> pa.Table:
-    """The plan of the conversations that a cut has kept, in the given order.
+    """The plan of the conversations that a cut has kept.
 
     Args:
-        order: (n,) a permutation of the kept conversations.
-        names: (n,) blend entry of each kept conversation.
-        joined: (n,) whether each kept conversation is a join.
+        units: every kept conversation once, unit by unit.
+        owners: (n,) blend entry of each kept conversation, by number.
+        entries: names of the entries.
+        joins: whether each entry is a join.
     """
+    order = units.values
     rows = cut.pieces.take(order)
     pieces, starts = rows.values, rows.starts
     images = cut.images.take(order)
-    form = np.where(joined, JOINED, np.where(cut.pieces.lengths > 1, CONCAT, SINGLE))[order]
+    form = np.where(np.array(joins)[owners], 2, cut.pieces.lengths > 1)[order]
     position = np.arange(len(order))
     columns = {
         "position": position,
@@ -74,12 +81,12 @@ def build_table(
         "n_images": images.lengths,
         "n_tokens": cut.n_tokens[order],
         "n_labels": cut.n_labels[order],
-        "pack": position,
-        "dataset": names[order],
-        "form": form,
+        "pack": units.rows,
+        "dataset": pa.array(entries, pa.string()).take(pa.array(owners[order])),
+        "form": pa.array([SINGLE, CONCAT, JOINED]).take(pa.array(form)),
     }
     arrays = [
-        values if isinstance(values, pa.Array) else pa.array(values.tolist(), field.type)
+        values if isinstance(values, pa.Array) else pa.array(values, field.type)
         for field, values in ((field, columns[field.name]) for field in SCHEMA)
     ]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
@@ -103,3 +110,26 @@ def read_plan(path: str | Path) -> tuple[pa.Table, dict]:
     if table.schema != SCHEMA or content_sha256(table) != manifest["sha256"]:
         raise UserError(f"{path} is not the table that {manifest_path(path)} describes: run plan again")
     return table, manifest
+
+
+def packs_of(path: str | Path) -> np.ndarray:
+    """The unit of every row of a plan, (rows,) rising.
+
+    Raises:
+        UserError: the plan is absent.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: run plan first")
+    return pq.read_table(path, columns=["pack"])["pack"].to_numpy()
+
+
+def read_rows(path: str | Path, first: int, end: int) -> pa.Table:
+    """The rows `first` to `end` of a plan, without reading all of it."""
+    with pq.ParquetFile(path) as file:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        groups = [group for group, size in enumerate(sizes) if starts[group] < end and starts[group] + size > first]
+        if not groups:
+            return SCHEMA.empty_table()
+        return file.read_row_groups(groups).slice(first - int(starts[groups[0]]), end - first)

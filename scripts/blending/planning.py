@@ -1,8 +1,8 @@
 """The plan as one pure function: records, lengths, hold-out and settings in, one epoch as a table out.
 
 In order: which records may occur, which of them do, how they are concatenated or joined, what each choice group takes,
-how long the conversations are and where they are cut, and in which order they come. Each step is a module of this
-package.
+how long the conversations are and where they are cut, which of them are packed together, and in which order they
+come. Each step is a module of this package.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from scripts.blending.content import content_sha256
 from scripts.blending.conversations import Conversations, single_dataset, stack
 from scripts.blending.corpus import Corpus
 from scripts.blending.inputs import Measure
-from scripts.blending.join import Join
+from scripts.blending.join import Joiner
 from scripts.blending.lengths import Cut, cut
-from scripts.blending.ordering import shuffle, sort_batches
+from scripts.blending.ordering import Measured, arrange
 from scripts.blending.plan_table import build_table
 from scripts.blending.randomness import Draws
 from scripts.blending.selection import (
@@ -28,9 +28,10 @@ from scripts.blending.selection import (
     draw_records,
     judge_heldout,
     judge_training,
+    wanted,
 )
 from scripts.common.errors import UserError
-from scripts.sections.blend import JOIN, JOIN_PAIRS, Entry, Planned
+from scripts.sections.blend import Entry, Planned
 
 HELDOUT = "heldout"
 
@@ -60,7 +61,7 @@ def make_plan(
     else:
         verdicts = judge_training(corpus, held_out, all_splits)
     draws = Draws(settings.seed, number)
-    drawn = [_draw(corpus, draws, name, entry, verdicts) for name, entry in entries.items()]
+    drawn = [_draw(corpus, draws, name, entry, settings, verdicts) for name, entry in entries.items()]
     if not drawn:
         raise UserError(f"no dataset of the blend {blend} has started by the end of epoch {number}: lower an `after`")
     conversations = stack([part.conversations for part in drawn])
@@ -69,12 +70,12 @@ def make_plan(
     if epoch is not None and len(left.kept) == 0:
         raise UserError(_why_empty(blend, number, drawn, settings))
 
-    names = np.array([part.name for part in drawn])
     starts = np.array([max(0.0, entry.after - number) for entry in entries.values()])
-    owner_left = owner[left.kept]
-    order = shuffle(conversations.keys[left.kept], starts[owner_left], settings.global_batch, names[owner_left])
-    order = sort_batches(order, left.n_tokens, settings.global_batch)
-    table = build_table(corpus, conversations, left, order, names[owner_left], names[owner_left] == JOIN, number)
+    owners = owner[left.kept]
+    measured = Measured(conversations.keys[left.kept], starts[owners], left.n_tokens, left.images.lengths, owners)
+    units = arrange(measured, settings, draws, list(entries))
+    joins = [settings.join_of(name) is not None for name in entries]
+    table = build_table(corpus, conversations, left, units, owners, list(entries), joins, number)
 
     accounts = {part.name: part.account | _account(left, owner, place) for place, part in enumerate(drawn)}
     accounts |= {
@@ -94,8 +95,11 @@ def make_plan(
         "sequence": settings.sequence,
         "max_images": settings.max_images,
         "global_batch": settings.global_batch,
-        "global_batches": ceil(table.num_rows / settings.global_batch),
-        "units": table.num_rows,
+        "global_batches": ceil(len(units) / settings.global_batch),
+        "packing": settings.packing,
+        "pack_images": settings.pack_images if settings.packing else None,
+        "epoch_size": settings.epoch_size,
+        "units": len(units),
         "conversations": table.num_rows,
         "rounds": int(left.rounds.lengths.sum()),
         "tokens": int(left.n_tokens.sum()),
@@ -110,37 +114,43 @@ def _entries(settings: Planned, epoch: int | None) -> dict[str, Entry]:
     """The entries of this part by name: in an epoch those that have started, in the hold-out all, each record once."""
     entries = sorted(settings.datasets.items())
     if epoch is None:
-        whole = {"samples": "all", "repeat": 1, "concat": 1, "after": 0.0}
+        whole = {"samples": "all", "repeat": 1, "proportion": None, "concat": 1, "after": 0.0}
         return {name: entry.model_copy(update=whole) for name, entry in entries}
     return {name: entry for name, entry in entries if entry.after < epoch + 1}
 
 
-def _draw(corpus: Corpus, draws: Draws, name: str, entry: Entry, verdicts: np.ndarray) -> _Drawn:
+def _draw(corpus: Corpus, draws: Draws, name: str, entry: Entry, settings: Planned, verdicts: np.ndarray) -> _Drawn:
     """Draw the records of one entry and make conversations of them; `verdicts` judge every record of the corpus."""
-    rows = corpus.rows_of(JOIN_PAIRS if name == JOIN else name)
+    parts = settings.join_of(name)
+    rows = corpus.rows_of(parts.over if parts else name)
     rows = rows[verdicts[rows] != NOT_CONCERNED]
     judged = verdicts[rows]
-    if name == JOIN:
+    if parts:
         # A held-out pair may be joined with talk about an image that is not held out itself.
-        join = Join(corpus, draws, entry, (verdicts == USABLE) | (verdicts == NOT_CONCERNED))
+        shown = (verdicts == USABLE) | (verdicts == NOT_CONCERNED)
+        join = Joiner(corpus, draws, name, entry, parts.talk, shown)
         judged = np.where(judged == USABLE, join.judge(rows), judged)
-    records, copies = draw_records(corpus, draws, name, entry, rows[judged == USABLE])
-    if name == JOIN:
+    usable = rows[judged == USABLE]
+    records, copies = draw_records(corpus, draws, name, entry, usable, settings.epoch_size)
+    if parts:
         conversations = join.conversations(records, copies)
     else:
         conversations = single_dataset(corpus, draws, name, entry, records, copies)
     account = {
         "asked": _asked(entry),
+        "wanted": wanted(entry, len(usable), settings.epoch_size),
         "records": len(rows),
         "dropped": count_reasons(judged),
-        "usable": int((judged == USABLE).sum()),
+        "usable": len(usable),
         "drawn": len(records),
     }
+    if parts:
+        account["joins"] = settings.parts(name)
     return _Drawn(name, conversations, account)
 
 
 def _asked(entry: Entry) -> dict:
-    return {"samples": entry.samples, "repeat": entry.repeat, "concat": entry.concat, "after": entry.after}
+    return entry.model_dump(include={"samples", "repeat", "proportion", "concat", "after"})
 
 
 def _account(left: Cut, owner: np.ndarray, entry: int) -> dict:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 
 @dataclass(frozen=True)
@@ -82,12 +81,15 @@ def running(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
 def flat(table: pa.Table, column: str) -> pa.Array:
     """A column as one piece."""
     chunks = table[column].chunks
+    if len(chunks) == 1:
+        return chunks[0]
     return pa.concat_arrays(chunks) if chunks else pa.array([], table[column].type)
 
 
 def list_starts(array: pa.ListArray) -> np.ndarray:
     """Where the rows of a list column start in its flattened values."""
-    return starts_of(pc.list_value_length(array).to_numpy(zero_copy_only=False))
+    places = array.offsets.to_numpy()
+    return places - places[0] if places[0] else places
 
 
 def nested(starts: np.ndarray, values: pa.Array) -> pa.ListArray:

@@ -5,15 +5,20 @@ A draw belongs to a record (its uid), a copy of it and a purpose, under a key of
     blake2b(f"{uid}#{copy}|{purpose}", key=f"{seed}:{epoch}", digest_size=16)
 
 So there is no order of draws and no state. Adding, removing or changing one dataset leaves every draw of the others as
-it was, and shuffling is sorting by such hashes.
+it was, and shuffling is sorting by such hashes. Millions are drawn at a time: one hash takes a microsecond, and
+everything around it is done on arrays.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import numpy as np
 
-_BITS = 128
+Purpose = str | Iterable[bytes]
+_BYTES = 16
+_LIMB = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
 
 
 class Draws:
@@ -21,22 +26,38 @@ class Draws:
 
     def __init__(self, seed: int, epoch: int):
         # A keyed state is copied for every draw: hashing the key once instead of a million times.
-        self._keyed = hashlib.blake2b(key=f"{seed}:{epoch}".encode(), digest_size=_BITS // 8)
+        self._keyed = hashlib.blake2b(key=f"{seed}:{epoch}".encode(), digest_size=_BYTES)
 
-    def below(self, size: int, uid: str, copy: int, purpose: str) -> int:
-        """A whole number in [0, size), uniform to within 2**-64 for every size up to 2**64."""
-        return int.from_bytes(self._digest(uid, copy, purpose), "big") * size >> _BITS
+    def below(self, sizes: np.ndarray, uids: Sequence[bytes], copies: np.ndarray, purpose: Purpose) -> np.ndarray:
+        """Whole numbers in [0, size) for sizes, uids and copies (n,): (n,) int64, uniform to within 2**-64.
 
-    def key(self, uid: str, copy: int, purpose: str) -> int:
-        """A number of 64 bits to sort by."""
-        return int.from_bytes(self._digest(uid, copy, purpose)[:8], "big")
+        `purpose` is one for all, or one for each.
+        """
+        return _scaled(self._digests(uids, copies, purpose), sizes)
 
-    def keys(self, uids: Iterable[str], copies: Iterable[int], purpose: str) -> np.ndarray:
-        """`key` for many pairs of uid and copy: (n,) uint64."""
-        digests = b"".join([self._digest(uid, copy, purpose) for uid, copy in zip(uids, copies, strict=True)])
-        return np.frombuffer(digests, ">u8")[::2].astype(np.uint64)
+    def keys(self, uids: Sequence[bytes], copies: np.ndarray, purpose: Purpose) -> np.ndarray:
+        """Numbers of 64 bits to sort by, for uids and copies (n,): (n,) uint64."""
+        return np.frombuffer(self._digests(uids, copies, purpose), ">u8")[::2].astype(np.uint64)
 
-    def _digest(self, uid: str, copy: int, purpose: str) -> bytes:
-        state = self._keyed.copy()
-        state.update(f"{uid}#{copy}|{purpose}".encode())
-        return state.digest()
+    def _digests(self, uids: Sequence[bytes], copies: np.ndarray, purpose: Purpose) -> bytes:
+        """The digests of many draws, one after the other."""
+        purposes = repeat(purpose.encode(), len(uids)) if isinstance(purpose, str) else purpose
+        fresh, digests = self._keyed.copy, bytearray()
+        for uid, copy, purposed in zip(uids, np.asarray(copies).tolist(), purposes, strict=True):
+            state = fresh()
+            state.update(b"%b#%d|%b" % (uid, copy, purposed))
+            digests += state.digest()
+        return bytes(digests)
+
+
+def _scaled(digests: bytes, sizes: np.ndarray) -> np.ndarray:
+    """digest * size >> 128 for every digest of 16 bytes and size (n,), in limbs of 32 bits: (n,) int64."""
+    limbs = np.frombuffer(digests, ">u4").reshape(-1, 4).astype(np.uint64)
+    sizes = np.asarray(sizes).astype(np.uint64)
+    low, high = sizes & _LIMB, sizes >> _32
+    # Long multiplication from the lowest limb up; `carry` is the product so far, without its limbs below.
+    carry = np.zeros_like(sizes)
+    for place in (3, 2, 1, 0):
+        below = limbs[:, place] * low + (carry & _LIMB)
+        carry = limbs[:, place] * high + (carry >> _32) + (below >> _32)
+    return carry.astype(np.int64)

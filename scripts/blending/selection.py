@@ -43,14 +43,28 @@ def count_reasons(verdicts: np.ndarray) -> dict[str, int]:
 
 
 def draw_records(
-    corpus: Corpus, draws: Draws, name: str, entry: Entry, rows: np.ndarray
+    corpus: Corpus, draws: Draws, name: str, entry: Entry, rows: np.ndarray, epoch_size: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The records an entry shows and the number of each copy; `rows` are those it may show."""
-    wanted = wanted_samples(entry.samples, len(rows))
-    if wanted < len(rows):
-        keys = draws.keys(corpus.uids_at(rows), np.zeros(len(rows), np.int64).tolist(), f"{name} select")
-        rows = rows[np.sort(np.argsort(keys, kind="stable")[:wanted])]
-    return np.tile(rows, entry.repeat), np.repeat(np.arange(entry.repeat), len(rows))
+    if len(rows) == 0:
+        return rows, rows
+    if entry.proportion is None:
+        part, copies = wanted_samples(entry.samples, len(rows)), entry.repeat
+        chosen = _chosen(corpus, draws, name, rows, part)
+        return np.tile(chosen, copies), np.repeat(np.arange(copies), part)
+    copies, part = divmod(wanted(entry, len(rows), epoch_size), len(rows))
+    # The last copy is of a part of the records, the first ones of all.
+    chosen = _chosen(corpus, draws, name, rows, part)
+    numbers = np.concatenate([np.repeat(np.arange(copies), len(rows)), np.full(part, copies)])
+    return np.concatenate([np.tile(rows, copies), chosen]), numbers
+
+
+def wanted(entry: Entry, available: int, epoch_size: int | None) -> int:
+    """How many conversations, before concatenation, an entry asks for where it may show `available` records."""
+    if entry.proportion is not None:
+        return max(1, round(entry.proportion * epoch_size))
+    number = isinstance(entry.samples, int)
+    return (entry.samples if number else wanted_samples(entry.samples, available)) * entry.repeat
 
 
 def wanted_samples(samples: str | int | float, available: int) -> int:
@@ -60,3 +74,11 @@ def wanted_samples(samples: str | int | float, available: int) -> int:
     if isinstance(samples, float):
         return min(available, max(1, round(samples * available)))
     return min(available, samples)
+
+
+def _chosen(corpus: Corpus, draws: Draws, name: str, rows: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the records `rows`, chosen by hash, in their own order."""
+    if count == len(rows):
+        return rows
+    keys = draws.keys(corpus.uids_at(rows), np.zeros(len(rows), np.int64), f"{name} select")
+    return rows[np.sort(np.argsort(keys, kind="stable")[:count])]

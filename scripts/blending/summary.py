@@ -12,34 +12,51 @@ _BAR = 40
 def describe(table: pa.Table, manifest: dict) -> str:
     """The plan as text for a terminal."""
     tokens = table["n_tokens"].to_numpy()
+    units = np.bincount(table["pack"].to_numpy(), tokens).astype(np.int64)
     part = manifest["epoch"] if isinstance(manifest["epoch"], str) else f"epoch {manifest['epoch']}"
     lines = [f"blend {manifest['blend']}, {part}    plan {manifest['sha256'][:16]}", ""]
-    lines += _columns("<><", _totals(tokens, manifest))
+    lines += _columns("<><", _totals(tokens, units, manifest))
     if len(tokens):
         lines += ["", f"tokens per conversation (longest {tokens.max():,}, limit {manifest['sequence']:,})"]
         lines += _histogram(tokens)
     lines += ["", "datasets"]
-    lines += _datasets(manifest["datasets"])
+    lines += _datasets(manifest["datasets"], manifest["epoch_size"])
     lines += ["", "licences (records shown)"]
     lines += _columns("<>", [[name, f"{count:,}"] for name, count in manifest["licences"].items()])
     return "\n".join(lines) + "\n"
 
 
-def _totals(tokens: np.ndarray, manifest: dict) -> list[list[str]]:
-    batches = f"in {manifest['global_batches']:,} global batches of {manifest['global_batch']:,}"
-    padded = f"{_share(*padding(tokens, manifest['global_batch']))}"
+def _totals(tokens: np.ndarray, units: np.ndarray, manifest: dict) -> list[list[str]]:
+    batch = manifest["global_batch"]
+    batches = f"in {manifest['global_batches']:,} global batches of {batch:,}"
     names = ("rounds", "images", "tokens")
     means = [[name, f"{manifest[name]:,}", _per_conversation(manifest[name], manifest)] for name in names]
-    return [
-        ["conversations", f"{manifest['conversations']:,}", batches],
+    lines = [
+        ["conversations", f"{manifest['conversations']:,}", "" if manifest["packing"] else batches],
         *means,
         ["supervised", f"{manifest['labels']:,}", f"{_share(manifest['labels'], manifest['tokens'])} of the tokens"],
-        ["padding", padded, "if global batches are padded to their longest row; micro-batches hold similar ones"],
+        [
+            "padding",
+            _share(*padding(units, batch)),
+            "if global batches are padded to their longest row; micro-batches hold similar ones",
+        ],
     ]
+    if manifest["packing"]:
+        lines.insert(1, ["packs", f"{manifest['units']:,}", batches])
+        full = _share(manifest["tokens"], manifest["units"] * manifest["sequence"])
+        lines.append(
+            [
+                "full",
+                full,
+                "of the places of packs; "
+                f"one conversation in a row would be padded by {_share(*padding(tokens, batch))}",
+            ]
+        )
+    return lines
 
 
 def padding(tokens: np.ndarray, global_batch: int) -> tuple[int, int]:
-    """Padded places, and all places, if every global batch is padded to its longest conversation."""
+    """Padded places, and all places, if every global batch is padded to its longest unit; `tokens` (units,)."""
     firsts = np.arange(0, len(tokens), global_batch)
     if len(firsts) == 0:
         return 0, 0
@@ -58,12 +75,14 @@ def _histogram(tokens: np.ndarray) -> list[str]:
     return _columns(">><", bars)
 
 
-def _datasets(accounts: dict[str, dict]) -> list[str]:
+def _datasets(accounts: dict[str, dict], size: int | None) -> list[str]:
     head = ["", "asked", "realised", "of records", "drawn", "tokens", "supervised", "images"]
     rows, notes = [], []
     for name, account in accounts.items():
         asked = account["asked"]
         words = f"{asked['samples']}" + f" x {asked['repeat']}" * (asked["repeat"] > 1)
+        if asked["proportion"] is not None:
+            words = f"{asked['proportion']:.1%} of {size:,}"
         if "starts_in_epoch" in account:
             rows.append([name, words, "0", "", "", "", "", ""])
             notes.append(f"  {name}: starts in epoch {account['starts_in_epoch']}")
@@ -76,6 +95,10 @@ def _datasets(accounts: dict[str, dict]) -> list[str]:
 
 def _notes(name: str, account: dict) -> Iterable[str]:
     asked, cut = account["asked"], account["cut"]
+    if account["drawn"] < account["wanted"]:
+        yield f"  {name}: {account['wanted']:,} conversations were asked for, but only {account['drawn']:,} are there"
+    if "joins" in account:
+        yield f"  {name}: joins {', '.join(account['joins'][1:])} to {account['joins'][0]} on their images"
     if asked["concat"] > 1:
         made = f"{account['drawn']:,} records in {account['realised']:,} conversations"
         yield f"  {name}: joined by up to {asked['concat']}, {made}"

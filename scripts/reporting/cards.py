@@ -124,17 +124,15 @@ def _of_joins(plans: list[Path], records: Path | None, pictures: Pictures) -> It
         manifest = read_json(path)
         if manifest["epoch"] == HELDOUT:
             continue
-        joins = [name for name in manifest["datasets"] if name in DATASETS and DATASETS[name].parts]
-        for name in joins:
-            account = manifest["datasets"][name]
-            if name not in seen and account["realised"]:
+        for name, account in manifest["datasets"].items():
+            if "joins" in account and name not in seen and account["realised"]:
                 seen.add(name)
                 yield _of_join(name, account, path, records, pictures)
 
 
 def _of_join(name: str, account: Mapping[str, Any], plan: Path, records: Path | None, pictures: Pictures) -> dict:
     facts = [
-        ("joins", ", ".join(DATASETS[name].parts)),
+        ("joins", ", ".join(account["joins"])),
         ("pairs that may be joined", f"{count(account['usable'])} of {count(account['records'])}"),
         ("conversations in the first epoch", count(account["realised"])),
         ("images in them", count(account["images"])),
@@ -144,7 +142,7 @@ def _of_join(name: str, account: Mapping[str, Any], plan: Path, records: Path | 
     dropped |= {"too_long": {"count": account["too_long"], "examples": []}} if account["too_long"] else {}
     table = plan.with_suffix(".parquet")
     samples = list(_joined(name, table, records, pictures)) if records and table.is_file() else []
-    licence = DATASETS[name].licence
+    licence = DATASETS[name].licence if name in DATASETS else f"those of {', '.join(account['joins'])}"
     return {
         "name": name,
         "licence": licence,

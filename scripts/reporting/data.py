@@ -75,8 +75,29 @@ def _blend_table(name: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
         "parts": ["held out" if part["epoch"] == HELDOUT else f"epoch {part['epoch']}" for part in parts],
         "rows": [_dataset_row(dataset, parts) for dataset in datasets],
         "totals": [{"name": label, "counts": [count(part[key]) for part in parts]} for label, key in totals]
-        + [{"name": "supervised tokens", "counts": [count(part["labels"]) for part in parts]}],
+        + [{"name": "supervised tokens", "counts": [count(part["labels"]) for part in parts]}]
+        + [{"name": "packs", "counts": [_packs(part) for part in parts]}] * any(part["packing"] for part in parts),
         "hashes": [part["sha256"] for part in parts],
+    }
+
+
+def _packs(part: Mapping[str, Any]) -> str:
+    """How many packs there are, and how full."""
+    places = part["units"] * part["sequence"]
+    return f"{count(part['units'])}, {part['tokens'] / places:.1%} full" if places else "0"
+
+
+def _cell(account: Mapping[str, Any] | None) -> dict[str, str]:
+    """What one dataset gives to one part: conversations, and beside what was asked for where that is another number."""
+    if account is None:
+        return {"conversations": NONE, "asked": "", "measure": ""}
+    drawn, wanted = account.get("drawn", 0), account.get("wanted", 0)
+    told = f"{count(drawn)} of {count(wanted)} asked" if drawn != wanted else f"of {count(drawn)}"
+    measure = f"{count(account['tokens'])} tokens, {count(account['images'])} images" if account["realised"] else ""
+    return {
+        "conversations": count(account["realised"]),
+        "asked": told if (drawn, drawn) != (wanted, account["realised"]) else "",
+        "measure": measure,
     }
 
 
@@ -90,16 +111,18 @@ def _dataset_row(dataset: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
             unused |= {name: max(number, unused.get(name, 0)) for name, number in reasons.items() if number}
     return {
         "name": dataset,
-        "asked": asked(next(account["asked"] for account in accounts if account)),
-        "counts": [NONE if account is None else count(account["realised"]) for account in accounts],
+        "asked": asked(next(account["asked"] for account in accounts if account), parts[0]["epoch_size"]),
+        "cells": [_cell(account) for account in accounts],
         "dropped": _reasons(unused),
     }
 
 
-def asked(entry: Mapping[str, Any]) -> str:
+def asked(entry: Mapping[str, Any], epoch_size: int | None) -> str:
     """What a blend asks of a dataset, in words."""
     samples = entry["samples"]
-    if not isinstance(samples, str):
+    if entry["proportion"] is not None:
+        samples = f"{entry['proportion']:.1%} of {count(epoch_size)}"
+    elif not isinstance(samples, str):
         samples = f"{samples:.0%}" if isinstance(samples, float) else count(samples)
     words = [samples]
     if entry["repeat"] > 1:

@@ -15,13 +15,13 @@ Natural = Annotated[int, Field(ge=0)]
 class Run(Section):
     """One training run of one model on one blend.
 
-    The global batch belongs to the blend. `ranks`, `micro_batch`, `zero`, `workers`, `export` and the checkpoint
-    settings only say how the same batches are computed and kept: changing them continues an unfinished run instead of
+    The global batch belongs to the blend. `ranks`, `micro_batch`, `zero`, `workers`, `pixels`, `export` and the
+    checkpoint settings only say how the same batches are computed and kept: changing them continues an unfinished run instead of
     starting a new one.
     """
 
     SAME_NUMBERS: ClassVar[frozenset[str]] = frozenset(
-        {"ranks", "micro_batch", "zero", "workers", "checkpoint_every", "keep_checkpoints", "export"}
+        {"ranks", "micro_batch", "zero", "workers", "pixels", "checkpoint_every", "keep_checkpoints", "export"}
     )
 
     model: str
@@ -85,11 +85,16 @@ class Run(Section):
     ranks: Positive = 2
     """Processes that share the work: one per GPU, or one per core (or few) on a CPU."""
     micro_batch: Positive = 8
-    """Conversations a rank computes at once: as many as memory allows. Gradients add up to the global batch."""
+    """Conversations, or packs, that a rank computes at once: as many as memory allows. Gradients add up to the global
+    batch."""
     zero: Literal[0, 1, 2, 3] = 2
     """ZeRO stage: what is divided among ranks. 0 nothing, 1 optimiser state, 2 gradients too, 3 weights too."""
     workers: Natural = 0
     """Processes per rank that prepare batches ahead of time. 0: between steps, right for small images and few cores."""
+    pixels: bool = False
+    """Decode and resize every image once, into a store that all epochs and ranks read (150 kB an image of 224 pixels, below
+    `pixels/`), instead of in every epoch. The batches are the same, bit for bit; it pays where decoding is slower than
+    the model."""
     checkpoint_every: Positive = 100
     """Steps between checkpoints; a killed run repeats at most as many."""
     keep_checkpoints: Positive = 2

@@ -1,12 +1,14 @@
 """Cuts a run into global batches, ranks and micro-batches, and turns their conversations into tensors.
 
-Global batch b of an epoch is units [b*G, (b+1)*G) of its blend folder, in the plan's order (longest first). Rank r of
-W takes r, r+W, r+2W, ... of them and computes them at most `micro_batch` at a time. Where nothing is left for a rank
+Global batch b of an epoch is units [b*G, (b+1)*G) of its blend folder, in the plan's order (longest first). A unit is a
+row of a batch: one conversation, or a pack of several that do not see each other (`document_ids`). Rank r of W takes r,
+r+W, r+2W, ... of them and computes them at most `micro_batch` at a time. Where nothing is left for a rank
 (the last batch of an epoch may be short), a *filler* takes the place: one token without a label. So every rank makes
 the same number of forward and backward passes (collectives would hang otherwise), and no filler counts in any loss.
 
 Everything is a function of the step number: there is no order to draw, no iterator state to save, and a run that
-resumes at step s simply asks for step s.
+resumes at step s simply asks for step s. Neither ranks, worker processes, how images are stored, nor the pixel store
+change what a batch holds.
 """
 
 from collections import Counter
@@ -22,6 +24,7 @@ from model.processing import VisualChatProcessor
 from model.template import IGNORE, TEXT, Encoded
 from scripts.common.errors import UserError
 from scripts.media.opening import open_image
+from scripts.media.pixels import PixelStore
 from scripts.training.loader import BlendReader, Sample
 
 _CACHE_BYTES = 256 << 20
@@ -31,8 +34,8 @@ _CACHE_BYTES = 256 << 20
 class Batch:
     """One micro-batch of one rank.
 
-    `tensors` are the model's inputs. `datasets` names the dataset of every row ('' for a filler); `labels` counts
-    supervised tokens by dataset, `tokens` all tokens without padding and fillers.
+    `tensors` are the model's inputs. `datasets` names the dataset of every conversation, in reading order ('' for a
+    filler); `labels` counts supervised tokens by dataset, `tokens` all tokens without padding and fillers.
     """
 
     tensors: dict[str, Tensor]
@@ -44,6 +47,11 @@ class Batch:
     def places(self) -> int:
         """Tokens that are computed: rows times the padded length."""
         return self.tensors["input_ids"].numel()
+
+    def pin_memory(self) -> "Batch":
+        """The same in page-locked memory, from which a GPU copies while it computes; PyTorch's loader calls it."""
+        self.tensors = {name: value.pin_memory() for name, value in self.tensors.items()}
+        return self
 
 
 class ImageCache:
@@ -82,14 +90,18 @@ class Batches(Dataset):
         rank: int = 0,
         ranks: int = 1,
         limit: int = 0,
+        pixels: PixelStore | None = None,
     ):
-        """Divide `epochs` (one reader per epoch); `limit` > 0 keeps only the first so many global batches of each."""
-        self.epochs, self.processor = list(epochs), processor
+        """Divide `epochs` (one reader per epoch); `limit` > 0 keeps only the first so many global batches of each.
+
+        Images come from `pixels` if given, and are decoded otherwise.
+        """
+        self.epochs, self.processor, self.pixels = list(epochs), processor, pixels
         self.global_batch, self.rank, self.ranks = global_batch, rank, ranks
         per_rank = -(-global_batch // ranks)
         self.accumulation = -(-per_rank // micro_batch)
         self.micro_batch = -(-per_rank // self.accumulation)
-        whole = [-(-len(reader) // global_batch) for reader in self.epochs]
+        whole = [-(-reader.units // global_batch) for reader in self.epochs]
         self.steps_per_epoch = [min(steps, limit) if limit else steps for steps in whole]
         self.steps = sum(self.steps_per_epoch)
         self._images = ImageCache(processor)
@@ -109,7 +121,7 @@ class Batches(Dataset):
     def units(self, step: int) -> tuple[int, range]:
         """Return the epoch and the units of the global batch of `step`, of all ranks."""
         epoch, first = self.locate(step)
-        return epoch, range(first, min(first + self.global_batch, len(self.epochs[epoch])))
+        return epoch, range(first, min(first + self.global_batch, self.epochs[epoch].units))
 
     def __getitem__(self, item: int) -> Batch:
         """Read, encode and collate one micro-batch.
@@ -119,18 +131,21 @@ class Batches(Dataset):
         """
         step, micro = divmod(item, self.accumulation)
         epoch, units = self.units(step)
-        mine = units[self.rank :: self.ranks][micro * self.micro_batch :][: self.micro_batch]
-        batch, rows = Batch({}), []
-        for unit in mine:
-            sample = self.epochs[epoch][unit]
-            encoded, images = self._encode(sample, self.epochs[epoch])
-            rows.append((encoded, images))
-            batch.datasets.append(sample.dataset)
-            batch.labels[sample.dataset] += sample.n_labels
-            batch.tokens += sample.n_tokens
-        if not mine:
+        reader, batch, rows = self.epochs[epoch], Batch({}), []
+        for unit in units[self.rank :: self.ranks][micro * self.micro_batch :][: self.micro_batch]:
+            documents = []
+            for position in reader.members(unit):
+                sample = reader.read(position, images=self.pixels is None)
+                documents.append(self._encode(sample, reader))
+                batch.datasets.append(sample.dataset)
+                batch.labels[sample.dataset] += sample.n_labels
+                batch.tokens += sample.n_tokens
+            rows.append(documents)
+        if not rows:
             return self.filler()
-        batch.tensors = self.processor.collate(rows, padding_side="right")
+        batch.tensors = self.processor.collate([_as_one(documents) for documents in rows], padding_side="right")
+        if any(len(documents) > 1 for documents in rows):
+            batch.tensors["document_ids"] = _document_ids(rows, batch.tensors["input_ids"].shape)
         return batch
 
     def filler(self) -> Batch:
@@ -149,6 +164,7 @@ class Batches(Dataset):
                 num_workers=workers,
                 collate_fn=_unchanged,
                 generator=torch.Generator(),
+                pin_memory=torch.cuda.is_available(),
             )
         )
 
@@ -161,11 +177,33 @@ class Batches(Dataset):
                 f"{sample.n_labels} labels, but the model's processor makes {len(encoded)} and {labels}; blend and "
                 "model must name the same `tokens`"
             )
+        if self.pixels is not None:
+            return encoded, [self.pixels.get(sha256) for sha256 in sample.image_sha256]
         try:
             images = [self._images.get(*image) for image in zip(sample.image_sha256, sample.images, strict=True)]
         except OSError as error:
             raise UserError(f"{reader.folder}: an image of {'+'.join(sample.uids)} is damaged: {error}") from None
         return encoded, images
+
+
+def _as_one(documents: Sequence[tuple[Encoded, list[np.ndarray]]]) -> tuple[Encoded, list[np.ndarray]]:
+    """Conversations laid one after the other, with their images."""
+    row, images = Encoded(), []
+    for encoded, shown in documents:
+        row.image_indices += [len(images) + index for index in encoded.image_indices]
+        for name in ("input_ids", "labels", "modality"):
+            getattr(row, name).extend(getattr(encoded, name))
+        images += shown
+    return row, images
+
+
+def _document_ids(rows: Sequence[Sequence[tuple[Encoded, list[np.ndarray]]]], shape: Sequence[int]) -> Tensor:
+    """Which conversation of its row each token belongs to (B, T): 1, 2, ..., and 0 for padding."""
+    ids = torch.zeros(*shape, dtype=torch.int64)
+    for row, documents in zip(ids, rows, strict=True):
+        lengths = torch.tensor([len(encoded) for encoded, _ in documents])
+        row[: int(lengths.sum())] = torch.repeat_interleave(torch.arange(1, len(documents) + 1), lengths)
+    return ids
 
 
 def _unchanged(batch: Batch) -> Batch:

@@ -194,7 +194,10 @@ class Engine:
 
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
         names = ("input_ids", "labels", "modality", "document_ids", "pixel_values")
-        inputs = {name: batch.tensors[name].to(self.device) for name in names if name in batch.tensors}
+        # Batches lie in page-locked memory where there is a GPU, so copying them need not wait.
+        inputs = {
+            name: batch.tensors[name].to(self.device, non_blocking=True) for name in names if name in batch.tensors
+        }
         if "pixel_values" in inputs and self.tower is not None:
             with torch.no_grad():
                 inputs["image_features"] = self.tower(inputs.pop("pixel_values"))

@@ -1,7 +1,8 @@
 """What a training run is: a fingerprint of everything that decides its numbers, and of nothing else.
 
 Settings that only say how the work is divided do not count, nor does the code: a run that was interrupted continues
-after an update. The inputs count by their manifests, which hold the hashes of what they describe.
+after an update. The model counts by its manifest, which holds the hashes of what it describes; a blend by its plan and
+by what its conversations hold, whether its images are embedded or referred to and however many shards there are.
 """
 
 from collections.abc import Sequence
@@ -20,14 +21,20 @@ def inputs(model: Path, blend: Sequence[Path], heldout: Path) -> dict[str, Any]:
     """
     return {
         "model": manifest_sha256(model),
-        "blend": [manifest_sha256(folder) for folder in blend],
-        "heldout": manifest_sha256(heldout),
+        "blend": [blend_sha256(folder) for folder in blend],
+        "heldout": blend_sha256(heldout),
     }
 
 
 def fingerprint(settings: Run, read: dict[str, Any]) -> str:
     """Sixteen hex digits that name the run's state."""
     return text_sha256(canonical({"v": 1, "settings": settings.numbers(), "inputs": read}))[:16]
+
+
+def blend_sha256(folder: Path) -> str:
+    """Hash of what is trained on and in which order."""
+    manifest = read_json(folder / "manifest.json")
+    return text_sha256(canonical([manifest[name] for name in ("plan", "content", "tokens_identity", "global_batch")]))
 
 
 def manifest_sha256(folder: Path) -> str:

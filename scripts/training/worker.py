@@ -24,6 +24,7 @@ from scripts.common.program import load_settings
 from scripts.sections.run import Run
 from scripts.training.launch import RunLock, channel, die_with_parent
 from scripts.training.loader import BlendReader
+from scripts.training.plans import plan_facts, refuse_other_plans
 from scripts.training.state import Checkpoints, load_weights, sync, weights_of, write_tensors
 
 # Ranks wait for each other so long: rank 0 alone hashes the bases and writes checkpoints.
@@ -48,6 +49,7 @@ class Trainer:
         import torch
         import torch.distributed as dist
 
+        from scripts.media.pixels import PixelStore, pixels_key
         from scripts.training.assembly import load_model
         from scripts.training.batches import Batches
         from scripts.training.engine import Engine
@@ -69,16 +71,21 @@ class Trainer:
             "micro_batch": settings.micro_batch,
             "rank": self.rank,
             "ranks": self.ranks,
+            "pixels": None,
         }
+        if args.pixels:
+            share["pixels"] = PixelStore(args.pixels, pixels_key(processor.image_processor.to_dict()))
         self.batches = Batches(epochs, processor, **share)
         self.heldout = Batches([readers[args.heldout]], processor, **share, limit=settings.evaluate_batches)
         if self.batches.steps == 0:
             raise UserError(f"{args.blend[0]} holds no conversations, so there is nothing to train on")
-        self.plans = [reader.plan for reader in epochs]
+        self.plans = [plan_facts(reader) for reader in epochs]
         self.checkpoints = Checkpoints(self.state / "checkpoints", settings.keep_checkpoints)
         found = [self.checkpoints.newest(self.say) if self.rank == 0 else None]
         dist.broadcast_object_list(found)
         facts = found[0] or {"step": 0, "metrics_bytes": 0, "best": None}
+        if found[0]:
+            refuse_other_plans(facts["plans"], epochs, f"the checkpoint of step {facts['step']}")
         self.done: int = facts["step"]
         self.best: dict[str, Any] | None = facts["best"]
 
@@ -239,7 +246,7 @@ class Trainer:
             "final": final | {"weights": f"{state}/{final['weights']}"},
             "best": best | {"weights": f"{state}/{best['weights']}"},
             "curve": curve,
-            "plans": self.plans,
+            "plans": [facts["plan"] for facts in self.plans],
             "heldout_plan": self.heldout.epochs[0].plan,
         }
         write_json(self.state / "finished.json", finished)
@@ -283,6 +290,7 @@ def main() -> int:
     for flag in ("--model", "--heldout", "--root", "--state"):
         arguments.add_argument(flag, required=True, type=Path)
     arguments.add_argument("--blend", required=True, type=Path, nargs="+")
+    arguments.add_argument("--pixels", type=Path, nargs="*", default=[])
     args = arguments.parse_args()
     rank = int(os.environ["RANK"])
     settings = load_settings(Run, args.settings)

@@ -3,6 +3,7 @@ to."""
 
 import hashlib
 import json
+import shutil
 import struct
 import sys
 import tarfile
@@ -13,15 +14,16 @@ import webdataset
 from transformers import AutoTokenizer
 
 from model.template import encode
-from scripts.blend import main, write_blend
+from scripts import blend_manifest
+from scripts.blend import main
+from scripts.blend_manifest import write_manifest
 from scripts.blending.lookup import RecordLookup
 from scripts.common.errors import UserError
-from scripts.common.files import file_sha256, read_json
+from scripts.common.files import file_sha256, read_json, write_json
 from scripts.media.store import MediaStore
-from scripts.sections.blend import Storage
 from scripts.training.loader import BlendReader
 from tests.scripts.blending.handmade import Desk, llava, record, turn
-from tests.scripts.blending.worldly import TOKENS, World
+from tests.scripts.blending.worldly import TOKENS, World, write_blend
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,7 @@ def test_members_say_what_the_plan_says(world, plan, embedded):
 def test_two_builds_give_equal_bytes(world, embedded, tmp_path):
     again = world.blend(world.plan(), tmp_path / "again")
     assert again == read_json(embedded / "manifest.json")
-    for path in sorted(embedded.iterdir()):
+    for path in sorted(embedded.glob("*.*")):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
@@ -110,7 +112,7 @@ def test_the_manifest_describes_the_shards(plan, embedded):
     assert [shard["name"] for shard in manifest["shards"]] == [f"train-0000{i}-of-00003.tar" for i in range(3)]
     assert sum(shard["units"] for shard in manifest["shards"]) == manifest["units"] == planned["units"]
     units = [shard["units"] for shard in manifest["shards"]]
-    assert max(units) - min(units) <= 1
+    assert max(units) - min(units) <= 1 and units == [shard["conversations"] for shard in manifest["shards"]]
     for shard in manifest["shards"]:
         assert file_sha256(embedded / shard["name"]) == shard["sha256"]
         assert (embedded / shard["name"]).stat().st_size == shard["bytes"]
@@ -150,11 +152,10 @@ def test_the_heldout_part_is_one_shard_of_its_own_name(world, tmp_path):
 
 def test_an_empty_heldout_part_and_more_shards_than_units_can_be_read(tmp_path):
     desk = Desk(tmp_path, [record(f"own:{i}", [], [turn("Hello?", f"Hi {i}.")]) for i in range(2)])
-    settings = Storage(tokens="tiny", shards=4)
     for epoch, units in ((None, 0), (0, 2)):
         desk.plan_file({"own": {}}, epoch)
         out = tmp_path / f"blend-{epoch}"
-        write_blend(desk.path(epoch=epoch), tmp_path / "records", {}, settings, tmp_path, out)
+        write_blend(desk.path(epoch=epoch), tmp_path / "records", {}, out, tmp_path, shards=4)
         reader = BlendReader(out, tmp_path)
         assert len(reader) == len(samples(out)) == units
     assert {reader[unit].messages[1]["content"][0]["text"] for unit in range(2)} == {"Hi 0.", "Hi 1."}
@@ -162,9 +163,7 @@ def test_an_empty_heldout_part_and_more_shards_than_units_can_be_read(tmp_path):
 
 def test_media_outside_of_the_root_cannot_be_referred_to(world, plan, tmp_path):
     with pytest.raises(UserError, match="is not below .*: use images: embedded"):
-        write_blend(
-            plan, world.root / "records", world.media, Storage(tokens="tiny"), tmp_path / "elsewhere", tmp_path / "out"
-        )
+        write_blend(plan, world.root / "records", world.media, tmp_path / "out", tmp_path / "elsewhere")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -172,7 +171,7 @@ def test_an_unfinished_rebuild_leaves_no_manifest(world, plan, tmp_path):
     out = tmp_path / "blend"
     world.blend(plan, out)
     with pytest.raises(UserError):
-        write_blend(plan, world.root / "records", world.media, Storage(tokens="tiny"), tmp_path / "elsewhere", out)
+        write_blend(plan, world.root / "records", world.media, out, tmp_path / "elsewhere")
     assert not (out / "manifest.json").exists()
 
 
@@ -181,26 +180,80 @@ def test_inputs_that_do_not_belong_together_are_refused(world, plan, tmp_path):
         world.blend(plan, tmp_path / "out", tokens="other")
     desk = Desk(tmp_path / "desk", [llava(0, "a")])
     desk.plan_file({"llava": {}})
-    storage = Storage(tokens="tiny")
     with pytest.raises(UserError, match="llava.parquet has changed since the plan: run count_tokens and plan again"):
-        write_blend(desk.path(), world.root / "records", world.media, storage, tmp_path, tmp_path / "out")
+        write_blend(desk.path(), world.root / "records", world.media, tmp_path / "out", tmp_path)
     with pytest.raises(UserError, match="names the record llava:1, which .* does not hold: run plan again"):
         RecordLookup(desk.folder / "records", ["llava:0", "llava:1"])
     with pytest.raises(UserError, match="shows the image a of coco"):
-        write_blend(desk.path(), desk.folder / "records", world.media, storage, tmp_path, tmp_path / "out")
+        write_blend(desk.path(), desk.folder / "records", world.media, tmp_path / "out", tmp_path)
     with pytest.raises(UserError, match="does not exist: run plan first"):
         world.blend(tmp_path / "none.parquet", tmp_path / "out")
 
 
-def test_the_program(world, plan, embedded, tmp_path, monkeypatch):
-    arguments = {
-        "--plan": plan,
-        "--records": world.root / "records",
-        "--media": f"coco={world.media['coco']}",
-        "--settings": '{"tokens":"tiny","images":"embedded","shards":3}',
-        "--root": world.root,
-        "--out": tmp_path / "out",
-    }
-    monkeypatch.setattr(sys, "argv", ["blend", *(str(text) for pair in arguments.items() for text in pair)])
-    main()
+def run(monkeypatch, program, **arguments):
+    words = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["program", *words])
+    program()
+
+
+def test_the_programs(world, plan, embedded, tmp_path, monkeypatch):
+    common = {"plan": plan, "shards": 3, "out": tmp_path / "out"}
+    records, media = world.root / "records", f"coco={world.media['coco']}"
+    settings = '{"tokens":"tiny","images":"embedded"}'
+    for index in range(3):
+        run(monkeypatch, main, records=records, media=media, settings=settings, root=world.root, index=index, **common)
+    run(monkeypatch, blend_manifest.main, **common)
     assert read_json(tmp_path / "out/manifest.json") == read_json(embedded / "manifest.json")
+
+
+def test_shards_that_do_not_belong_together_are_not_described(world, plan, embedded, tmp_path):
+    out = tmp_path / "blend"
+    shutil.copytree(embedded, out)
+    other = tmp_path / "other"
+    world.blend(plan, other, images="referenced")
+    told = out / "parts/train-00001-of-00003.json"
+    shutil.copy(other / "parts" / told.name, told)
+    with pytest.raises(UserError, match="train-00001-of-00003.tar is missing or not whole: run blend"):
+        write_manifest(plan, 3, out)
+    for path in (*other.glob("train-00001*"),):
+        shutil.copy(path, out)
+    with pytest.raises(UserError, match="holds shards with embedded and with referenced images"):
+        write_manifest(plan, 3, out)
+    write_json(told, read_json(told) | {"plan": "0" * 64})
+    with pytest.raises(UserError, match="train-00001-of-00003.tar was built from another plan"):
+        write_manifest(plan, 3, out)
+    told.unlink()
+    with pytest.raises(UserError, match="run blend for train-00001-of-00003.tar first"):
+        write_manifest(plan, 3, out)
+
+
+def test_what_is_said_is_known_by_one_hash_however_it_is_stored(world, plan, embedded, referenced, tmp_path):
+    fewer = world.blend(plan, tmp_path / "fewer", shards=1)
+    manifests = [read_json(folder / "manifest.json") for folder in (embedded, referenced)]
+    assert manifests[0]["content"] == manifests[1]["content"] == fewer["content"]
+    other = world.blend(world.plan(seed=4), tmp_path / "other", shards=1)
+    world.plan()
+    assert other["content"] != fewer["content"]
+
+
+def test_a_pack_lies_in_one_shard_and_is_read_as_a_unit(world, tmp_path):
+    plan = world.plan(packing=True, sequence=900)
+    manifest = world.blend(plan, tmp_path / "packed", shards=4)
+    rows = pq.read_table(plan).to_pylist()
+    world.plan()
+    reader = BlendReader(tmp_path / "packed", world.root)
+    assert reader.units == manifest["units"] < manifest["conversations"] == len(reader) == len(rows)
+    found = [[reader[position].uids for position in reader.members(unit)] for unit in range(reader.units)]
+    assert found == [[row["uids"] for row in rows if row["pack"] == unit] for unit in range(reader.units)]
+    assert [uid for uids in found[3] for uid in uids] == reader.uids(3)
+    packs = [[json.loads(m["json"])["pack"] for _, m in members] for members in by_shard(tmp_path / "packed")]
+    assert all(set(one).isdisjoint(other) for one, other in zip(packs, packs[1:], strict=False))
+    assert [len(set(shard)) for shard in packs] == [shard["units"] for shard in manifest["shards"]]
+
+
+def by_shard(folder):
+    """The samples of every shard."""
+    found, place = samples(folder), 0
+    for shard in read_json(folder / "manifest.json")["shards"]:
+        yield found[place : place + shard["conversations"]]
+        place += shard["conversations"]

@@ -140,7 +140,7 @@ def test_a_fixed_blend_has_one_epoch(desk, monkeypatch):
         ({"llava": {"sample": 3}}, "datasets.llava.sample"),
         ({"llava": {"samples": 0}}, "datasets.llava.samples"),
         ({"llava": {"samples": 1.5}}, "datasets.llava.samples"),
-        ({"llava": {"followup": False}}, "only llava_otter_blend takes this option"),
+        ({"llava": {"followup": False}}, "only a join takes this option"),
         ({"llava_otter_blend": {"concat": 2}}, "a join is over several images already"),
         ({}, "datasets"),
     ],

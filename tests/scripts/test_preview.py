@@ -9,13 +9,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from model.template import render
-from scripts.blend import write_blend
 from scripts.common.errors import UserError
 from scripts.preview import choose_units, main, rendered, write_preview
-from scripts.sections.blend import Storage
 from scripts.training.loader import BlendReader
 from tests.scripts.blending.handmade import TOKENS, Desk, record, turn
-from tests.scripts.blending.worldly import World
+from tests.scripts.blending.worldly import World, write_blend
 from tests.tiny import make_tokenizer
 
 
@@ -90,7 +88,7 @@ def test_the_pieces_are_the_rendered_template_and_only_answers_are_coloured(worl
 def own_blend(tmp_path, rounds):
     desk = Desk(tmp_path, [record("own:1", [], rounds)])
     desk.plan_file({"own": {}})
-    write_blend(desk.path(), tmp_path / "records", {}, Storage(tokens="tiny"), tmp_path, tmp_path / "blend")
+    write_blend(desk.path(), tmp_path / "records", {}, tmp_path / "blend", tmp_path)
     return desk
 
 

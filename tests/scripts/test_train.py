@@ -1,6 +1,8 @@
 """Training as a whole: killed in every way, on one rank or two, refused, and hopeless. Every run here is a real one."""
 
+import dataclasses
 import json
+import random
 import shutil
 import signal
 import time
@@ -12,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from scripts.training.assembly import folder_sha256
+from scripts.training.loader import BlendReader
 from scripts.training.state import write_tensors
+from tests.blends import write_blend
 from tests.runs import STEPS, Lab, finished, lines_written, metrics, state_of, wait_until
 
 
@@ -120,6 +124,43 @@ def test_one_rank_has_the_losses_of_two(lab: Lab, undisturbed: Path):
         for name in {"loss", "grad_norm", "heldout_loss"} & set(one):
             assert one[name] == pytest.approx(two[name], rel=1e-5)
         assert one["supervised_tokens"] == two["supervised_tokens"]
+
+
+def test_packs_are_trained_on_killed_at_random_and_continued_by_another_number_of_ranks(lab: Lab, tmp_path: Path):
+    """Every step stands once in the record, with the conversations that its packs hold."""
+    tokenizer, identity = (
+        lab.bases["tokenizer"],
+        json.loads((lab.model / "manifest.json").read_text())["tokens_identity"],
+    )
+    options = {"pack": 3, "tokens_identity": identity}
+    blends = [write_blend(tmp_path / f"epoch-{e}", 60, tokenizer, epoch=e, **options) for e in range(2)]
+    packed = dataclasses.replace(lab, blends=blends)
+    out = lab.root / "train/packed"
+    settings = {"micro_batch": 2, "evaluate_every": 0, "checkpoint_every": 1}
+    process = packed.start(out, **settings, ranks=2)
+    stop = random.randint(1, 6)
+    wait_until(process, lambda: lines_written(out) > stop)
+    victims = family(process.pid)
+    process.kill()
+    process.wait()
+    wait_for_death(victims)
+    status, said = packed.train(out, **settings, ranks=1)
+    assert status == 0 and "continuing after step" in said, said
+    steps = [line for line in metrics(out) if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 11))
+    readers = [BlendReader(folder, tmp_path) for folder in blends]
+    for line in steps:
+        reader, first = readers[line["epoch"]], 4 * ((line["step"] - 1) % 5)
+        samples = [reader[c] for unit in range(first, first + 4) for c in reader.members(unit)]
+        assert len(samples) == 12
+        assert line["tokens"] == sum(sample.n_tokens for sample in samples)
+        assert line["supervised_tokens"] == sum(sample.n_labels for sample in samples)
+    other = [write_blend(tmp_path / f"other-{e}", 60, tokenizer, epoch=e, seed=1, **options) for e in range(2)]
+    (state_of(out) / "finished.json").unlink()
+    process = dataclasses.replace(lab, blends=other).start(out, **settings, ranks=1)
+    wait_until(process, lambda: len(list(out.glob("state/*/checkpoints/step-*"))) > 2)
+    process.kill()
+    assert "begins anew, beside the unfinished" in (said := process.communicate()[1]) and "seed was 0 and is 1" in said
 
 
 def test_a_finished_run_returns_at_once(lab: Lab, undisturbed: Path):

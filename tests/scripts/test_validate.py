@@ -86,7 +86,10 @@ BROKEN = {
 def test_a_broken_file_is_one_clear_error(tmp_path, name):
     content, words = BROKEN[name]
     folders = _raw(tmp_path, content)
-    for judge in (lambda: validate_source("llava_dial", folders["llava_dial"]), lambda: validate_dataset("llava_dial", folders)):
+    for judge in (
+        lambda: validate_source("llava_dial", folders["llava_dial"]),
+        lambda: validate_dataset("llava_dial", folders),
+    ):
         with pytest.raises(UserError) as caught:
             judge()
         assert all(word in str(caught.value) for word in [*words, DIAL])

@@ -40,7 +40,8 @@ TINY = {
         "plain": {
             "tokens": "words",
             "sequence": 512,
-            "global_batch": 8,
+            "global_batch": 2,
+            "packing": True,
             "shards": 1,
             "datasets": {"aokvqa": {"samples": 12}, "otter_mimicit_cgd": {"samples": 12}},
         },
@@ -48,7 +49,14 @@ TINY = {
     "models": {"small": {"vision": "miniature", "language": "miniature", "tokens": "words"}},
     "runs": {
         "first": {"model": "small", "blend": "mixed", "train_language": "full", "ranks": 1, "micro_batch": 4},
-        "second": {"model": "small", "blend": "plain", "attention": "causal", "ranks": 1, "micro_batch": 4},
+        "second": {
+            "model": "small",
+            "blend": "plain",
+            "attention": "causal",
+            "ranks": 1,
+            "micro_batch": 1,
+            "pixels": True,
+        },
     },
     "evaluate": {"limit": 6, "max_new_tokens": 3},
     "suites": {"dialogues": "miniature"},

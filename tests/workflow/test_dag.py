@@ -86,6 +86,22 @@ def test_the_interpreter_of_snakemake_runs_the_steps_unless_conda_does():
     assert " PATH=" not in dag.shell_prefix("/code", conda=True)
 
 
+def test_a_run_with_pixels_waits_for_the_sources_that_its_blend_shows(tiny):
+    assert dag.pixel_shards(tiny, "first") == []
+    expected = [f"out/pixels/miniature/coco-0000{i}-of-00002.json" for i in range(2)]
+    assert dag.pixel_shards(tiny, "second") == expected
+    assert dag.processor_folder(tiny, "miniature") == "out/bases/miniature/vision"
+    model = tiny.models["small"].model_copy(update={"vision": "openai/clip-vit-large-patch14"})
+    other = tiny.model_copy(update={"models": {"small": model}})
+    assert dag.pixel_shards(other, "second")[0].startswith("out/pixels/openai--clip-vit-large-patch14/")
+    assert dag.processor_folder(other, "openai--clip-vit-large-patch14") == model.vision
+
+
+def test_only_the_talk_of_joins_is_counted_as_follow_ups(tiny):
+    followed = {name for name in tiny.datasets() if dag.is_followed_up(tiny, "words", name)}
+    assert followed == {"llava", "llava_dial"}
+
+
 def test_the_picture_names_every_step():
     picture = (ROOT / "docs/graph.dot").read_text()
     programs = {
@@ -99,6 +115,8 @@ def test_the_picture_names_every_step():
         "count_tokens",
         "plan",
         "blend",
+        "blend_manifest",
+        "pixels",
     }
     programs |= {"pretrain", "make_model", "train", "export", "evaluate", "report"}
     rules = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))

@@ -18,6 +18,7 @@ def test_every_promised_file_is_there(finished):
         records/llava.parquet records/llava.report.json tokens/words/llava.parquet
         plan/mixed/epoch-000.parquet plan/mixed/heldout.parquet
         blend/mixed/epoch-000/train-00000-of-00002.tar blend/mixed/epoch-000/train-00001-of-00002.tar.idx
+        blend/mixed/epoch-000/units.idx pixels/miniature/coco-00001-of-00002.u8
         blend/mixed/epoch-000/manifest.json blend/mixed/heldout/manifest.json blend/mixed/preview.html
         models/small/config.json train/first/finished.json exported/first/final/model.safetensors exported/first/best/config.json
         evaluate/first/metrics.json evaluate/first/heldout/final.jsonl evaluate/first/dialogues/final.csv report.html

@@ -1,14 +1,20 @@
 """Change one thing: exactly what depends on it is made again, and nothing else."""
 
 import copy
+import shutil
 
 import pytest
+from PIL import Image
 
-from tests.workflow.project import TINY
+from tests.workflow.project import TINY, Project
+from tests.worlds import small_world
 
 AFTER_TRAINING = {"export": 1, "evaluate_run": 1, "report_page": 1}
 RUN = {"train_run": 1, **AFTER_TRAINING}
-MIXED = {"plan": 2, "blend_mixed_epoch_000": 1, "blend_mixed_heldout": 1, "preview": 1, **RUN}
+RUNS = {"train_run": 2, "export": 2, "evaluate_run": 2, "report_page": 1}
+MIXED = {"plan": 2, "blend": 3, "blend_manifest": 2, "preview": 1, **RUN}
+PLAIN = {"plan": 2, "blend": 2, "blend_manifest": 2, "preview": 1, **RUN}
+BLENDS = {"plan": 4, "blend": 5, "blend_manifest": 4, "preview": 2}
 
 
 def _changed(place, value):
@@ -29,18 +35,40 @@ def test_a_second_run_has_nothing_to_do(finished):
     [
         (("evaluate", "max_new_tokens"), 4, {"evaluate_run": 2, "report_page": 1}),
         (("runs", "first", "learning_rate"), 5e-4, RUN),
+        # A mix, its seed, and what packs are like.
         (("blends", "mixed", "datasets", "coco_caption"), {"samples": 12}, MIXED),
-        (("blends", "mixed", "datasets", "llava_otter_blend"), {"samples": 10, "followup": False}, MIXED),
+        (("blends", "mixed", "datasets", "llava_otter_blend"), {"samples": 10, "conversations": 1}, MIXED),
         (("blends", "mixed", "seed"), 9, MIXED),
+        (("blends", "plain", "pack_images"), 9, PLAIN),
+        # Follow-ups are counted apart, for the datasets they are taken from.
         (
-            ("blends", "plain", "images"),
-            "embedded",
-            {"blend_plain_epoch_000": 1, "blend_plain_heldout": 1, "preview": 1, **RUN},
+            ("blends", "mixed", "datasets", "llava_otter_blend"),
+            {"samples": 10, "followup": False},
+            {"count_tokens": 2, **MIXED},
         ),
+        # How shards are stored changes no plan; shards of another number are others.
+        (("blends", "plain", "images"), "embedded", {"blend": 2, "blend_manifest": 2, "preview": 1, **RUN}),
+        (("blends", "mixed", "shards"), 3, {"blend": 3, "blend_manifest": 1, "preview": 1, **RUN}),
+        # An epoch more for one run: one plan, its two shards, and that run.
+        (("runs", "first", "epochs"), 2, {"plan": 1, "blend": 2, "blend_manifest": 1, **RUN}),
+        # A tokenizer: all counts and what is made of them, and the models; no image is touched.
+        (
+            ("pretrain", "tokenizer", "vocabulary"),
+            430,
+            {"pretrain_tokenizer": 1, "pretrain_language": 1, "count_tokens": 5, **BLENDS, "make_model": 1, **RUNS},
+        ),
+        (("tokens", "words", "template"), {"system": "Look."}, {"count_tokens": 5, **BLENDS, "make_model": 1, **RUNS}),
+        # A processor: the crops and the models; no plan and no shard.
+        (
+            ("pretrain", "vision", "image_size"),
+            48,
+            {"pretrain_vision": 1, "pixels": 2, "make_model": 1, **RUNS},
+        ),
+        (("runs", "first", "pixels"), True, RUN),
         (
             ("models", "small", "projector"),
             "mlp",
-            {"make_model": 1, "train_run": 2, "export": 2, "evaluate_run": 2, "report_page": 1},
+            {"make_model": 1, **RUNS},
         ),
         (("evaluate", "confidence"), 0.95, {}),
     ],
@@ -51,19 +79,85 @@ def test_a_setting_reruns_exactly_what_reads_it(scratch, place, value, jobs):
     assert scratch.jobs() == jobs
 
 
+def test_an_epoch_more_for_one_run_rebuilds_nothing_of_another_on_the_same_blend(scratch):
+    config = copy.deepcopy(TINY)
+    config["runs"]["first"]["epochs"] = 2
+    config["runs"]["second"] |= {"blend": "mixed"}
+    scratch.configure(config)
+    scratch.snakemake("data")
+    config["runs"]["second"]["epochs"] = 3
+    scratch.configure(config)
+    before = scratch.hashes("blend/mixed/**/*")
+    scratch.snakemake("data")
+    after = scratch.hashes("blend/mixed/**/*")
+    added = {name for name in after if name not in before}
+    assert added and all(name.startswith("blend/mixed/epoch-002/") for name in added)
+    assert {name: after[name] for name in before} == before
+    planned = scratch.snakemake("-n", "-p", "out/train/first/finished.json", "--rerun-triggers", "mtime", "input")
+    assert "epoch-002" not in planned
+
+
 def test_an_adapters_code_counts_and_its_comments_do_not(scratch):
     adapter = scratch.folder / "scripts/adapters/coco_caption.py"
     source = adapter.read_text()
     adapter.write_text(source + "\n# a remark\n")
     assert scratch.jobs() == {}
     adapter.write_text(source + "\nUNUSED = 1\n")
-    jobs = scratch.jobs()
-    assert {"validate_dataset", "convert", "count_tokens"} <= set(jobs)
-    assert all(jobs[rule] == 1 for rule in ("validate_dataset", "convert", "count_tokens"))
-    assert jobs == {"validate_dataset": 1, "convert": 1, "count_tokens": 1, **MIXED}
+    assert scratch.jobs() == {"validate_dataset": 1, "convert": 1, "count_tokens": 1, **MIXED}
 
 
 def test_a_root_refuses_another_configuration(scratch):
     scratch.configure(TINY | {"name": "other"})
     output = scratch.snakemake("-n", check=False)
     assert "holds the results of the configuration 'tiny', not of 'other'" in output
+
+
+OWN = copy.deepcopy(TINY) | {"data_path": "data", "runs": {}, "suites": {}, "models": {}}
+OWN["blends"] = {
+    "captions": TINY["blends"]["plain"] | {"datasets": {"coco_caption": {}}},
+    "talk": TINY["blends"]["plain"] | {"datasets": {"llava": {}}, "images": "embedded"},
+}
+
+
+@pytest.fixture(scope="module")
+def of_a_user(tmp_path_factory):
+    """The data of a user's own files, built."""
+    project = Project.create(tmp_path_factory.mktemp("user") / "project", OWN)
+    world = small_world(tmp_path_factory.mktemp("world"), images=60)
+    (world / "miniature.json").unlink()
+    shutil.copytree(world, project.folder / "data")
+    project.snakemake("data")
+    return project
+
+
+ONE_BLEND = {"plan": 2, "blend": 2, "blend_manifest": 2, "preview": 1}
+TWO_BLENDS = {"plan": 4, "blend": 4, "blend_manifest": 4, "preview": 2}
+
+
+@pytest.mark.parametrize(
+    "file, jobs",
+    [
+        (
+            "coco_caption/dataset.json",
+            {"fetch": 1, "validate_source": 1, "validate_dataset": 1, "convert": 1, "count_tokens": 1, **ONE_BLEND},
+        ),
+        (
+            "coco/train2017",
+            {
+                **{"fetch": 1, "validate_source": 1, "validate_dataset": 2, "shard": 2, "media_index": 1, "holdout": 1},
+                **{"convert": 2, "count_tokens": 2, **TWO_BLENDS},
+            },
+        ),
+    ],
+    ids=["captions", "image"],
+)
+def test_an_edited_file_reruns_exactly_what_reads_it(of_a_user, tmp_path, file, jobs):
+    shutil.copytree(of_a_user.folder, tmp_path / "project", symlinks=True)
+    project = Project(tmp_path / "project")
+    assert project.jobs("data") == {}
+    place = project.folder / "data" / file
+    if place.is_dir():
+        Image.new("RGB", (40, 30), "red").save(next(place.iterdir()))
+    else:
+        place.write_text(place.read_text().replace(" a ", " one ", 1))
+    assert project.jobs("data") == jobs

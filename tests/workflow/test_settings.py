@@ -45,6 +45,17 @@ def test_generated_files_are_up_to_date(name):
         (("tokens", "miniature", "template", "sistem"), "", ["template.sistem", "did you mean 'system'?"]),
         (("runs", "other"), {"like": "mcma"}, ["runs.other.like", "did you mean 'mmca'?"]),
         (("data_path",), "/somewhere", ["suites", "miniature"]),
+        (
+            ("blends", "demo", "datasets", "mine"),
+            {"join": {"over": "aokvqa", "talk": ["lava"]}},
+            ["mine.join", "'llava'?"],
+        ),
+        (("blends", "demo", "datasets", "aokvqa"), {"join": {"over": "llava", "talk": ["llava_dial"]}}, ["of its own"]),
+        (
+            ("blends", "demo", "datasets", "mine"),
+            {"join": {"over": "ocr_vqa", "talk": ["llava"]}},
+            ["llava and ocr_vqa show images of different sources"],
+        ),
         (("own",), {"llava": {"folder": "x", "files": ["a.json"]}}, ["own.llava", "choose another"]),
         (("own",), {"pets": {"folder": "x", "files": ["a.json"], "images": "pics"}}, ["own.pets.images", ".zip"]),
         (("licences",), {"refuse": ["OpenAI-terms"]}, ["blends.demo.datasets: llava is under OpenAI-terms"]),

@@ -129,6 +129,7 @@ class Desk:
             str(self.tokenizer),
             settings,
             self.folder / "tokens",
+            followups=name.startswith("llava"),
         )
 
     def hold_out(self, keys: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from tests.scripts.blending.handmade import Desk, llava, llava_dial
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_every_record_is_in_exactly_one_group(n, limit):
     for seed in range(20):
-        order, sizes = concatenate(Draws(seed, 0), "d", [f"d:{i}" for i in range(n)], np.zeros(n, np.int64), limit)
+        order, sizes = concatenate(Draws(seed, 0), "d", [b"d:%d" % i for i in range(n)], np.zeros(n, np.int64), limit)
         assert sorted(order.tolist()) == list(range(n))
         assert sizes.sum() == n
         assert sizes.min() >= 1 and sizes.max() <= limit
@@ -21,7 +21,7 @@ def test_every_record_is_in_exactly_one_group(n, limit):
 def test_all_sizes_occur_and_the_first_record_is_in_every_kind_of_group():
     first_sizes, all_sizes = set(), set()
     for seed in range(30):
-        order, sizes = concatenate(Draws(seed, 0), "d", [f"d:{i}" for i in range(10)], np.zeros(10, np.int64), 3)
+        order, sizes = concatenate(Draws(seed, 0), "d", [b"d:%d" % i for i in range(10)], np.zeros(10, np.int64), 3)
         all_sizes |= set(sizes.tolist())
         ends = np.cumsum(sizes)
         first_sizes.add(int(sizes[np.searchsorted(ends, order.tolist().index(0), side="right")]))
@@ -29,7 +29,7 @@ def test_all_sizes_occur_and_the_first_record_is_in_every_kind_of_group():
 
 
 def test_a_group_never_holds_two_copies_of_a_record():
-    uids = ["d:0", "d:1", "d:2"] * 4
+    uids = [b"d:0", b"d:1", b"d:2"] * 4
     copies = np.repeat(np.arange(4), 3)
     order, sizes = concatenate(Draws(0, 0), "d", uids, copies, 3)
     for group in np.split(order, np.cumsum(sizes)[:-1]):

@@ -6,6 +6,7 @@ import pytest
 
 from scripts.blending.permutation import order_of
 from scripts.blending.render import messages
+from scripts.common.errors import UserError
 from tests.scripts.blending.handmade import Desk, llava, llava_dial, mixed_records, pair
 
 JOIN = {"llava_otter_blend": {"conversations": 2, "rounds": 2, "followups": 3}}
@@ -154,3 +155,56 @@ def test_the_join_draws_apart_from_the_dataset_that_it_joins(desk):
     alone = [row["uids"][0] for row in rows if row["form"] == "single"]
     assert sorted(joined) == sorted(alone)
     assert joined != alone
+
+
+ANY = {"talk_and_captions": {"join": {"over": "llava_dial", "talk": ["coco_caption"]}, "rounds": 1}}
+
+
+def test_any_two_datasets_can_be_joined_on_their_images(desk):
+    """Captions of an image, then a dialogue about it: every image has one of each."""
+    rows = desk.plan({"talk_and_captions": ANY["talk_and_captions"] | {"followup": False, "repeat": 5}})
+    assert len(rows) == 60 and {row["dataset"] for row in rows} == {"talk_and_captions"}
+    chosen = set()
+    for row in rows:
+        assert [uid.split(":")[0] for uid in row["uids"]] == ["coco_caption", "llava_dial"]
+        assert row["uids"][0].split(":")[1] == row["uids"][1].split(":")[1] and row["form"] == "join"
+        assert len(row["images"]) == 1 and row["offsets"] == [0, 0]
+        chosen.add(tuple(row["choices"][0]))
+    assert len(chosen) > 20, "every copy chooses its prompt and caption"
+    account = desk.manifest["datasets"]["talk_and_captions"]
+    assert account["joins"] == ["llava_dial", "coco_caption"] and account["usable"] == 12
+
+
+def test_two_joins_draw_apart_and_leave_each_other_alone(desk):
+    def drawn(rows, name):
+        return [
+            {k: v for k, v in row.items() if k not in ("position", "pack")} for row in rows if row["dataset"] == name
+        ]
+
+    other = {"second": {"join": {"over": "otter_mimicit_cgd", "talk": ["llava", "llava_dial"]}, "followup": False}}
+    both = desk.plan({"llava_otter_blend": {"followup": False}} | other)
+    assert drawn(both, "second") == drawn(desk.plan(other), "second")
+    talk = [[(row["uids"], row["rounds"]) for row in drawn(both, name)] for name in ("llava_otter_blend", "second")]
+    assert sorted(map(str, talk[0])) != sorted(map(str, talk[1])), "another name draws anew"
+
+
+def test_talk_whose_rounds_come_in_a_drawn_order_follows_it(tmp_path):
+    one = dict(pair(0, "a", "b", 4), uid="own:0", images=[{"source": "coco", "key": "a"}])
+    one["rounds"] = [dict(turn, images=[0] * (place == 0)) for place, turn in enumerate(one["rounds"])]
+    for turn in one["rounds"]:
+        turn["question"], turn["answer"] = ["Why?"], ["Because."]
+    desk = Desk(tmp_path, [one, pair(1, "a", "b")])
+    entry = {"join": {"over": "otter_mimicit_cgd", "talk": ["own"]}, "followup": False, "rounds": 4, "repeat": 40}
+    shown = set()
+    for row in desk.plan({"mine": entry}):
+        order = order_of(row["choices"][0][0], 4)
+        assert row["rounds"][0] == order[: len(row["rounds"][0])]
+        shown.add(tuple(order))
+    assert len(shown) > 10
+
+
+def test_follow_ups_must_have_been_counted(desk):
+    with pytest.raises(
+        UserError, match="coco_caption.json counts no follow-ups.*run count_tokens for coco_caption again"
+    ):
+        desk.plan(ANY)

@@ -60,7 +60,9 @@ def test_text_alone_is_a_conversation(tmp_path, tokenizer):
 
 
 def test_a_system_text_of_a_records_own_replaces_the_templates(tmp_path, tokenizer):
-    own = [record(f"own:{n}", [], [turn("Hello?", "Hi.")], system=text) for n, text in enumerate(("", "Be very brief."))]
+    own = [
+        record(f"own:{n}", [], [turn("Hello?", "Hi.")], system=text) for n, text in enumerate(("", "Be very brief."))
+    ]
     desk = Desk(tmp_path, own)
     rows = desk.plan({"own": {}})
     assert_exact(rows, desk.records, tokenizer)

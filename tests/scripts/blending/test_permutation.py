@@ -3,9 +3,10 @@
 from itertools import permutations
 from math import factorial
 
+import numpy as np
 import pytest
 
-from scripts.blending.permutation import order_of, rank_of
+from scripts.blending.permutation import order_of, orders_of, rank_of
 
 
 @pytest.mark.parametrize("size", range(7))
@@ -13,12 +14,14 @@ def test_ranks_list_all_orders_lexicographically(size):
     orders = [tuple(order_of(rank, size)) for rank in range(factorial(size))]
     assert orders == list(permutations(range(size)))
     assert [rank_of(list(order)) for order in orders] == list(range(factorial(size)))
+    assert orders_of(np.arange(factorial(size)), size).tolist() == [list(order) for order in orders]
 
 
 def test_the_largest_order_fits_an_int64():
     last = factorial(20) - 1
     assert order_of(last, 20) == list(range(19, -1, -1))
     assert rank_of(order_of(last, 20)) == last < 2**63
+    assert orders_of(np.array([last]), 20).tolist() == [order_of(last, 20)]
 
 
 @pytest.mark.parametrize("rank", [-1, 6])

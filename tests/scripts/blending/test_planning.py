@@ -171,7 +171,7 @@ def test_a_dataset_starts_in_its_epoch_and_not_before_its_moment(desk):
     entries = {**ALL, "llava": {"after": 1.25}}
     assert of(desk.plan(entries, 0), "llava") == []
     assert desk.manifest["datasets"]["llava"] == {
-        "asked": {"samples": "all", "repeat": 1, "concat": 1, "after": 1.25},
+        "asked": {"samples": "all", "repeat": 1, "proportion": None, "concat": 1, "after": 1.25},
         "starts_in_epoch": 1,
         "realised": 0,
     }

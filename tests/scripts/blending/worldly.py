@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.blend import write_blend
+from scripts.blend import write_shard
+from scripts.blend_manifest import write_manifest
 from scripts.count_tokens import count_tokens
 from scripts.plan import write_plan
 from scripts.sections.blend import Planned, Storage
@@ -41,7 +42,8 @@ class World:
         for dataset in DATASETS:
             table = world.root / f"records/{dataset}.parquet"
             report = world.root / f"records/{dataset}.report.json"
-            count_tokens(dataset, table, report, str(world.tokenizer), TOKENS, world.root / "tokens/tiny")
+            followups = dataset.startswith("llava")
+            count_tokens(dataset, table, report, str(world.tokenizer), TOKENS, world.root / "tokens/tiny", followups)
         return world
 
     @property
@@ -70,5 +72,22 @@ class World:
 
     def blend(self, plan: Path, out: Path, images: str = "embedded", shards: int = 3, tokens: str = "tiny") -> dict:
         """Write the shards of a plan; return the manifest."""
-        settings = Storage(tokens=tokens, images=images, shards=shards)
-        return write_blend(plan, self.root / "records", self.media, settings, self.root, out)
+        return write_blend(plan, self.root / "records", self.media, out, self.root, images, shards, tokens)
+
+
+def write_blend(
+    plan: Path,
+    records: Path,
+    media: dict[str, Path],
+    out: Path,
+    root: Path,
+    images: str = "referenced",
+    shards: int = 1,
+    tokens: str = "tiny",
+) -> dict:
+    """Write all shards of a plan, in no particular order, and their manifest."""
+    settings = Storage(tokens=tokens, images=images, shards=shards)
+    shards = 1 if plan.stem == "heldout" else shards
+    for index in reversed(range(shards)):
+        write_shard(plan, records, media, settings, root, out, index, shards)
+    return write_manifest(plan, shards, out)

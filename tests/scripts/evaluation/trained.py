@@ -91,8 +91,10 @@ def rewritten(blend: Path, out: Path, change: Callable[[dict], dict | None]) -> 
                 tar.addfile(header, BytesIO(data))
         offsets.append(tar.offset)
     Path(f"{path}.idx").write_bytes(struct.pack(f"<{len(offsets)}Q", *offsets))
-    manifest["shards"][0] |= {"bytes": path.stat().st_size, "units": len(offsets) - 1}
-    manifest["units"] = len(offsets) - 1
+    count = len(offsets) - 1
+    (out / "units.idx").write_bytes(struct.pack(f"<{count + 1}Q", *range(count + 1)))
+    manifest["shards"][0] |= {"bytes": path.stat().st_size, "units": count, "conversations": count}
+    manifest |= {"units": count, "conversations": count}
     (out / "manifest.json").write_text(json.dumps(manifest))
     return out
 

@@ -92,8 +92,8 @@ def test_a_conversation_that_was_planned_otherwise_is_refused(lab: Lab, processo
 
 def test_a_damaged_image_names_its_conversation(readers, processor):
     class Damaged(BlendReader):
-        def __getitem__(self, unit):
-            sample = super().__getitem__(unit)
+        def read(self, position, images=True):
+            sample = super().read(position, images)
             return dataclasses.replace(sample, images=[data[:100] for data in sample.images])
 
     reader = Damaged(readers[0].folder, readers[0].root)

@@ -53,6 +53,8 @@ def test_an_empty_blend_has_no_units(lab: Lab, tmp_path: Path):
         ("train-00000-of-00002.tar.idx", None, "is missing"),
         ("train-00001-of-00002.tar", lambda data: data[:-512], "instead of"),
         ("train-00000-of-00002.tar.idx", lambda data: data[:-8], "instead of"),
+        ("units.idx", None, "is missing"),
+        ("units.idx", lambda data: data + data[-8:], "instead of"),
         ("manifest.json", None, "does not exist"),
     ],
 )
@@ -93,5 +95,5 @@ def test_damage_and_escapes_are_clear_errors(lab: Lab, referenced: Path, tmp_pat
             reader._referenced([path, 0, 1])
     shard = referenced / "train-00000-of-00002.tar"
     shard.write_bytes(b"\1" * shard.stat().st_size)
-    with pytest.raises(UserError, match="unit 0 of .* is damaged"):
+    with pytest.raises(UserError, match="conversation 0 of .* is damaged"):
         reader[0]

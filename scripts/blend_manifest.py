@@ -1,0 +1,94 @@
+"""Join the shards of a plan into a blend folder that can be trained on: check that all belong to it, and describe them.
+
+Reads   a plan, and what `blend` has written: blend/<blend>/<part>/parts/*.json beside the shards
+Writes  blend/<blend>/<part>/units.idx       where each unit begins among the conversations (little-endian uint64)
+        blend/<blend>/<part>/manifest.json   last; the interface of all that follows
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from scripts.blend import MANIFEST, part_path, stem_of
+from scripts.blending.plan_table import packs_of, read_plan
+from scripts.common.errors import UserError, run_program
+from scripts.common.files import atomic, read_json, write_json
+from scripts.common.program import parser
+from scripts.media.tarshard import index_path, shard_name
+
+UNITS = "units.idx"
+_FROM_PLAN = (
+    "blend",
+    "epoch",
+    "seed",
+    "tokens_identity",
+    "records",
+    "sequence",
+    "max_images",
+    "packing",
+    "pack_images",
+    "epoch_size",
+    "global_batch",
+    "units",
+    "conversations",
+    "rounds",
+    "tokens",
+    "labels",
+    "licences",
+    "datasets",
+)
+
+
+def write_manifest(plan: Path, shards: int, out: Path) -> dict:
+    """Describe the `shards` shards of `plan` in `out`; return the manifest.
+
+    Raises:
+        UserError: a shard is missing, is not whole, or was built from another plan.
+    """
+    _, planned = read_plan(plan)
+    parts = [_part(out, shard_name(stem_of(planned), index, shards), planned["sha256"]) for index in range(shards)]
+    forms = sorted({part["images"] for part in parts})
+    if len(forms) > 1:
+        raise UserError(f"{out} holds shards with {' and with '.join(forms)} images: build them again")
+    with atomic(out / UNITS) as file:
+        file.write(np.searchsorted(packs_of(plan), np.arange(planned["units"] + 1)).astype("<u8").tobytes())
+    manifest = {
+        "v": 1,
+        **{key: planned[key] for key in _FROM_PLAN},
+        "plan": planned["sha256"],
+        "content": f"{sum(int(part['content'], 16) for part in parts) % (1 << 256):064x}",
+        "images": forms[0],
+        "n_images": planned["images"],
+        "shards": [part["shard"] for part in parts],
+    }
+    write_json(out / MANIFEST, manifest)
+    return manifest
+
+
+def _part(out: Path, shard: str, plan: str) -> dict:
+    """What is told of `shard`, checked against its files and the plan."""
+    path = part_path(out, shard)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: run blend for {shard} first")
+    part = read_json(path)
+    if part["plan"] != plan:
+        raise UserError(f"{out / shard} was built from another plan: run blend for it again")
+    sizes = {out / shard: part["shard"]["bytes"], index_path(out / shard): 8 * (part["shard"]["conversations"] + 1)}
+    for file, size in sizes.items():
+        if not file.is_file() or file.stat().st_size != size:
+            raise UserError(f"{file} is missing or not whole: run blend for {shard} again")
+    return part
+
+
+def main() -> None:
+    """Run the program."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--plan", required=True, type=Path, help="plan/<blend>/<part>.parquet, beside its manifest")
+    arguments.add_argument("--shards", required=True, type=int, help="how many shards the part has")
+    arguments.add_argument("--out", required=True, type=Path, help="folder of the shards: blend/<blend>/<part>")
+    args = arguments.parse_args()
+    write_manifest(args.plan, args.shards, args.out)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,137 @@
+"""Packs: within their limits, nothing lost, nearly full; and in a plan shuffled, balanced and starting when they may."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scripts.blending.packing import WINDOW, pack
+from scripts.blending.summary import padding
+from tests.scripts.blending.handmade import ALL, Desk, caption, llava, mixed_records
+
+PACKED = {"packing": True, "sequence": 200, "pack_images": 8, "global_batch": 4}
+
+
+def lengths(n, seed=0):
+    draw = np.random.default_rng(seed)
+    return np.minimum(draw.lognormal(5.5, 0.8, n), 2048).astype(np.int64) + 1, draw.integers(0, 4, n)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 3 * WINDOW), st.integers(0, 99), st.integers(3, 12))
+def test_every_conversation_is_in_one_pack_within_both_limits(n, seed, most):
+    tokens, images = lengths(n, seed)
+    packs = pack(tokens, images, 2049, most)
+    assert sorted(packs.values.tolist()) == list(range(n))
+    assert packs.lengths.min(initial=1) >= 1
+    assert np.bincount(packs.rows, tokens[packs.values]).max(initial=0) <= 2049
+    assert np.bincount(packs.rows, images[packs.values]).max(initial=0) <= most
+    assert all((np.diff(packs.values[packs.rows == row]) > 0).all() for row in range(0, len(packs), 37))
+
+
+def test_packs_are_nearly_full():
+    tokens, images = lengths(40 * WINDOW)
+    packs = pack(tokens, images, 4096, 64)
+    assert tokens.sum() / (len(packs) * 4096) > 0.985
+
+
+def test_images_limit_packs_where_they_are_what_is_scarce():
+    images = np.full(WINDOW, 2)
+    packs = pack(np.ones(WINDOW, int), images, 4096, 6)
+    assert packs.lengths.tolist() == [3] * (WINDOW // 3) + [1]
+
+
+def members(packs):
+    return [part.tolist() for part in np.split(packs.values, packs.starts[1:-1])]
+
+
+def test_each_conversation_goes_into_the_fullest_pack_with_room_long_ones_first():
+    assert members(pack(np.array([3, 6, 4, 7, 2, 5]), np.zeros(6, int), 10, 1)) == [[0, 3], [1, 2], [4, 5]]
+    # 10 and 9 of 100 are short: they come last, in their own order, and the fuller pack takes the first.
+    assert members(pack(np.array([9, 80, 10, 85]), np.zeros(4, int), 100, 1)) == [[0, 3], [1, 2]]
+    assert members(pack(np.array([10, 80, 9, 85]), np.zeros(4, int), 100, 1)) == [[0, 3], [1, 2]]
+
+
+def test_windows_are_packed_apart():
+    tokens, images = lengths(2 * WINDOW + 5)
+    packs = pack(tokens, images, 4096, 64)
+    window = packs.values // WINDOW
+    assert all(len(set(window[packs.rows == row])) == 1 for row in range(len(packs)))
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    return Desk(tmp_path_factory.mktemp("packs"), mixed_records())
+
+
+def test_a_packed_plan_holds_the_conversations_of_the_unpacked_one(desk):
+    entries = {name: {"repeat": 3} for name in ALL}
+    plain = desk.plan(entries, sequence=200)
+    packed = desk.plan(entries, **PACKED)
+    apart = ("position", "pack")
+    said = [sorted(str({k: v for k, v in row.items() if k not in apart}) for row in rows) for rows in (plain, packed)]
+    assert said[0] == said[1]
+    assert desk.manifest["units"] < desk.manifest["conversations"] == len(plain)
+
+
+def test_units_are_numbered_in_order_and_within_the_limits(desk):
+    rows = desk.plan({name: {"repeat": 3} for name in ALL}, **PACKED)
+    numbers = [row["pack"] for row in rows]
+    assert numbers == sorted(numbers) and set(numbers) == set(range(desk.manifest["units"]))
+    tokens, images = (np.bincount(numbers, [row[name] for row in rows]) for name in ("n_tokens", "n_images"))
+    assert tokens.max() <= 200 and images.max() <= 8
+    assert desk.manifest["global_batches"] == -(-len(tokens) // 4)
+    for start in range(0, len(tokens), 4):
+        assert (np.diff(tokens[start : start + 4]) <= 0).all(), "longest first, so that ranks are balanced"
+
+
+def test_any_number_of_ranks_gets_about_the_same(tmp_path):
+    desk = Desk(tmp_path, [llava(i, f"i{i % 12}") for i in range(600)] + [caption(i, f"i{i % 12}") for i in range(600)])
+    rows = desk.plan({"llava": {"concat": 3}, "coco_caption": {}}, **PACKED | {"sequence": 400, "global_batch": 32})
+    cost = np.bincount([row["pack"] for row in rows], [row["n_tokens"] for row in rows])
+    for ranks in (2, 4, 8):
+        shares = np.array(
+            [[cost[s : s + 32][r::ranks].sum() for r in range(ranks)] for s in range(0, len(cost) - 31, 32)]
+        )
+        assert (shares.max(1) / shares.min(1)).max() < 1.15
+
+
+def test_packs_are_shuffled_and_their_contents_come_from_all_datasets(tmp_path):
+    rows = [llava(i, f"i{i % 12}") for i in range(1500)] + [caption(i, f"i{i % 12}") for i in range(1500)]
+    desk = Desk(tmp_path, rows)
+    plan = desk.plan(
+        {"llava": {}, "coco_caption": {}}, **PACKED | {"sequence": 1600, "pack_images": 64, "global_batch": 1}
+    )
+    by_key = {row["uids"][0]: place for place, row in enumerate(desk.plan({"llava": {}, "coco_caption": {}}))}
+    place = np.array([by_key[row["uids"][0]] for row in plan])
+    first = place[np.unique([row["pack"] for row in plan], return_index=True)[1]]
+    assert abs(np.corrcoef(first, np.arange(len(first)))[0, 1]) < 0.2, "packs of one window lie all over the epoch"
+    mixed = [len({row["dataset"] for row in plan if row["pack"] == pack}) for pack in range(100)]
+    assert np.mean([count == 2 for count in mixed]) > 0.95
+
+
+def test_a_late_dataset_is_packed_apart_and_not_before_its_moment(desk):
+    entries = {"llava": {"repeat": 8}, "coco_caption": {"repeat": 8, "after": 0.5}}
+    rows = desk.plan(entries, **PACKED)
+    late = {row["pack"] for row in rows if row["dataset"] == "coco_caption"}
+    assert min(late) >= 0.5 * desk.manifest["units"]
+    assert not late & {row["pack"] for row in rows if row["dataset"] == "llava"}
+
+
+def test_the_heldout_part_is_packed_too_and_may_be_empty(tmp_path):
+    desk = Desk(tmp_path, mixed_records(), held_out=["i00", "i01", "i02", "i03"])
+    rows = desk.plan(ALL, None, **PACKED)
+    assert len({row["pack"] for row in rows}) == desk.manifest["units"] < len(rows)
+    desk.hold_out([])
+    assert desk.plan(ALL, None, **PACKED) == [] and desk.manifest["units"] == 0
+
+
+def test_packing_saves_padding(desk):
+    entries = {name: {"repeat": 3} for name in ALL}
+    shares = []
+    for options in ({"sequence": 200, "global_batch": 8}, PACKED | {"global_batch": 8}):
+        rows = desk.plan(entries, **options)
+        cost = np.bincount([row["pack"] for row in rows], [row["n_tokens"] for row in rows]).astype(int)
+        padded, places = padding(cost, 8)
+        shares.append(padded / places)
+    assert shares[1] < shares[0]
