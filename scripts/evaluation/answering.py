@@ -14,6 +14,7 @@ import torch
 from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 
+from model.cache import ImageCache as StateCache
 from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
 from model.template import Encoded, count_text, render
@@ -101,6 +102,7 @@ class Answerer:
         self.settings = settings
         self.model, self.processor = load_model(folder, settings.device)
         self._images = ImageCache(self.processor)
+        self._states = StateCache(self.model)
 
     def answers(self, prompts: Sequence[Prompt], label: str, blank: bool = False) -> list[str]:
         """Answer every prompt; with `blank` every image is replaced by one uniform colour.
@@ -146,6 +148,9 @@ class Answerer:
     def _generate(self, batch: list, blank: bool) -> list[str]:
         inputs = self._collate(batch, "left", blank)
         del inputs["labels"]
+        if "pixel_values" in inputs:
+            # Suites and held-out conversations show the same images again and again.
+            inputs |= self._states.inputs(list(inputs.pop("pixel_values").cpu().numpy()))
         tokens = self.model.generate(
             **inputs, max_new_tokens=self.settings.max_new_tokens, do_sample=False, num_beams=1
         )
@@ -157,7 +162,7 @@ class Answerer:
         del inputs["attention_mask"]
         losses, rows = self.model.token_losses(**inputs)
         sums = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, rows.cpu(), losses.double().cpu())
-        return list(zip(sums.tolist(), torch.bincount(rows, minlength=len(batch)).tolist()))
+        return list(zip(sums.tolist(), torch.bincount(rows, minlength=len(batch)).tolist(), strict=True))
 
     def _encode(self, prompt: Prompt) -> Encoded:
         encoded = self.processor.encode(prompt.messages)
