@@ -153,6 +153,7 @@ class ConversationCache(DynamicCache):
         """K"""
         return 0 if self.kinds is None else self.kinds.shape[1]
 
+    @torch.compiler.disable
     def begin(self, kinds: Tensor, states: Sequence[ImageStates], rotation: KeyRotation, device: torch.device) -> Step:
         """Take in the kinds (B, T) of new tokens and the states of the images among them, in reading order.
 

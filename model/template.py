@@ -119,6 +119,11 @@ class Encoded:
         self.labels += ids if supervised else [IGNORE] * len(ids)
         self.modality += [modality] * len(ids)
 
+    def without_last(self, count: int) -> Encoded:
+        """The same without its last `count` tokens, which are text."""
+        end = len(self) - count
+        return Encoded(self.input_ids[:end], self.labels[:end], self.modality[:end], list(self.image_indices))
+
 
 def segments(messages: Sequence[dict[str, Any]], template: Template) -> list[Segment]:
     """Lay a conversation out as segments, numbering its images from 1 in the order in which they appear.
