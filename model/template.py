@@ -250,7 +250,7 @@ class Counter:
                  + between_rounds() * (rounds - 1)
 
     A prompt (last question without an answer) lacks the last answer and its `end()`; a conversation with its own system
-    message has `count_prefix(tokenizer, template, system)` in place of `prefix()`.
+    message has `prefix(system)` in place of `prefix()`.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: Template, image_tokens: int):
@@ -259,9 +259,9 @@ class Counter:
         self.image_tokens = image_tokens
         self._images: dict[int, int] = {}
 
-    def prefix(self) -> int:
-        """Return the tokens before the first round."""
-        return self._prefix
+    def prefix(self, system: str | None = None) -> int:
+        """Return the tokens before the first round; `system` takes the place of the template's own."""
+        return self._prefix if system is None else count_prefix(self.tokenizer, self.template, system)
 
     def image(self, number: int) -> int:
         """Return the tokens of the image with this number (from 1)."""

@@ -9,7 +9,6 @@ sys.path.insert(0, str(workflow.basedir))
 from snakemake.exceptions import WorkflowError
 
 from scripts import dag
-from scripts import sources as registry
 from scripts import settings as typed
 from scripts.common.code import asset_fingerprint as assets
 from scripts.common.code import code_fingerprint as code
@@ -25,14 +24,15 @@ except UserError as error:
 CONDA = any(str(method) == "conda" for method in workflow.deployment_settings.deployment_method)
 shell.prefix(dag.shell_prefix(str(workflow.basedir), CONDA))
 
+REGISTRY = SETTINGS.registry()
 IMAGE_SOURCES = dag.image_sources(SETTINGS)
-RAW = SETTINGS.data_path or f"{ROOT}/raw/miniature"
+TASTE_ROWS = sorted({source for name in dag.tasting(SETTINGS) for source in REGISTRY.annotation_sources(name)})
 BASES = f"{ROOT}/bases/miniature"
 
 
 wildcard_constraints:
-    source="|".join(sorted(registry.SOURCES)),
-    dataset="|".join(sorted(registry.DATASETS)),
+    source="|".join(sorted(REGISTRY.sources)),
+    dataset="|".join(sorted(REGISTRY.datasets)),
     tokens="|".join(SETTINGS.tokens),
     blend="|".join(SETTINGS.blends),
     model="|".join(SETTINGS.models),
@@ -50,9 +50,14 @@ def folder(path):
     return lambda wildcards: path.format(**wildcards)
 
 
-def required_files(source):
-    """Paths below the data path that the configured datasets need of a source."""
-    return registry.requirements(source, SETTINGS.datasets())
+def raw_folders(wildcards):
+    """`--raw` of a dataset: every source that it reads."""
+    return " ".join(f"{source}={ROOT}/raw/{source}" for source in REGISTRY.sources_of(wildcards.dataset))
+
+
+def taste_of_dataset(wildcards):
+    """The choice of images that limits a dataset, where only a taste is asked for."""
+    return f"{ROOT}/raw/wanted.json" if wildcards.dataset in dag.tasting(SETTINGS) else []
 
 
 def tokenizer_folder(tokens):

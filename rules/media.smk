@@ -28,6 +28,7 @@ rule shard:
 
 rule media_index:
     input:
+        card=f"{ROOT}/raw/{{source}}/source.json",
         tars=lambda w: [f"{ROOT}/{shard}.tar" for shard in dag.media_shards(SETTINGS, w.source)],
         offsets=lambda w: [f"{ROOT}/{shard}.tar.idx" for shard in dag.media_shards(SETTINGS, w.source)],
         parts=lambda w: [
@@ -45,11 +46,14 @@ rule media_index:
     params:
         code=code("scripts.index"),
         shards=lambda w, input: len(input.tars),
+        raw=folder(f"{ROOT}/raw/{{source}}"),
+        tolerate=SETTINGS.tolerance.images,
         out=subpath(output.manifest, parent=True),
     message:
         "Indexing the images of {wildcards.source}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.index --source {wildcards.source} --shards {params.shards} --out {params.out:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.index --source {wildcards.source} --shards {params.shards} --raw {params.raw:q} "
+        "--tolerate {params.tolerate} --out {params.out:q}"
 
 
 rule holdout:

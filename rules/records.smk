@@ -4,7 +4,8 @@
 rule convert:
     input:
         verdict=f"{ROOT}/validated/{{dataset}}.json",
-        media=lambda w: below_root("media/{source}/manifest.json", source=registry.DATASETS[w.dataset].image_sources),
+        wanted=taste_of_dataset,
+        media=lambda w: below_root("media/{source}/manifest.json", source=REGISTRY.image_sources(w.dataset)),
     output:
         table=f"{ROOT}/records/{{dataset}}.parquet",
         report=f"{ROOT}/records/{{dataset}}.report.json",
@@ -13,15 +14,18 @@ rule convert:
     conda:
         "../envs/data.yaml"
     params:
-        code=lambda w: code("scripts.convert", f"scripts.adapters.{w.dataset}"),
-        raw=lambda w: " ".join(f"{source}={ROOT}/raw/{source}" for source in dag.sources_of(w.dataset)),
-        media=lambda w: " ".join(f"{s}={ROOT}/media/{s}" for s in registry.DATASETS[w.dataset].image_sources),
+        entry=lambda w: dag.dataset_cause(SETTINGS, w.dataset),
+        code=lambda w: code("scripts.convert", f"scripts.adapters.{REGISTRY.datasets[w.dataset].adapter}"),
+        raw=raw_folders,
+        media=lambda w: " ".join(f"{source}={ROOT}/media/{source}" for source in REGISTRY.image_sources(w.dataset)),
+        tolerate=SETTINGS.tolerance.rows,
+        wanted=lambda w, input: f"--wanted {input.wanted}" if input.wanted else "",
         out=subpath(output.report, parent=True),
     message:
         "Turning {wildcards.dataset} into records"
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.convert --dataset {wildcards.dataset} --raw {params.raw} "
-        "--media {params.media} --out {params.out:q}"
+        "--media {params.media} --tolerate {params.tolerate} {params.wanted} --out {params.out:q}"
 
 
 rule count_tokens:

@@ -20,28 +20,61 @@ rule miniature:
         "VISUALCHAT_LOG={log:q} python -m scripts.miniature --settings {params.settings:q} --out {params.out:q}"
 
 
+# Which images a taste takes; they are chosen from the annotations before any image is there.
+rule wanted:
+    input:
+        below_root("raw/{source}/source.json", source=TASTE_ROWS),
+    output:
+        f"{ROOT}/raw/wanted.json",
+    log:
+        f"{ROOT}/logs/wanted.log",
+    conda:
+        "../envs/data.yaml"
+    params:
+        settings=SETTINGS.taste.cause() if SETTINGS.taste else "",
+        datasets=" ".join(dag.tasting(SETTINGS)),
+        sources=" ".join(dag.tasted(SETTINGS)),
+        raw=" ".join(f"{source}={ROOT}/raw/{source}" for source in TASTE_ROWS),
+        code=code("scripts.wanted", *(f"scripts.adapters.{REGISTRY.datasets[name].adapter}" for name in dag.tasting(SETTINGS))),
+    message:
+        "Choosing the images of a taste"
+    shell:
+        "VISUALCHAT_LOG={log:q} python -m scripts.wanted --settings {params.settings:q} --datasets {params.datasets} "
+        "--sources {params.sources} --raw {params.raw} --out {output:q}"
+
+
 rule fetch:
     input:
-        [] if SETTINGS.data_path else rules.miniature.output.manifest,
+        miniature=lambda w: [] if SETTINGS.data_path or w.source in SETTINGS.own else rules.miniature.output.manifest,
+        wanted=lambda w: rules.wanted.output if w.source in dag.tasted(SETTINGS) else [],
     output:
         manifest=f"{ROOT}/raw/{{source}}/source.json",
-        listing=f"{ROOT}/raw/{{source}}/files.parquet",
+        files=f"{ROOT}/raw/{{source}}/files.parquet",
+        images=f"{ROOT}/raw/{{source}}/images.parquet",
     log:
         f"{ROOT}/logs/fetch/{{source}}.log",
     conda:
         "../envs/data.yaml"
     params:
-        data_path=folder(RAW),
-        require=lambda w: " ".join(f"--require {path}" for path in required_files(w.source)),
-        # The user's files are no outputs of ours: their names, sizes and times are the cause.
-        digest=lambda w: dag.folder_digest(RAW, tuple(required_files(w.source))) if SETTINGS.data_path else "",
+        data_path=lambda w: dag.data_path(SETTINGS, w.source),
+        require=lambda w: " ".join(
+            f"--require {shlex.quote(path)}" for path in REGISTRY.requirements(w.source, SETTINGS.datasets())
+        ),
+        own=lambda w: f"--own {shlex.quote(SETTINGS.own[w.source].cause())}" if w.source in SETTINGS.own else "",
+        entry=lambda w: dag.source_cause(SETTINGS, w.source),
+        digest=lambda w: dag.raw_digest(SETTINGS, w.source),
+        download=lambda w: "--download" if SETTINGS.download == "missing" and w.source not in SETTINGS.own else "",
+        wanted=lambda w, input: f"--wanted {input.wanted}" if input.wanted else "",
         code=code("scripts.fetch"),
         out=subpath(output.manifest, parent=True),
+    resources:
+        # A polite limit on how many sources are fetched at once; profiles/default sets it.
+        download=int(SETTINGS.download == "missing"),
     message:
         "Listing the raw files of {wildcards.source}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.fetch --source {wildcards.source} --data-path {params.data_path:q} "
-        "{params.require} --out {params.out:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.fetch --source {wildcards.source} {params.own} {params.download} "
+        "{params.wanted} --data-path {params.data_path:q} {params.require} --out {params.out:q}"
 
 
 rule validate_source:
@@ -64,7 +97,8 @@ rule validate_source:
 
 rule validate_dataset:
     input:
-        lambda w: below_root("validated/source/{source}.json", source=dag.sources_of(w.dataset)),
+        wanted=taste_of_dataset,
+        verdicts=lambda w: below_root("validated/source/{source}.json", source=REGISTRY.sources_of(w.dataset)),
     output:
         f"{ROOT}/validated/{{dataset}}.json",
     log:
@@ -72,9 +106,12 @@ rule validate_dataset:
     conda:
         "../envs/data.yaml"
     params:
-        code=lambda w: code("scripts.validate", f"scripts.adapters.{w.dataset}"),
-        raw=lambda w: " ".join(f"{source}={ROOT}/raw/{source}" for source in dag.sources_of(w.dataset)),
+        entry=lambda w: dag.dataset_cause(SETTINGS, w.dataset),
+        code=lambda w: code("scripts.validate", f"scripts.adapters.{REGISTRY.datasets[w.dataset].adapter}"),
+        raw=raw_folders,
+        wanted=lambda w, input: f"--wanted {input.wanted}" if input.wanted else "",
     message:
         "Judging the rows of {wildcards.dataset}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.validate --dataset {wildcards.dataset} --raw {params.raw} --out {output:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.validate --dataset {wildcards.dataset} --raw {params.raw} "
+        "{params.wanted} --out {output:q}"

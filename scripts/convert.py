@@ -4,43 +4,58 @@ Reads `raw/<source>` and the media index of the images' sources. Writes, below -
 and, last, `<dataset>.report.json`: rows read and kept, and every dropped row under its reason with examples.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 
-from scripts.adapters.base import Images, Raw
+from scripts.adapters.images import OUTSIDE_TASTE, Images
+from scripts.adapters.raw import Raw
 from scripts.adapters.run import Conversion
-from scripts.common.errors import run_program
-from scripts.common.files import table_sha256, write_json, write_table
+from scripts.adapters.statistics import Statistics
+from scripts.common.errors import UserError, run_program
+from scripts.common.files import read_json, table_sha256, write_json, write_table
 from scripts.common.program import parser
 from scripts.media.folders import add_folders, named_folders
 from scripts.records_schema import SCHEMA, Record, to_batch
-from scripts.sources import DATASETS
 
 _BATCH = 4096
 
 
-def convert(dataset: str, raw_folders: dict[str, Path], media: dict[str, Path], out: Path) -> dict:
+def convert(
+    dataset: str,
+    raw_folders: dict[str, Path],
+    media: dict[str, Path],
+    out: Path,
+    tolerated: float = 1.0,
+    wanted: dict[str, list[str]] | None = None,
+) -> dict:
     """Write the records of `dataset`; return the report.
 
+    Args:
+        tolerated: the share of rows that may be dropped.
+        wanted: paths of images by source, where only a taste is asked for.
+
     Raises:
-        UserError: a source is missing, a file is broken, or no row can be used.
+        UserError: a source is missing, a file is broken, or too few rows can be used.
     """
-    licence = DATASETS[dataset].licence if dataset in DATASETS else ""
-    images = Images.of_media(media)
+    images = Images.of_media(media, wanted)
     conversion = Conversion(dataset, Raw(raw_folders), images)
-    named = _with_uids(dataset, conversion)
+    licence = conversion.entry.licence
+    statistics = Statistics()
+    named = statistics.of(_with_uids(dataset, conversion))
     batches = []
     while rows := list(islice(named, _BATCH)):
         batches.append(to_batch(rows, licence))
+    _check_losses(conversion, tolerated)
     table = pa.Table.from_batches(batches, SCHEMA)
     write_table(out / f"{dataset}.parquet", table)
     report = {
         "v": 1,
         "dataset": dataset,
         "licence": licence,
+        "terms": list(conversion.entry.terms),
         "rows": conversion.rows,
         "expected": conversion.expected(),
         "kept": conversion.kept,
@@ -48,17 +63,33 @@ def convert(dataset: str, raw_folders: dict[str, Path], media: dict[str, Path], 
         "dropped": conversion.dropped.as_dict(),
         "notes": conversion.noted.as_dict(),
         "images": len(images.found),
+        "statistics": statistics.as_dict(),
         "sha256": table_sha256(table),
     }
     write_json(out / f"{dataset}.report.json", report)
     return report
 
 
-def _with_uids(dataset: str, records: Iterable[Record]) -> Iterator[tuple[str, Record]]:
+def _check_losses(conversion: Conversion, tolerated: float) -> None:
+    """Raise UserError if a larger share of rows than `tolerated` was dropped."""
+    outside = conversion.dropped.as_dict().get(OUTSIDE_TASTE, {"count": 0})["count"]
+    lost, rows = conversion.rows - conversion.kept - outside, conversion.rows - outside
+    if lost > tolerated * rows:
+        first = next(iter(conversion.dropped.as_dict().values()))["examples"][0]
+        raise UserError(
+            f"dataset {conversion.dataset!r}: {lost} of {rows} rows cannot be used, more than the share of "
+            f"{tolerated:g} that `tolerance.rows` allows ({conversion.dropped}). For example {first}. Repair the data, or "
+            "raise the tolerance"
+        )
+
+
+def _with_uids(dataset: str, conversion: Conversion) -> Iterator[tuple[str, Record]]:
     """Give every record a unique name: `<dataset>:<raw id>`, and `#1`, `#2`, ... from the second of the same id on."""
     used: dict[str, int] = {}
-    for record in records:
+    for record in conversion:
         plain = uid = f"{dataset}:{record.id}"
+        if uid in used:
+            conversion.noted.add("duplicate_id", f"{uid} is the name of more than one conversation")
         while uid in used:
             uid = f"{plain}#{used[plain]}"
             used[plain] += 1
@@ -73,9 +104,12 @@ def main() -> None:
     add_folders(arguments, "--raw", "raw/<source> of every source that the dataset reads")
     add_folders(arguments, "--media", "media/<source> of every source of its images")
     arguments.add_argument("--out", type=Path, required=True, help="folder to write into: records")
+    arguments.add_argument("--tolerate", type=float, default=1.0, help="share of rows that may be dropped")
+    arguments.add_argument("--wanted", type=Path, help="raw/wanted.json, where only a taste is asked for")
     args = arguments.parse_args()
     raw, media = named_folders(args.raw, "--raw"), named_folders(args.media, "--media")
-    report = convert(args.dataset, raw, media, args.out)
+    wanted = read_json(args.wanted)["images"] if args.wanted else None
+    report = convert(args.dataset, raw, media, args.out, args.tolerate, wanted)
     lost = report["rows"] - report["kept"]
     print(f"{args.dataset}: {report['rows']} rows, {report['records']} records, {lost} rows dropped")
 

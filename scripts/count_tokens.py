@@ -2,6 +2,7 @@
 
 Reads   records/<dataset>.parquet, its report, and a tokenizer
 Writes  tokens/<tokens>/<dataset>.parquet   per round: tokens of each alternative of question and answer
+                                            and of the prefix, where a record has a system text of its own (else 0)
         tokens/<tokens>/<dataset>.json      what was counted with (identity), and the tokens of the fixed parts
 
 A text that names an image by a slot has one count for every offset of image numbers, because "image 9" and "image 10"
@@ -32,6 +33,7 @@ _COUNTS = pa.list_(pa.list_(pa.int32()))
 SCHEMA = pa.schema(
     [
         ("uid", pa.string()),
+        ("prefix", pa.int32()),
         ("rounds", pa.list_(pa.struct([("question", _COUNTS), ("named", _COUNTS), ("answer", _COUNTS)]))),
     ]
 )
@@ -51,6 +53,12 @@ class TextCounter:
         counts = self.distinct(texts.dictionary.to_pylist()).take(texts.indices.to_numpy())
         return nested(list_starts(column), counts.to_arrow(pa.int32()))
 
+    def prefixes(self, systems: pa.StringArray) -> pa.Array:
+        """Tokens before the first round for each system text; 0 for an empty one, which means the template's."""
+        texts = systems.dictionary_encode()
+        counts = [self.counter.prefix(text) if text else 0 for text in texts.dictionary.to_pylist()]
+        return pa.array(counts, pa.int32()).take(texts.indices)
+
     def distinct(self, texts: list[str]) -> Ragged:
         """Tokens of each text, per offset where it has slots."""
         variants = [self._variants(text) for text in texts]
@@ -65,7 +73,7 @@ class TextCounter:
 
 
 def count_batch(batch: pa.Table, counter: TextCounter, named: bool) -> pa.Table:
-    """The token table of some records (columns uid, images, rounds)."""
+    """The token table of some records (columns uid, images, rounds, system)."""
     rounds = flat(batch, "rounds")
     questions, answers = (pc.struct_field(rounds.flatten(), name) for name in ("question", "answer"))
     starts = list_starts(rounds)
@@ -74,7 +82,8 @@ def count_batch(batch: pa.Table, counter: TextCounter, named: bool) -> pa.Table:
     columns = [counter.alternatives(texts) for texts in (questions, _named(questions, with_name), answers)]
     rounds_type = SCHEMA.field("rounds").type
     structs = pa.StructArray.from_arrays(columns, fields=list(rounds_type.value_type))
-    return pa.Table.from_arrays([flat(batch, "uid"), nested(starts, structs)], schema=SCHEMA)
+    prefixes = counter.prefixes(flat(batch, "system"))
+    return pa.Table.from_arrays([flat(batch, "uid"), prefixes, nested(starts, structs)], schema=SCHEMA)
 
 
 def _named(questions: pa.ListArray, wanted: np.ndarray) -> pa.ListArray:
@@ -126,7 +135,7 @@ def count_tokens(dataset: str, records: Path, report: Path, tokenizer_name: str,
 
 def _count(path: Path, counter: TextCounter, dataset: str) -> pa.Table:
     file = pq.ParquetFile(path)
-    batches = file.iter_batches(_BATCH, columns=["uid", "images", "rounds"])
+    batches = file.iter_batches(_BATCH, columns=["uid", "images", "rounds", "system"])
     total = -(-file.metadata.num_rows // _BATCH)
     tables = [
         count_batch(pa.Table.from_batches([batch]), counter, dataset in JOIN_TALK)

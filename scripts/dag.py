@@ -4,15 +4,16 @@ Pure functions over `Settings`, importable and tested without Snakemake, so that
 All paths are relative to the working directory and begin with the results root.
 """
 
+import glob
 import hashlib
 import os
 import sys
 from functools import cache
 from pathlib import Path
 
-from scripts import sources
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
+from scripts.fetching.receipts import is_partial, valid
 from scripts.settings import Settings
 
 HELDOUT = "heldout"
@@ -42,8 +43,8 @@ def claim_root(root: str, name: str) -> None:
 
 def image_sources(settings: Settings) -> list[str]:
     """Sources whose images the configured datasets show."""
-    found = {source for dataset in settings.datasets() for source in sources.DATASETS[dataset].image_sources}
-    return sorted(found)
+    registry = settings.registry()
+    return sorted({source for dataset in settings.datasets() for source in registry.image_sources(dataset)})
 
 
 def media_shards(settings: Settings, source: str) -> list[str]:
@@ -78,11 +79,6 @@ def datasets_of(settings: Settings, blend: str) -> list[str]:
     return settings.blends[blend].records()
 
 
-def sources_of(dataset: str) -> list[str]:
-    """All sources of a dataset: its annotations and its images."""
-    return sources.sources_of(dataset)
-
-
 def suites(settings: Settings, root: str) -> dict[str, str]:
     """Dialogue suites by name: the miniature's own, or files of the user."""
     drawn = f"{root}/raw/miniature/dialogues/dialogues.json"
@@ -95,26 +91,76 @@ def plan_cause(settings: Settings, blend: str) -> str:
 
 
 def world_cause(settings: Settings) -> str:
-    """What decides how the miniature's scenes look and what is asked about them: not how many of them are drawn."""
-    return settings.miniature.cause(without=("images", "rows"))
+    """What decides how the miniature's scenes look and what is asked about them: not how many of them are drawn, nor what
+    is wrong with their files."""
+    return settings.miniature.cause(without=("images", "rows", "faults"))
+
+
+def data_path(settings: Settings, source: str) -> str:
+    """The folder in which the raw files of a source are."""
+    if source in settings.own:
+        return settings.own[source].folder
+    return settings.data_path or f"{settings.results}/raw/miniature"
+
+
+def source_cause(settings: Settings, source: str) -> str:
+    """The source's entry in the registry: what fetch looks for, and what it writes on the card."""
+    return settings.registry().sources[source].cause()
+
+
+def dataset_cause(settings: Settings, dataset: str) -> str:
+    """The dataset's entry in the registry."""
+    return settings.registry().datasets[dataset].cause()
+
+
+def raw_digest(settings: Settings, source: str) -> str:
+    """A cheap cause for files that are not ours: a hash of (name, size, time of change) of all that fetch may read.
+
+    Absent ones are left to fetch, whose message knows how to get them. The miniature's files are outputs of ours.
+    """
+    if not settings.data_path and source not in settings.own:
+        return ""
+    entry = settings.registry().sources[source]
+    required = settings.registry().requirements(source, settings.datasets())
+    places = [form for file in entry.files if file.path in required for form in file.forms()]
+    places += [place for images in entry.images for place in (images.folder, *images.containers)]
+    return folder_digest(data_path(settings, source), tuple(sorted({*places, *entry.optional_files})))
+
+
+def tasted(settings: Settings) -> list[str]:
+    """Sources of images whose images a taste chooses: those that hold nothing else."""
+    if settings.taste is None:
+        return []
+    registry = settings.registry()
+    return [source for source in image_sources(settings) if not registry.sources[source].files]
+
+
+def tasting(settings: Settings) -> list[str]:
+    """Datasets that choose the images of a taste, in the registry's order."""
+    registry, sources = settings.registry(), set(tasted(settings))
+    return [name for name in settings.datasets() if sources & set(registry.datasets[name].image_sources)]
 
 
 @cache
-def folder_digest(folder: str, required: tuple[str, ...]) -> str:
-    """A cheap cause for files that are not ours: a hash of (name, size, time of change) of everything required.
+def folder_digest(folder: str, places: tuple[str, ...]) -> str:
+    """Hash of (name, size, time of change) of the files at `places`: paths, folders ending in "/", or patterns.
 
-    Entries of `required` are paths below `folder`; those that end in `/` are folders and are listed in depth. Absent ones are
-    left to the step that reads them, whose message knows how to get them.
+    What was fetched does not count: its cause is the registry, and it is not there yet when the first digest is taken.
     """
     digest = hashlib.sha256()
-    for relative in sorted(required):
-        start = Path(folder) / relative
-        paths = sorted(p for p in start.rglob("*") if p.is_file()) if relative.endswith("/") else [start]
-        for path in paths:
-            if path.is_file():
-                status = path.stat()
-                digest.update(f"{path.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    for place in places:
+        if place.endswith("/") and is_partial(Path(folder), place):
+            continue
+        files = _walk(os.path.join(folder, place)) if place.endswith("/") else sorted(glob.glob(f"{folder}/{place}"))
+        for path in files:
+            if os.path.isfile(path) and not valid(Path(folder), os.path.relpath(path, folder)):
+                status = os.stat(path)
+                digest.update(f"{os.path.relpath(path, folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _walk(folder: str) -> list[str]:
+    return sorted(os.path.join(inner, name) for inner, _, names in os.walk(folder) for name in names)
 
 
 def shell_prefix(basedir: str, conda: bool) -> str:

@@ -1,82 +1,173 @@
-"""Provide one source from the user's data path: find its files, hash them, write down what is there.
+"""Provide one source: get what is missing if that is wanted, find its files and images, write down what is there.
 
-Reads the files of --source below --data-path, which are left where they are. Writes, below --out, `files` (a link to
-the data path), `files.parquet` (path, bytes and sha256 of every file) and, last, `source.json`.
+Reads the files of --source below --data-path, which are left where they are; with --download, those that are missing are
+fetched into it first. Writes, below --out, `files` (a link to the data path), `files.parquet` (path, bytes and sha256 of
+every file), `images.parquet` (every image, also inside of archives) and, last, `source.json`, the card.
 """
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 
-from scripts.adapters.base import CARD, FILES, LISTING, missing
+from scripts.adapters.raw import CARD, FILES, IMAGES, IMAGES_SCHEMA, LISTING, LISTING_SCHEMA
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import file_sha256, table_sha256, write_json, write_table
-from scripts.common.program import parser
+from scripts.common.files import file_sha256, read_json, table_sha256, write_json, write_table
+from scripts.common.program import load_settings, parser
 from scripts.common.progress import track
+from scripts.fetching.receipts import is_partial, valid
+from scripts.media.containers import FILE, Entry, list_container
 from scripts.media.keys import is_image
-from scripts.sources import SOURCES
+from scripts.sections.own import Own
+from scripts.sources import REGISTRY, SOURCES, AnnotationFile, Dataset, ImageSet, Source, own_dataset, own_source
 
-SCHEMA = pa.schema([("path", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())])
+if TYPE_CHECKING:
+    # The libraries that fetch take a second to import, and most runs find everything in its place.
+    from scripts.fetching.connection import Options
 
 
-def fetch(source: str, data_path: Path, out: Path, require: Sequence[str] = ()) -> dict:
+def fetch(
+    source: Source,
+    data_path: Path,
+    out: Path,
+    require: Sequence[str] = (),
+    dataset: Dataset | None = None,
+    wanted: Collection[str] | None = None,
+    download: "Options | None" = None,
+) -> dict:
     """List what `data_path` holds of `source`; return the card.
 
     Args:
         require: files, and folders ending in "/", below `data_path`; empty means all that belongs to the source.
+        dataset: what the source is for, where the registry does not know it.
+        wanted: paths of the only images to list, where a taste is asked for.
+        download: how to fetch what is missing; None: not at all.
 
     Raises:
-        UserError: something required is absent, or a folder holds no image.
+        UserError: something required is absent or damaged, or a folder holds no image.
     """
-    required = sorted(set(require)) or SOURCES[source].paths()
-    unknown = sorted(set(required) - set(SOURCES[source].paths()))
+    required = sorted(set(require)) or source.paths()
+    unknown = sorted(set(required) - set(source.paths()))
     if unknown:
-        raise UserError(f"{unknown[0]!r} does not belong to the source {source!r}, which has {SOURCES[source].paths()}")
-    paths = sorted(path for entry in required for path in _find(source, data_path, entry))
-    rows = [_row(data_path, path) for path in track(paths, f"{source}: files read", len(paths))]
-    table = pa.Table.from_pylist(rows, SCHEMA)
+        raise UserError(f"{unknown[0]!r} does not belong to the source {source.name!r}, which has {source.paths()}")
+    files = [file for file in source.files if file.path in required]
+    sets = [images for images in source.images if images.folder in required]
+    if download is not None:
+        _bring(source, data_path, files, sets, wanted, download)
+    annotations = {file.path: find_rows(source, data_path, file) for file in files}
+    stores = [find_images(source, data_path, images, wanted) for images in sets]
+    optional = [path for path in source.optional_files if (data_path / path).is_file()]
+
+    loose = {path for store in stores for path in store.loose}
+    rows = {path for found in annotations.values() for path in found} | set(optional)
+    listing = _hashed(source.name, data_path, sorted(rows | loose))
+    entries = [Entry(row["path"], "", FILE, 0, row["bytes"]) for row in listing if row["path"] in loose]
+    for store in stores:
+        for container in store.containers:
+            found, sha256 = list_container(data_path / container, container, store.folder, _known(data_path, container))
+            entries += [entry for entry in found if wanted is None or entry.path in wanted]
+            listing.append({"path": container, "bytes": (data_path / container).stat().st_size, "sha256": sha256})
+    table = pa.Table.from_pylist(sorted(listing, key=lambda row: row["path"]), LISTING_SCHEMA)
+    columns = zip(*sorted(entries), strict=True) if entries else [[]] * len(IMAGES_SCHEMA)
+    images = pa.Table.from_arrays([pa.array(list(column)) for column in columns], schema=IMAGES_SCHEMA)
     write_table(out / LISTING, table)
+    write_table(out / IMAGES, images)
     _link(data_path, out / FILES)
     card = {
         "v": 1,
-        "source": source,
-        "licence": SOURCES[source].licence,
+        "source": source.name,
+        "version": source.version,
+        "licence": source.licence,
+        "terms": list(source.terms),
         "provided_by": "miniature" if (data_path / "miniature.json").is_file() else "data_path",
-        "layout": "data_path",
         "required": required,
-        "files": len(rows),
-        "bytes": sum(row["bytes"] for row in rows),
+        "published": _published(source, listing),
+        "annotations": {path: _annotation(source.file(path), found) for path, found in annotations.items()},
+        "image_sets": {store.folder: _image_set(source, store) for store in stores},
+        "optional_files": optional,
+        "fetched": _fetched(data_path, listing),
+        "taste": wanted is not None,
+        "files": table.num_rows,
+        "images": images.num_rows,
+        "bytes": sum(row["bytes"] for row in listing),
         "sha256": table_sha256(table),
     }
+    if dataset is not None:
+        card["dataset"] = dataset.model_dump(mode="json")
     write_json(out / CARD, card)
     return card
 
 
-def _find(source: str, data_path: Path, entry: str) -> Iterator[str]:
-    """Paths below `data_path` that `entry` stands for."""
-    place = data_path / entry
-    if not entry.endswith("/"):
-        if not place.is_file():
-            raise missing(source, entry, place)
-        yield entry
-        return
-    optional = entry in SOURCES[source].optional
-    if not place.is_dir():
-        if optional:
-            return
-        raise missing(source, entry, place)
-    count = 0
+def find_rows(source: Source, data_path: Path, file: AnnotationFile) -> list[str]:
+    """The files that hold the rows of `file`, below `data_path`: itself, or those of the first other form that is there.
+
+    Raises:
+        UserError: there are none.
+    """
+    for form in file.forms():
+        if found := _matching(data_path, form):
+            return found
+    raise missing(source, file.path, data_path / file.path)
+
+
+class ImageStore(NamedTuple):
+    """Where the images of a set were found: files of their own, or containers."""
+
+    folder: str
+    loose: list[str]
+    containers: list[str]
+
+
+def find_images(source: Source, data_path: Path, images: ImageSet, wanted: Collection[str] | None = None) -> ImageStore:
+    """Find the images of a set below `data_path`: in their folder, else in the first container that is there.
+
+    A folder that was filled for a taste counts only where a taste is `wanted`, which then names the images.
+
+    Raises:
+        UserError: there are none, and the set is not optional.
+    """
+    place = data_path / images.folder
+    whole = place.is_dir() and (wanted is not None or not is_partial(data_path, images.folder))
+    loose = [path for path in _images_in(data_path, place) if wanted is None or path in wanted] if whole else []
+    if loose:
+        return ImageStore(images.folder, loose, [])
+    for pattern in images.containers:
+        if found := _matching(data_path, pattern):
+            return ImageStore(images.folder, [], found)
+    if images.optional:
+        return ImageStore(images.folder, [], [])
+    if whole:
+        raise UserError(f"source {source.name!r}: {place} holds no image. To get them: {source.how_to_get}")
+    raise missing(source, images.folder, place)
+
+
+def _matching(data_path: Path, pattern: str) -> list[str]:
+    """The files below `data_path` that `pattern` stands for, sorted."""
+    if "*" not in pattern:
+        return [pattern] if (data_path / pattern).is_file() else []
+    folder, name = os.path.split(pattern)
+    found = (path for path in (data_path / folder).glob(name) if path.is_file() and not path.name.startswith("."))
+    return sorted(_encodable(path.relative_to(data_path).as_posix()) for path in found)
+
+
+def _images_in(data_path: Path, place: Path) -> Iterator[str]:
     for folder, folders, names in os.walk(place, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if is_image(name):
-                count += 1
                 yield _encodable((Path(folder) / name).relative_to(data_path).as_posix())
-    if not count and not optional:
-        raise UserError(f"source {source!r}: {place} holds no image. To get them: {SOURCES[source].how_to_get}")
+
+
+def missing(source: Source, path: str, place: Path) -> UserError:
+    """The error for a raw file or folder that is not there."""
+    users = REGISTRY.users_of(source.name, path) if source.name in REGISTRY.sources else [source.name]
+    return UserError(
+        f"source {source.name!r}: {path} is not there (looked at {place}). It is needed by {', '.join(users)}. "
+        f"To get it: {source.how_to_get}; paths are below your data path"
+    )
 
 
 def _refuse(error: OSError) -> None:
@@ -91,11 +182,81 @@ def _encodable(path: str) -> str:
     return path
 
 
-def _row(data_path: Path, path: str) -> dict:
+def _bring(
+    source: Source,
+    data_path: Path,
+    files: list[AnnotationFile],
+    sets: list[ImageSet],
+    wanted: Collection[str] | None,
+    options: "Options",
+) -> None:
+    """Fetch what is missing of `files` and `sets`."""
+    from scripts.fetching.missing import bring, bring_images
+
+    for file in files:
+        if not any(_matching(data_path, form) for form in file.forms()):
+            bring(source, data_path, file.path, file.forms(), options)
+    lacking = [images for images in sets if not _is_there(source, data_path, images, wanted)]
+    if lacking and wanted is not None:
+        bring_images(source, data_path, wanted, options)
+    elif lacking:
+        for images in lacking:
+            bring(source, data_path, images.folder, images.containers, options)
+
+
+def _is_there(source: Source, data_path: Path, images: ImageSet, wanted: Collection[str] | None) -> bool:
     try:
-        return {"path": path, "bytes": (data_path / path).stat().st_size, "sha256": file_sha256(data_path / path)}
-    except OSError as error:
-        raise UserError(f"{data_path / path} cannot be read: {error.strerror}") from None
+        store = find_images(source, data_path, images, wanted)
+    except UserError:
+        return False
+    if store.containers:
+        return True
+    if wanted is None:
+        return bool(store.loose)
+    return not {path for path in wanted if path.startswith(images.folder)} - set(store.loose)
+
+
+def _known(data_path: Path, path: str) -> str | None:
+    """The hash of a file that was fetched and has not changed since."""
+    receipt = valid(data_path, path)
+    return receipt.sha256 if receipt else None
+
+
+def _fetched(data_path: Path, listing: list[dict]) -> dict[str, str]:
+    """The addresses of those of the files that were fetched as a whole."""
+    receipts = {row["path"]: valid(data_path, row["path"]) for row in listing}
+    return {path: receipt.address for path, receipt in sorted(receipts.items()) if receipt}
+
+
+def _hashed(source: str, data_path: Path, paths: list[str]) -> list[dict]:
+    rows = []
+    for path in track(paths, f"{source}: files read", len(paths)):
+        place = data_path / path
+        try:
+            sha256 = _known(data_path, path) or file_sha256(place)
+            rows.append({"path": path, "bytes": place.stat().st_size, "sha256": sha256})
+        except OSError as error:
+            raise UserError(f"{place} cannot be read: {error.strerror}") from None
+    return rows
+
+
+def _annotation(file: AnnotationFile, found: list[str]) -> dict:
+    # Another form of the same rows is not laid out as the first.
+    layout = (
+        {"container": file.container, "key": file.key} if found == [file.path] else {"container": "any", "key": None}
+    )
+    return {"found": found, **layout}
+
+
+def _published(source: Source, listing: list[dict]) -> dict[str, dict]:
+    """Size and hash of those of the files that are published under the same name."""
+    known = {item.path: {"bytes": item.bytes, "sha256": item.sha256} for item in source.downloads}
+    return {row["path"]: known[row["path"]] for row in listing if row["path"] in known}
+
+
+def _image_set(source: Source, store: ImageStore) -> dict:
+    expected = next(images.expected for images in source.images if images.folder == store.folder)
+    return {"containers": store.containers, "expected": expected}
 
 
 def _link(target: Path, link: Path) -> None:
@@ -109,18 +270,45 @@ def _link(target: Path, link: Path) -> None:
         os.replace(temporary, link)
 
 
+def _options(offline: bool) -> "Options":
+    from scripts.fetching.connection import Options
+
+    return Options(offline=offline)
+
+
 def main() -> None:
     """Run the program."""
     arguments = parser(__doc__)
-    arguments.add_argument("--source", required=True, choices=sorted(SOURCES), help="what to provide")
+    arguments.add_argument("--source", required=True, help=f"what to provide: one of {', '.join(sorted(SOURCES))}")
+    arguments.add_argument("--own", help="section `own.<source>` as JSON, or @file: a source of the user's own")
     arguments.add_argument("--data-path", type=Path, required=True, help="folder with the raw files of all sources")
     arguments.add_argument(
         "--require", action="append", default=[], metavar="PATH", help="file or folder/ in it; repeatable; default: all"
     )
     arguments.add_argument("--out", type=Path, required=True, help="folder to write: raw/<source>")
+    arguments.add_argument("--wanted", type=Path, help="raw/wanted.json, where only a taste is asked for")
+    arguments.add_argument("--download", action="store_true", help="fetch what is missing into the data path")
+    arguments.add_argument(
+        "--offline",
+        action="store_true",
+        default=bool(os.environ.get("VISUALCHAT_OFFLINE")),
+        help="with --download: reach for nothing, but say what is missing (also: VISUALCHAT_OFFLINE=1)",
+    )
     args = arguments.parse_args()
-    card = fetch(args.source, args.data_path, args.out, args.require)
-    print(f"{args.source}: {card['files']} files, {card['bytes'] / 1e6:.1f} MB from {args.data_path}")
+    if not args.own and args.source not in SOURCES:
+        raise UserError(f"there is no source {args.source!r}; those known are {', '.join(sorted(SOURCES))}")
+    own = load_settings(Own, args.own) if args.own else None
+    source = own_source(args.source, own) if own else SOURCES[args.source]
+    card = fetch(
+        source,
+        args.data_path,
+        args.out,
+        args.require,
+        dataset=own_dataset(args.source, own) if own else None,
+        wanted=frozenset(read_json(args.wanted)["images"][args.source]) if args.wanted else None,
+        download=_options(args.offline) if args.download else None,
+    )
+    print(f"{args.source}: {card['files']} files, {card['images']} images, {card['bytes'] / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -12,21 +12,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from scripts.adapters.raw import CARD
+from scripts.adapters.statistics import summary
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import file_sha256, table_sha256, write_json, write_table
+from scripts.common.files import read_json, table_sha256, write_json, write_table
 from scripts.common.program import parser
-from scripts.common.progress import track
 from scripts.media.store import INDEX, INDEX_SCHEMA, MANIFEST, REJECTED, REJECTED_SCHEMA
 from scripts.media.tarshard import read_index, shard_name
-from scripts.shard import PART_SCHEMA, part_path
-from scripts.sources import SOURCES
+from scripts.shard import PART_SCHEMA, SHARD_BYTES, SHARD_SHA256, part_path
 
 
-def write_index(source: str, shards: int, out: Path) -> dict:
+def write_index(source: str, shards: int, raw: Path, out: Path, tolerated: float = 1.0) -> dict:
     """Join the parts of `shards` shards in `out`; return the manifest.
 
+    Args:
+        tolerated: the share of images that may be unreadable.
+
     Raises:
-        UserError: a shard or part is absent, or they do not belong together, or no image at all can be read.
+        UserError: a shard or part is absent, or they do not belong together, or too few images can be read.
     """
     names = [shard_name(source, index, shards) for index in range(shards)]
     parts = [_part(out, name) for name in names]
@@ -37,17 +40,27 @@ def write_index(source: str, shards: int, out: Path) -> dict:
     reasons = Counter(rejected["reason"].to_pylist())
     if not index.num_rows:
         raise UserError(f"source {source!r}: none of its {rejected.num_rows} images can be read: {dict(reasons)}")
+    if rejected.num_rows > tolerated * table.num_rows:
+        raise UserError(
+            f"source {source!r}: {rejected.num_rows} of {table.num_rows} images cannot be read, more than the share of "
+            f"{tolerated:g} that `tolerance.images` allows: {dict(reasons)}. For example {rejected['path'][0].as_py()}. "
+            "Get the images again, or raise the tolerance"
+        )
     write_table(out / INDEX, index)
     write_table(out / REJECTED, rejected)
     counts = [pc.sum(pc.is_null(part["reason"])).as_py() or 0 for part in parts]
-    listed = track(zip(names, counts, strict=True), "shards hashed", shards)
+    described = zip(names, counts, strict=True)
+    card = read_json(raw / CARD)
     manifest = {
         "v": 1,
         "source": source,
-        "licence": SOURCES[source].licence,
+        "licence": card["licence"],
+        "terms": card["terms"],
         "images": index.num_rows,
         "rejected": dict(reasons),
-        "shards": [_shard(out, name, count) for name, count in listed],
+        "flags": dict(Counter(flag for flags in index["flags"].to_pylist() for flag in flags)),
+        "shards": [_shard(out, name, count) for name, count in described],
+        "sizes": {name: summary(index[name].to_numpy()) for name in ("width", "height", "length")},
         "index_sha256": table_sha256(index),
     }
     write_json(out / MANIFEST, manifest)
@@ -63,22 +76,27 @@ def _part(out: Path, name: str) -> pa.Table:
 
 def _shard(out: Path, name: str, images: int) -> dict:
     samples = len(read_index(out / name)) - 1
-    if samples != images:
-        raise UserError(f"{out / name} holds {samples} images, its part lists {images}: build the shard again")
+    said = pq.read_schema(part_path(out, name)).metadata
+    size, sha256 = int(said[SHARD_BYTES]), said[SHARD_SHA256].decode()
     try:
-        return {"name": name, "images": images, "bytes": (out / name).stat().st_size, "sha256": file_sha256(out / name)}
+        there = (out / name).stat().st_size
     except FileNotFoundError:
         raise UserError(f"{out / name} does not exist: build the shard again") from None
+    if (samples, there) != (images, size):
+        raise UserError(f"{out / name} is not the shard that its part describes: build the shard again")
+    return {"name": name, "images": images, "bytes": size, "sha256": sha256}
 
 
 def main() -> None:
     """Run the program."""
     arguments = parser(__doc__)
-    arguments.add_argument("--source", required=True, choices=sorted(SOURCES), help="whose shards")
+    arguments.add_argument("--source", required=True, help="whose shards")
+    arguments.add_argument("--raw", type=Path, required=True, help="raw/<source>, as written by scripts.fetch")
+    arguments.add_argument("--tolerate", type=float, default=1.0, help="share of images that may be unreadable")
     arguments.add_argument("--shards", type=int, required=True, help="how many shards the source has")
     arguments.add_argument("--out", type=Path, required=True, help="the folder of the shards: media/<source>")
     args = arguments.parse_args()
-    manifest = write_index(args.source, args.shards, args.out)
+    manifest = write_index(args.source, args.shards, args.raw, args.out, args.tolerate)
     rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(manifest["rejected"].items()))
     print(f"{args.source}: {manifest['images']} images in {args.shards} shards; rejected: {rejected or 'none'}")
 

@@ -1,8 +1,8 @@
 """Draw a small world and write it as the raw files of the real datasets.
 
 Reads nothing but its settings. Writes, below --out, what a user's data path holds: images under coco/train2017, the
-annotation files of llava, MIMIC-IT, coco_caption and aokvqa, and files and images of cc_sbu_align, OCR_VQA and the two
-SparklesDialogue sets, all in their true formats. Beside them, what only a drawn world can offer: kinds.json (how to sort
+annotation files of llava, MIMIC-IT, coco_caption and aokvqa, and files and images of the other MIMIC-IT sets,
+cc_sbu_align, OCR_VQA and the two SparklesDialogue sets, all in their true formats. Beside them, what only a drawn world can offer: kinds.json (how to sort
 questions), dialogues/ (an evaluation suite and its right answers) and scenes.jsonl (what is in each image of COCO's).
 miniature.json, written last, holds counts and hashes.
 """
@@ -20,7 +20,9 @@ from scripts.common.program import load_settings, parser
 from scripts.common.progress import track
 from scripts.sections.miniature import Miniature
 from scripts.world.albums import TOP_FOLDERS, albums
+from scripts.world.clips import clips, instructions
 from scripts.world.dialogues import suite
+from scripts.world.faults import damage
 from scripts.world.formats import ANNOTATIONS
 from scripts.world.language import kinds
 from scripts.world.world import IMAGE_FOLDER, Album, World
@@ -45,16 +47,23 @@ def write_world(settings: Miniature, out: Path) -> dict:
     for path, (album, writer) in albums(world).items():
         _write_album(album, building)
         values[path] = writer(album)
+    stores = {f"MIMIC-IT/{each.name}.json": each.base64_images() for each in clips(world)}
+    values |= {f"MIMIC-IT/{each.name}_instructions.json": instructions(each) for each in clips(world)}
+    for path, images in stores.items():
+        _write(building / path, json.dumps(images) + "\n")
     for path, value in values.items():
         # Not indented: Python's indenting encoder takes as long as drawing the images.
         _write(building / path, json.dumps(value, ensure_ascii=False) + "\n")
     _write_extras(world, building)
+    damage(building, settings.seed, settings.faults)
     manifest = {
         "v": 1,
         "images": len(world),
         "images_sha256": images,
         "rows": {path: _rows(value) for path, value in values.items()},
-        "files": {path: file_sha256(building / path) for path in sorted([*values, "kinds.json", "scenes.jsonl"])},
+        "files": {
+            path: file_sha256(building / path) for path in sorted([*values, *stores, "kinds.json", "scenes.jsonl"])
+        },
     }
     write_json(building / MANIFEST, manifest)
     shutil.rmtree(out, ignore_errors=True)

@@ -40,6 +40,7 @@ SCHEMA = pa.schema(
                 )
             ),
         ),
+        ("system", pa.string()),
         ("groups", pa.list_(pa.struct([("name", pa.string()), ("kind", pa.string()), ("size", pa.int32())]))),
         ("licence", pa.string()),
         ("split", pa.string()),
@@ -78,7 +79,11 @@ class Round:
 
 @dataclass(frozen=True)
 class Record:
-    """One conversation. `id` is the raw file's; `raw_rows` counts the raw rows that were merged into it."""
+    """One conversation.
+
+    `id` is the raw file's; `raw_rows` counts the raw rows that were merged into it; `system` is an instruction of its own,
+    in place of the template's, or "".
+    """
 
     id: str
     images: tuple[ImageName, ...]
@@ -86,6 +91,7 @@ class Record:
     groups: tuple[Group, ...] = ()
     split: str = "train"
     raw_rows: int = 1
+    system: str = ""
 
 
 def check(record: Record) -> None:
@@ -106,6 +112,7 @@ def check(record: Record) -> None:
             _require(group < len(record.groups), record, "refers to a group that it lacks")
             if group >= 0:
                 _require(record.groups[group][1:] == ("pick", len(texts)), record, "has a group of another size")
+    _require(record.system == record.system.strip(), record, "has a bad system text")
     orders = [group for group in record.groups if group.kind == "permute"]
     _require(len(orders) <= 1, record, "has two orders")
     _require(all(1 < g.size == len(record.rounds) <= MAX_PERMUTED for g in orders), record, "has a bad order")
@@ -126,6 +133,7 @@ def _row(uid: str, record: Record, licence: str) -> dict:
         "uid": uid,
         "images": [image._asdict() for image in record.images],
         "rounds": [vars(round_) for round_ in record.rounds],
+        "system": record.system,
         "groups": [group._asdict() for group in record.groups],
         "licence": licence,
         "split": record.split,

@@ -14,7 +14,7 @@ from scripts.common.errors import run_program
 from scripts.common.files import atomic, read_json
 from scripts.common.program import parser
 from scripts.evaluation.suites import suite_paths
-from scripts.reporting import answers, data, scores
+from scripts.reporting import answers, cards, data, scores
 from scripts.reporting.efficiency import studies
 from scripts.reporting.figures import loss_chart
 from scripts.reporting.pictures import Pictures
@@ -28,6 +28,7 @@ _ANCHORS = (
     ("suites", "dialogues", "Dialogues"),
     ("columns", "mistakes", "Wrong answers"),
     ("datasets", "data", "Data"),
+    ("cards", "cards", "Datasets"),
     ("sources", "images", "Images"),
     ("blends", "blends", "Blends"),
     ("provenance", "provenance", "Provenance"),
@@ -44,7 +45,7 @@ def main() -> None:
 def arguments() -> argparse.ArgumentParser:
     result = parser(__doc__)
     inputs = {
-        "records": "records/DATASET.report.json",
+        "records": "records/DATASET.report.json; samples are read from the table beside it",
         "validated": "validated/DATASET.json",
         "media": "media/SOURCE/manifest.json; images are read from the shards beside it",
         "plans": "plan/BLEND/PART.json",
@@ -97,6 +98,7 @@ def contents(args: argparse.Namespace) -> dict[str, Any]:
         "suites": answers.suites(columns, pictures),
         "mistakes": answers.mistakes(columns, pictures),
         "datasets": data.dataset_rows(args.records, args.validated),
+        "cards": cards.cards(args.records, args.validated, args.plans, pictures),
         "sources": data.source_rows(args.media),
         "blends": data.blend_tables(args.plans),
         "provenance": scores.provenance(args.finished, args.metrics, colours),

@@ -9,23 +9,27 @@ import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
 
-from scripts import sources
 from scripts.common.errors import UserError, run_program
 from scripts.common.program import parser
 from scripts.sections.base import Section
-from scripts.sections.blend import JOIN, Blend
+from scripts.sections.blend import Blend
 from scripts.sections.evaluate import Evaluate
 from scripts.sections.holdout import Holdout
+from scripts.sections.licences import Licences
 from scripts.sections.miniature import Miniature
 from scripts.sections.model import Model
+from scripts.sections.own import Own
 from scripts.sections.pretrain import Pretrain
 from scripts.sections.run import Run
+from scripts.sections.taste import Taste
 from scripts.sections.tokens import Tokens
+from scripts.sections.tolerance import Tolerance
+from scripts.sources import REGISTRY, Registry, own_dataset, own_source
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 
@@ -46,12 +50,23 @@ class Settings(Section):
     """Folder of everything that is made. Each configuration has its own; to move it, use a symlink or `--directory`."""
     data_path: str | None = None
     """Folder with the raw datasets as users of the original have them. Empty: the miniature world is drawn instead."""
+    download: Literal["never", "missing"] = "never"
+    """`missing`: what is not below `data_path` is fetched into it from where it is published (COCO alone has 20 GB; see
+    `taste`). `never`: it is named, with what to do. VISUALCHAT_OFFLINE=1 keeps any run from reaching out."""
+    taste: Taste | None = None
+    """Use only what is said about a few hundred images, instead of everything."""
+    own: dict[Name, Own] = {}
+    """Datasets of your own, which blends may name beside the published ones."""
     miniature: Miniature = Miniature()
     """The world that is drawn where there is no `data_path`."""
     pretrain: Pretrain = Pretrain()
     """How the miniature's tokenizer, vision encoder and language model are made."""
     media: dict[str, Media] = {}
     """Per image source, how it is stored."""
+    licences: Licences = Licences()
+    """Which terms of use are acceptable."""
+    tolerance: Tolerance = Tolerance()
+    """How much of the raw data may be unusable."""
     holdout: Holdout = Holdout()
     """Which images are kept for evaluation."""
     tokens: dict[Name, Tokens]
@@ -67,10 +82,17 @@ class Settings(Section):
     suites: dict[Name, str] = {}
     """Dialogue suites to answer, as files in the original's JSON form; `miniature` is the one drawn with the world."""
 
+    def registry(self) -> Registry:
+        """The published sources and datasets, and the user's own."""
+        return REGISTRY.with_more(
+            (own_source(name, own) for name, own in self.own.items()),
+            (own_dataset(name, own) for name, own in self.own.items()),
+        )
+
     def datasets(self) -> list[str]:
         """Datasets whose records some blend needs, in the registry's order."""
         needed = {name for blend in self.blends.values() for name in blend.records()}
-        return [name for name in sources.DATASETS if name in needed]
+        return [name for name in self.registry().datasets if name in needed]
 
 
 def load(config: Mapping[str, Any]) -> Settings:
@@ -142,12 +164,21 @@ def _dangling(settings: Settings) -> list[str]:
         if word not in known:
             problems.append(f"{place}: there is no {word!r}{_nearest(word, known)}")
 
+    registry = settings.registry()
+    for name in settings.own:
+        if name in REGISTRY.sources or name in REGISTRY.datasets:
+            problems.append(f"own.{name}: this is the name of a published source or dataset; choose another")
     for source in settings.media:
-        check(f"media.{source}", source, sources.SOURCES)
+        check(f"media.{source}", source, registry.sources)
     for name, blend in settings.blends.items():
         check(f"blends.{name}.tokens", blend.tokens, settings.tokens)
         for dataset in blend.datasets:
-            check(f"blends.{name}.datasets", dataset, [*sources.DATASETS, JOIN])
+            check(f"blends.{name}.datasets", dataset, registry.datasets)
+            if dataset in registry.datasets and (bad := settings.licences.objections(registry.terms_of(dataset))):
+                problems.append(
+                    f"blends.{name}.datasets: {dataset} is under {', '.join(bad)}, which `licences` does not accept; "
+                    "take it out of the blend, or accept its terms"
+                )
     for name, model in settings.models.items():
         check(f"models.{name}.tokens", model.tokens, settings.tokens)
     for name, run in settings.runs.items():
@@ -160,6 +191,8 @@ def _dangling(settings: Settings) -> list[str]:
                     f"runs.{name}: model {run.model!r} counts tokens as {of_model!r}, blend {run.blend!r} as {of_blend!r}; "
                     "they must name the same entry of `tokens`"
                 )
+    if settings.download == "missing" and not settings.data_path:
+        problems.append("download: needs a `data_path`, the folder to fetch into")
     if settings.data_path and "miniature" in settings.suites.values():
         problems.append("suites: the suite 'miniature' exists only where the miniature is drawn (no data_path)")
     return problems

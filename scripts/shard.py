@@ -1,25 +1,30 @@
 """Put one shard's share of a source's images into a tar shard, after decoding each of them.
 
-Reads `raw/<source>` as fetch left it. Writes, below --out, `<source>-00003-of-00016.tar` with its `.idx`, and the
+Reads `raw/<source>` as fetch left it; images inside of archives are read from there. Writes, below --out, `<source>-00003-of-00016.tar` with its `.idx`, and the
 shard's part of the index, `parts/<source>-00003-of-00016.parquet`, which lists readable and rejected images. Shards are
 independent of each other and may be built in any order, in parallel, on several machines.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scripts.adapters.base import FILES, LISTING, read_listed
+from scripts.adapters.raw import FILES, IMAGES, IMAGES_SCHEMA, LISTING, changed
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import write_table
+from scripts.common.files import bytes_sha256, write_table
 from scripts.common.program import parser
 from scripts.common.progress import track
 from scripts.media.check import Unreadable, check_image
-from scripts.media.keys import is_image, keys_of
+from scripts.media.containers import Entry
+from scripts.media.keys import keys_of
+from scripts.media.originals import Originals
 from scripts.media.store import INDEX_SCHEMA
 from scripts.media.tarshard import ShardWriter, shard_name
-from scripts.sources import SOURCES
+
+SHARD_SHA256, SHARD_BYTES = b"shard_sha256", b"shard_bytes"
+"""What a part says of its shard, so that nobody has to read the shard again to know it."""
 
 PART_SCHEMA = INDEX_SCHEMA.append(pa.field("reason", pa.string())).append(pa.field("detail", pa.string()))
 """The index and, for a rejected image, why; `reason` is null for a readable one."""
@@ -30,22 +35,23 @@ def part_path(out: Path, shard: str) -> Path:
     return out / "parts" / Path(shard).with_suffix(".parquet").name
 
 
-def candidates(source: str, raw: Path) -> list[dict]:
-    """The images of a source sorted by key: rows with key, path, bytes and sha256."""
-    listing = pq.read_table(raw / LISTING).to_pylist()
-    rows = [row for row in listing if row["path"].startswith(SOURCES[source].folders) and is_image(row["path"])]
-    keys = keys_of(row["path"] for row in rows)
-    return sorted(({"key": keys[row["path"]], **row} for row in rows), key=lambda row: row["key"])
+def candidates(raw: Path) -> list[tuple[str, Entry]]:
+    """The images of a source and their keys, sorted by key."""
+    columns = pq.read_table(raw / IMAGES, schema=IMAGES_SCHEMA).to_pydict()
+    entries = list(map(Entry._make, zip(*columns.values(), strict=True)))
+    # Two members of an archive may claim one path; only the first can have it, and the others need keys for their reasons.
+    keys = keys_of(entry.path for entry in entries)
+    return sorted((keys[entry.path], entry) for entry in entries)
 
 
-def share(rows: list[dict], shards: int, index: int) -> list[dict]:
+def share(rows: list[tuple[str, Entry]], shards: int, index: int) -> list[tuple[str, Entry]]:
     """Those of `rows` that belong to shard `index`: an image goes to that equal part of all bytes where it begins."""
-    total = max(1, sum(row["bytes"] for row in rows))
+    total = max(1, sum(entry.length for _, entry in rows))
     chosen, before = [], 0
-    for row in rows:
+    for key, entry in rows:
         if min(before * shards // total, shards - 1) == index:
-            chosen.append(row)
-        before += row["bytes"]
+            chosen.append((key, entry))
+        before += entry.length
     return chosen
 
 
@@ -56,32 +62,42 @@ def write_shard(source: str, raw: Path, shards: int, index: int, out: Path) -> p
         UserError: a file is not what fetch has seen.
     """
     name = shard_name(source, index, shards)
-    rows = share(candidates(source, raw), shards, index)
+    rows = share(candidates(raw), shards, index)
+    listing = pq.read_table(raw / LISTING).to_pylist()
+    hashes = {row["path"]: row["sha256"] for row in listing}
+    originals = Originals(raw / FILES, {row["path"]: row["bytes"] for row in listing}, [entry for _, entry in rows])
     part = []
     with ShardWriter(out / name) as writer:
-        for row in track(rows, f"{name}: images checked", len(rows)):
-            part.append(_add(writer, raw / FILES / row["path"], row, index))
+        for key, entry in track(rows, f"{name}: images checked", len(rows)):
+            part.append(_add(writer, originals, key, entry, index, hashes.get(entry.path)))
+    originals.close()
     table = pa.Table.from_pylist(part, PART_SCHEMA)
+    table = table.replace_schema_metadata({SHARD_SHA256: writer.sha256, SHARD_BYTES: str(writer.bytes)})
     write_table(part_path(out, name), table)
     return table
 
 
-def _add(writer: ShardWriter, place: Path, row: dict, shard: int) -> dict:
+def _add(
+    writer: ShardWriter, originals: Originals, key: str, entry: Entry, shard: int, listed: str | None
+) -> dict[str, Any]:
     """Check one image and append it if it is readable; return its row of the part."""
-    data = read_listed(place, row["sha256"])
-    entry = {"key": row["key"], "path": row["path"], "shard": shard, "length": len(data), "sha256": row["sha256"]}
+    row: dict[str, Any] = {"key": key, "path": entry.path, "shard": shard, "length": entry.length, "sha256": ""}
     try:
-        picture = check_image(data, row["path"])
+        data = originals.read(entry)
+        row |= {"length": len(data), "sha256": bytes_sha256(data)}
+        if listed not in (None, row["sha256"]):
+            raise changed(originals.root / entry.path)
+        picture = check_image(data, entry.path)
     except Unreadable as fault:
-        return entry | {"reason": fault.reason, "detail": fault.detail}
-    offset = writer.add(row["key"], [(picture.format, data)])[0]
-    return entry | vars(picture) | {"offset": offset}
+        return row | {"reason": fault.reason, "detail": fault.detail}
+    offset = writer.add(key, [(picture.format, data)])[0]
+    return row | vars(picture) | {"offset": offset}
 
 
 def main() -> None:
     """Run the program."""
     arguments = parser(__doc__)
-    arguments.add_argument("--source", required=True, choices=sorted(SOURCES), help="whose images")
+    arguments.add_argument("--source", required=True, help="whose images")
     arguments.add_argument("--raw", type=Path, required=True, help="raw/<source>, as written by scripts.fetch")
     arguments.add_argument("--shards", type=int, required=True, help="how many shards the source has")
     arguments.add_argument("--index", type=int, required=True, help="which one to build, from 0")

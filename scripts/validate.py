@@ -5,64 +5,91 @@ built at all (a broken or empty file, no usable row) ends with an error instead;
 in the verdict.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from scripts.adapters.base import FILES, LISTING, Images, Raw, read_listed, read_rows
-from scripts.adapters.run import Conversion
+from scripts.adapters.images import Images
+from scripts.adapters.raw import IMAGES, LISTING, Raw
+from scripts.adapters.run import Conversion, dataset_entry
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import write_json
+from scripts.common.files import read_json, write_json
 from scripts.common.program import parser
 from scripts.media.folders import add_folders, named_folders
-from scripts.sources import DATASETS, SOURCES, image_sources
+
+_EXAMPLES = 20
 
 
 def validate_source(source: str, raw: Path) -> dict:
     """The verdict on one source: its images counted, its annotation files parsed and compared with the published ones.
 
     Raises:
-        UserError: an annotation file is not JSON, has another layout or no rows.
+        UserError: an annotation file is damaged, has another layout or no rows.
     """
-    card = Raw({source: raw}).card(source)
+    found = Raw({source: raw})
+    card = found.card(source)
     listing = {row["path"]: row for row in pq.read_table(raw / LISTING).to_pylist()}
-    folders = SOURCES[source].folders
-    files = {}
-    for file in SOURCES[source].files:
-        if file.path in listing:
-            row = listing[file.path]
-            place = raw / FILES / file.path
-            rows = len(read_rows(read_listed(place, row["sha256"]), place, file))
-            files[file.path] = {"rows": rows, "bytes": row["bytes"], "sha256": row["sha256"], "published": file.sha256}
+    images = pq.read_table(raw / IMAGES, columns=["path", "fault"])
+    faults = Counter(fault for fault in images["fault"].to_pylist() if fault)
+    sets = {
+        folder: {"images": sum(path.startswith(folder) for path in images["path"].to_pylist()), **entry}
+        for folder, entry in card["image_sets"].items()
+    }
+    files = {
+        path: {"rows": len(found.rows(path)), "found": card["annotations"][path]["found"]}
+        for path in card["annotations"]
+    }
+    drawn = card["provided_by"] == "miniature"
     return {
         "v": 1,
         "name": source,
+        "version": card["version"],
         "ok": True,
         "provided_by": card["provided_by"],
         "sha256": card["sha256"],
         "files": files,
-        "images": sum(path.startswith(folders) for path in listing) if folders else 0,
-        "problems": _differences(files) if card["provided_by"] == "data_path" else [],
+        "images": images.num_rows,
+        "image_sets": sets,
+        "faults": dict(sorted(faults.items())),
+        "notes": [f"{note.reason}: {note.example}" for note in found.notes[:_EXAMPLES]],
+        "problems": [] if drawn else [*_differences(card["published"], listing), *_shortfalls(sets)],
     }
 
 
-def _differences(files: dict[str, dict]) -> list[str]:
+def _differences(published: dict[str, dict], listing: dict[str, dict]) -> list[str]:
     """Files that are not the published ones: worth knowing, not wrong."""
+    problems = []
+    for path, known in sorted(published.items()):
+        found = listing[path]
+        if known["bytes"] not in (None, found["bytes"]):
+            problems.append(
+                f"{path} is not the published file: it has {found['bytes']} bytes instead of {known['bytes']}"
+            )
+        elif known["sha256"] not in (None, found["sha256"]):
+            problems.append(f"{path} is not the published file (its sha256 is another)")
+    return problems
+
+
+def _shortfalls(sets: dict[str, dict]) -> list[str]:
+    """Sets of images that have fewer than the published ones."""
     return [
-        f"{path} is not the published file (its sha256 is another)"
-        for path, file in files.items()
-        if file["published"] not in (None, file["sha256"])
+        f"{folder} has {entry['images']} images, {entry['expected']} are published"
+        for folder, entry in sets.items()
+        if entry["expected"] is not None and 0 < entry["images"] < entry["expected"]
     ]
 
 
-def validate_dataset(dataset: str, folders: dict[str, Path]) -> dict:
+def validate_dataset(dataset: str, folders: dict[str, Path], wanted: dict[str, list[str]] | None = None) -> dict:
     """The verdict on one dataset: a trial conversion in which every listed image counts as readable.
+
+    `wanted` holds paths of images by source, where only a taste is asked for.
 
     Raises:
         UserError: a source is not given, or no row can be used.
     """
     raw = Raw(folders)
-    images = Images.of_listing(raw, image_sources(dataset))
+    images = Images.of_listing(raw, dataset_entry(dataset, raw).image_sources, wanted)
     conversion = Conversion(dataset, raw, images)
     for _ in conversion:
         pass
@@ -84,10 +111,11 @@ def main() -> None:
     """Run the program."""
     arguments = parser(__doc__)
     what = arguments.add_mutually_exclusive_group(required=True)
-    what.add_argument("--source", choices=sorted(SOURCES), help="judge this source")
-    what.add_argument("--dataset", choices=sorted(DATASETS), help="judge this dataset")
+    what.add_argument("--source", help="judge this source")
+    what.add_argument("--dataset", help="judge this dataset")
     add_folders(arguments, "--raw", "raw/<source> of the source, or of every source that the dataset reads")
     arguments.add_argument("--out", type=Path, required=True, help="verdict to write")
+    arguments.add_argument("--wanted", type=Path, help="raw/wanted.json, where only a taste is asked for")
     args = arguments.parse_args()
     folders = named_folders(args.raw, "--raw")
     if args.source:
@@ -96,7 +124,7 @@ def main() -> None:
         verdict = validate_source(args.source, *folders.values())
         print(f"{args.source}: {len(verdict['files'])} annotation files, {verdict['images']} images")
     else:
-        verdict = validate_dataset(args.dataset, folders)
+        verdict = validate_dataset(args.dataset, folders, read_json(args.wanted)["images"] if args.wanted else None)
         lost = sum(entry["count"] for entry in verdict["problems"].values())
         images = f"{verdict['images_present']} of {verdict['images_named']} images there"
         print(f"{args.dataset}: {verdict['rows']} rows, {lost} of them unusable; {images}")

@@ -14,7 +14,7 @@ from scripts.sections.holdout import Holdout
 from scripts.sections.miniature import Miniature
 from scripts.shard import write_shard
 from scripts.sources import DATASETS as REGISTERED
-from scripts.sources import SOURCES, image_sources, sources_of
+from scripts.sources import REGISTRY, SOURCES
 
 DATASETS = tuple(name for name, dataset in REGISTERED.items() if dataset.adapter)
 
@@ -30,7 +30,7 @@ def fetch_all(data_path: Path, folder: Path, sources: Iterable[str] = tuple(SOUR
     """Fetch `sources` into `folder`/raw; return the folder of each."""
     raw = {source: Path(folder) / "raw" / source for source in sources}
     for source, out in raw.items():
-        fetch(source, Path(data_path), out)
+        fetch(SOURCES[source], Path(data_path), out)
     return raw
 
 
@@ -41,15 +41,17 @@ def build_media(data_path: Path, folder: Path, shards: int = 2, sources=("coco",
         found[source] = Path(folder) / "media" / source
         for index in range(shards):
             write_shard(source, raw, shards, index, found[source])
-        write_index(source, shards, found[source])
+        write_index(source, shards, raw, found[source])
     return found
 
 
 def build_records(data_path: Path, folder: Path, datasets: Iterable[str] = DATASETS, shards: int = 2) -> Path:
     """Build media and the records of `datasets` below `folder`; return `folder`/records."""
     datasets = list(datasets)
-    media = build_media(data_path, folder, shards, sorted({s for each in datasets for s in image_sources(each)}))
-    raw = fetch_all(data_path, folder, sorted({s for each in datasets for s in sources_of(each)}))
+    media = build_media(
+        data_path, folder, shards, sorted({s for each in datasets for s in REGISTRY.image_sources(each)})
+    )
+    raw = fetch_all(data_path, folder, sorted({s for each in datasets for s in REGISTRY.sources_of(each)}))
     out = Path(folder) / "records"
     for dataset in datasets:
         convert(dataset, raw, media, out)

@@ -7,7 +7,9 @@
 
 from collections.abc import Iterator
 
-from scripts.adapters.base import Dropped, Images, Noted, Raw, RawRow, RowFault, coco_path, each_row, field, text
+from scripts.adapters.base import Dropped, RowFault, coco_path, each_row, field, text
+from scripts.adapters.images import Images
+from scripts.adapters.raw import Noted, Raw, RawRow
 from scripts.records_schema import SPLITS, Group, Record, Round
 
 FILE = "aokvqa/annotations/aokvqa_v1p0_train.json"

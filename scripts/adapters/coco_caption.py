@@ -4,14 +4,20 @@
      "sentences": [{"raw": "a skier on a slope", "tokens": [...], ...}, ...]}
 
 The rows name the files of COCO 2014; the same images lie under their number in COCO 2017, most of them in train2017 and
-5,000 in val2017. Karpathy's val and test
-images are benchmarks and keep that split; restval is meant for training.
+5,000 in val2017. Karpathy's val and test images are benchmarks and keep that split; restval is meant for training.
+
+Where that file cannot be had, the training rows are also read as LAVIS publishes them, a caption a row:
+
+    {"caption": "a skier on a slope", "image": "val2014/COCO_val2014_000000000785.jpg", "image_id": "coco_785"}
 """
 
+import re
 from collections.abc import Iterator
 
-from scripts.adapters.base import Dropped, Images, Noted, Raw, RawRow, RowFault, coco_path, each_row, field, text
-from scripts.records_schema import Group, Record, Round
+from scripts.adapters.base import Dropped, RowFault, coco_path, each_row, field, text
+from scripts.adapters.images import Images
+from scripts.adapters.raw import Noted, Raw, RawRow
+from scripts.records_schema import Group, ImageName, Record, Round
 
 FILE = "coco_caption/dataset.json"
 PROMPTS = (
@@ -33,6 +39,9 @@ _SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
     """One conversation per image: any prompt, any caption."""
+    if raw.form(FILE) != FILE:
+        yield from _single_captions(raw, images)
+        return
 
     def convert(row: RawRow) -> Iterator[Record | Noted]:
         number = field(row.value, "cocoid", int)
@@ -40,14 +49,10 @@ def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
         if split not in _SPLITS:
             raise RowFault("bad_row", f"unknown split {split!r}")
         captions, empty = _captions(row)
-        image = images.find("coco", coco_path(number), coco_path(number, "val2017"))
+        image = _image(images, number)
         if empty:
             yield Noted("empty_caption", f"{FILE} row {row.id}: {empty} of {empty + len(captions)} captions left out")
-        groups = [Group("prompt", "pick", len(PROMPTS))]
-        if len(captions) > 1:
-            groups.append(Group("caption", "pick", len(captions)))
-        round_ = Round(PROMPTS, captions, (0,), 0, 1 if len(captions) > 1 else -1)
-        yield Record(str(number), (image,), (round_,), tuple(groups), _SPLITS[split])
+        yield _record(number, image, captions, _SPLITS[split])
 
     yield from each_row(raw.rows(FILE), convert, FILE)
 
@@ -63,3 +68,40 @@ def _captions(row: RawRow) -> tuple[tuple[str, ...], int]:
     if not captions:
         raise RowFault("empty_text", "no caption")
     return tuple(captions), len(sentences) - len(captions)
+
+
+def _image(images: Images, number: int) -> ImageName:
+    return images.find("coco", coco_path(number), coco_path(number, "val2017"))
+
+
+def _record(
+    number: int, image: ImageName, captions: tuple[str, ...], split: str = "train", raw_rows: int = 1
+) -> Record:
+    groups = [Group("prompt", "pick", len(PROMPTS))]
+    if len(captions) > 1:
+        groups.append(Group("caption", "pick", len(captions)))
+    round_ = Round(PROMPTS, captions, (0,), 0, 1 if len(captions) > 1 else -1)
+    return Record(str(number), (image,), (round_,), tuple(groups), split, raw_rows)
+
+
+_NUMBER = re.compile(r".*?([0-9]{1,12})(?:\.jpg)?")
+
+
+def _single_captions(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+    """The rows of LAVIS, put together by image."""
+    file = raw.form(FILE)
+    found: dict[int, tuple[ImageName, list[str]]] = {}
+    for row in raw.rows(FILE):
+        try:
+            caption = text(field(row.value, "caption", str), "the caption")
+            match = _NUMBER.fullmatch(field(row.value, "image", str))
+            if match is None:
+                raise RowFault("bad_row", f"'image' should name a file of COCO, not {row.value['image']!r:.80}")
+            number = int(match[1])
+            if number not in found:
+                found[number] = _image(images, number), []
+            found[number][1].append(caption)
+        except RowFault as fault:
+            yield Dropped(fault.reason, f"{file} row {row.id}: {fault.detail}")
+    for number, (image, captions) in found.items():
+        yield _record(number, image, tuple(captions), raw_rows=len(captions))

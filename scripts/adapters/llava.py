@@ -9,7 +9,9 @@ Ids are not unique, neither inside a file nor across the two. The placeholder st
 from collections.abc import Iterator
 from typing import Any
 
-from scripts.adapters.base import Dropped, Images, Noted, Raw, RawRow, RowFault, each_row, field, text
+from scripts.adapters.base import Dropped, RowFault, each_row, field, safe_path, text
+from scripts.adapters.images import Images
+from scripts.adapters.raw import Noted, Raw, RawRow
 from scripts.records_schema import Record, Round
 
 FILES = ("llava/detail_23k.json", "llava/complex_reasoning_77k.json")
@@ -50,7 +52,7 @@ def conversation(row: Any) -> list[Any]:
 
 def image_path(row: Any) -> str:
     """Where a row's image lies below the data path; some copies of the files name the folder, most do not."""
-    return _FOLDER + field(row, "image", str).removeprefix(_FOLDER)
+    return _FOLDER + safe_path(field(row, "image", str)).removeprefix(_FOLDER)
 
 
 def row_id(row: RawRow) -> str:

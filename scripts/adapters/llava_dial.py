@@ -6,8 +6,10 @@ counted.
 
 from collections.abc import Iterator
 
-from scripts.adapters.base import Dropped, Images, Noted, Raw, RawRow, RowFault, each_row, text
+from scripts.adapters.base import Dropped, RowFault, each_row, text
+from scripts.adapters.images import Images
 from scripts.adapters.llava import conversation, image_path, row_id
+from scripts.adapters.raw import Noted, Raw, RawRow
 from scripts.records_schema import Record, Round
 
 FILE = "llava/conversation_58k.json"

@@ -8,7 +8,9 @@ but few of the images; rows without their image are counted as `missing_image`.
 
 from collections.abc import Iterator
 
-from scripts.adapters.base import Dropped, Images, Noted, Raw, RawRow, each_row, field, file_stem, text
+from scripts.adapters.base import Dropped, each_row, field, file_stem, text
+from scripts.adapters.images import Images
+from scripts.adapters.raw import Noted, Raw, RawRow
 from scripts.records_schema import Group, Record, Round
 
 FILE = "cc_sbu_align/filter_cap.json"

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
-from scripts.adapters.base import Dropped, Images, Noted, Raw, RawRow, RowFault, each_row, field, file_stem, text
+from scripts.adapters.base import Dropped, RowFault, each_row, field, file_stem, text
+from scripts.adapters.images import Images
+from scripts.adapters.raw import Noted, Raw, RawRow
 from scripts.records_schema import SPLITS, Group, Record, Round
 
 FILE = "OCR_VQA/dataset.json"

@@ -3,10 +3,12 @@
 import importlib
 from collections.abc import Iterator
 
-from scripts.adapters.base import Dropped, Images, Noted, Raw
+from scripts.adapters.base import Dropped
+from scripts.adapters.images import Images
+from scripts.adapters.raw import Noted, Raw
 from scripts.common.errors import UserError
 from scripts.records_schema import Record, check
-from scripts.sources import DATASETS
+from scripts.sources import DATASETS, Dataset
 
 _EXAMPLES = 20
 
@@ -52,12 +54,12 @@ class Conversion:
 
     def __init__(self, dataset: str, raw: Raw, images: Images):
         self.dataset, self._raw, self._images = dataset, raw, images
+        self.entry = dataset_entry(dataset, raw)
         self.rows = self.kept = self.records = 0
         self.dropped, self.noted = Reasons(), Reasons()
-        self._adapter = load_adapter(dataset)
 
     def __iter__(self) -> Iterator[Record]:
-        for item in self._adapter.records(self._raw, self._images):
+        for item in load_adapter(self.entry).records(self._raw, self._images):
             if isinstance(item, Noted):
                 self.noted.add(item.reason, item.example)
             elif isinstance(item, Dropped):
@@ -69,6 +71,8 @@ class Conversion:
                 self.kept += item.raw_rows
                 self.records += 1
                 yield item
+        for note in self._raw.notes:
+            self.noted.add(*note)
         if self.rows != self._raw.rows_read:
             raise ValueError(f"the adapter of {self.dataset!r} accounts for {self.rows} of {self._raw.rows_read} rows")
         if not self.records:
@@ -77,7 +81,7 @@ class Conversion:
     def expected(self) -> int | None:
         """Rows that the published files have; None if unknown, or if a miniature provides them."""
         sources = [source for source in self._raw.folders if self._raw.card(source)["provided_by"] == "miniature"]
-        return None if sources else DATASETS[self.dataset].expected
+        return None if sources else self.entry.expected
 
     def _nothing(self) -> UserError:
         first = next(iter(self.dropped.as_dict().values()))["examples"][0]
@@ -86,17 +90,22 @@ class Conversion:
         )
 
 
-def load_adapter(dataset: str):
-    """The adapter module of `dataset`.
+def dataset_entry(name: str, raw: Raw) -> Dataset:
+    """What is known of a dataset: from the registry, or from the card of its source where it is the user's own.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it has no records of its own.
     """
-    known = sorted(name for name, each in DATASETS.items() if each.adapter)
-    if dataset not in DATASETS:
-        raise UserError(f"there is no dataset {dataset!r}; those that can be converted are {known}")
-    if DATASETS[dataset].parts:
-        raise UserError(f"{dataset!r} is a join of {list(DATASETS[dataset].parts)} that the plan makes: convert those")
-    if DATASETS[dataset].adapter is None:
-        raise UserError(f"there is no adapter for {dataset!r} yet; those that can be converted are {known}")
-    return importlib.import_module(f"scripts.adapters.{DATASETS[dataset].adapter}")
+    if name in raw.folders and "dataset" in raw.card(name):
+        return Dataset.model_validate(raw.card(name)["dataset"])
+    known = sorted(dataset for dataset, entry in DATASETS.items() if entry.adapter)
+    if name not in DATASETS:
+        raise UserError(f"there is no dataset {name!r}; those that can be converted are {known}")
+    if DATASETS[name].parts:
+        raise UserError(f"{name!r} is a join of {list(DATASETS[name].parts)} that the plan makes: convert those")
+    return DATASETS[name]
+
+
+def load_adapter(entry: Dataset):
+    """The adapter module of a dataset."""
+    return importlib.import_module(f"scripts.adapters.{entry.adapter}")

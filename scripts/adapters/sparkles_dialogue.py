@@ -13,7 +13,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from scripts.adapters.base import Dropped, Images, Noted, Raw, RawRow, RowFault, each_row, field, file_stem, text
+from scripts.adapters.base import Dropped, RowFault, each_row, field, file_stem, text
+from scripts.adapters.images import Images
+from scripts.adapters.raw import Noted, Raw, RawRow
 from scripts.records_schema import Group, ImageName, Record, Round
 
 SOURCE = "sparkles"
@@ -38,7 +40,11 @@ def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
                 turns = turns[:-1]
             if not turns:
                 raise RowFault("bad_row", "no answer")
-            yield _record(f"{stem}-{row.id}", turns, folder, images)
+            record, ids = _record(f"{stem}-{row.id}", turns, folder, images)
+            shorter = next((one for one in ids for other in ids if one != other and other.startswith(one)), None)
+            if shorter is not None:
+                yield Noted("prefix_id", f"{path} row {row.id}: the id {shorter} is the beginning of another")
+            yield record
 
         yield from each_row(raw.rows(path), convert, path)
 
@@ -57,7 +63,8 @@ def _turns(row: Any) -> list[dict]:
     return turns
 
 
-def _record(id_: str, turns: list[dict], folder: str, images: Images) -> Record:
+def _record(id_: str, turns: list[dict], folder: str, images: Images) -> tuple[Record, list[str]]:
+    """The record of a dialogue, and the ids of its images."""
     places: dict[str, int] = {}
     found: list[ImageName] = []
     shown: list[tuple[int, ...]] = []
@@ -77,7 +84,8 @@ def _record(id_: str, turns: list[dict], folder: str, images: Images) -> Record:
         question, answer = said[place], said[place + 1]
         groups = (0 if len(texts) > 1 else -1 for texts in (question, answer))
         rounds.append(Round(question, answer, shown[place // 2], *groups))
-    return Record(id_, tuple(found), tuple(rounds), (Group("naming", "pick", len(_STYLES)),) if styled else ())
+    groups = (Group("naming", "pick", len(_STYLES)),) if styled else ()
+    return Record(id_, tuple(found), tuple(rounds), groups), list(places)
 
 
 def _said(turn: dict, place: int) -> str:

@@ -69,6 +69,7 @@ class Corpus:
     questions: Lengths
     named: Lengths
     answers: Lengths
+    prefixes: np.ndarray
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -143,6 +144,7 @@ def load_corpus(records: Path, tokens: Path, datasets: list[str]) -> Corpus:
         questions=lengths["question"],
         named=lengths["named"],
         answers=lengths["answer"],
+        prefixes=flat(counts, "prefix").to_numpy().astype(np.int64),
     )
 
 

@@ -79,7 +79,9 @@ def cut(corpus: Corpus, conversations: Conversations, constants: Constants, sequ
     tokens += np.bincount(images.round, image_cost, minlength=len(piece)).astype(np.int64)
     first = np.zeros(len(piece), bool)
     first[starts[:-1][np.diff(starts) > 0]] = True
-    tokens += np.where(first, constants.prefix, constants.between_rounds)
+    # Of a conversation made of several records, the first one's system text counts.
+    own = corpus.prefixes[conversations.records[piece]]
+    tokens += np.where(first, np.where(own > 0, own, constants.prefix), constants.between_rounds)
 
     total = running(tokens, starts)
     n_images = running(np.bincount(images.round, minlength=len(piece)), starts)

@@ -54,7 +54,11 @@ def make_plan(
     """
     number = epoch if epoch is not None else 0
     entries = _entries(settings, epoch)
-    verdicts = judge_heldout(corpus, held_out, settings.mixed) if epoch is None else judge_training(corpus, held_out)
+    all_splits = settings.parity == "original"
+    if epoch is None:
+        verdicts = judge_heldout(corpus, held_out, settings.mixed, all_splits)
+    else:
+        verdicts = judge_training(corpus, held_out, all_splits)
     draws = Draws(settings.seed, number)
     drawn = [_draw(corpus, draws, name, entry, verdicts) for name, entry in entries.items()]
     if not drawn:

@@ -14,6 +14,8 @@ from scripts.blending.slots import name_image, render_slots
 def messages(row: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The messages of a plan row; `records` holds the records that it names, by uid."""
     result: list[dict[str, Any]] = []
+    if system := records[row["uids"][0]]["system"]:
+        result.append(_message("system", system))
     n_shown = 0
     pieces = zip(row["uids"], row["choices"], row["rounds"], row["offsets"], row["named"], strict=True)
     for uid, choices, rounds, offset, named in pieces:

@@ -13,24 +13,25 @@ OFFICIAL_SPLIT, HELD_OUT, PARTLY_HELD_OUT, NO_CONVERSATION, REPEATS_IMAGE = rang
 NOT_CONCERNED = -1
 
 
-def judge_training(corpus: Corpus, held_out: np.ndarray) -> np.ndarray:
+def judge_training(corpus: Corpus, held_out: np.ndarray, all_splits: bool = False) -> np.ndarray:
     """Why each record may not train, as an index into `REASONS`.
 
     `held_out`: whether each image of the catalogue is kept for evaluation. A record trains only if none of its images
-    is.
+    is, and only if it is of an official training split, unless `all_splits` asks for every one.
     """
     some, every = corpus.any_image(held_out)
-    official = pc.not_equal(corpus.splits, "train").to_numpy(zero_copy_only=False)
+    official = pc.not_equal(corpus.splits, "train").to_numpy(zero_copy_only=False) & (not all_splits)
     return np.select([official, every, some], [OFFICIAL_SPLIT, HELD_OUT, PARTLY_HELD_OUT], USABLE)
 
 
-def judge_heldout(corpus: Corpus, held_out: np.ndarray, mixed: str) -> np.ndarray:
+def judge_heldout(corpus: Corpus, held_out: np.ndarray, mixed: str, all_splits: bool = False) -> np.ndarray:
     """Which records are evaluated: `USABLE`, a reason, or `NOT_CONCERNED` for those without a held-out image.
 
-    Rows of an official test split are used nowhere, because the held-out loss chooses the best checkpoint.
+    Rows of an official test split are used nowhere, because the held-out loss chooses the best checkpoint; `all_splits`
+    treats them like all others.
     """
     some, every = corpus.any_image(held_out)
-    test = pc.equal(corpus.splits, "test").to_numpy(zero_copy_only=False)
+    test = pc.equal(corpus.splits, "test").to_numpy(zero_copy_only=False) & (not all_splits)
     partly = some & ~every & (mixed == "drop")
     return np.select([test, ~some, partly], [OFFICIAL_SPLIT, NOT_CONCERNED, PARTLY_HELD_OUT], USABLE)
 

@@ -21,6 +21,11 @@ from scripts.common.errors import UserError
 
 _CHUNK = 1 << 20
 
+# mkstemp makes files private, so they are opened again by hand. The only way to learn the umask is to set it, which must
+# not happen while other threads write files: here it does once.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 @contextmanager
 def atomic(path: str | Path, mode: str = "wb", **options: Any) -> Iterator[IO]:
@@ -35,18 +40,11 @@ def atomic(path: str | Path, mode: str = "wb", **options: Any) -> Iterator[IO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
+        os.chmod(name, 0o666 & ~_UMASK)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    # mkstemp makes files private; the only way to learn the umask is to set it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def canonical(value: Any) -> str:

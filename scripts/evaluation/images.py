@@ -4,7 +4,6 @@ Used by the dialogue suites, where paths come from a JSON file that somebody els
 chat.
 """
 
-import io
 import shlex
 import warnings
 from pathlib import Path
@@ -14,9 +13,6 @@ from scripts.common.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-MAX_PIXELS = 100_000_000
-"""An image beyond this is refused before it is decoded: ten times a large photograph, and 300 MB once decoded."""
 
 
 def split_paths(text: str) -> list[str]:
@@ -51,12 +47,14 @@ def decode(data: bytes, name: str) -> "Image":
     """
     from PIL import Image, UnidentifiedImageError
 
+    from scripts.media.opening import MAX_PIXELS, open_image
+
     if not data:
         raise UserError(f"image {name} is empty (zero bytes)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(data) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UserError(f"image {name} is too large ({image.width} x {image.height} pixels)")
                 image.load()

@@ -3,12 +3,13 @@
 Headers are not enough: a truncated JPEG has a perfect one. What passes here decodes to RGB in training.
 """
 
-import io
 import warnings
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from PIL import Image, UnidentifiedImageError
+
+from scripts.media.opening import LONG_TEXT, MAX_PIXELS, open_image
 
 _FORMATS = {
     "JPEG": ("jpg", {".jpg", ".jpeg"}),
@@ -22,9 +23,21 @@ _FORMATS = {
 }
 """What Pillow calls a format: our extension for it, and the extensions that files of it have."""
 
-MAX_PIXELS = 1 << 26
-"""Larger images are refused: a decoded one would take 200 MB and more."""
 _ORIENTATION = 0x0112
+_MODES = {
+    "CMYK": "cmyk",
+    "P": "palette",
+    "PA": "palette",
+    "LA": "alpha",
+    "RGBA": "alpha",
+    "La": "alpha",
+    "RGBa": "alpha",
+    "L": "grey",
+    "1": "grey",
+    "I": "16-bit",
+    "F": "16-bit",
+}
+"""What is said of images that are not RGB, by Pillow's name of their pixels."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,9 @@ class Picture:
     Attributes:
         format: our extension for it.
         orientation: that of EXIF, 1 if it says nothing.
-        flags: "colour" (not RGB), "extension" (the name says another format), "frames" (it has more than the first).
+        flags: what is unusual and harmless: "cmyk", "palette", "alpha", "grey", "16-bit" or "other-colours" (not RGB),
+            "extension" (the name says another format), "frames" (it has more than the first), "rotated" (by EXIF),
+            "long-text" (a PNG with more text than Pillow likes).
     """
 
     width: int
@@ -64,7 +79,7 @@ def check_image(data: bytes, path: str) -> Picture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(data))
+            image = open_image(data)
         except UnidentifiedImageError:
             raise Unreadable("not_an_image", _beginning(data)) from None
         except Image.DecompressionBombError as error:
@@ -88,17 +103,21 @@ def _decode(image: Image.Image, path: str) -> Picture:
     try:
         image.load()
         orientation = image.getexif().get(_ORIENTATION, 1)
-        image.convert("RGB")
+        if mode != "RGB":
+            image.convert("RGB")
     except Exception as error:
         # Decoders raise whatever their format's code happens to trip over; to us all of it means the same.
         raise _broken(error) from None
-    flags = {
-        "colour": mode != "RGB",
-        "extension": PurePosixPath(path).suffix.lower() not in usual,
-        "frames": frames > 1,
-    }
     upright = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
-    return Picture(width, height, extension, mode, upright, tuple(name for name, set_ in flags.items() if set_))
+    suffix = PurePosixPath(path).suffix.lower()
+    flags = [
+        *([] if mode == "RGB" else [_MODES.get(mode, "16-bit" if mode.startswith("I;16") else "other-colours")]),
+        *(["extension"] if suffix and suffix not in usual else []),
+        *(["frames"] if frames > 1 else []),
+        *(["rotated"] if upright != 1 else []),
+        *(["long-text"] if any(len(text) > LONG_TEXT for text in getattr(image, "text", {}).values()) else []),
+    ]
+    return Picture(width, height, extension, mode, upright, tuple(flags))
 
 
 def _beginning(data: bytes) -> str:

@@ -11,21 +11,16 @@ from typing import Any
 from scripts.common.files import read_json
 from scripts.evaluation.results import HELDOUT
 
-_EXAMPLES = 5
+EXAMPLES = 5
 NONE = "–"
 
 
 def dataset_rows(reports: Iterable[str | Path], verdicts: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """One row per dataset: rows expected, found, kept and dropped, and the reasons with a few examples."""
+    """One row per dataset: rows expected, found, kept and dropped; the cards say why."""
     judged = {verdict["name"]: verdict for verdict in map(read_json, verdicts)}
     rows = []
     for report in map(read_json, reports):
         verdict = judged.get(report["dataset"])
-        reasons = [
-            {"name": spoken(name), "count": count(entry["count"]), "examples": entry["examples"][:_EXAMPLES]}
-            for part in ("dropped", "notes")
-            for name, entry in report[part].items()
-        ]
         rows.append(
             {
                 "name": report["dataset"],
@@ -35,8 +30,6 @@ def dataset_rows(reports: Iterable[str | Path], verdicts: Iterable[str | Path]) 
                 "dropped": count(report["rows"] - report["kept"]),
                 "records": count(report["records"]),
                 "images": count(report["images"]) + (f" of {count(verdict['images_named'])}" if verdict else ""),
-                "licence": report["licence"],
-                "reasons": reasons,
             }
         )
     return rows
@@ -52,10 +45,18 @@ def source_rows(manifests: Iterable[str | Path]) -> list[dict[str, Any]]:
             "bytes": size(sum(shard["bytes"] for shard in manifest["shards"])),
             "rejected": count(sum(manifest["rejected"].values())),
             "reasons": _reasons(manifest["rejected"]),
+            "flags": _reasons(manifest["flags"]),
+            "pixels": _pixels(manifest["sizes"]),
             "licence": manifest["licence"],
         }
         for manifest in map(read_json, manifests)
     ]
+
+
+def _pixels(sizes: Mapping[str, Mapping[str, Any]]) -> str:
+    """The usual and the largest size of an image."""
+    usual, largest = (f"{sizes['width'][key]} x {sizes['height'][key]}" for key in ("median", "max"))
+    return usual if usual == largest else f"{usual}, at most {largest}"
 
 
 def blend_tables(plans: Iterable[str | Path]) -> list[dict[str, Any]]:

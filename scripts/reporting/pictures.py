@@ -49,6 +49,11 @@ class Pictures:
             for number, image in enumerate(images, start=first)
         ]
 
+    def stored(self, source: str, key: str, number: int) -> Picture:
+        """The picture of an image of the media, with the number it has in its conversation."""
+        found = self._store.lookup(source, key) if source in self._media else None
+        return self._picture(number, self._store.read(source, key) if found else None)
+
     def _stored(self, sha256: str) -> bytes | None:
         place = self._places.get(sha256)
         return self._store.read(*place) if place else None

@@ -69,6 +69,10 @@ class Blend(Storage):
     redraw: bool = True
     """Draw samples, choices and order anew in every epoch. `false` repeats epoch 0, and only that one is written."""
 
+    parity: Literal["original"] | None = None
+    """`original` trains on rows of official validation and test splits too, as the original does; such a model must not
+    be compared on those benchmarks. Empty: they never train."""
+
     @model_validator(mode="after")
     def _consistent(self) -> "Blend":
         for name, entry in self.datasets.items():

@@ -7,6 +7,42 @@ from pydantic import Field, model_validator
 from scripts.sections.base import Section
 
 Kind = Literal["what", "colour", "shape", "count", "where", "size", "count_colour", "exist", "compare", "which"]
+Fault = Literal[
+    "truncated",
+    "zero_bytes",
+    "not_an_image",
+    "one_pixel",
+    "bomb",
+    "gif_named_jpg",
+    "png_named_jpg",
+    "cmyk",
+    "palette",
+    "sixteen_bit",
+    "alpha",
+    "rotated",
+    "long_text",
+    "missing_image",
+    "padded_id",
+    "doubled_clip",
+    "expired_image",
+    "lost_side",
+    "lost_round",
+    "self_reference",
+    "dangling_reference",
+    "one_sided_reference",
+    "other_images",
+    "prefix_id",
+    "odd_turns",
+    "doubled_key",
+    "doubled_id",
+    "wrong_type",
+    "empty_answer",
+    "invalid_utf8",
+    "absolute_path",
+    "parent_path",
+    "archive_link",
+]
+"""What may be wrong with raw data; `scripts/world/faults.py` says how, and under which word each is reported."""
 TWO_IMAGE_KINDS = frozenset({"compare", "which"})
 
 Rate = Annotated[float, Field(ge=0, le=20)]
@@ -42,6 +78,10 @@ class Rows(Section):
 
     aokvqa: Rate = 0.2
     """`aokvqa_v1p0_train.json`: one question with choices and rationales each."""
+
+    mimicit: Share = 0.02
+    """`SD`, `SN`, `TVC` and `VST` of MIMIC-IT: images of their own (as base64), so many per image of the world and file,
+    two or three to a conversation."""
 
     minigpt4: Share = 0.02
     """`filter_cap.json`: captions of images of its own, so many per image of the world."""
@@ -83,6 +123,9 @@ class Miniature(Section):
 
     rows: Rows = Rows()
     """How much is said about each image in each file."""
+
+    faults: tuple[Fault, ...] = ()
+    """Damage done to the raw files, each in one place: a twin of the world on which to see what becomes of bad data."""
 
     @model_validator(mode="after")
     def _askable(self) -> "Miniature":

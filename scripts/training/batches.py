@@ -9,20 +9,19 @@ Everything is a function of the step number: there is no order to draw, no itera
 resumes at step s simply asks for step s.
 """
 
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from model.processing import VisualChatProcessor
 from model.template import IGNORE, TEXT, Encoded
 from scripts.common.errors import UserError
+from scripts.media.opening import open_image
 from scripts.training.loader import BlendReader, Sample
 
 _CACHE_BYTES = 256 << 20
@@ -62,7 +61,7 @@ class ImageCache:
         """Return the image as the model takes it, uint8 (3, H, W)."""
         if sha256 in self._images:
             return self._images[sha256]
-        with Image.open(io.BytesIO(data)) as picture:
+        with open_image(data) as picture:
             image = self._processor.image(picture)
         if image.nbytes <= self._room:
             self._room -= image.nbytes

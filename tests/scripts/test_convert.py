@@ -145,7 +145,7 @@ def test_a_wrong_adapter_is_found_out(bad, problem):
 
 def test_the_program_says_what_is_missing(tmp_path):
     command = [sys.executable, "-m", "scripts.convert", "--out", str(tmp_path), "--dataset"]
-    for dataset, word in (("otter_mimicit_sn", "no adapter"), ("lava", "no dataset"), ("llava", "--raw llava=")):
+    for dataset, word in (("llava_otter_blend", "join"), ("lava", "no dataset"), ("llava", "is not there")):
         done = subprocess.run([*command, dataset], capture_output=True, text=True)
         assert done.returncode == 1 and word in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

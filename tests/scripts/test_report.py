@@ -85,12 +85,17 @@ def write_media(folder: Path, blend: BlendReader) -> None:
     write_table(folder / "index.parquet", pa.Table.from_pylist(rows, INDEX_SCHEMA))
     shards = [{"name": "coco-00000-of-00001.tar", "images": len(rows), "bytes": shard.bytes, "sha256": shard.sha256}]
     manifest = {"v": 1, "source": "coco", "licence": HOSTILE, "images": len(rows), "rejected": {"zero_bytes": 3}}
+    manifest |= {"flags": {"cmyk": 2}, "sizes": {side: {"median": 40, "max": 50} for side in ("width", "height")}}
     write_json(folder / "manifest.json", manifest | {"shards": shards})
 
 
 def write_data(root: Path) -> None:
     dropped = {"image_missing": {"count": 4, "examples": [HOSTILE]}}
     counts = {"rows": 1234, "expected": 2000, "kept": 1230, "records": 615, "images": 17, "notes": {}}
+    counts["statistics"] = {
+        "rounds": {"mean": 1.5, "median": 1, "max": 3},
+        "wordings": {"mean": 1, "median": 1, "max": 1},
+    }
     write_json(
         root / "records/llava.report.json",
         {"v": 1, "dataset": "llava", "licence": HOSTILE, "dropped": dropped, "sha256": "2" * 64} | counts,
@@ -185,8 +190,10 @@ def test_two_reports_have_the_same_bytes(build, tmp_path):
 
 def test_data_and_blends(build):
     text = Page(build("records", "validated", "media", "plans")).text
-    assert "2,000 1,234 1,230 4 615 17 of 19 image missing: 4" in text
-    assert "zero bytes: 3" in text
+    assert "2,000 1,234 1,230 4 615 17 of 19" in text
+    assert "rows found 1,234 of 2,000 published" in text and "left out image missing: 4" in text
+    assert "rounds a conversation 1.5 on average, at most 3" in text and "wordings" not in text
+    assert "40 x 40, at most 50 x 50" in text and "zero bytes: 3 cmyk: 2" in text
     assert "epoch 0 epoch 1 held out" in text
     assert "25%, 2 times, up to 3 in one conversation, after 1 epochs 0 71 71 held out: 9, too long: 2" in text
     assert "supervised tokens 678 678 678" in text

@@ -14,9 +14,11 @@ from scripts.common.errors import UserError
 from scripts.common.files import file_sha256, read_json
 from scripts.fetch import fetch
 from scripts.index import write_index
+from scripts.media.containers import Entry
 from scripts.media.store import MediaStore
 from scripts.media.tarshard import ShardWriter, read_index
 from scripts.shard import share, write_shard
+from scripts.sources import SOURCES
 from tests.worlds import build_media, small_world
 
 
@@ -74,16 +76,17 @@ def test_every_fault_ends_in_its_reason(world, tmp_path):
     assert manifest["images"] == 13 and manifest["rejected"] == {reason: 1 for reason in expected.values()}
     store = MediaStore({"coco": media})
     odd = store.lookup("coco", base + "g")
-    assert (odd.format, odd.flags) == ("gif", ["colour", "extension"])
+    assert (odd.format, odd.flags) == ("gif", ["palette", "extension"])
     assert store.read("coco", base + "g") == gif.getvalue()
 
 
 def test_an_image_goes_where_its_first_byte_falls():
-    rows = [{"key": str(n), "bytes": size} for n, size in enumerate([10, 10, 0, 60, 10, 10])]
-    parts = [[row["key"] for row in share(rows, 4, index)] for index in range(4)]
+    def rows(*sizes):
+        return [(str(number), Entry(str(number), "", "file", 0, size)) for number, size in enumerate(sizes)]
+
+    parts = [[key for key, _ in share(rows(10, 10, 0, 60, 10, 10), 4, index)] for index in range(4)]
     assert parts == [["0", "1", "2", "3"], [], [], ["4", "5"]]
-    empty = [{"key": "a", "bytes": 0}, {"key": "b", "bytes": 0}]
-    assert [len(share(empty, 2, index)) for index in range(2)] == [2, 0]
+    assert [len(share(rows(0, 0), 2, index)) for index in range(2)] == [2, 0]
 
 
 def test_more_shards_than_images(tmp_path):
@@ -94,7 +97,7 @@ def test_more_shards_than_images(tmp_path):
 
 
 def test_a_file_that_changed_after_fetch_is_an_error(world, tmp_path):
-    fetch("coco", world, tmp_path / "raw")
+    fetch(SOURCES["coco"], world, tmp_path / "raw")
     image = sorted((world / "coco/train2017").iterdir())[0]
     image.write_bytes(image.read_bytes()[:-1])
     with pytest.raises(UserError, match="has changed since it was fetched"):
@@ -116,23 +119,23 @@ def test_nothing_readable_is_an_error(tmp_path):
 def test_index_names_what_is_missing_or_does_not_belong(world, tmp_path):
     media = _build(world, tmp_path)
     with pytest.raises(UserError, match="coco-00000-of-00003"):
-        write_index("coco", 3, media)
+        write_index("coco", 3, tmp_path / "raw/coco", media)
     last = media / "coco-00001-of-00002.tar"
     last.unlink()
     with pytest.raises(UserError, match="coco-00001-of-00002.tar does not exist"):
-        write_index("coco", 2, media)
+        write_index("coco", 2, tmp_path / "raw/coco", media)
     with ShardWriter(last):
         pass
-    with pytest.raises(UserError, match="coco-00001-of-00002.tar holds 0 images"):
-        write_index("coco", 2, media)
+    with pytest.raises(UserError, match="coco-00001-of-00002.tar is not the shard"):
+        write_index("coco", 2, tmp_path / "raw/coco", media)
 
 
 def test_the_programs_run_by_hand(world, tmp_path):
-    fetch("coco", world, tmp_path / "raw")
+    fetch(SOURCES["coco"], world, tmp_path / "raw")
     common = ["--source", "coco", "--shards", "1", "--out", str(tmp_path / "media")]
     run = [sys.executable, "-m"]
     shard = [*run, "scripts.shard", *common, "--raw", str(tmp_path / "raw"), "--index"]
     assert subprocess.run([*shard, "0"]).returncode == 0
-    assert subprocess.run([*run, "scripts.index", *common]).returncode == 0
+    assert subprocess.run([*run, "scripts.index", *common, "--raw", str(tmp_path / "raw")]).returncode == 0
     bad = subprocess.run([*shard, "1"], capture_output=True, text=True)
     assert bad.returncode == 1 and "--index 1" in bad.stderr

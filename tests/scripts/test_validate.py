@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from scripts.adapters.run import load_adapter
+from scripts.adapters.raw import Raw
+from scripts.adapters.run import dataset_entry
 from scripts.common.errors import UserError
 from scripts.sources import DATASETS, SOURCES
 from scripts.validate import validate_dataset, validate_source
@@ -19,6 +20,8 @@ GOOD = {
     "image": "000000000785.jpg",
     "conversations": [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "A."}],
 }
+IMAGES = {"coco": 30, "cc_sbu_align": 3, "ocr_vqa": 3, "sparkles": 6}
+IMAGES |= {"mimicit_sd": 4, "mimicit_sn": 6, "mimicit_tvc": 6, "mimicit_vst": 6}
 ADAPTED = sorted(name for name, dataset in DATASETS.items() if dataset.adapter)
 
 
@@ -36,7 +39,7 @@ def _raw(tmp_path, content, dataset="llava_dial", path=DIAL):
 def test_the_miniatures_sources_are_good(raw, source):
     verdict = validate_source(source, raw[source])
     assert verdict["ok"] and verdict["problems"] == []
-    assert verdict["images"] == {"coco": 30, "cc_sbu_align": 3, "ocr_vqa": 3, "sparkles": 6}.get(source, 0)
+    assert verdict["images"] == IMAGES.get(source, 0)
     assert set(verdict["files"]) == {file.path for file in SOURCES[source].files}
 
 
@@ -57,9 +60,15 @@ def test_rows_that_will_be_lost_are_counted(tmp_path):
 
 
 def test_a_users_copy_is_compared_with_the_published_file(tmp_path):
-    verdict = validate_source("llava", _raw(tmp_path, [GOOD])["llava"])
+    verdict = validate_source("llava_dial", _raw(tmp_path, [GOOD])["llava_dial"])
     assert verdict["provided_by"] == "data_path" and verdict["files"][DIAL]["rows"] == 1
-    assert verdict["problems"] == [f"{DIAL} is not the published file (its sha256 is another)"]
+    size = (tmp_path / "data" / DIAL).stat().st_size
+    assert verdict["problems"] == [f"{DIAL} is not the published file: it has {size} bytes instead of 126088572"]
+
+
+def test_a_set_with_too_few_images_is_noted(tmp_path):
+    verdict = validate_source("coco", _raw(tmp_path, [GOOD])["coco"])
+    assert verdict["problems"] == ["coco/train2017/ has 4 images, 118287 are published"]
 
 
 BROKEN = {
@@ -77,7 +86,7 @@ BROKEN = {
 def test_a_broken_file_is_one_clear_error(tmp_path, name):
     content, words = BROKEN[name]
     folders = _raw(tmp_path, content)
-    for judge in (lambda: validate_source("llava", folders["llava"]), lambda: validate_dataset("llava_dial", folders)):
+    for judge in (lambda: validate_source("llava_dial", folders["llava_dial"]), lambda: validate_dataset("llava_dial", folders)):
         with pytest.raises(UserError) as caught:
             judge()
         assert all(word in str(caught.value) for word in [*words, DIAL])
@@ -88,7 +97,7 @@ def test_a_member_that_is_absent_or_of_another_kind(tmp_path, content):
     path = "MIMIC-IT/CGD_instructions.json"
     folders = _raw(tmp_path, content, "otter_mimicit_cgd", path)
     with pytest.raises(UserError, match="CGD_instructions.json.*'data'"):
-        validate_source("mimicit", folders["mimicit"])
+        validate_source("mimicit_cgd", folders["mimicit_cgd"])
 
 
 def test_a_dataset_of_which_nothing_is_usable_is_an_error(tmp_path):
@@ -97,7 +106,7 @@ def test_a_dataset_of_which_nothing_is_usable_is_an_error(tmp_path):
 
 
 def test_a_source_that_was_not_given_is_named(raw):
-    with pytest.raises(UserError, match="--raw mimicit="):
+    with pytest.raises(UserError, match="CGD_instructions.json is not there.*--raw"):
         validate_dataset("otter_mimicit_cgd", {"coco": raw["coco"]})
 
 
@@ -107,12 +116,10 @@ def test_a_file_that_fetch_was_not_asked_for_is_named(tmp_path):
         validate_dataset("llava", folders)
 
 
-@pytest.mark.parametrize(
-    "dataset, word", [("otter_mimicit_sd", "no adapter"), ("llava_otter_blend", "join"), ("lava", "no dataset")]
-)
+@pytest.mark.parametrize("dataset, word", [("llava_otter_blend", "join"), ("lava", "no dataset")])
 def test_datasets_that_cannot_be_converted_say_why(dataset, word):
     with pytest.raises(UserError, match=word):
-        load_adapter(dataset)
+        dataset_entry(dataset, Raw({}))
 
 
 def test_the_program_writes_its_verdict_only_if_there_is_one(tmp_path):

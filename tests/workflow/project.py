@@ -94,6 +94,13 @@ class Project:
             name: count for name, count in counts.items() if name not in ("all", "data", "train", "evaluate", "report")
         }
 
+    def planned(self, *arguments: str) -> dict[str, set[str]]:
+        """What a dry run would do: program to the datasets and sources that it would be called with."""
+        found: dict[str, set[str]] = {}
+        for program, words in re.findall(r"python -m scripts\.(\w+) (.*)", self.snakemake("-n", "-p", *arguments)):
+            found.setdefault(program, set()).update(re.findall(r"--(?:dataset|source) (\w+)", words))
+        return found
+
     def hashes(self, pattern: str) -> dict[str, str]:
         """sha256 of every file below the results root that matches `pattern`."""
         from scripts.common.files import file_sha256

@@ -45,6 +45,10 @@ def test_generated_files_are_up_to_date(name):
         (("tokens", "miniature", "template", "sistem"), "", ["template.sistem", "did you mean 'system'?"]),
         (("runs", "other"), {"like": "mcma"}, ["runs.other.like", "did you mean 'mmca'?"]),
         (("data_path",), "/somewhere", ["suites", "miniature"]),
+        (("own",), {"llava": {"folder": "x", "files": ["a.json"]}}, ["own.llava", "choose another"]),
+        (("own",), {"pets": {"folder": "x", "files": ["a.json"], "images": "pics"}}, ["own.pets.images", ".zip"]),
+        (("licences",), {"refuse": ["OpenAI-terms"]}, ["blends.demo.datasets: llava is under OpenAI-terms"]),
+        (("licences",), {"allow": ["CC-BY-4.0", "MIT"]}, ["otter_mimicit_cgd is under Flickr-terms, research-only"]),
     ],
 )
 def test_a_mistake_is_named_with_its_place_and_the_nearest_right_word(place, value, words):

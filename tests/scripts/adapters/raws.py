@@ -8,11 +8,13 @@ from typing import Any
 
 from PIL import Image
 
-from scripts.adapters.base import Dropped, Images, Noted, Raw
+from scripts.adapters.base import Dropped
+from scripts.adapters.images import Images
+from scripts.adapters.raw import Noted, Raw
 from scripts.adapters.run import load_adapter
 from scripts.fetch import fetch
 from scripts.records_schema import Record, check
-from scripts.sources import image_sources, requirements, sources_of
+from scripts.sources import DATASETS, REGISTRY, SOURCES
 
 IMAGES = tuple(f"coco/train2017/{number:012d}.jpg" for number in (785, 40083, 196141, 197388))
 
@@ -31,9 +33,9 @@ def data_path(folder: Path, files: dict[str, Any], images=IMAGES) -> Path:
 def fetch_for(dataset: str, data: Path, out: Path) -> Raw:
     """Fetch what `dataset` reads from `data`."""
     folders = {}
-    for source in sources_of(dataset):
+    for source in REGISTRY.sources_of(dataset):
         folders[source] = out / source
-        fetch(source, data, folders[source], requirements(source, [dataset]))
+        fetch(SOURCES[source], data, folders[source], REGISTRY.requirements(source, [dataset]))
     return Raw(folders)
 
 
@@ -42,8 +44,8 @@ def run(
 ) -> tuple[list[Record], list[Dropped], list[Noted]]:
     """What the adapter of `dataset` makes of `files`, sorted by kind of result."""
     raw = fetch_for(dataset, data_path(tmp_path / "data", files, images), tmp_path / "raw")
-    listed = Images.of_listing(raw, image_sources(dataset))
-    results = list(load_adapter(dataset).records(raw, listed))
+    listed = Images.of_listing(raw, REGISTRY.image_sources(dataset))
+    results = list(load_adapter(DATASETS[dataset]).records(raw, listed))
     records = [item for item in results if isinstance(item, Record)]
     for record in records:
         check(record)

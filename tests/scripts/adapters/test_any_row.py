@@ -9,10 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scripts.adapters.base import Dropped, Images
+from scripts.adapters.base import Dropped
+from scripts.adapters.images import Images
 from scripts.adapters.run import load_adapter
 from scripts.records_schema import Record, check, to_batch
-from scripts.sources import DATASETS, SOURCES, image_sources
+from scripts.sources import DATASETS, REGISTRY, SOURCES
 from tests.scripts.adapters.raws import fetch_for
 from tests.worlds import small_world
 
@@ -48,7 +49,7 @@ values = st.recursive(
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    shares = {"minigpt4": 0.5, "ocr_vqa": 0.5, "sparkles": 1.0, "aokvqa": 1.0}
+    shares = {"minigpt4": 0.5, "ocr_vqa": 0.5, "sparkles": 1.0, "aokvqa": 1.0, "mimicit": 1.0}
     return small_world(tmp_path_factory.mktemp("world"), images=15, rows=shares)
 
 
@@ -97,12 +98,16 @@ def _run(dataset: str, world: Path, files: dict) -> list[Record]:
         for path, value in files.items():
             (place / path).parent.mkdir(parents=True, exist_ok=True)
             (place / path).write_text(json.dumps(value))
-        for source in image_sources(dataset):
-            for images in SOURCES[source].folders:
-                (place / images).parent.mkdir(parents=True, exist_ok=True)
-                (place / images.rstrip("/")).symlink_to(world / images)
+        for source in REGISTRY.image_sources(dataset):
+            for images in SOURCES[source].images:
+                there = [path for path in (images.folder.rstrip("/"), *images.containers) if (world / path).exists()]
+                for path in there[:1]:
+                    (place / path).parent.mkdir(parents=True, exist_ok=True)
+                    (place / path).symlink_to(world / path)
         raw = fetch_for(dataset, place, Path(folder) / "raw")
-        results = list(load_adapter(dataset).records(raw, Images.of_listing(raw, image_sources(dataset))))
+        results = list(
+            load_adapter(DATASETS[dataset]).records(raw, Images.of_listing(raw, REGISTRY.image_sources(dataset)))
+        )
     records = [item for item in results if isinstance(item, Record)]
     dropped = [item for item in results if isinstance(item, Dropped)]
     for record in records:

@@ -65,7 +65,7 @@ def test_the_image_may_be_named_with_its_folder(tmp_path, image):
     "bad, reason, word",
     [
         (row("A?", "a", image="000000999999.jpg"), "missing_image", "999999"),
-        (row("A?", "a", image="../../etc/passwd"), "missing_image", "passwd"),
+        (row("A?", "a", image="../../etc/passwd"), "unsafe_path", "passwd"),
         ({"id": "1", "conversations": []}, "bad_row", "no answer"),
         ({"id": "1", "conversations": GOOD["conversations"]}, "bad_row", "'image'"),
         ({"id": "1", "image": 5, "conversations": GOOD["conversations"]}, "bad_row", "'image'"),
@@ -76,7 +76,7 @@ def test_the_image_may_be_named_with_its_folder(tmp_path, image):
         (row("A?", " \n"), "empty_text", "turn 1"),
         (row("A?", "about <|image:0|>"), "reserved_text", "turn 1"),
         (row("A?", 5), "bad_row", "'value'"),
-        (row("A?", "\ud800"), "bad_row", "Unicode"),
+        (row("A?", "\ud800"), "invalid_utf8", "UTF-8"),
         ({**GOOD, "conversations": GOOD["conversations"][::-1]}, "bad_row", "'gpt'"),
         ("a string", "bad_row", "str"),
         (None, "bad_row", "NoneType"),

@@ -64,7 +64,7 @@ def test_any_prompt_asks_for_the_caption(tmp_path):
     "bad, reason",
     [
         (caption_row(image_id="3"), "missing_image"),
-        (caption_row(image_id="../../secret"), "bad_row"),
+        (caption_row(image_id="../../secret"), "unsafe_path"),
         (caption_row(image_id=True), "bad_row"),
         (caption_row(image_id=None), "bad_row"),
         (caption_row(caption=" \n"), "empty_text"),
@@ -119,7 +119,7 @@ def test_a_cover_is_found_under_the_ending_of_its_address_or_another(tmp_path, u
     "id_, bad, reason",
     [
         ("2", cover_row(), "missing_image"),
-        ("../1", cover_row(), "bad_row"),
+        ("../1", cover_row(), "unsafe_path"),
         ("1", cover_row(split=4), "bad_row"),
         ("1", cover_row(split="1"), "bad_row"),
         ("1", cover_row(imageURL=5), "bad_row"),
@@ -188,7 +188,7 @@ def test_a_dialogue_that_ends_with_a_question_loses_it_and_is_counted(tmp_path):
         ([turn("user", "What is IMAGE#9<Img><ImageHere></Img>?", "9"), turn("assistant", "x")], "missing_image"),
         ([turn("user", "What is IMAGE#5?"), turn("assistant", "x")], "bad_row"),
         ([turn("user", "And IMAGE#77?", "5"), turn("assistant", "x")], "bad_row"),
-        ([turn("user", "What?", "../5"), turn("assistant", "x")], "bad_row"),
+        ([turn("user", "What?", "../5"), turn("assistant", "x")], "unsafe_path"),
         ([turn("user", "What?", "5"), turn("user", "x")], "bad_row"),
         ([turn("assistant", "What?", "5"), turn("user", "x")], "bad_row"),
         ([turn("user", "What?", "5")], "bad_row"),

@@ -47,12 +47,14 @@ def record(
     rounds: Iterable[dict[str, Any]],
     groups: Sequence[tuple[str, str, int]] = (),
     split: str = "train",
+    system: str = "",
 ) -> dict[str, Any]:
     """One record; images are keys of the source coco, groups are (name, kind, size)."""
     return {
         "uid": uid,
         "images": [{"source": "coco", "key": key} for key in images],
         "rounds": list(rounds),
+        "system": system,
         "groups": [dict(zip(("name", "kind", "size"), group, strict=True)) for group in groups],
         "licence": "free",
         "split": split,

@@ -25,7 +25,8 @@ def assert_exact(rows, records, tokenizer):
         assert len(encoded) == row["n_tokens"]
         assert sum(label >= 0 for label in encoded.labels) == row["n_labels"]
         assert encoded.image_indices == list(range(row["n_images"]))
-        assert len(conversation) == 2 * sum(len(rounds) for rounds in row["rounds"])
+        spoken = [message for message in conversation if message["role"] != "system"]
+        assert len(spoken) == 2 * sum(len(rounds) for rounds in row["rounds"])
 
 
 @pytest.mark.parametrize("sequence", [150, 250, 10_000])
@@ -56,6 +57,19 @@ def test_text_alone_is_a_conversation(tmp_path, tokenizer):
     rows = desk.plan({"own": {}, "llava": {"concat": 2}})
     assert [row["n_images"] for row in rows if row["dataset"] == "own"] == [0]
     assert_exact(rows, desk.records, tokenizer)
+
+
+def test_a_system_text_of_a_records_own_replaces_the_templates(tmp_path, tokenizer):
+    own = [record(f"own:{n}", [], [turn("Hello?", "Hi.")], system=text) for n, text in enumerate(("", "Be very brief."))]
+    desk = Desk(tmp_path, own)
+    rows = desk.plan({"own": {}})
+    assert_exact(rows, desk.records, tokenizer)
+    assert len({row["n_tokens"] for row in rows}) == 2
+    roles = {row["uids"][0]: messages(row, desk.records)[0]["role"] for row in rows}
+    assert roles == {"own:0": "user", "own:1": "system"}
+    (both,) = [row for row in desk.plan({"own": {"concat": 2}}, seed=4) if len(row["uids"]) == 2] or [None]
+    assert both is not None
+    assert_exact([both], desk.records, tokenizer)
 
 
 def test_cutting_takes_whole_rounds_from_the_end_and_counts_them(tmp_path, tokenizer):

@@ -156,6 +156,8 @@ def test_official_splits_do_not_train_and_test_rows_are_used_nowhere(tmp_path):
     assert desk.manifest["datasets"]["coco_caption"]["dropped"] == {"held_out": 1, "official_split": 4}
     evaluated = {row["uids"][0] for row in desk.plan({"coco_caption": {}}, None)}
     assert evaluated == {"coco_caption:3", "coco_caption:4"}
+    trained = {row["uids"][0] for row in desk.plan({"coco_caption": {}}, parity="original")}
+    assert trained == {"coco_caption:0", "coco_caption:1", "coco_caption:2"}
 
 
 def test_the_heldout_plan_is_the_same_for_every_epoch_and_may_be_empty(desk, tmp_path):

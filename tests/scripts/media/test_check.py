@@ -6,7 +6,7 @@ import struct
 import zlib
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from scripts.media.check import Unreadable, check_image
 
@@ -16,6 +16,13 @@ def _encode(format_, size=(40, 30), mode="RGB", **options):
     noise = random.Random(0).randbytes(size[0] * size[1] * 3)
     Image.frombytes("RGB", size, noise).convert(mode).save(buffer, format_, **options)
     return buffer.getvalue()
+
+
+def _text(length):
+    """A comment that editing software might leave in a PNG."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("history", "x" * length, zip=True)
+    return info
 
 
 def _bomb(width, height):
@@ -76,10 +83,12 @@ def test_what_is_known_of_a_good_image():
 @pytest.mark.parametrize(
     "data, path, flags",
     [
-        (_encode("GIF", mode="P"), "x.jpg", ("colour", "extension")),
-        (_encode("PNG", mode="L"), "x.png", ("colour",)),
-        (_encode("JPEG", mode="CMYK"), "x.jpg", ("colour",)),
-        (_encode("PNG", mode="RGBA"), "x.webp", ("colour", "extension")),
+        (_encode("GIF", mode="P"), "x.jpg", ("palette", "extension")),
+        (_encode("PNG", mode="L"), "x.png", ("grey",)),
+        (_encode("JPEG", mode="CMYK"), "x.jpg", ("cmyk",)),
+        (_encode("PNG", mode="RGBA"), "x.webp", ("alpha", "extension")),
+        (_encode("PNG", mode="I;16"), "x.png", ("16-bit",)),
+        (_encode("PNG", pnginfo=_text(2 << 20)), "x.png", ("long-text",)),
         (_encode("WEBP"), "x.webp", ()),
     ],
 )

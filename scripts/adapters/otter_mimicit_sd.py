@@ -1,0 +1,20 @@
+"""otter_mimicit_sd: spot the difference between two pictures of one scene (Spot-the-diff, subtle and general).
+
+The images of pair 00001 are `SD_IMG_00001_1` and `SD_IMG_00001_2`; some pairs lack one of the two, and what is asked
+about them is dropped. How rounds become conversations: `mimicit`.
+"""
+
+from collections.abc import Iterator
+
+from scripts.adapters.base import Dropped
+from scripts.adapters.images import Images
+from scripts.adapters.mimicit import conversations, found_in
+from scripts.adapters.raw import Noted, Raw
+from scripts.records_schema import Record
+
+FILE = "MIMIC-IT/SD_instructions.json"
+
+
+def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+    """One conversation per group of related instructions."""
+    return conversations(raw, FILE, found_in(images, "mimicit_sd", "MIMIC-IT/SD/"))

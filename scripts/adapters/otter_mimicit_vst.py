@@ -1,0 +1,36 @@
+"""otter_mimicit_vst: stories told over several photographs (VIST).
+
+The photographs came from Flickr, and many pages are gone: the converter of MIMIC-IT leaves such images out and may list
+them in `expired_images.json`. What is told about them counts on their number and order, so it is dropped, not
+shortened. How rounds become conversations: `mimicit`.
+"""
+
+from collections.abc import Iterator
+
+from scripts.adapters.base import Dropped, RowFault
+from scripts.adapters.images import Images
+from scripts.adapters.mimicit import conversations, places
+from scripts.adapters.raw import Noted, Raw
+from scripts.records_schema import ImageName, Record
+
+FILE = "MIMIC-IT/VST_instructions.json"
+EXPIRED = "MIMIC-IT/expired_images.json"
+SOURCE = "mimicit_vst"
+_PREFIX = "VST_IMG_"
+
+
+def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+    """One conversation per group of related instructions."""
+    listed = raw.optional_json(EXPIRED)
+    # Listed before the converter has put the name of the dataset in front.
+    expired = {str(id_).removeprefix(_PREFIX) for id_ in listed} if isinstance(listed, list) else set()
+
+    def find(id_: str) -> Iterator[ImageName]:
+        try:
+            yield images.find(SOURCE, *places("MIMIC-IT/VST/", id_))
+        except RowFault as fault:
+            if fault.reason == "missing_image" and id_.removeprefix(_PREFIX) in expired:
+                raise RowFault("expired_image", f"{id_} was gone when the images were collected") from None
+            raise
+
+    return conversations(raw, FILE, find)

@@ -1,0 +1,76 @@
+"""Files on Google Drive: from an id to the address of the bytes.
+
+Drive has no addresses of files: a page may ask whether one really wants a large file, or say that too many people
+wanted it today. `gdown` reads those pages and the listings of folders; the bytes come through `download`.
+"""
+
+import re
+
+import gdown
+from gdown.download import get_url_from_gdrive_confirmation
+from gdown.exceptions import DownloadError
+
+from scripts.fetching.connection import Location, Options, answer, network, new_session, persist
+from scripts.fetching.content import AddressError
+
+_DRIVE = "https://drive.google.com"
+_LARGEST_PAGE = 1 << 20
+
+
+def locate(url: str, options: Options) -> Location:
+    """Where the bytes of `drive://ID`, or of `drive-folder://ID/FILE`, are.
+
+    Raises:
+        AddressError: Drive does not give the file; the message says why and which page to open.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme == "drive":
+        return Location(_address(rest, options), rest)
+    folder, _, path = rest.partition("/")
+    return Location(_address(_in_folder(folder, path, options), options), path.rsplit("/", 1)[-1])
+
+
+def _in_folder(folder: str, path: str, options: Options) -> str:
+    """The id of the file at `path` in a folder."""
+    page = f"{_DRIVE}/drive/folders/{folder}"
+
+    def ask() -> list:
+        with network(options):
+            return gdown.download_folder(
+                id=folder, skip_download=True, quiet=True, use_cookies=False, timeout=options.timeout
+            )
+
+    try:
+        files = persist(ask, options, options.label or path)
+    except DownloadError as error:
+        raise AddressError(f"Google Drive does not list the folder ({_one_line(str(error))}): open {page}") from None
+    for file in files:
+        if file.path == path:
+            return file.id
+    raise AddressError(f"the folder on Google Drive holds no {path}: open {page}")
+
+
+def _address(file_id: str, options: Options) -> str:
+    url = f"{_DRIVE}/uc?export=download&id={file_id}"
+    view = f"{_DRIVE}/file/d/{file_id}/view"
+
+    def ask() -> str | None:
+        with new_session() as session, answer(session, url, options) as response:
+            if "Content-Disposition" in response.headers:
+                return None
+            return response.raw.read(_LARGEST_PAGE, decode_content=True).decode("utf-8", "replace")
+
+    page = persist(ask, options, options.label or file_id)
+    if page is None:
+        return url
+    try:
+        return get_url_from_gdrive_confirmation(page)
+    except DownloadError as error:
+        reason = _one_line(re.sub(r"<[^>]*>", "", str(error)))
+    except (AssertionError, KeyError):
+        reason = "its page has another form than it used to have"
+    raise AddressError(f"Google Drive does not give the file ({reason}): download it at {view} with a browser")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).split(" Check FAQ")[0].rstrip(".")

@@ -1,0 +1,163 @@
+"""A card per dataset: what became of its rows, under which terms it is, what its texts and images are like, and samples.
+
+Reads `records/<dataset>.report.json` and the table beside it; for a join, which has no records, the plan of its blend.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from scripts.blending.lookup import RecordLookup
+from scripts.blending.plan_table import read_plan
+from scripts.blending.render import messages
+from scripts.common.files import read_json
+from scripts.evaluation.results import HELDOUT
+from scripts.reporting.data import EXAMPLES, count, spoken
+from scripts.reporting.pictures import Pictures
+from scripts.sources import DATASETS
+
+SAMPLES = 3
+_LOOKED_AT = 2048
+"""Samples are chosen among the first records: nobody waits for a million rows to be read for three of them."""
+_ROUNDS = 6
+
+
+def cards(
+    reports: Iterable[Path], verdicts: Iterable[Path], plans: Iterable[Path], pictures: Pictures
+) -> list[dict[str, Any]]:
+    """The cards of all datasets that have a report, and of the joins that a plan holds, by name."""
+    reports = list(reports)
+    judged = {verdict["name"]: verdict for verdict in map(read_json, verdicts)}
+    made = [_of_records(path, judged, pictures) for path in reports]
+    made += _of_joins(sorted(plans), reports[0].parent if reports else None, pictures)
+    return sorted(made, key=lambda card: card["name"])
+
+
+def _of_records(path: Path, judged: Mapping[str, dict], pictures: Pictures) -> dict[str, Any]:
+    report = read_json(path)
+    verdict = judged.get(report["dataset"], {})
+    expected = report["expected"]
+    facts = [
+        ("rows found", count(report["rows"]) + (f" of {count(expected)} published" if expected is not None else "")),
+        ("rows kept", count(report["kept"])),
+        ("conversations", count(report["records"])),
+        ("images", count(report["images"]) + (f" of {count(verdict['images_named'])} named" if verdict else "")),
+    ]
+    table = path.with_name(f"{report['dataset']}.parquet")
+    return {
+        "name": report["dataset"],
+        "licence": report["licence"],
+        "facts": facts + _measures(report.get("statistics", {})),
+        "dropped": _reasons(report["dropped"]),
+        "noted": _reasons(report["notes"]),
+        "samples": list(_samples(table, pictures)) if table.is_file() else [],
+    }
+
+
+def _measures(statistics: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What conversations are like, in words; what is always one or none is left out."""
+    words = {
+        "rounds": "rounds a conversation",
+        "images": "images a conversation",
+        "question_words": "words a question",
+        "answer_words": "words an answer",
+        "wordings": "wordings to choose from",
+    }
+    found = [(name, label, statistics[name]) for name, label in words.items() if name in statistics]
+    return [
+        (label, count(measure["max"]) if measure["mean"] == measure["max"] else _spread(measure))
+        for name, label, measure in found
+        if name != "wordings" or measure["max"] > 1
+    ]
+
+
+def _spread(measure: Mapping[str, Any]) -> str:
+    return f"{measure['mean']:g} on average, at most {count(measure['max'])}"
+
+
+def _reasons(entries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"name": spoken(name), "count": count(entry["count"]), "examples": entry["examples"][:EXAMPLES]}
+        for name, entry in entries.items()
+    ]
+
+
+def _samples(table: Path, pictures: Pictures) -> Iterator[list[dict[str, Any]]]:
+    """A few conversations of a table of records, chosen by hash, with the first of every choice."""
+    with pq.ParquetFile(table) as file:
+        batch = next(file.iter_batches(_LOOKED_AT), None)
+    rows = batch.to_pylist() if batch is not None else []
+    for record in sorted(rows, key=lambda row: hashlib.sha256(row["uid"].encode()).digest())[:SAMPLES]:
+        row = {
+            "uids": [record["uid"]],
+            "choices": [[0] * len(record["groups"])],
+            "rounds": [list(range(len(record["rounds"])))],
+            "offsets": [0],
+            "named": [False],
+        }
+        yield _conversation(messages(row, {record["uid"]: record}), record["images"], pictures)
+
+
+def _conversation(said: list[dict], images: list[Mapping[str, str]], pictures: Pictures) -> list[dict[str, Any]]:
+    """Rounds of a conversation: what is shown, asked and answered."""
+    turns = [message for message in said if message["role"] != "system"]
+    rounds = []
+    for asked, answered in list(zip(turns[::2], turns[1::2], strict=True))[:_ROUNDS]:
+        places = [part["index"] for part in asked["content"] if part["type"] == "image"]
+        shown = [pictures.stored(images[place]["source"], images[place]["key"], place + 1) for place in places]
+        rounds.append({"images": shown, "question": _text(asked), "answer": _text(answered)})
+    return rounds
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    return "\n".join(part["text"] for part in message["content"] if part["type"] == "text")
+
+
+def _of_joins(plans: list[Path], records: Path | None, pictures: Pictures) -> Iterator[dict[str, Any]]:
+    """Cards of the datasets that are joins, from the first epoch that holds them."""
+    seen: set[str] = set()
+    for path in plans:
+        manifest = read_json(path)
+        if manifest["epoch"] == HELDOUT:
+            continue
+        joins = [name for name in manifest["datasets"] if name in DATASETS and DATASETS[name].parts]
+        for name in joins:
+            account = manifest["datasets"][name]
+            if name not in seen and account["realised"]:
+                seen.add(name)
+                yield _of_join(name, account, path, records, pictures)
+
+
+def _of_join(name: str, account: Mapping[str, Any], plan: Path, records: Path | None, pictures: Pictures) -> dict:
+    facts = [
+        ("joins", ", ".join(DATASETS[name].parts)),
+        ("pairs that may be joined", f"{count(account['usable'])} of {count(account['records'])}"),
+        ("conversations in the first epoch", count(account["realised"])),
+        ("images in them", count(account["images"])),
+        ("tokens in them", count(account["tokens"])),
+    ]
+    dropped = {reason: {"count": number, "examples": []} for reason, number in account["dropped"].items()}
+    dropped |= {"too_long": {"count": account["too_long"], "examples": []}} if account["too_long"] else {}
+    table = plan.with_suffix(".parquet")
+    samples = list(_joined(name, table, records, pictures)) if records and table.is_file() else []
+    licence = DATASETS[name].licence
+    return {
+        "name": name,
+        "licence": licence,
+        "facts": facts,
+        "dropped": _reasons(dropped),
+        "noted": [],
+        "samples": samples,
+    }
+
+
+def _joined(name: str, plan: Path, records: Path, pictures: Pictures) -> Iterator[list[dict[str, Any]]]:
+    table, _ = read_plan(plan)
+    rows = [row for row in table.slice(0, _LOOKED_AT).to_pylist() if row["dataset"] == name][:SAMPLES]
+    uids = [uid for row in rows for uid in row["uids"]]
+    found = RecordLookup(records, uids).fetch(uids) if uids else {}
+    for row in rows:
+        yield _conversation(messages(row, found), row["images"], pictures)

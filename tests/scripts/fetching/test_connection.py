@@ -1,0 +1,112 @@
+"""Which trouble is waited out, for how long, and what is said when it does not end."""
+
+import time
+
+import pytest
+
+from scripts.fetching.connection import (
+    AccessDenied,
+    Options,
+    Passing,
+    answer,
+    new_session,
+    persist,
+    retry_after,
+    seconds_to_wait,
+)
+from scripts.fetching.content import AddressError
+from tests.scripts.fetching.server import status
+
+NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("7", 7.0),
+        (" 0 ", 0.0),
+        ("Tue, 14 Nov 2023 22:14:20 GMT", 60.0),
+        ("Tue, 14 Nov 2023 22:00:00 GMT", 0.0),
+        ("soon", 0.0),
+        ("", 0.0),
+        ("-3", 0.0),
+        ("²", 0.0),
+    ],
+)
+def test_what_a_server_asks_for(value, seconds):
+    assert retry_after(value, NOW) == seconds
+
+
+def test_pauses_double_and_end_somewhere():
+    options = Options(backoff=1.5)
+    assert [seconds_to_wait(failures, 0.0, options) for failures in (1, 2, 3, 4)] == [1.5, 3.0, 6.0, 12.0]
+    assert seconds_to_wait(1, 20.0, options) == 20.0
+    assert seconds_to_wait(1, 86_400.0, options) == seconds_to_wait(50, 0.0, options) == 300.0
+
+
+@pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
+def test_a_busy_server_is_asked_again_when_it_says(server, options, monkeypatch, code):
+    pauses = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    server.routes["/x"] = [status(code, Retry_After="2"), status(code), status(200, b"here")]
+
+    def ask():
+        with new_session() as session, answer(session, f"{server.url}/x", options) as response:
+            return response.content
+
+    assert persist(ask, options, "x") == b"here"
+    assert pauses == [2.0, 2 * options.backoff]
+
+
+@pytest.mark.parametrize("code", [400, 404, 410, 451, 501])
+def test_a_final_answer_is_not_asked_for_twice(server, options, code):
+    server.routes["/x"] = status(code)
+    with pytest.raises(AddressError, match=f"answers {code}") as caught:
+        persist(lambda: answer(new_session(), f"{server.url}/x", options).__enter__(), options, "x")
+    assert caught.value.status == code and len(server.requests) == 1
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_a_closed_door_has_its_own_name(server, options, code):
+    server.routes["/x"] = status(code)
+    with pytest.raises(AccessDenied, match=f"answers {code}"):
+        answer(new_session(), f"{server.url}/x", options).__enter__()
+
+
+def test_trouble_without_end_ends(options):
+    calls = []
+
+    def fail():
+        calls.append(1)
+        raise Passing("the line was cut")
+
+    with pytest.raises(AddressError, match=r"the line was cut \(tried 4 times\)"):
+        persist(fail, options, "x")
+    assert len(calls) == 1 + options.retries
+
+
+def test_a_gain_starts_the_count_again(options):
+    have = []
+
+    def crawl():
+        have.append(1)
+        if len(have) < 20:
+            raise Passing("the line was cut")
+        return "done"
+
+    assert persist(crawl, options, "x", lambda: len(have)) == "done"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("http://127.0.0.1:1/x", "refused"), ("http://no.such.host.invalid/x", "host is not known")],
+)
+def test_no_connection_is_said_in_words(options, url, said):
+    with pytest.raises(Passing, match=said):
+        answer(new_session(), url, options).__enter__()
+
+
+def test_going_round_in_circles_is_final(server, options):
+    server.routes["/x"] = status(302, Location=f"{server.url}/x")
+    with pytest.raises(AddressError, match="leads nowhere"):
+        answer(new_session(), f"{server.url}/x", options).__enter__()
