@@ -26,7 +26,7 @@ from transformers import (
 from transformers.image_utils import load_image
 
 from .configuration import VisualChatConfig
-from .template import IGNORE, IMAGE_TOKEN, Encoded, Template, count_text, render
+from .template import IGNORE, IMAGE_TOKEN, Encoded, Template, count_segments, end_ids, render
 from .template import encode as encode_messages
 
 
@@ -152,10 +152,10 @@ class VisualChatProcessor(ProcessorMixin):
             messages, gallery = _with_indices(messages)
             written, encoded = render(messages, self.template), self.encode(messages)
             if continue_final_message:
-                written, encoded = written[:-1], encoded.without_last(1)
+                written, encoded = written[:-1], encoded.without_last(len(end_ids(self.tokenizer, self.template)))
             elif messages[-1]["role"] == "user" and not add_generation_prompt:
-                header = self.template.answer_header
-                written, encoded = written[:-1], encoded.without_last(count_text(self.tokenizer, header))
+                header = [self.template.fixed(self.template.answer_header)]
+                written, encoded = written[:-1], encoded.without_last(count_segments(self.tokenizer, header))
             texts.append("".join(text for text, _ in written))
             samples.append((encoded, gallery))
         if not tokenize:

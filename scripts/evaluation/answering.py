@@ -17,7 +17,7 @@ from transformers.utils import logging
 from model.cache import ImageCache as StateCache
 from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
-from model.template import Encoded, count_text, render
+from model.template import Encoded, count_text, end_ids, render
 from scripts.common.errors import UserError
 from scripts.common.progress import Progress
 from scripts.sections.evaluate import Evaluate
@@ -127,7 +127,8 @@ class Answerer:
 
     def count_tokens(self, answer: str) -> int:
         """Tokens that generating `answer` takes, its end token included."""
-        return count_text(self.processor.tokenizer, answer) + 1
+        tokenizer, template = self.processor.tokenizer, self.processor.template
+        return count_text(tokenizer, answer) + len(end_ids(tokenizer, template))
 
     def _by_length(self, prompts: Sequence[Prompt], label: str, work: Callable[[list], list]) -> list:
         """Apply `work` to batches of (tokens, prompt) of similar length and return its results in the given order."""
