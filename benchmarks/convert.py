@@ -2,11 +2,11 @@
 
     python -m benchmarks.convert [--gigabytes 1.0] [--processes 2] [--runs 5] [--folder DIR]
 
-Makes a JSON object of base64 PNGs (224 x 224, as MIMIC-IT's) and a zip of JPEGs (640 x 428, as COCO's) of the given size.
-Each run measures, one after the other, on the same files with a warm page cache:
+Makes a JSON object of base64 PNGs (224 x 224, as MIMIC-IT's) and a zip of JPEGs (640 x 428, as COCO's) of the given
+size. Each run measures, one after the other, on the same files with a warm page cache:
 
-    ours      fetch (hash of the container, list of its images), shard (every image read, fully decoded, hashed and written),
-              index: the programs that the rules run, one shard per process
+    ours      fetch (list the images), shard (read, decode, hash and write every one of them), index: the programs
+              that the rules run, one shard per process
     decoding  as many processes, each decoding its share of the same bytes with Pillow and doing nothing else
     plain     json.load, or zipfile, and Pillow in one process: what a short script would do
 
@@ -157,7 +157,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="convert-", dir=args.folder))
     print(
         f"Python {platform.python_version()}, Pillow {PIL.__version__}, pyarrow {pyarrow.__version__}, "
-        f"{os.cpu_count()} CPUs ({platform.machine()}), {args.gigabytes:g} GB, {args.processes} processes, {args.runs} runs"
+        f"{os.cpu_count()} CPUs ({platform.machine()}), {args.gigabytes:g} GB, {args.processes} processes, "
+        f"{args.runs} runs"
     )
     cases = (
         ("base64 JSON", "mimicit_sd", "MIMIC-IT/SD.json", make_json, _JSON),

@@ -16,6 +16,8 @@ rule shard:
     conda:
         "../envs/data.yaml"
     params:
+        # Archives are not hashed as a whole: without this, one that changed while nothing ran could go unnoticed.
+        digest=lambda w: dag.raw_digest(SETTINGS, w.source),
         code=code("scripts.shard"),
         raw=folder(f"{ROOT}/raw/{{source}}"),
         out=subpath(output.tar, parent=True),

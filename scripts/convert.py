@@ -78,8 +78,8 @@ def _check_losses(conversion: Conversion, tolerated: float) -> None:
         first = next(iter(conversion.dropped.as_dict().values()))["examples"][0]
         raise UserError(
             f"dataset {conversion.dataset!r}: {lost} of {rows} rows cannot be used, more than the share of "
-            f"{tolerated:g} that `tolerance.rows` allows ({conversion.dropped}). For example {first}. Repair the data, or "
-            "raise the tolerance"
+            f"{tolerated:g} that `tolerance.rows` allows ({conversion.dropped}). For example {first}. "
+            "Repair the data, or raise the tolerance"
         )
 
 

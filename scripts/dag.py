@@ -1,7 +1,7 @@
 """What the rules ask about a configuration: which files, in which order, with which cause.
 
-Pure functions over `Settings`, importable and tested without Snakemake, so that the `.smk` files stay a table of contents.
-All paths are relative to the working directory and begin with the results root.
+Pure functions over `Settings`, importable and tested without Snakemake, so that the `.smk` files stay a table of
+contents. All paths are relative to the working directory and begin with the results root.
 """
 
 import glob
@@ -91,8 +91,8 @@ def plan_cause(settings: Settings, blend: str) -> str:
 
 
 def world_cause(settings: Settings) -> str:
-    """What decides how the miniature's scenes look and what is asked about them: not how many of them are drawn, nor what
-    is wrong with their files."""
+    """What decides how the miniature's scenes look and what is asked about them: not how many of them are drawn, nor
+    what is wrong with their files."""
     return settings.miniature.cause(without=("images", "rows", "faults"))
 
 
@@ -166,8 +166,8 @@ def _walk(folder: str) -> list[str]:
 def shell_prefix(basedir: str, conda: bool) -> str:
     """What every shell command of the rules starts with.
 
-    The repository is importable from any working directory, and no folder of the user named `scripts` can shadow it. The
-    interpreter that runs Snakemake also runs the steps, unless conda provides one.
+    The repository is importable from any working directory, and no folder of the user named `scripts` can shadow it.
+    The interpreter that runs Snakemake also runs the steps, unless conda provides one.
     """
     path = "" if conda else f'export PATH="{os.path.dirname(sys.executable)}:$PATH"; '
     return f'export PYTHONSAFEPATH=1 PYTHONPATH="{basedir}"; {path}set -euo pipefail; '

@@ -1,8 +1,8 @@
 """Provide one source: get what is missing if that is wanted, find its files and images, write down what is there.
 
-Reads the files of --source below --data-path, which are left where they are; with --download, those that are missing are
-fetched into it first. Writes, below --out, `files` (a link to the data path), `files.parquet` (path, bytes and sha256 of
-every file), `images.parquet` (every image, also inside of archives) and, last, `source.json`, the card.
+Reads the files of --source below --data-path, which are left where they are; with --download, those that are missing
+are fetched into it first. Writes, below --out, `files` (a link to the data path), `files.parquet` (path, bytes and
+sha256 of every file), `images.parquet` (every image, also inside of archives) and, last, `source.json`, the card.
 """
 
 import os
@@ -67,9 +67,9 @@ def fetch(
     entries = [Entry(row["path"], "", FILE, 0, row["bytes"]) for row in listing if row["path"] in loose]
     for store in stores:
         for container in store.containers:
-            found, sha256 = list_container(data_path / container, container, store.folder, _known(data_path, container))
+            found = list_container(data_path / container, container, store.folder)
             entries += [entry for entry in found if wanted is None or entry.path in wanted]
-            listing.append({"path": container, "bytes": (data_path / container).stat().st_size, "sha256": sha256})
+            listing.append(_container(source, data_path, container))
     table = pa.Table.from_pylist(sorted(listing, key=lambda row: row["path"]), LISTING_SCHEMA)
     columns = zip(*sorted(entries), strict=True) if entries else [[]] * len(IMAGES_SCHEMA)
     images = pa.Table.from_arrays([pa.array(list(column)) for column in columns], schema=IMAGES_SCHEMA)
@@ -102,7 +102,8 @@ def fetch(
 
 
 def find_rows(source: Source, data_path: Path, file: AnnotationFile) -> list[str]:
-    """The files that hold the rows of `file`, below `data_path`: itself, or those of the first other form that is there.
+    """The files that hold the rows of `file`, below `data_path`: itself, or those of the first other form that is
+    there.
 
     Raises:
         UserError: there are none.
@@ -214,6 +215,19 @@ def _is_there(source: Source, data_path: Path, images: ImageSet, wanted: Collect
     if wanted is None:
         return bool(store.loose)
     return not {path for path in wanted if path.startswith(images.folder)} - set(store.loose)
+
+
+def _container(source: Source, data_path: Path, path: str) -> dict:
+    """The row of a container; it is hashed only where that can tell whether it is the published one.
+
+    An archive of 20 GB, or JSON of 70, is read once less for it, and every image in it gets a hash of its own later.
+    """
+    size = (data_path / path).stat().st_size
+    published = next((item for item in source.downloads if item.path == path), None)
+    sha256 = _known(data_path, path)
+    if sha256 is None and published and published.sha256 and published.bytes in (None, size):
+        sha256 = file_sha256(data_path / path)
+    return {"path": path, "bytes": size, "sha256": sha256 or ""}
 
 
 def _known(data_path: Path, path: str) -> str | None:

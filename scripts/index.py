@@ -43,8 +43,8 @@ def write_index(source: str, shards: int, raw: Path, out: Path, tolerated: float
     if rejected.num_rows > tolerated * table.num_rows:
         raise UserError(
             f"source {source!r}: {rejected.num_rows} of {table.num_rows} images cannot be read, more than the share of "
-            f"{tolerated:g} that `tolerance.images` allows: {dict(reasons)}. For example {rejected['path'][0].as_py()}. "
-            "Get the images again, or raise the tolerance"
+            f"{tolerated:g} that `tolerance.images` allows: {dict(reasons)}. "
+            f"For example {rejected['path'][0].as_py()}. Get the images again, or raise the tolerance"
         )
     write_table(out / INDEX, index)
     write_table(out / REJECTED, rejected)

@@ -2,9 +2,9 @@
 
 Reads nothing but its settings. Writes, below --out, what a user's data path holds: images under coco/train2017, the
 annotation files of llava, MIMIC-IT, coco_caption and aokvqa, and files and images of the other MIMIC-IT sets,
-cc_sbu_align, OCR_VQA and the two SparklesDialogue sets, all in their true formats. Beside them, what only a drawn world can offer: kinds.json (how to sort
-questions), dialogues/ (an evaluation suite and its right answers) and scenes.jsonl (what is in each image of COCO's).
-miniature.json, written last, holds counts and hashes.
+cc_sbu_align, OCR_VQA and the two SparklesDialogue sets, all in their true formats. Beside them, what only a drawn world
+can offer: kinds.json (how to sort questions), dialogues/ (an evaluation suite and its right answers) and scenes.jsonl
+(what is in each image of COCO's). miniature.json, written last, holds counts and hashes.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Make the miniature's bases: a tokenizer, a vision encoder and a language model, as ordinary `transformers` folders.
 
-Real models start from bases that somebody pretrained; the miniature makes its own in a minute, so that the whole graph runs
-without a download. Each base is a folder with a `manifest.json` that names the hash of every file.
+Real models start from bases that somebody pretrained; the miniature makes its own in a minute, so that the whole graph
+runs without a download. Each base is a folder with a `manifest.json` that names the hash of every file.
 
     python -m scripts.pretrain tokenizer --world '{}' --settings '{}' --out bases/miniature/tokenizer
     python -m scripts.pretrain vision    --world '{}' --settings '{}' --split split --out bases/miniature/vision

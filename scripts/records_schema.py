@@ -81,8 +81,8 @@ class Round:
 class Record:
     """One conversation.
 
-    `id` is the raw file's; `raw_rows` counts the raw rows that were merged into it; `system` is an instruction of its own,
-    in place of the template's, or "".
+    `id` is the raw file's; `raw_rows` counts the raw rows that were merged into it; `system` is an instruction of its
+    own, in place of the template's, or "".
     """
 
     id: str

@@ -1,8 +1,10 @@
-"""The whole configuration, typed: what `config.yaml` and the recipes may say, with defaults, checked before anything runs.
+"""The whole configuration, typed: what `config.yaml` and the recipes may say, with defaults, checked before anything
+runs.
 
 It composes the sections that the programs read one at a time (`scripts/sections/`). The Snakefile loads a configuration
-through `load`; `python -m scripts.settings --write` writes the JSON schema and the reference page from the same source, and a test
-fails when they drift. Programs never import this module, or every step would depend on the settings of every other.
+through `load`; `python -m scripts.settings --write` writes the JSON schema and the reference page from the same source,
+and a test fails when they drift. Programs never import this module, or every step would depend on the settings of every
+other.
 """
 
 import difflib
@@ -38,7 +40,8 @@ class Media(Section):
     """How the images of one source are stored."""
 
     shards: Annotated[int, Field(ge=1, le=99999)] = 1
-    """Number of tar shards. Aim at 256 to 512 MB each (COCO: 64); fixed here so that file names are known beforehand."""
+    """Number of tar shards. Aim at 256 to 512 MB each (COCO: 64); fixed here so that file names are known
+    beforehand."""
 
 
 class Settings(Section):
@@ -99,7 +102,8 @@ def load(config: Mapping[str, Any]) -> Settings:
     """Validate a parsed configuration.
 
     Raises:
-        UserError: unknown keys or names (with the nearest known one), values of the wrong kind, references to nothing; every
+        UserError: unknown keys or names (with the nearest known one), values of the wrong kind, references to nothing;
+        every
             problem is listed with its place.
     """
     config = dict(config)

@@ -1,8 +1,9 @@
 """Put one shard's share of a source's images into a tar shard, after decoding each of them.
 
-Reads `raw/<source>` as fetch left it; images inside of archives are read from there. Writes, below --out, `<source>-00003-of-00016.tar` with its `.idx`, and the
-shard's part of the index, `parts/<source>-00003-of-00016.parquet`, which lists readable and rejected images. Shards are
-independent of each other and may be built in any order, in parallel, on several machines.
+Reads `raw/<source>` as fetch left it; images inside of archives are read from there. Writes, below --out,
+`<source>-00003-of-00016.tar` with its `.idx`, and the shard's part of the index,
+`parts/<source>-00003-of-00016.parquet`, which lists readable and rejected images. Shards are independent of each other
+and may be built in any order, in parallel, on several machines.
 """
 
 from pathlib import Path
@@ -39,7 +40,8 @@ def candidates(raw: Path) -> list[tuple[str, Entry]]:
     """The images of a source and their keys, sorted by key."""
     columns = pq.read_table(raw / IMAGES, schema=IMAGES_SCHEMA).to_pydict()
     entries = list(map(Entry._make, zip(*columns.values(), strict=True)))
-    # Two members of an archive may claim one path; only the first can have it, and the others need keys for their reasons.
+    # Two members of an archive may claim one path; only the first can have it, and the others need keys for their
+    # reasons.
     keys = keys_of(entry.path for entry in entries)
     return sorted((keys[entry.path], entry) for entry in entries)
 

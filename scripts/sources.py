@@ -38,8 +38,8 @@ class Address(Section):
     """Where a published file is."""
 
     url: Annotated[str, Field(pattern=r"^(https?|hub|drive|drive-folder)://.+$")]
-    """`http(s)://...`; `hub://datasets/OWNER/NAME[@REVISION]/FILE` on the Hugging Face hub, where FILE may be a pattern;
-    `drive://ID` and `drive-folder://ID/FILE` on Google Drive."""
+    """`http(s)://...`; `hub://datasets/OWNER/NAME[@REVISION]/FILE` on the Hugging Face hub, where FILE may be a
+    pattern; `drive://ID` and `drive-folder://ID/FILE` on Google Drive."""
     member: str = ""
     """Where the address is that of an archive (.zip, .tar.gz): the member that is the file. Empty: the file itself."""
 
@@ -67,7 +67,8 @@ class AnnotationFile(Section):
 
     path: Below
     container: Literal["list", "dict", "any"] = "list"
-    """`dict` where the rows are the values of an object and its keys their ids; `any`: whichever list the file holds."""
+    """`dict` where the rows are the values of an object and its keys their ids; `any`: whichever list the file
+    holds."""
     key: str | None = None
     """Member of the top-level object that holds the container; empty: the container is the top level."""
     others: tuple[Below, ...] = ()
@@ -139,7 +140,8 @@ class Dataset(Section):
     parts: tuple[str, ...] = ()
     """Datasets that it is a join of; the plan makes such a dataset, it has no adapter and no records."""
     only_source: str | None = None
-    """Where its files are in one source and nowhere else (datasets of the user's own, whose names of files may agree)."""
+    """Where its files are in one source and nowhere else (datasets of the user's own, whose names of files may
+    agree)."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Dataset":

@@ -1,7 +1,7 @@
 """Remove the lock that a killed Snakemake left in this folder, if the one who set it is really gone.
 
-Snakemake locks its working directory and leaves the lock behind when it is killed. This step looks for a living Snakemake in
-the same directory; where there is none, it asks Snakemake to unlock. Nothing else is touched.
+Snakemake locks its working directory and leaves the lock behind when it is killed. This step looks for a living
+Snakemake in the same directory; where there is none, it asks Snakemake to unlock. Nothing else is touched.
 """
 
 import subprocess

@@ -66,7 +66,7 @@ def _differences(published: dict[str, dict], listing: dict[str, dict]) -> list[s
             problems.append(
                 f"{path} is not the published file: it has {found['bytes']} bytes instead of {known['bytes']}"
             )
-        elif known["sha256"] not in (None, found["sha256"]):
+        elif found["sha256"] and known["sha256"] not in (None, found["sha256"]):
             problems.append(f"{path} is not the published file (its sha256 is another)")
     return problems
 

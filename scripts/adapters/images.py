@@ -29,7 +29,13 @@ class Images:
         rejected: Mapping[str, Mapping[str, str]],
         wanted: Mapping[str, Collection[str]] | None = None,
     ):
-        """`keys` and `rejected` (with the reason) by source and path; `wanted`: paths of a taste, for sources it limits."""
+        """Take images by source and path.
+
+        Args:
+            keys: of those that can be used.
+            rejected: the reasons of all others.
+            wanted: paths of a taste, for the sources that it limits.
+        """
         self._keys, self._rejected = keys, rejected
         self._wanted = {source: frozenset(paths) for source, paths in (wanted or {}).items()}
         self.named: set[str] = set()

@@ -1,12 +1,14 @@
 """own: conversations of the user's own, in the forms that LLaVA, ShareGPT and the chat libraries write.
 
-    {"id": "1", "image": "cat.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", ...}]}
+    {"id": "1", "image": "cat.jpg",
+     "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]}
     {"images": ["a.jpg", "b.jpg"], "messages": [{"role": "user", "content": "Is <image> like <image>?"}, ...]}
-    {"messages": [{"role": "user", "content": [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "..."}]}, ...]}
+    {"messages": [{"role": "user", "content": [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "..."}]},
+                  ...]}
 
-Images are shown with the turn that holds their placeholder or part, in their order; without any placeholder, all with the
-first question. A placeholder at the edge of a turn only shows the image; one inside a sentence also stands for its name
-("image 1"). Rows without images are text alone. A system turn, or a member "system", replaces the template's.
+Images are shown with the turn that holds their placeholder or part, in their order; without any placeholder, all with
+the first question. A placeholder at the edge of a turn only shows the image; one inside a sentence also stands for its
+name ("image 1"). Rows without images are text alone. A system turn, or a member "system", replaces the template's.
 """
 
 import re
@@ -159,7 +161,8 @@ _EDGE = re.compile(rf"\A(?:\s*{_PLACEHOLDER})+|(?:{_PLACEHOLDER}\s*)+\Z|^[ \t]*{
 
 
 def _with_names(question: str, first: int) -> str:
-    """`question` with placeholders at its edges and on lines of their own removed, and all others as names of images."""
+    """`question` with placeholders at its edges and on lines of their own removed, and all others as names of
+    images."""
     numbers = iter(range(first, first + question.count(_PLACEHOLDER)))
     edges = [range(*match.span()) for match in _EDGE.finditer(question)]
 

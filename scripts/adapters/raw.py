@@ -1,8 +1,8 @@
 """The raw files of a source as fetch has found them, and the rows of its annotation files.
 
-`raw/<source>/` holds `source.json` (the card: what was found, where, under which terms), `files.parquet` (every file with
-its hash), `images.parquet` (every image, wherever it is stored) and `files`, a link to the data path. The later steps read
-these and never the registry, so that a source they do not use cannot concern them.
+`raw/<source>/` holds `source.json` (the card: what was found, where, under which terms), `files.parquet` (every file
+with its hash), `images.parquet` (every image, wherever it is stored) and `files`, a link to the data path. The later
+steps read these and never the registry, so that a source they do not use cannot concern them.
 """
 
 import hashlib
@@ -77,7 +77,8 @@ class Raw:
         """All rows of the annotation file that is known as `path` (below the data path), in whatever form it is there.
 
         Raises:
-            UserError: fetch has not found it, or it has changed, is damaged, is laid out in another way, or has no rows.
+            UserError: fetch has not found it, or it has changed, is damaged, is laid out in another way, or has no
+            rows.
         """
         source, found = self._annotation(path)
         rows: list[RawRow] = []
@@ -122,8 +123,8 @@ class Raw:
             if path in self.card(source)["annotations"]:
                 return source, self.card(source)["annotations"][path]
         raise UserError(
-            f"{path} is not there: none of the sources {sorted(self.folders)} has it. Fetch its source again, with this "
-            "file required, and add it with --raw SOURCE=FOLDER"
+            f"{path} is not there: none of the sources {sorted(self.folders)} has it. Fetch its source again, with "
+            "this file required, and add it with --raw SOURCE=FOLDER"
         )
 
     def _listed(self, source: str, path: str) -> dict:

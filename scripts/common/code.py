@@ -1,8 +1,8 @@
 """A fingerprint of the code a step really uses, so that editing it makes the step run again and nothing else does.
 
-Snakemake sees a rule's shell command, not the modules behind it. The rules therefore pass `code_fingerprint("scripts.plan")` as
-a parameter. It covers the import closure of the program inside this repository; comments, docstrings, blank lines and the
-Python version do not count.
+Snakemake sees a rule's shell command, not the modules behind it. The rules therefore pass
+`code_fingerprint("scripts.plan")` as a parameter. It covers the import closure of the program inside this repository;
+comments, docstrings, blank lines and the Python version do not count.
 """
 
 import ast
@@ -17,7 +17,8 @@ _PACKAGES = ("scripts", "model")
 
 
 def code_fingerprint(*modules: str) -> str:
-    """Sixteen hex digits that change when the meaning-bearing text of `modules`, or of anything of ours they import, changes.
+    """Sixteen hex digits that change when the meaning-bearing text of `modules`, or of anything of ours they import,
+    changes.
 
     Args:
         modules: dotted names inside this repository; name those that are loaded dynamically (adapters) as well.
@@ -29,7 +30,8 @@ def code_fingerprint(*modules: str) -> str:
 
 
 def asset_fingerprint(*patterns: str) -> str:
-    """Sixteen hex digits of the files that match `patterns` below the repository: templates and styles, which no import names."""
+    """Sixteen hex digits of the files that match `patterns` below the repository: templates and styles, which no import
+    names."""
     digest = hashlib.sha256()
     for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
         digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())

@@ -1,8 +1,9 @@
 """How a program ends, and where what it says goes.
 
 A program's `main` is run through `run_program`. `UserError` means that the input is at fault: its message says what is
-wrong, where, and what to do, and it is all that is printed. Any other exception is a defect of ours and keeps its traceback.
-The rules name a log file in `VISUALCHAT_LOG`; what is said on the terminal is then written there too, line by line.
+wrong, where, and what to do, and it is all that is printed. Any other exception is a defect of ours and keeps its
+traceback. The rules name a log file in `VISUALCHAT_LOG`; what is said on the terminal is then written there too, line
+by line.
 """
 
 import os
@@ -48,6 +49,10 @@ def run_program(main: Callable[[], int | None]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read the output (`head`, a pager) has seen enough. Flushing at the end would fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)
     except Exception:
         # Printed here and not by the interpreter, which would bypass the log.
         traceback.print_exc(file=sys.stderr)

@@ -1,8 +1,8 @@
 """Files that are either whole or absent, and bytes that depend on nothing but their content.
 
-Every output of every program goes through `atomic`: it is written beside its final name, flushed to the disk and renamed.
-JSON is canonical (sorted keys, no times, no absolute paths), Parquet is written with fixed options, so that equal inputs give
-equal hashes.
+Every output of every program goes through `atomic`: it is written beside its final name, flushed to the disk and
+renamed. JSON is canonical (sorted keys, no times, no absolute paths), Parquet is written with fixed options, so that
+equal inputs give equal hashes.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from scripts.common.errors import UserError
 
 _CHUNK = 1 << 20
 
-# mkstemp makes files private, so they are opened again by hand. The only way to learn the umask is to set it, which must
-# not happen while other threads write files: here it does once.
+# mkstemp makes files private, so they are opened again by hand. The only way to learn the umask is to set it, which
+# must not happen while other threads write files: here it does once.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -74,7 +74,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_table(path: str | Path, table: pa.Table) -> None:
-    """Write a Parquet file atomically, with options fixed so that equal tables give equal bytes (for one pyarrow version)."""
+    """Write a Parquet file atomically, with options fixed so that equal tables give equal bytes (for one pyarrow
+    version)."""
     with atomic(path) as file:
         pq.write_table(table, file, compression="zstd", row_group_size=65536, store_schema=True)
 

@@ -12,7 +12,8 @@ _LOG_EVERY_SECONDS = 10.0
 class Progress:
     """Counts finished items of `total` and says so on standard error.
 
-    On a terminal one line is redrawn; elsewhere a whole line is printed at most every ten seconds, so that logs stay readable.
+    On a terminal one line is redrawn; elsewhere a whole line is printed at most every ten seconds, so that logs stay
+    readable.
     """
 
     def __init__(self, label: str, total: int):

@@ -3,9 +3,9 @@
 Headers are not enough: a truncated JPEG has a perfect one. What passes here decodes to RGB in training.
 """
 
+import os
 import warnings
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from PIL import Image, UnidentifiedImageError
 
@@ -109,7 +109,7 @@ def _decode(image: Image.Image, path: str) -> Picture:
         # Decoders raise whatever their format's code happens to trip over; to us all of it means the same.
         raise _broken(error) from None
     upright = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
-    suffix = PurePosixPath(path).suffix.lower()
+    suffix = os.path.splitext(path)[1].lower()
     flags = [
         *([] if mode == "RGB" else [_MODES.get(mode, "16-bit" if mode.startswith("I;16") else "other-colours")]),
         *(["extension"] if suffix and suffix not in usual else []),

@@ -1,11 +1,11 @@
 """What images a file holds: zip archives, JSON objects of base64, Parquet tables.
 
-Nothing is unpacked. A container is read once, in constant memory, and every image in it becomes an entry that says where
-its bytes are; `originals` reads them from there. An image is known by its path in the folder that the container stands
-for, as if it had been unpacked there. What cannot be such a path, and what is no plain file, is an entry with a fault.
+Nothing is unpacked. A container is read once, in constant memory, and every image in it becomes an entry that says
+where its bytes are; `originals` reads them from there. An image is known by its path in the folder that the container
+stands for, as if it had been unpacked there. What cannot be such a path, and what is no plain file, is an entry with a
+fault.
 """
 
-import hashlib
 import mmap
 import re
 import stat
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scripts.common.errors import UserError
-from scripts.common.files import bytes_sha256, file_sha256
+from scripts.common.files import bytes_sha256
 from scripts.media.keys import is_image
 
 FILE, STORED, DEFLATED, BASE64, PARQUET = "file", "stored", "deflated", "base64", "parquet"
@@ -50,23 +50,17 @@ class Entry(NamedTuple):
     fault: str = ""
 
 
-def list_container(place: Path, container: str, folder: str, known: str | None = None) -> tuple[list[Entry], str]:
+def list_container(place: Path, container: str, folder: str) -> list[Entry]:
     """The images in the file `place`, which is `container` below the data path and stands for `folder`.
 
-    Returns them in the order of the file, and the file's sha256, which is not computed where it is `known`.
+    In the order of the file. Its bytes are not hashed here: every image that is taken out of it will be.
 
     Raises:
         UserError: the file is damaged, or is no container of images.
     """
+    readers = {".zip": _zip_entries, ".json": _json_entries, ".parquet": _parquet_entries}
     try:
-        if place.suffix.lower() == ".json":
-            # Hashed while the bytes are at hand: a second pass over the file would read it from the disk again.
-            digest = hashlib.sha256()
-            entries = list(_json_entries(place, container, folder, digest))
-            sha256 = digest.hexdigest()
-        else:
-            reader = _zip_entries if place.suffix.lower() == ".zip" else _parquet_entries
-            entries, sha256 = list(reader(place, container, folder)), known or file_sha256(place)
+        entries = list(readers[place.suffix.lower()](place, container, folder))
     except (OSError, zipfile.BadZipFile, pa.ArrowException) as error:
         raise UserError(f"{place} is damaged or cut off, get it again: {error}") from None
     seen: set[str] = set()
@@ -74,7 +68,7 @@ def list_container(place: Path, container: str, folder: str, known: str | None =
         if entry.path in seen and not entry.fault:
             entries[number] = entry._replace(fault="duplicate_name")
         seen.add(entry.path)
-    return entries, sha256
+    return entries
 
 
 def _named(folder: str, name: str) -> tuple[str, str]:
@@ -124,7 +118,7 @@ _START = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{\s*")
 _SCALAR = re.compile(rb"[-+.A-Za-z0-9]+")
 
 
-def _json_entries(place: Path, container: str, folder: str, digest) -> Iterator[Entry]:
+def _json_entries(place: Path, container: str, folder: str) -> Iterator[Entry]:
     """Values of a JSON object of texts, found by their quotes: base64 holds neither quotes nor escapes of them.
 
     Ten to twenty times faster than a JSON parser, and the file, which may have 70 GB, is never in memory.
@@ -133,10 +127,10 @@ def _json_entries(place: Path, container: str, folder: str, digest) -> Iterator[
         if not file.seek(0, 2):
             raise UserError(f"{place} is empty: get it again")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield from _scan(data, place, container, folder, digest)
+            yield from _scan(data, place, container, folder)
 
 
-def _scan(data: mmap.mmap, place: Path, container: str, folder: str, digest) -> Iterator[Entry]:
+def _scan(data: mmap.mmap, place: Path, container: str, folder: str) -> Iterator[Entry]:
     def broken(at: int, wanted: str) -> UserError:
         found = data[at : at + 40] or b"the end of the file"
         return UserError(
@@ -147,7 +141,7 @@ def _scan(data: mmap.mmap, place: Path, container: str, folder: str, digest) -> 
     start = _START.match(data)
     if start is None:
         raise broken(0, "'{'")
-    at, hashed = start.end(), 0
+    at, kept = start.end(), 0
     while data[at : at + 1] != b"}":
         if data[at : at + 1] != b'"':
             raise broken(at, "an id in quotes")
@@ -174,15 +168,13 @@ def _scan(data: mmap.mmap, place: Path, container: str, folder: str, digest) -> 
             raise broken(value, "an image, then ',' or '}'")
         yield Entry(path, container, BASE64, value, end - value, fault=fault)
         at = following.start(1) if following[1] == b"}" else following.end()
-        if at - hashed >= _WINDOW:
-            digest.update(memoryview(data)[hashed:at])
+        if at - kept >= _WINDOW:
             # Or the whole file would count as this process's memory in the end.
-            page = hashed // mmap.PAGESIZE * mmap.PAGESIZE
+            page = kept // mmap.PAGESIZE * mmap.PAGESIZE
             data.madvise(mmap.MADV_DONTNEED, page, at // mmap.PAGESIZE * mmap.PAGESIZE - page)
-            hashed = at
+            kept = at
     if data[at + 1 : at + 4096].strip():
         raise broken(at + 1, "the end of the file")
-    digest.update(memoryview(data)[hashed:])
 
 
 def _parquet_entries(place: Path, container: str, folder: str) -> Iterator[Entry]:

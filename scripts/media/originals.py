@@ -1,8 +1,8 @@
 """Reading the images that a source was found to have, wherever they are: files, zip archives, base64 JSON, Parquet.
 
-`entries` of `containers` say where. All but Parquet are read with one `pread` per image, in any order; of a Parquet file
-whole groups of rows must be decoded, so the images that are wanted of it are copied into a temporary file first, in one
-pass, and read from there.
+`entries` of `containers` say where. All but Parquet are read with one `pread` per image, in any order; of a Parquet
+file whole groups of rows must be decoded, so the images that are wanted of it are copied into a temporary file first,
+in one pass, and read from there.
 """
 
 import os

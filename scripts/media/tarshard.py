@@ -1,8 +1,8 @@
 """WebDataset shards whose bytes depend on nothing but their content, and the index that lets one sample be read alone.
 
 A shard is a plain USTAR archive: any `tar` and `webdataset` read it. A sample is a run of members that share a key; the
-member's name is `<key>.<extension>`. Beside the shard lies `<shard>.idx`, laid out like Megatron-Energon's: little-endian
-uint64 offsets of every sample, then the offset behind the last one.
+member's name is `<key>.<extension>`. Beside the shard lies `<shard>.idx`, laid out like Megatron-Energon's:
+little-endian uint64 offsets of every sample, then the offset behind the last one.
 """
 
 import hashlib
@@ -75,20 +75,30 @@ class ShardWriter:
         return [self._add_member(f"{key}.{extension}", data) for extension, data in members]
 
     def _add_member(self, name: str, data: bytes) -> int:
-        if len(name.encode()) > _MAX_NAME:
-            raise ValueError(f"member name longer than {_MAX_NAME} bytes: {name}")
-        member = tarfile.TarInfo(name)
-        member.size, member.mode = len(data), 0o444
-        self._write(member.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict"))
-        offset = self.bytes
-        self._write(data)
-        self._write(bytes(-len(data) % _BLOCK))
+        offset = self.bytes + _BLOCK
+        self._write(b"".join((_header(name, len(data)), data, bytes(-len(data) % _BLOCK))))
         return offset
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
         self._digest.update(data)
         self.bytes += len(data)
+
+
+def _header(name: str, size: int) -> bytes:
+    """The header of a regular file, mode 0444, of nobody, at time 0: POSIX.1-1988 (ustar), 512 bytes.
+
+    Written out here because what `tarfile` puts into the fields of devices depends on the version of Python, and
+    because it takes a tenth of the time that checking a small image does.
+    """
+    encoded = name.encode()
+    if len(encoded) > _MAX_NAME:
+        raise ValueError(f"member name longer than {_MAX_NAME} bytes: {name}")
+    before = b"%-100b0000444\x000000000\x000000000\x00%011o\x0000000000000\x00" % (encoded.ljust(100, b"\0"), size)
+    after = b"0" + bytes(100) + b"ustar\x0000" + bytes(_BLOCK - 265)
+    # The sum is taken with blanks in its own place.
+    checksum = sum(before) + 8 * ord(" ") + sum(after)
+    return b"%b%06o\0 %b" % (before, checksum, after)
 
 
 def write_index(shard: str | Path, offsets: Sequence[int]) -> None:

@@ -1,8 +1,9 @@
 """The miniature's language model: a small Llama that can talk about scenes it was told about in words.
 
-It is pretrained as real ones are, on text alone: conversations in the prompt template in which every image is replaced by a
-line that says what is in each quarter, followed by the questions of the miniature. So it knows the words, the form of answers
-and how to look something up before it ever meets an image; what it then has to learn is to read images instead of lines.
+It is pretrained as real ones are, on text alone: conversations in the prompt template in which every image is replaced
+by a line that says what is in each quarter, followed by the questions of the miniature. So it knows the words, the form
+of answers and how to look something up before it ever meets an image; what it then has to learn is to read images
+instead of lines.
 """
 
 from pathlib import Path
@@ -24,7 +25,8 @@ _PAIRS = 0.6
 
 
 def make_language(settings: PretrainLanguage, world: Miniature, tokenizer_folder: Path, out: Path) -> dict[str, float]:
-    """Pretrain the language model and write it to the folder `out`; returns the last steps' mean loss per answer token."""
+    """Pretrain the language model and write it to the folder `out`; returns the last steps' mean loss per answer
+    token."""
     torch.manual_seed(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     decoder = LlamaForCausalLM(

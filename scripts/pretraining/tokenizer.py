@@ -1,8 +1,8 @@
 """The miniature's tokenizer: byte-level BPE over its own language, an ordinary `transformers` folder.
 
-All 256 bytes are in the vocabulary, so any text of a user can be encoded. The merges come from the miniature's questions and
-answers and the prompt template, so each common word is one token. It depends on the world's settings alone: not on its rows,
-or a changed caption would change every count.
+All 256 bytes are in the vocabulary, so any text of a user can be encoded. The merges come from the miniature's
+questions and answers and the prompt template, so each common word is one token. It depends on the world's settings
+alone: not on its rows, or a changed caption would change every count.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,8 @@ from scripts.world.scenes import draw_scene
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 IMAGE = "<image>"
 
-# A header of the template is a unit; a word, hyphens included, takes the space before it; digits and punctuation stand alone.
+# A header of the template is a unit; a word, hyphens included, takes the space before it; digits and punctuation stand
+# alone.
 _PIECES = r"\n*### \w+|\:\n| ?[A-Za-z]+(?:-[A-Za-z]+)*| ?[0-9]| ?[^\sA-Za-z0-9]|\s+"
 _SCENES = 600
 

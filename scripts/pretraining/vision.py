@@ -1,10 +1,11 @@
 """The miniature's vision encoder: a small CLIP encoder that has learnt to say what lies in each patch.
 
-It is pretrained as real encoders are, on other images than those it will be used on: scenes are drawn for it from a stream of
-their own, and one whose file would equal a held-out image is left out. What a patch shows - its quarter, and the shape,
-colour and size of the object there - is written as a sum of fixed codes at right angles, each of length sqrt(width); the
-encoder learns to give that sum, and is then frozen. Classification heads would teach it to name patches as well, but in
-their features the presence of an object takes most of the variance; here every property takes the same.
+It is pretrained as real encoders are, on other images than those it will be used on: scenes are drawn for it from a
+stream of their own, and one whose file would equal a held-out image is left out. What a patch shows - its quarter, and
+the shape, colour and size of the object there - is written as a sum of fixed codes at right angles, each of length
+sqrt(width); the encoder learns to give that sum, and is then frozen. Classification heads would teach it to name
+patches as well, but in their features the presence of an object takes most of the variance; here every property takes
+the same.
 """
 
 import math
@@ -30,8 +31,8 @@ _TESTED = 500
 def make_vision(settings: PretrainVision, world: Miniature, heldout: Collection[str], out: Path) -> dict[str, float]:
     """Pretrain the encoder and write it, with its image processor, to the folder `out`.
 
-    `heldout` are the sha256 of images to stay clear of. Returns the share of objects of unseen scenes whose patches are all
-    named right, and how many scenes were left out.
+    `heldout` are the sha256 of images to stay clear of. Returns the share of objects of unseen scenes whose patches are
+    all named right, and how many scenes were left out.
     """
     torch.manual_seed(settings.seed)
     side = settings.image_size

@@ -1,4 +1,5 @@
-"""A card per dataset: what became of its rows, under which terms it is, what its texts and images are like, and samples.
+"""A card per dataset: what became of its rows, under which terms it is, what its texts and images are like, and
+samples.
 
 Reads `records/<dataset>.report.json` and the table beside it; for a join, which has no records, the plan of its blend.
 """

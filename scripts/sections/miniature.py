@@ -80,8 +80,8 @@ class Rows(Section):
     """`aokvqa_v1p0_train.json`: one question with choices and rationales each."""
 
     mimicit: Share = 0.02
-    """`SD`, `SN`, `TVC` and `VST` of MIMIC-IT: images of their own (as base64), so many per image of the world and file,
-    two or three to a conversation."""
+    """`SD`, `SN`, `TVC` and `VST` of MIMIC-IT: images of their own (as base64), so many per image of the world and
+    file, two or three to a conversation."""
 
     minigpt4: Share = 0.02
     """`filter_cap.json`: captions of images of its own, so many per image of the world."""

@@ -17,7 +17,8 @@ class PretrainTokenizer(Section):
     """A byte-level tokenizer, so that any text can be written in it."""
 
     vocabulary: Annotated[int, Field(ge=300)] = 440
-    """Tokens at most: 256 bytes, the special ones, and merges. Enough for each of the miniature's words to be one token."""
+    """Tokens at most: 256 bytes, the special ones, and merges. Enough for each of the miniature's words to be one
+    token."""
 
 
 class PretrainVision(Section):
@@ -59,7 +60,8 @@ class PretrainLanguage(Section):
     """A small Llama that has read conversations about scenes described in words, and never seen an image."""
 
     width: Positive = 128
-    """Width of the hidden states. With heads of 32 each it learns to look in fewer steps than a decoder half as wide."""
+    """Width of the hidden states. With heads of 32 each it learns to look in fewer steps than a decoder half as
+    wide."""
     layers: Positive = 3
     """Transformer layers."""
     heads: Positive = 4
@@ -67,7 +69,8 @@ class PretrainLanguage(Section):
     rope_theta: Annotated[float, Field(gt=1)] = 1000.0
     """Base of the rotary positions. Small for short conversations: the order of images is told by distance."""
     initial_scale: Annotated[float, Field(gt=0)] = 0.1
-    """Standard deviation of the first weights. Larger than a large model's, so that attention is not uniform at first."""
+    """Standard deviation of the first weights. Larger than a large model's, so that attention is not uniform at
+    first."""
     positions: Positive = 4096
     """Longest sequence it is made for."""
     steps: Annotated[int, Field(ge=0)] = 400

@@ -8,7 +8,8 @@ from scripts.sections.base import Section
 
 
 class Taste(Section):
-    """Which images are taken of sources that hold nothing but images, such as COCO; with them, all that is said about them.
+    """Which images are taken of sources that hold nothing but images, such as COCO; with them, all that is said about
+    them.
 
     With `download` only these are fetched, out of the published archive, for megabytes instead of 20 GB.
     """

@@ -1,7 +1,7 @@
 """The miniature's rows in the formats of MIMIC-IT whose images come as base64: SD, SN, TVC and VST.
 
-Every conversation has a few images of its own, which lie in one JSON object by their ids. Writers give instructions like
-those of `CGD_instructions.json`; only ids and numbers of images differ.
+Every conversation has a few images of its own, which lie in one JSON object by their ids. Writers give instructions
+like those of `CGD_instructions.json`; only ids and numbers of images differ.
 """
 
 import base64

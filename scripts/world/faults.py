@@ -1,7 +1,7 @@
 """The miniature's damaged twin: raw data with the faults that real downloads have, each in one place of its own.
 
-A fault is a function that damages the written files of a world, chosen by the world's seed. `FAULTS` says with which word
-each of them has to appear in which report, so that a test can ask for all of them and a reader can look them up.
+A fault is a function that damages the written files of a world, chosen by the world's seed. `FAULTS` says with which
+word each of them has to appear in which report, so that a test can ask for all of them and a reader can look them up.
 """
 
 import io

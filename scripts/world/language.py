@@ -118,7 +118,8 @@ def compare(first: Scene, second: Scene, kind: str, draw: Draw) -> Question | No
 def question(
     scene: Scene, draw: Draw, settings: Miniature, image: int | None = None, known: Collection[str] = ()
 ) -> Question | None:
-    """A question of any kind that the scene allows and whose text is not in `known`; None if there is no such question."""
+    """A question of any kind that the scene allows and whose text is not in `known`; None if there is no such
+    question."""
     for kind in draw.shuffled([kind for kind in settings.kinds if kind in _ONE_IMAGE]):
         asked = ask(scene, kind, draw, settings, image)
         if asked and asked.text not in known:
@@ -247,7 +248,8 @@ def kinds(settings: Miniature) -> list[dict]:
         _kind(kind, _SHOWN + _pattern(_TWO_IMAGES[kind]), "several") for kind in settings.kinds if kind in _TWO_IMAGES
     ]
     openings = "|".join(f"[{text[0]}{text[0].lower()}]{re.escape(text[1:])}" for text in DESCRIBE)
-    # The prompts of minigpt4 and coco_caption and the phrases of aokvqa belong to their adapters; what tells them apart:
+    # The prompts of minigpt4 and coco_caption and the phrases of aokvqa belong to their adapters; what tells them
+    # apart:
     long = r".*\b(?:in detail|[eE]verything|thorough|at length|through|careful|as detailed|cannot see)\b.*"
     rows.append(_kind("describe", rf"(?:In image \d+, )?(?:{openings})|{long}", "one", scored=False))
     short = r"\b(?:[cC]aption|one sentence|[bB]riefly|few words)\b"

@@ -1,4 +1,5 @@
-"""A fault is repaired: only the work of its dataset, or of its source of images, is done again, and what hangs on it."""
+"""A fault is repaired: only the work of its dataset, or of its source of images, is done again, and what hangs on
+it."""
 
 import copy
 import shutil

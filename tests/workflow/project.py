@@ -1,4 +1,5 @@
-"""A copy of the project in a folder of its own, driven through Snakemake as a user would, for tests of the whole graph."""
+"""A copy of the project in a folder of its own, driven through Snakemake as a user would, for tests of the whole
+graph."""
 
 import re
 import shutil

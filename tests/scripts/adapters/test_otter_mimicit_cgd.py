@@ -1,4 +1,5 @@
-"""otter_mimicit_cgd: related rounds become one record, whatever the order of the file and however wrong the relations."""
+"""otter_mimicit_cgd: related rounds become one record, whatever the order of the file and however wrong the
+relations."""
 
 import json
 import random

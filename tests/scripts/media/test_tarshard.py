@@ -43,6 +43,20 @@ def test_tarfile_reads_it_and_finds_nothing_of_the_machine(tmp_path):
     assert (tmp_path / "x.tar").stat().st_size % 10240 == 0
 
 
+def test_headers_are_those_that_tar_itself_would_write(tmp_path):
+    _write(tmp_path / "x.tar")
+    data = (tmp_path / "x.tar").read_bytes()
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        for member in tar.getmembers():
+            own = tarfile.TarInfo(member.name)
+            own.size, own.mode = member.size, 0o444
+            theirs = own.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
+            # The numbers of devices, which a regular file has none of, are left empty by some versions and zero in
+            # others.
+            ours = data[member.offset : member.offset + 512]
+            assert ours[:148] + ours[156:329] == theirs[:148] + theirs[156:329] and ours[345:] == theirs[345:]
+
+
 def test_webdataset_reads_it(tmp_path):
     _write(tmp_path / "x.tar")
     samples = list(webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False))
