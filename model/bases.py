@@ -65,7 +65,7 @@ def joined_config(
 
 def generation_defaults(tokenizer: Any, config: VisualChatConfig) -> GenerationConfig:
     """How a model generates unless told otherwise: until an answer is closed, and never an image placeholder."""
-    ends = {tokenizer.eos_token_id, end_ids(tokenizer, Template.from_dict(config.template))[0]} - {None}
+    ends = {tokenizer.eos_token_id, end_ids(tokenizer, Template.from_dict(config.template))[-1]} - {None}
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=sorted(ends) if len(ends) > 1 else tokenizer.eos_token_id,

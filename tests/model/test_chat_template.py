@@ -122,6 +122,12 @@ def test_a_model_stops_at_what_closes_an_answer(bases, tokenizer):
     )
     ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
     assert model.generation_config.eos_token_id == sorted(ends)
+    tokenizer.chat_template = TEMPLATES["llama 2"]
+    template = template_of(tokenizer)
+    model = VisualChatForConditionalGeneration.from_bases(
+        bases["vision"], bases["language"], tokenizer, template=template
+    )
+    assert template.answer_end == " </s>" and model.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize(
