@@ -64,6 +64,14 @@ def test_rounds_equal_one_prompt_of_the_whole_conversation(session, model, proce
     assert processor.tokenizer.decode(tokens[0, batch["input_ids"].shape[1] :], skip_special_tokens=True) == third
 
 
+def test_answers_depend_on_what_was_asked_and_shown(model, processor):
+    # Otherwise the other tests here would compare nothing.
+    asked = [("What?", [RED]), ("What?", [BLUE]), ("Who?", [RED]), ("What?", []), ("What?", [RED, BLUE])]
+    asked += [("What?", [BLUE, RED])]
+    answers = {ChatSession(model, processor).ask(*question, max_new_tokens=4) for question in asked}
+    assert len(answers) == len(asked)
+
+
 def test_pieces_join_to_the_answer(session):
     pieces = []
     answer = session.ask("What?", [BLUE], max_new_tokens=12, on_text=pieces.append)

@@ -31,7 +31,7 @@ def test_folder_keeps_every_weight_and_byte(folder, model, processor, tmp_path):
     assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "again").iterdir()}
     for path in folder.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
-    again = make_model(tmp_path / "elsewhere")
+    again = make_model(tmp_path / "elsewhere", lively=True)
     for path in folder.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes(), path.name
     loaded = AutoModelForImageTextToText.from_pretrained(folder)
