@@ -163,11 +163,10 @@ def test_undo_takes_back_the_last_round_with_its_images(session, model, processo
     question, images = session.undo()
     assert session.history == kept and len(session.images) == 1 and len(images) == 2
     assert question["content"][-1]["text"] == "Two?"
-    again = session.ask("Three?", [BLUE], max_new_tokens=3)
+    again = session.ask("Two?", [RED, RED], max_new_tokens=3)
     fresh = ChatSession(model, processor)
-    fresh.history, fresh.images = list(kept), list(session.images[:1])
-    fresh._restore(fresh.history, fresh.images)
-    assert fresh.ask("Three?", [BLUE], max_new_tokens=3) == again
+    fresh._restore(list(kept), list(session.images[:1]))
+    assert fresh.ask("Two?", [RED, RED], max_new_tokens=3) == again, "another image in the same place is another prompt"
     session.undo()
     session.undo()
     assert session.history == [] and session.images == []
@@ -201,6 +200,20 @@ def test_what_stops_an_answer_leaves_the_conversation_and_a_clean_cache(session)
     assert session.regenerate(max_new_tokens=8) == second
     session.undo()
     assert session.regenerate(max_new_tokens=3) == first
+
+
+def test_what_stops_a_forward_half_way_leaves_a_clean_cache(session, model):
+    def interrupt(module, args):
+        raise KeyboardInterrupt
+
+    session.ask("One?", [RED], max_new_tokens=3)
+    expected = session.ask("Two?", [BLUE], max_new_tokens=8)
+    session.undo()
+    hook = model.get_decoder().layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        session.ask("Two?", [BLUE], max_new_tokens=8)
+    hook.remove()
+    assert session.ask("Two?", [BLUE], max_new_tokens=8) == expected
 
 
 def test_a_saved_conversation_goes_on_as_if_nothing_had_happened(session, model, processor, tmp_path):

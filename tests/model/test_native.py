@@ -174,6 +174,19 @@ def test_beams_and_samples_share_a_prompt(model, batch):
     assert drawn.shape[0] == 9 and torch.equal(drawn[:3, :20], drawn[:1, :20].expand(3, -1))
 
 
+def test_every_sample_of_a_conversation_sees_its_own_images(model, batch):
+    expected = logits_of(model, batch)[:, -1].repeat_interleave(3, 0)
+    pixels = batch["pixel_values"]
+    batch = {name: value for name, value in batch.items() if name != "pixel_values"}
+    forms = [{"pixel_values": pixels}, {"image_features": model.vision_tower(pixels)}]
+    if model.has_image_states:
+        forms.append({"image_states": model.image_states(pixels)})
+    options = {"do_sample": True, "num_return_sequences": 3, "return_dict_in_generate": True, "output_logits": True}
+    for form in forms:
+        first = model.generate(**batch, **form, **GREEDY | options).logits[0]
+        torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_padding_on_the_left_changes_nothing(model, processor):
     batch = prompts(processor, TWO_IMAGES)
     ids = torch.cat((torch.zeros(1, 7, dtype=torch.int64), batch["input_ids"]), 1)
