@@ -19,7 +19,8 @@ value. The switches:
     dattn     self         lse       D-Attn, arXiv 2502.01906
 
 Importing this module registers the names in the AttentionInterface of `transformers` and, on purpose, not in its
-AttentionMaskInterface: so the library builds no mask. How it is computed is the layout's plan (layout.py).
+AttentionMaskInterface: so the library builds no mask. How it is computed is the layout's plan (layout.py); how a
+decoder gets it, decoders.py.
 
 Shapes: B batch, H heads, G key-value heads, D head width, T tokens of this forward, K tokens including the cache.
 """
@@ -74,7 +75,7 @@ def attend(
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise ValueError(f"the decoder asks its attention for {name!r}, which is not computed here")
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.numel() > 1:
         raise ValueError("the decoder brings an attention mask of its own, which would be left out here")
     layout.called()
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Generation
 from .configuration import VisualChatConfig
 from .decoders import refuse_misread_decoder
 from .processing import add_image_token, image_side, load_image_processor
-from .template import Template, image_token_id
+from .template import Template, end_ids, image_token_id
 from .vision import VisionTower
 
 
@@ -64,10 +64,11 @@ def joined_config(
 
 
 def generation_defaults(tokenizer: Any, config: VisualChatConfig) -> GenerationConfig:
-    """How a model generates unless told otherwise: until the end token, and never an image placeholder."""
+    """How a model generates unless told otherwise: until an answer is closed, and never an image placeholder."""
+    ends = {tokenizer.eos_token_id, end_ids(tokenizer, Template.from_dict(config.template))[-1]} - {None}
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=sorted(ends) if len(ends) > 1 else tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         suppress_tokens=[config.image_token_id],
     )

@@ -21,6 +21,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -152,6 +153,7 @@ class ConversationCache(DynamicCache):
         """K"""
         return 0 if self.kinds is None else self.kinds.shape[1]
 
+    @torch.compiler.disable
     def begin(self, kinds: Tensor, states: Sequence[ImageStates], rotation: KeyRotation, device: torch.device) -> Step:
         """Take in the kinds (B, T) of new tokens and the states of the images among them, in reading order.
 
@@ -190,26 +192,27 @@ class ConversationCache(DynamicCache):
     def _add_images(
         self, is_image: Tensor, states: Sequence[ImageStates], positions: Tensor, past: int, rotation: KeyRotation
     ) -> None:
-        counts, total = is_image.sum(1).tolist(), sum(state.tokens for state in states)
-        if sum(counts) != total:
+        """Put the states to the places that `is_image` (B, T) marks, whose positions (B, T) are given."""
+        counts, tokens = is_image.sum(1), [state.tokens for state in states]
+        if int(counts.sum()) != sum(tokens):
             raise ValueError(
-                f"the new tokens have {sum(counts)} image placeholders, but their {len(states)} images {total} tokens"
+                f"the new tokens have {int(counts.sum())} image placeholders, but their {len(states)} images "
+                f"{sum(tokens)} tokens"
             )
         if not states:
             return
-        waiting, rows = iter(states), []
-        for row, count in enumerate(counts):
-            mine = []
-            while count > 0:
-                mine.append(next(waiting))
-                count -= mine[-1].tokens
-            if count:
-                raise ValueError("an image would lie in two conversations: placeholders and images do not match")
-            rows.append(_turned(mine, positions[row, is_image[row]], rotation) if mine else None)
-        index, _, filled = move_together(is_image)
+        if not {0, *counts.cumsum(0).tolist()} <= {0, *accumulate(tokens)}:
+            raise ValueError("an image would lie in two conversations: placeholders and images do not match")
+        index, slot, filled = move_together(is_image)
         index = index - torch.arange(len(is_image))[:, None] * is_image.shape[1]
         places = (past + index).masked_fill(~filled, -1)
-        new = [_stacked([row and row[layer] for row in rows]) for layer in range(len(states[0].keys))]
+        shape, where = filled.shape, slot[is_image]
+        keys, values = (
+            [torch.cat(parts, 1) for parts in zip(*(getattr(state, name) for state in states), strict=True)]
+            for name in ("keys", "values")
+        )
+        keys = rotation.turn(keys, positions[is_image].to(keys[0].device))
+        new = [tuple(_in_rows(x, where, shape) for x in pair) for pair in zip(keys, values, strict=True)]
         if not self.images:
             self.images, self.image_places = new, places
             return
@@ -264,22 +267,11 @@ class ConversationCache(DynamicCache):
             self.images = [tuple(x.index_select(0, rows.to(x.device)) for x in pair) for pair in self.images]
 
 
-def _turned(states: Sequence[ImageStates], positions: Tensor, rotation: KeyRotation) -> list[tuple[Tensor, Tensor]]:
-    """The keys and values (G, Ki, D) of a row's images in every layer, with the keys turned to `positions` (Ki,)."""
-    keys = [torch.cat(parts, 1) for parts in zip(*(state.keys for state in states), strict=True)]
-    values = [torch.cat(parts, 1) for parts in zip(*(state.values for state in states), strict=True)]
-    return list(zip(rotation.turn(keys, positions.to(keys[0].device)), values, strict=True))
-
-
-def _stacked(rows: Sequence[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor]:
-    """Stack the keys and values (G, Ki, D) of all rows, some of which have none, padded to (B, G, longest, D)."""
-    some = [row for row in rows if row]
-    longest = max(key.shape[1] for key, _ in some)
-    out = tuple(x.new_zeros(len(rows), x.shape[0], longest, x.shape[2]) for x in some[0])
-    for place, row in enumerate(rows):
-        for whole, part in zip(out, row or (), strict=False):
-            whole[place, :, : part.shape[1]] = part
-    return out
+def _in_rows(x: Tensor, where: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Put tokens (G, M, D) to their places `where` (M,) in a block of `shape` (B, Ki): (B, G, Ki, D), zeros between."""
+    out = x.new_zeros(shape[0] * shape[1], x.shape[0], x.shape[2])
+    out[where.to(x.device)] = x.transpose(0, 1)
+    return out.unflatten(0, shape).transpose(1, 2)
 
 
 def _cropped(places: Tensor, keep: int) -> tuple[Tensor, int]:

@@ -1,4 +1,8 @@
-"""Which language models can take the attention of this package, and how one that cannot is told.
+"""How a language model gets the attention of this package, which ones can take it, and how one that cannot is told.
+
+`take_over` gives it to a decoder for good: its attention modules read another name from their configuration, whatever
+`attn_implementation` says. That goes on to mean how, not what is computed: 'eager' by the formula, with weights to look
+at, everything else by the plans of layout.py.
 
 A decoder must take its attention from the AttentionInterface of `transformers`, in every layer, once, and ask of it
 nothing that `attend` does not compute. Three checks, from cheap to sure:
@@ -12,10 +16,12 @@ So none is ever used with its own attention by mistake. A table of decoders that
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .documents import IMAGE, TEXT
 from .layout import SWITCHES, Layout
@@ -33,6 +39,31 @@ _NEUTRAL = {
     "reorder_and_upcast_attn": False,
     "is_encoder_decoder": False,
 }
+
+
+class _View:
+    """A decoder's configuration as its attention modules see it: the same, but for the name of the attention."""
+
+    def __init__(self, config: PreTrainedConfig, attention: str):
+        self._config, self._attn_implementation = config, attention
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_config" not in self.__dict__:  # while it is copied
+            raise AttributeError(name)
+        return getattr(self._config, name)
+
+
+def take_over(language_model: nn.Module, attention: str) -> None:
+    """Let the decoder's attention modules call `attention`, and none be built or used but by `no_mask`."""
+    for module in language_model.get_decoder().modules():
+        if isinstance(module.__dict__.get("config"), PreTrainedConfig) and not isinstance(module, PreTrainedModel):
+            module.config = _View(module.config, attention)
+
+
+def no_mask(embeds: Tensor) -> Tensor:
+    """What to pass as a decoder's attention mask: of four dimensions, so that the library takes it for a finished one
+    and builds none of its own, and of one element, by which `attend` knows it."""
+    return embeds.new_zeros(1, 1, 1, 1)
 
 
 def refuse_misread_decoder(config: PreTrainedConfig) -> None:
@@ -63,24 +94,27 @@ def rehearse(language_model: nn.Module, attention: str) -> None:
     tensors = {name: x.to(device) for name, x in (*decoder.named_parameters(), *decoder.named_buffers())}
     embeds = torch.zeros(1, 2, decoder.config.hidden_size, dtype=language_model.dtype, device=device)
     inputs = {"inputs_embeds": embeds, "position_ids": torch.tensor([[0, 1]], device=device), "use_cache": False}
+    inputs["attention_mask"] = no_mask(embeds)
     training = decoder.training
     decoder.eval()  # a forward in training mode may change buffers, and takes no part of gradient checkpointing here
     try:
         with torch.no_grad():
             functional_call(decoder, tensors, kwargs=inputs | {"layout": layout}, strict=False)
-    except (NotImplementedError, RuntimeError):
-        return
+    except Exception as error:  # a decoder that knows nothing of this attention may fail in any way
+        if isinstance(error, NotImplementedError | RuntimeError) and (layout.calls or "meta" in str(error)):
+            return
+        raise ValueError(f"{type(language_model).__name__} cannot run with this attention: {error}") from error
     finally:
         decoder.train(training)
     check_calls(language_model, attention, layout)
 
 
+@torch.compiler.disable
 def check_calls(language_model: nn.Module, attention: str, layout: Layout) -> None:
     """Raise ValueError unless every layer of the decoder called the attention once with this layout."""
     layers = language_model.config.num_hidden_layers
     if layout.calls != layers:
         raise ValueError(
             f"{type(language_model).__name__} called the attention {attention!r} {layout.calls} times in {layers} "
-            "layers; use a decoder of full attention layers that takes its attention from AttentionInterface, and do "
-            "not change its attn_implementation"
+            "layers; use a decoder of full attention layers that takes its attention from AttentionInterface"
         )

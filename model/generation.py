@@ -39,13 +39,16 @@ class VisualChatGenerationMixin(GenerationMixin):
         self,
         input_ids: Tensor,
         modality: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         is_first_iteration: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Prepare a step; here `input_ids` are still all tokens, those in the cache included."""
         if not is_first_iteration and kwargs.get("use_cache", True):
             kwargs["image_features"] = kwargs["image_states"] = None
-        prepared = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        prepared = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
         prepared.pop("position_ids", None)  # positions follow from the modality
         return prepared | {"modality": modality}
 

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from .cache import ImageStates
-from .decoders import check_calls
+from .decoders import check_calls, no_mask
 from .documents import IMAGE
 from .layout import SWITCHES, Layout
 from .rotation import KeyRotation
@@ -95,7 +95,12 @@ class ImageMixin:
         layout = Layout.build(torch.full(positions.shape, IMAGE), **SWITCHES[self.config.attention]).to(embeds.device)
         cache = DynamicCache(config=self.config.text_config)
         self.get_decoder()(
-            inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True, layout=layout
+            inputs_embeds=embeds,
+            attention_mask=no_mask(embeds),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            layout=layout,
         )
         check_calls(self.language_model, self.config.attention, layout)
         return [(layer.keys, layer.values) for layer in cache.layers]

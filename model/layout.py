@@ -48,6 +48,7 @@ class Layout:
     _copies: dict[torch.device, Layout] = field(default_factory=dict, repr=False)
 
     @classmethod
+    @torch.compiler.disable  # sizes depend on where the images lie
     def build(
         cls,
         modality: Tensor,

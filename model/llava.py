@@ -66,7 +66,10 @@ def chat_template(template: Template, tokenizer) -> str:
     def quoted(text: str) -> str:
         return repr(text.replace(IMAGE_TOKEN, ""))
 
-    begin = "" if tokenizer.bos_token is None else "{{ bos_token }}"
+    begin = "{{ bos_token }}" if template.bos and tokenizer.bos_token is not None else ""
+    end = quoted(template.answer_end) if template.answer_end else "eos_token"
+    question_header = f"{{{{ {quoted(template.question_header)} }}}}"
+    before, behind = (question_header, "") if template.images_inside else ("", question_header)
     header = " ~ (images.shown | string) ~ ".join(map(quoted, template.image_header.split("{number}")))
     return (
         "{%- set images = namespace(shown=0) -%}"
@@ -78,20 +81,22 @@ def chat_template(template: Template, tokenizer) -> str:
         "{%- set text = message.content if message.content is string else "
         "message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\n') -%}"
         "{%- if message.role == 'system' -%}"
-        f"{{{{ text ~ {quoted(template.system_end)} if text else '' }}}}"
+        f"{{{{ {quoted(template.system_header)} ~ text ~ {quoted(template.system_end)} if text else '' }}}}"
         "{%- elif message.role == 'assistant' -%}"
-        "{{ text ~ eos_token }}"
+        f"{{{{ text ~ {end} }}}}"
         "{%- else -%}"
         "{%- if loop.index0 > (1 if messages[0].role == 'system' else 0) -%}"
         f"{{{{ {quoted(template.round_end)} }}}}"
         "{%- endif -%}"
+        f"{before}"
         "{%- if message.content is not string -%}"
         "{%- for part in message.content if part.type == 'image' -%}"
         "{%- set images.shown = images.shown + 1 -%}"
         f"{{{{ {header} ~ {IMAGE_TOKEN!r} ~ {quoted(template.image_end)} }}}}"
         "{%- endfor -%}"
         "{%- endif -%}"
-        f"{{{{ {quoted(template.question_header)} ~ text ~ {quoted(template.answer_header)} }}}}"
+        f"{behind}"
+        f"{{{{ text ~ {quoted(template.answer_header)} }}}}"
         "{%- endif -%}"
         "{%- endfor -%}"
     )

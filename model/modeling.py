@@ -35,7 +35,7 @@ from .attention import SWITCHES
 from .bases import generation_defaults, joined_config, load_bases, refuse_gaps
 from .cache import ConversationCache, ImageStates
 from .configuration import VisualChatConfig
-from .decoders import check_calls, refuse_misread_decoder, rehearse
+from .decoders import check_calls, no_mask, refuse_misread_decoder, rehearse, take_over
 from .documents import IMAGE, PAD, TEXT
 from .generation import VisualChatGenerationMixin
 from .images import ImageMixin
@@ -57,7 +57,6 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
     _supports_sdpa = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]
-    _keys_to_ignore_on_load_unexpected = None
 
     def __init__(
         self, config: VisualChatConfig, encoder: nn.Module | None = None, language_model: nn.Module | None = None
@@ -67,7 +66,7 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         self.vision_tower = VisionTower(config, encoder)
         self.projector = build_projector(config)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
-        self.language_model.set_attn_implementation(config.attention)
+        take_over(self.language_model, config.attention)
         self.attention_backend = "auto"  # which one runs is a matter of the machine, so no configuration names it
         self._rotation: KeyRotation | None = None
         self.post_init()
@@ -281,16 +280,15 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
                 raise ValueError("a conversation cache gives neither packed documents, attentions nor hidden states")
             return self._decode_text(embeds, modality[:, past:], images, past_key_values)
 
-        weights = output_attentions or (
-            output_attentions is None and any(c.output_attentions for c in (self.config, self.config.text_config))
-        )
         config = self.config.text_config
+        if output_attentions is None and (self.config.output_attentions or config.output_attentions):
+            output_attentions = True
         layout = Layout.build(
             modality,
             length,
             document_ids=document_ids,
             **SWITCHES[self.config.attention],
-            weights=bool(weights),
+            weights=bool(output_attentions) or config._attn_implementation == "eager",
             backend=self.attention_backend,
             dtype=embeds.dtype,
             width=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
@@ -302,6 +300,7 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         outputs = self.get_decoder()(
             inputs_embeds=embeds,
+            attention_mask=no_mask(embeds),
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
@@ -327,6 +326,7 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         if hidden.shape[1]:
             hidden = self.get_decoder()(
                 inputs_embeds=hidden,
+                attention_mask=no_mask(hidden),
                 position_ids=step.positions,
                 past_key_values=cache,
                 use_cache=True,

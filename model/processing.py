@@ -23,9 +23,10 @@ from transformers import (
     ProcessorMixin,
     SiglipImageProcessorPil,
 )
+from transformers.image_utils import load_image
 
 from .configuration import VisualChatConfig
-from .template import IGNORE, IMAGE_TOKEN, Encoded, Template
+from .template import IGNORE, IMAGE_TOKEN, Encoded, Template, count_segments, end_ids, render
 from .template import encode as encode_messages
 
 
@@ -95,24 +96,79 @@ class VisualChatProcessor(ProcessorMixin):
         return batch
 
     def __call__(
-        self, conversation: str | Sequence, images: Sequence[Image.Image] = (), padding_side: str = "left"
+        self,
+        text: str | Sequence | None = None,
+        images: Any = None,
+        padding_side: str = "left",
+        return_tensors: str = "pt",
+        **ignored: Any,
     ) -> BatchFeature:
         """Turn one conversation, or a batch of them, into the inputs of the model, ready for `generate`.
 
         A conversation is a list of messages in the chat form, or a text that is one question, with "<image>" for every
-        image it shows. `images` are those of the one conversation; for a batch, a list of them per conversation.
-        Raises ValueError if placeholders and images do not match.
+        image it shows (without any, its images are shown first). `images` are those of the one conversation; for a
+        batch, a list of them per conversation. `ignored` are options that other processors know, such as `padding`:
+        here a batch is always padded. Raises ValueError if placeholders and images do not match.
         """
-        single = isinstance(conversation, str) or (len(conversation) > 0 and isinstance(conversation[0], dict))
-        conversations, galleries = ([conversation], [images]) if single else (conversation, images)
-        galleries = galleries or [()] * len(conversations)
+        if text is None:
+            raise ValueError("pass a question or a conversation as text; images alone ask nothing")
+        if isinstance(images, Image.Image):
+            images = [images]
+        single = isinstance(text, str) or (len(text) > 0 and isinstance(text[0], dict))
+        conversations, galleries = ([text], [images or ()]) if single else (text, images)
+        if not galleries:
+            galleries = [()] * len(conversations)
+        elif isinstance(galleries[0], Image.Image):
+            galleries = [[image] for image in galleries]
         samples = []
         for one, gallery in zip(conversations, galleries, strict=True):
             encoded = self.encode(_question(one, len(gallery)) if isinstance(one, str) else one)
+            samples.append((encoded, gallery))
+        return self._inputs(samples, padding_side)
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        padding_side: str = "left",
+        **ignored: Any,
+    ) -> Any:
+        """Write a conversation (or a list of them) in the model's prompt template, as `transformers` asks for it.
+
+        Image parts bring their image, or its path, address or base64 form, under 'image', 'url', 'path' or 'base64'.
+        With `add_generation_prompt`, a last question is followed by what begins an answer; with
+        `continue_final_message`, a last answer stays open. Returns the text; with `tokenize` the model's inputs, of
+        which without `return_dict` only `input_ids`. Raises ValueError for another `chat_template` than the model's.
+        """
+        if chat_template is not None:
+            raise ValueError("the prompt template is part of the model; another one would be read as noise")
+        single = isinstance(conversation[0], dict)
+        samples, texts = [], []
+        for messages in [conversation] if single else conversation:
+            messages, gallery = _with_indices(messages)
+            written, encoded = render(messages, self.template), self.encode(messages)
+            if continue_final_message:
+                written, encoded = written[:-1], encoded.without_last(len(end_ids(self.tokenizer, self.template)))
+            elif messages[-1]["role"] == "user" and not add_generation_prompt:
+                header = [self.template.fixed(self.template.answer_header)]
+                written, encoded = written[:-1], encoded.without_last(count_segments(self.tokenizer, header))
+            texts.append("".join(text for text, _ in written))
+            samples.append((encoded, gallery))
+        if not tokenize:
+            return texts[0] if single else texts
+        inputs = self._inputs(samples, padding_side)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def _inputs(self, samples: Sequence[tuple[Encoded, Sequence[Image.Image]]], padding_side: str) -> BatchFeature:
+        for encoded, gallery in samples:
             if any(not 0 <= index < len(gallery) for index in encoded.image_indices):
                 raise ValueError(f"a conversation shows images {encoded.image_indices} but {len(gallery)} were given")
-            samples.append((encoded, [self.image(image) for image in gallery]))
-        batch = self.collate(samples, padding_side)
+        ready = [(encoded, [self.image(load_image(image)) for image in gallery]) for encoded, gallery in samples]
+        batch = self.collate(ready, padding_side)
         del batch["labels"]
         return BatchFeature(batch)
 
@@ -173,12 +229,33 @@ def add_image_token(tokenizer) -> None:
 
 
 def _question(text: str, images: int) -> list[dict[str, Any]]:
-    """Make a conversation of one question out of a text with "<image>" for every image."""
+    """Make a conversation of one question out of a text with "<image>" for every image, or for none."""
     places = text.count(IMAGE_TOKEN)
-    if places != images:
+    if places not in (0, images):
         raise ValueError(f"the text has {places} times {IMAGE_TOKEN!r}, but {images} images were given")
     parts = [{"type": "image", "index": index} for index in range(images)]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text.replace(IMAGE_TOKEN, "").strip()}]}]
+
+
+def _with_indices(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Number the images of messages that bring them along; returns the messages in our form, and the images."""
+    gallery: list[Any] = []
+
+    def numbered(part: dict[str, Any]) -> dict[str, Any]:
+        if part.get("type") != "image":
+            return part
+        sources = [part[name] for name in ("image", "url", "path", "base64") if part.get(name) is not None]
+        if len(sources) != 1:
+            raise ValueError(f"an image part must bring one image, as 'image', 'url', 'path' or 'base64', not {part!r}")
+        gallery.append(sources[0])
+        return {"type": "image", "index": len(gallery) - 1}
+
+    return [
+        message
+        if isinstance(message["content"], str)
+        else message | {"content": [numbered(part) for part in message["content"]]}
+        for message in messages
+    ], gallery
 
 
 AutoProcessor.register(VisualChatConfig, VisualChatProcessor, exist_ok=True)

@@ -11,7 +11,8 @@ With the default template a conversation about two images reads, `|` marking the
     <s>|### Image 1:\n|<image>...<image>|\n\n|### Image 2:\n|<image>...<image>|\n\n|
     ### Question:\n|Which is red?|\n\n### Answer:\n|The first.|</s>
 
-and a further round continues with `\n\n|### Question:\n|...`. Only `The first.` and `</s>` are supervised.
+and a further round continues with `\n\n|### Question:\n|...`. Only `The first.` and `</s>` are supervised. A template
+may also be taken from a chat-tuned decoder's own, see chat_template.py.
 
 Pure Python: the data programs count tokens with it, and they never import torch.
 """
@@ -19,7 +20,7 @@ Pure Python: the data programs count tokens with it, and they never import torch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ IMAGE_TOKEN = "<image>"
 IGNORE = -100
 TEXT, IMAGE = 1, 2  # values of `Encoded.modality`; 0 is padding, which only a batch has
 _END_PREVIEW = "</s>"
+_LATER = ("system_header", "answer_end", "bos", "images_inside", "special")
 
 
 class Tokenizer(Protocol):
@@ -42,9 +44,13 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Template:
-    """The fixed texts around questions, answers and images. `{number}` in `image_header` is the image's number from 1.
+    """The fixed texts around questions, answers and images. `{number}` in `image_header` is an image's number from 1.
 
-    `system` is said once at the start, unless the conversation brings its own system message.
+    `system` is said once at the start, between `system_header` and `system_end`, unless the conversation brings its own
+    system message. An answer closes with `answer_end`; if that is empty, with the end-of-sequence token. With `bos` the
+    tokenizer's begin-of-sequence token, if it has one, comes first. Images are shown before the question's header, or
+    behind it if `images_inside`. With `special`, the fixed texts may hold special tokens of the tokenizer; what people
+    say never does.
     """
 
     system: str = ""
@@ -54,23 +60,36 @@ class Template:
     question_header: str = "### Question:\n"
     answer_header: str = "\n\n### Answer:\n"
     round_end: str = "\n\n"
+    system_header: str = ""
+    answer_end: str = ""
+    bos: bool = True
+    images_inside: bool = False
+    special: bool = False
 
-    def to_dict(self) -> dict[str, str]:
-        """Return the texts as a plain dictionary, ready for JSON."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, str | bool]:
+        """Return the texts as a plain dictionary, ready for JSON; without later fields that keep their default.
+
+        So the hash of a template stays what it was before there were these fields.
+        """
+        return {
+            item.name: getattr(self, item.name)
+            for item in fields(self)
+            if item.name not in _LATER or getattr(self, item.name) != item.default
+        }
 
     @classmethod
-    def from_dict(cls, texts: dict[str, str]) -> Template:
+    def from_dict(cls, texts: dict[str, str | bool]) -> Template:
         """Build a template from a dictionary; missing keys keep their default.
 
-        Raises ValueError for an unknown key or a value that is not a text.
+        Raises ValueError for an unknown key or a value of the wrong kind.
         """
-        known = [item.name for item in fields(cls)]
+        known = {item.name: type(item.default) for item in fields(cls)}
         for key, value in texts.items():
             if key not in known:
                 raise ValueError(f"unknown template key {key!r}; the keys are {', '.join(known)}")
-            if not isinstance(value, str):
-                raise ValueError(f"template key {key!r} must be a text, not {type(value).__name__}")
+            if not isinstance(value, known[key]):
+                wanted = "a text" if known[key] is str else "true or false"
+                raise ValueError(f"template key {key!r} must be {wanted}, not {type(value).__name__}")
         return cls(**texts)
 
     def image_header_for(self, number: int) -> str:
@@ -78,17 +97,28 @@ class Template:
         return self.image_header.replace("{number}", str(number))
 
     def system_text(self, system: str | None = None) -> str:
-        """Return the text of the system segment; `None` takes the template's own, and an empty text gives none."""
+        """Return what is said at the start; `None` takes the template's own, and an empty text gives nothing."""
         text = self.system if system is None else system
-        return text + self.system_end if text else ""
+        return self.system_header + text + self.system_end if text else ""
+
+    def system_segments(self, system: str | None = None) -> list[Segment]:
+        """Return what is said at the start as segments: one, or three where the fixed texts hold special tokens."""
+        text = self.system if system is None else system
+        if not self.special or not text:
+            return [Segment("text", self.system_text(system))]
+        return [self.fixed(self.system_header), Segment("text", text), self.fixed(self.system_end)]
+
+    def fixed(self, text: str) -> Segment:
+        """Return a text of the template as a segment."""
+        return Segment("fixed" if self.special else "text", text)
 
 
 @dataclass(frozen=True)
 class Segment:
     """A piece of a conversation that is tokenised by itself.
 
-    `kind` is 'text', 'image' (`image_tokens` placeholders) or 'end' (the end-of-sequence token); `image` is the "index"
-    of an image part.
+    `kind` is 'text', 'fixed' (text that may hold special tokens), 'image' (`image_tokens` placeholders) or 'end' (what
+    closes an answer); `image` is the "index" of an image part.
     """
 
     kind: str
@@ -119,12 +149,17 @@ class Encoded:
         self.labels += ids if supervised else [IGNORE] * len(ids)
         self.modality += [modality] * len(ids)
 
+    def without_last(self, count: int) -> Encoded:
+        """The same without its last `count` tokens, which are text."""
+        end = len(self) - count
+        return Encoded(self.input_ids[:end], self.labels[:end], self.modality[:end], list(self.image_indices))
+
 
 def segments(messages: Sequence[dict[str, Any]], template: Template) -> list[Segment]:
     """Lay a conversation out as segments, numbering its images from 1 in the order in which they appear.
 
-    The images of a user turn are shown before its question, in their order; several text parts of a turn are joined by
-    a newline. A last user turn without an answer ends with the answer header: a prompt for generation.
+    The images of a user turn are shown together, in their order; several text parts of a turn are joined by a newline.
+    A last user turn without an answer ends with the answer header: a prompt for generation.
 
     Raises ValueError, naming the message, for a conversation that the template cannot express.
     """
@@ -136,23 +171,26 @@ def segments(messages: Sequence[dict[str, Any]], template: Template) -> list[Seg
             raise ValueError("message 0: a system message cannot show images; show them in a user message")
     _check_order([role for role, _, _ in turns], first=len(messages) - len(turns))
 
-    result = [Segment("text", template.system_text(system))]
+    result, fixed = template.system_segments(system), template.fixed
     number = 0
     for place, (role, text, images) in enumerate(turns):
         if role == "assistant":
             result += [Segment("text", text, supervised=True), Segment("end", supervised=True)]
             continue
         if place > 0:
-            result.append(Segment("text", template.round_end))
+            result.append(fixed(template.round_end))
+        shown = []
         for index in images:
             number += 1
-            result += [
-                Segment("text", template.image_header_for(number)),
+            shown += [
+                fixed(template.image_header_for(number)),
                 Segment("image", image=index),
-                Segment("text", template.image_end),
+                fixed(template.image_end),
             ]
-        result += [Segment("text", piece) for piece in (template.question_header, text, template.answer_header)]
-    return [segment for segment in result if segment.kind != "text" or segment.text]
+        header = fixed(template.question_header)
+        result += [header, *shown] if template.images_inside else [*shown, header]
+        result += [Segment("text", text), fixed(template.answer_header)]
+    return [segment for segment in result if segment.kind not in ("text", "fixed") or segment.text]
 
 
 def encode(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer, template: Template, image_tokens: int) -> Encoded:
@@ -164,29 +202,31 @@ def encode(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer, template: T
     Raises ValueError for a conversation that the template cannot express or a tokenizer that lacks a needed token.
     """
     layout = segments(messages, template)
-    texts = iter(tokenise(tokenizer, [segment.text for segment in layout if segment.kind == "text"]))
+    texts = {
+        kind: iter(tokenise(tokenizer, [part.text for part in layout if part.kind == kind], special=kind == "fixed"))
+        for kind in ("text", "fixed")
+    }
     encoded = Encoded()
-    if tokenizer.bos_token_id is not None:
-        encoded.extend([tokenizer.bos_token_id], TEXT, False)
+    encoded.extend(_begin(tokenizer, template), TEXT, False)
     for segment in layout:
-        if segment.kind == "text":
-            encoded.extend(next(texts), TEXT, segment.supervised)
+        if segment.kind in texts:
+            encoded.extend(next(texts[segment.kind]), TEXT, segment.supervised)
         elif segment.kind == "image":
             encoded.extend([image_token_id(tokenizer)] * image_tokens, IMAGE, False)
             encoded.image_indices.append(segment.image)
         else:
-            encoded.extend([end_token_id(tokenizer)], TEXT, segment.supervised)
+            encoded.extend(end_ids(tokenizer, template), TEXT, segment.supervised)
     return encoded
 
 
 def render(messages: Sequence[dict[str, Any]], template: Template) -> list[tuple[str, bool]]:
     """Return a conversation as a person reads it: (text, supervised) pairs, with "<image>" for an image."""
-    shown = {"image": IMAGE_TOKEN, "end": _END_PREVIEW}
+    shown = {"image": IMAGE_TOKEN, "end": template.answer_end or _END_PREVIEW}
     return [(shown.get(segment.kind, segment.text), segment.supervised) for segment in segments(messages, template)]
 
 
-def tokenise(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Encode each text by itself as plain text, without any special token.
+def tokenise(tokenizer: Tokenizer, texts: list[str], special: bool = False) -> list[list[int]]:
+    """Encode each text by itself as plain text, without any special token; with `special`, those that it names count.
 
     Raises ValueError if the tokenizer turns a plain text into a token that means the end or an image.
     """
@@ -194,9 +234,9 @@ def tokenise(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
         return []
     # Without `split_special_tokens` a user who types "<image>" would write a placeholder no image belongs to.
     ids = tokenizer(
-        texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+        texts, add_special_tokens=False, split_special_tokens=not special, return_attention_mask=False, verbose=False
     )["input_ids"]
-    reserved = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)} - {None}
+    reserved = {None if special else tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)} - {None}
     for text, row in zip(texts, ids, strict=True):
         if not reserved.isdisjoint(row):
             raise ValueError(
@@ -221,6 +261,22 @@ def end_token_id(tokenizer: Tokenizer) -> int:
     return tokenizer.eos_token_id
 
 
+def end_ids(tokenizer: Tokenizer, template: Template) -> list[int]:
+    """Return the tokens that close an answer. Raises ValueError if there are none."""
+    if not template.answer_end:
+        return [end_token_id(tokenizer)]
+    return tokenise(tokenizer, [template.answer_end], template.special)[0]
+
+
+def _begin(tokenizer: Tokenizer, template: Template) -> list[int]:
+    return [tokenizer.bos_token_id] if template.bos and tokenizer.bos_token_id is not None else []
+
+
+def count_segments(tokenizer: Tokenizer, parts: Sequence[Segment]) -> int:
+    """Return the number of tokens of segments of text."""
+    return sum(len(tokenise(tokenizer, [part.text], part.kind == "fixed")[0]) for part in parts if part.text)
+
+
 def count_text(tokenizer: Tokenizer, text: str) -> int:
     """Return the number of tokens of a question, an answer or a header."""
     return len(tokenise(tokenizer, [text])[0])
@@ -228,13 +284,13 @@ def count_text(tokenizer: Tokenizer, text: str) -> int:
 
 def count_prefix(tokenizer: Tokenizer, template: Template, system: str | None = None) -> int:
     """Return the number of tokens before the first round: begin-of-sequence and system text."""
-    return (tokenizer.bos_token_id is not None) + count_text(tokenizer, template.system_text(system))
+    return len(_begin(tokenizer, template)) + count_segments(tokenizer, template.system_segments(system))
 
 
 def count_image(number: int, tokenizer: Tokenizer, template: Template, image_tokens: int) -> int:
     """Return the number of tokens of the image with this number (from 1): header, placeholders and end."""
-    header = count_text(tokenizer, template.image_header_for(number))
-    return header + image_tokens + count_text(tokenizer, template.image_end)
+    around = [template.fixed(template.image_header_for(number)), template.fixed(template.image_end)]
+    return image_tokens + count_segments(tokenizer, around)
 
 
 class Counter:
@@ -277,8 +333,8 @@ class Counter:
         return self._between_rounds
 
     def end(self) -> int:
-        """Return the tokens that close an answer: the end-of-sequence token."""
-        return 1
+        """Return the tokens that close an answer."""
+        return self._end
 
     @cached_property
     def _prefix(self) -> int:
@@ -286,11 +342,16 @@ class Counter:
 
     @cached_property
     def _round_overhead(self) -> int:
-        return sum(self.texts([self.template.question_header, self.template.answer_header]))
+        headers = (self.template.question_header, self.template.answer_header)
+        return count_segments(self.tokenizer, [self.template.fixed(text) for text in headers])
 
     @cached_property
     def _between_rounds(self) -> int:
-        return count_text(self.tokenizer, self.template.round_end)
+        return count_segments(self.tokenizer, [self.template.fixed(self.template.round_end)])
+
+    @cached_property
+    def _end(self) -> int:
+        return len(end_ids(self.tokenizer, self.template)) if self.template.answer_end else 1
 
 
 def _parts(message: dict[str, Any], place: int) -> tuple[str, list[int]]:

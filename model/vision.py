@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration import QwenVisionConfig, VisualChatConfig
@@ -25,6 +25,8 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisualChatConfig, encoder: nn.Module | None = None):
         super().__init__()
         self.encoder = encoder or AutoModel.from_config(config.vision_config)
+        # The library asks a model's tower for these, which it takes for an encoder.
+        self._no_split_modules, self._supports_sdpa = self.encoder._no_split_modules, self.encoder._supports_sdpa
         self.mean, self.std = config.image_mean, config.image_std
         self.layer = config.vision_feature_layer
         self.patch_size = config.vision_config.patch_size
@@ -36,6 +38,11 @@ class VisionTower(nn.Module):
         self._options = {}
         if "interpolate_pos_encoding" in accepted and config.image_size != config.vision_config.image_size:
             self._options["interpolate_pos_encoding"] = True
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The encoder's configuration."""
+        return self.encoder.config
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Encode images.

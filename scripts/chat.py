@@ -10,6 +10,8 @@ the program ends.
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,10 +29,14 @@ if TYPE_CHECKING:
 HELP = """\
   /image PATH ...   add images to the next question (a path with spaces in quotes)
   /images           list the images of this conversation with their numbers
+  /undo             take back the last question and its answer
+  /again            answer the last question anew, by drawing instead of taking the likeliest words
+  /save FOLDER      write the conversation and its images into a folder
+  /load FOLDER      take up a conversation that was saved
   /clear            forget the conversation and its images
   /quit             end
   /help             this list"""
-COMMANDS = ("/image", "/images", "/clear", "/quit", "/help")
+COMMANDS = ("/image", "/images", "/undo", "/again", "/save", "/load", "/clear", "/quit", "/help")
 PLAIN_COMMANDS = ("clear", "quit")
 
 
@@ -50,7 +56,7 @@ class Conversation:
             UserError: an image cannot be read.
         """
         images = [decode(read_file(Path(path).expanduser(), path), path) for path in paths]
-        for path, image in zip(paths, images):
+        for path, image in zip(paths, images, strict=True):
             self.names.append(path)
             self.waiting.append(image)
             print(f"  image {len(self.names)}: {path} ({image.width} x {image.height})", file=sys.stderr)
@@ -62,17 +68,57 @@ class Conversation:
             UserError: the conversation no longer fits into the model.
         """
         show = partial(print, end="", flush=True)
-        try:
+        with _told():
             self.session.ask(question, images=self.waiting, max_new_tokens=self.max_new_tokens, on_text=show)
-        except ValueError as error:
-            raise UserError(str(error)) from None
         self.waiting = []
         print()
+
+    def again(self) -> None:
+        """Print another answer to the last question, drawn at random.
+
+        Raises:
+            UserError: nothing was asked yet.
+        """
+        show = partial(print, end="", flush=True)
+        with _told():
+            self.session.regenerate(self.max_new_tokens, show, do_sample=True, temperature=0.8, top_p=0.95)
+        print()
+
+    def undo(self) -> None:
+        """Take back the last question, its answer and its images.
+
+        Raises:
+            UserError: nothing was asked yet.
+        """
+        with _told():
+            self.session.undo()
+        shown = len(self.names) - len(self.waiting)
+        self.names = self.names[: len(self.session.images)] + self.names[shown:]
+
+    def load(self, folder: str) -> None:
+        """Go on with the conversation that was saved in `folder`, instead of this one.
+
+        Raises:
+            UserError: there is none.
+        """
+        with _told():
+            self.session = self.session.load(folder, self.session.model, self.session.processor)
+        self.names = [f"{folder}, image {number}" for number in range(1, len(self.session.images) + 1)]
+        self.waiting = []
 
     def clear(self) -> None:
         """Forget everything said and shown."""
         self.session.clear()
         self.names, self.waiting = [], []
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell the person what the session refuses."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from None
 
 
 def main() -> None:
@@ -157,6 +203,20 @@ def obey(conversation: Conversation, line: str) -> bool:
         case "clear":
             conversation.clear()
             print("  the conversation is forgotten", file=sys.stderr)
+        case "undo":
+            conversation.undo()
+            print("  the last round is taken back", file=sys.stderr)
+        case "again":
+            conversation.again()
+        case "save" | "load" if not rest.strip():
+            raise UserError(f"{name} needs a folder")
+        case "save":
+            with _told():
+                conversation.session.save(rest.strip())
+            print(f"  saved to {rest.strip()}", file=sys.stderr)
+        case "load":
+            conversation.load(rest.strip())
+            print(f"  {len(conversation.session.history) // 2} rounds", file=sys.stderr)
         case "image":
             conversation.add(split_paths(rest))
         case "images":

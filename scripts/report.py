@@ -15,11 +15,13 @@ from scripts.common.files import atomic, read_json
 from scripts.common.program import parser
 from scripts.evaluation.suites import suite_paths
 from scripts.reporting import answers, cards, data, scores
+from scripts.reporting.efficiency import studies
 from scripts.reporting.figures import loss_chart
 from scripts.reporting.pictures import Pictures
 
 _TEMPLATES = Path(__file__).parent / "reporting"
 _ANCHORS = (
+    ("studies", "efficiency", "Data efficiency"),
     ("columns", "scores", "Scores"),
     ("columns", "comparison", "Comparison"),
     ("chart", "curves", "Loss curves"),
@@ -85,7 +87,9 @@ def contents(args: argparse.Namespace) -> dict[str, Any]:
         media={read_json(path)["source"]: path.parent for path in args.media},
         suite_folders={name: args.image_root or path.parent for name, path in suite_paths(args.suite).items()},
     )
+    confidence = read_json(args.metrics[0])["settings"]["confidence"] if args.metrics else 0
     parts = {
+        "studies": studies(columns, args.finished, args.plans, confidence),
         "columns": columns,
         "kinds": scores.comparison(columns),
         "losses": scores.losses(columns),
@@ -99,7 +103,6 @@ def contents(args: argparse.Namespace) -> dict[str, Any]:
         "blends": data.blend_tables(args.plans),
         "provenance": scores.provenance(args.finished, args.metrics, colours),
     }
-    confidence = read_json(args.metrics[0])["settings"]["confidence"] if args.metrics else 0
     return parts | {
         "title": args.title,
         "lead": _lead(parts),

@@ -50,11 +50,18 @@ def make_tokenizer(folder: Path, texts: Iterable[str] = CORPUS, bos: bool = True
 
 
 def make_bases(
-    folder: Path, seed: int = 0, texts: Iterable[str] = CORPUS, bos: bool = True, kv_heads: int = 2, layers: int = 2
+    folder: Path,
+    seed: int = 0,
+    texts: Iterable[str] = CORPUS,
+    bos: bool = True,
+    kv_heads: int = 2,
+    layers: int = 2,
+    lively: bool = False,
 ) -> dict[str, Path]:
     """Write the folders of a tiny vision encoder, language model and tokenizer; return them by kind.
 
-    The keys are 'vision', 'language' and 'tokenizer'. The weights depend on nothing but `seed`.
+    The keys are 'vision', 'language' and 'tokenizer'. The weights depend on nothing but `seed`. As the library
+    initialises it, so small a decoder says one token over and over, whatever it was told; a `lively` one does not.
     """
     import torch
     from transformers import (
@@ -96,6 +103,9 @@ def make_bases(
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
+        if lively:
+            for name, value in language.named_parameters():
+                value.data *= 12 if name.endswith("_proj.weight") else 1
     vision.save_pretrained(folders["vision"])
     CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
@@ -108,8 +118,8 @@ def make_bases(
 def make_model(folder: Path, attention: str = "mmca", seed: int = 0, **options) -> Path:
     """Write a tiny VisualChat folder (weights, configuration, processor) to `folder`/model and return it.
 
-    `options` are those of `VisualChatForConditionalGeneration.from_bases`, and `bos`, `kv_heads`, `layers`, `texts` of
-    `make_bases`.
+    `options` are those of `VisualChatForConditionalGeneration.from_bases`, and `bos`, `kv_heads`, `layers`, `texts`,
+    `lively` of `make_bases`.
     """
     import torch
     from transformers import AutoTokenizer
@@ -117,7 +127,7 @@ def make_model(folder: Path, attention: str = "mmca", seed: int = 0, **options) 
     from model.modeling import VisualChatForConditionalGeneration
     from model.processing import VisualChatProcessor
 
-    base_options = {key: options.pop(key) for key in ("bos", "kv_heads", "layers", "texts") if key in options}
+    base_options = {key: options.pop(key) for key in ("bos", "kv_heads", "layers", "texts", "lively") if key in options}
     bases = make_bases(Path(folder) / "bases", seed, **base_options)
     tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
     with torch.random.fork_rng():

@@ -14,9 +14,10 @@ import torch
 from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 
+from model.cache import ImageCache as StateCache
 from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
-from model.template import Encoded, count_text, render
+from model.template import Encoded, count_text, end_ids, render
 from scripts.common.errors import UserError
 from scripts.common.progress import Progress
 from scripts.sections.evaluate import Evaluate
@@ -101,6 +102,7 @@ class Answerer:
         self.settings = settings
         self.model, self.processor = load_model(folder, settings.device)
         self._images = ImageCache(self.processor)
+        self._states = StateCache(self.model)
 
     def answers(self, prompts: Sequence[Prompt], label: str, blank: bool = False) -> list[str]:
         """Answer every prompt; with `blank` every image is replaced by one uniform colour.
@@ -125,7 +127,8 @@ class Answerer:
 
     def count_tokens(self, answer: str) -> int:
         """Tokens that generating `answer` takes, its end token included."""
-        return count_text(self.processor.tokenizer, answer) + 1
+        tokenizer, template = self.processor.tokenizer, self.processor.template
+        return count_text(tokenizer, answer) + len(end_ids(tokenizer, template))
 
     def _by_length(self, prompts: Sequence[Prompt], label: str, work: Callable[[list], list]) -> list:
         """Apply `work` to batches of (tokens, prompt) of similar length and return its results in the given order."""
@@ -146,6 +149,9 @@ class Answerer:
     def _generate(self, batch: list, blank: bool) -> list[str]:
         inputs = self._collate(batch, "left", blank)
         del inputs["labels"]
+        if "pixel_values" in inputs:
+            # Suites and held-out conversations show the same images again and again.
+            inputs |= self._states.inputs(list(inputs.pop("pixel_values").cpu().numpy()))
         tokens = self.model.generate(
             **inputs, max_new_tokens=self.settings.max_new_tokens, do_sample=False, num_beams=1
         )
@@ -157,7 +163,7 @@ class Answerer:
         del inputs["attention_mask"]
         losses, rows = self.model.token_losses(**inputs)
         sums = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, rows.cpu(), losses.double().cpu())
-        return list(zip(sums.tolist(), torch.bincount(rows, minlength=len(batch)).tolist()))
+        return list(zip(sums.tolist(), torch.bincount(rows, minlength=len(batch)).tolist(), strict=True))
 
     def _encode(self, prompt: Prompt) -> Encoded:
         encoded = self.processor.encode(prompt.messages)

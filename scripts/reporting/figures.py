@@ -1,5 +1,5 @@
-"""The report's pictures of numbers: loss curves and accuracy bars as SVG, without a plotting library and without
-scripts.
+"""The report's pictures of numbers: loss curves, accuracy bars and accuracy curves as SVG, without a plotting library
+and without scripts.
 
 A chart is an SVG that stretches to its box, with labels laid over it as ordinary text: so lines and letters keep their
 size on a telephone and on a wide screen. Colours are the style sheet's, which knows light and dark.
@@ -8,6 +8,7 @@ size on a telephone and on a wide screen. Colours are the style sheet's, which k
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from markupsafe import Markup
 
@@ -56,17 +57,36 @@ def loss_chart(curves: Sequence[Curve]) -> Markup:
         # A line of no length with round ends is a dot, and unlike a circle it stays round when the box is stretched.
         dots = " ".join(f"M{x:.2f} {y:.2f}h0" for x, y in map(place, curve.heldout))
         drawn.append(_DOTS.format(curve.colour, dots, f"{curve.name}, held out"))
-    return Markup(
-        '<div class="chart"><svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
-        '{}<span class="axis">step</span></div>'
-    ).format(
-        f"Loss by step of {', '.join(curve.name for curve in curves)}",
-        Markup("").join(drawn),
-        Markup("").join(
-            [_LABEL.format("left", "top", f"{y:.2f}", text) for y, text in rows]
-            + [_LABEL.format("bottom", "left", f"{x:.2f}", text) for x, text in columns]
-        ),
-    )
+    return _framed(f"Loss by step of {', '.join(curve.name for curve in curves)}", drawn, rows, columns, "step")
+
+
+@dataclass(frozen=True)
+class Line:
+    """Accuracies by x: points (x, mean), where a mean has value, low and high, the latter None without an interval."""
+
+    name: str
+    colour: int
+    points: Sequence[tuple[float, Any]]
+
+
+def accuracy_chart(title: str, axis: str, lines: Sequence[Line]) -> Markup:
+    """Accuracy from 0 to 100 % against x, one line each, with bars for the intervals."""
+    last = max(x for line in lines for x, _ in line.points)
+
+    def place(x: float, share: float) -> Point:
+        return 100 * x / last, 100 * (1 - min(max(share, 0.0), 1.0))
+
+    ticks = [(100 - percent, f"{percent} %") for percent in range(0, 101, 20)]
+    columns = [(place(tick, 0)[0], _number(tick)) for tick in _linear_ticks(last)]
+    drawn = [_GRID.format(" ".join(f"M0 {y:.2f}H100" for y, _ in ticks))]
+    for line in lines:
+        drawn.append(_LINE.format(line.colour, _path([place(x, mean.value) for x, mean in line.points])))
+        bars = [(place(x, mean.low), place(x, mean.high)) for x, mean in line.points if mean.low is not None]
+        bars_path = " ".join(f"M{x:.2f} {low:.2f}V{high:.2f}" for (x, low), (_, high) in bars)
+        drawn.append(_LINE.format(line.colour, bars_path))
+        dots = " ".join("M{:.2f} {:.2f}h0".format(*place(x, mean.value)) for x, mean in line.points)
+        drawn.append(_DOTS.format(line.colour, dots, line.name))
+    return _framed(title, drawn, ticks, columns, axis)
 
 
 def accuracy_bar(row: dict) -> Markup:
@@ -79,6 +99,22 @@ def accuracy_bar(row: dict) -> Markup:
     if row.get("blanked"):
         marks.append(Markup('<i class="blanked" style="left:{:.1f}%"></i>').format(100 * row["blanked"]["accuracy"]))
     return Markup('<span class="bar" aria-hidden="true">{}</span>').format(Markup("").join(marks))
+
+
+def _framed(title: str, drawn: Sequence[Markup], rows: Sequence[tuple], columns: Sequence[tuple], axis: str) -> Markup:
+    """A chart of what was drawn, with labels (place in percent, text) at its rows and columns."""
+    return Markup(
+        '<div class="chart"><svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
+        '{}<span class="axis">{}</span></div>'
+    ).format(
+        title,
+        Markup("").join(drawn),
+        Markup("").join(
+            [_LABEL.format("left", "top", f"{y:.2f}", text) for y, text in rows]
+            + [_LABEL.format("bottom", "left", f"{x:.2f}", text) for x, text in columns]
+        ),
+        axis,
+    )
 
 
 def _usable(points: Sequence[Point]) -> list[Point]:

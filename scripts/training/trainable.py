@@ -36,7 +36,7 @@ def prepare(model: VisualChatForConditionalGeneration, settings: Run) -> None:
     language, vision = model.get_decoder(), model.vision_tower
     for part, how, rank in (
         (language, settings.train_language, settings.language_rank),
-        (vision, settings.train_vision, settings.vision_rank),
+        (vision.encoder, settings.train_vision, settings.vision_rank),
     ):
         if how == "lora":
             _add_adapters(part, rank, settings.lora_scale, settings.lora_dropout, model.dtype)

@@ -9,7 +9,7 @@ from tests.tiny import make_model
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("tiny"))
+    return make_model(tmp_path_factory.mktemp("tiny"), lively=True)
 
 
 @pytest.fixture(scope="session")

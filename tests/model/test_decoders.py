@@ -104,7 +104,8 @@ def test_ordinary_decoders_are_accepted(config):
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
-        ("bloom", {}, "BloomForCausalLM called the attention 'mmca' 0 times in 2 layers"),
+        ("bloom", {}, "BloomForCausalLM cannot run with this attention"),
+        ("xglm", {"d_model": 32, "num_layers": 2, "attention_heads": 4}, "cannot run with this attention"),
         ("diffllama", {}, "4 times in 2 layers"),
         ("gpt_oss", {"layer_types": ["full_attention"] * 2, "num_local_experts": 2}, "asks its attention for 's_aux'"),
     ],

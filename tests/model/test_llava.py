@@ -77,12 +77,16 @@ def as_parts(messages: list[dict]) -> list[dict]:
 )
 def test_the_chat_template_writes_what_the_template_writes(tmp_path, bos, parts, messages):
     tokenizer = AutoTokenizer.from_pretrained(make_bases(tmp_path, bos=bos)["tokenizer"])
-    for template in (Template(), Template(system='It\'s "brief".', image_header="[{number} of {number}]\\")):
+    for template in (
+        Template(),
+        Template(system='It\'s "brief".', image_header="[{number} of {number}]\\"),
+        Template(system="Hm.", system_header="<|s|>", answer_end="<|e|>", bos=False, images_inside=True, special=True),
+    ):
         tokenizer.chat_template = chat_template(template, tokenizer)
         given = as_parts(messages) if parts else messages
         written = tokenizer.apply_chat_template(given, tokenize=False)
         expected = "".join(text for text, _ in render(messages, template))
-        assert written == ("<s>" if bos else "") + expected
+        assert written == ("<s>" if bos and template.bos else "") + expected
 
 
 @pytest.mark.parametrize(

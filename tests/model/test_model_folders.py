@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -30,7 +31,7 @@ def test_folder_keeps_every_weight_and_byte(folder, model, processor, tmp_path):
     assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "again").iterdir()}
     for path in folder.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
-    again = make_model(tmp_path / "elsewhere")
+    again = make_model(tmp_path / "elsewhere", lively=True)
     for path in folder.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes(), path.name
     loaded = AutoModelForImageTextToText.from_pretrained(folder)
@@ -95,6 +96,11 @@ def test_a_tokenizer_without_placeholder_gets_one_and_the_embedding_a_row(tmp_pa
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
+def attentions_of(decoder) -> set[str]:
+    """What the attention modules of a decoder call."""
+    return {module.config._attn_implementation for module in decoder.modules() if hasattr(module, "layer_idx")}
+
+
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_each_part_has_its_attention(folder, attention):
     bases = folder.parent / "bases"
@@ -105,13 +111,33 @@ def test_each_part_has_its_attention(folder, attention):
     config = VisualChatConfig.from_pretrained(folder, attention=attention)
     loaded = VisualChatForConditionalGeneration.from_pretrained(folder, config=config)
     for model in (joined, loaded):
-        assert model.language_model.config._attn_implementation == attention
+        assert attentions_of(model.language_model) == attentions_of(copy.deepcopy(model).language_model) == {attention}
         assert model.vision_tower.encoder.config._attn_implementation == "sdpa"
 
 
-def test_a_decoder_that_does_not_call_the_attention_is_noticed(model, processor):
-    model.language_model.set_attn_implementation("sdpa")
-    with pytest.raises((RuntimeError, ValueError), match="called the attention 'mmca' 0 times in 2 layers"):
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_the_library_s_choice_of_attention_changes_how_and_not_what_is_computed(folder, processor, attention):
+    """`attn_implementation`, the library's most common option, must not turn MMCA off."""
+    config = VisualChatConfig.from_pretrained(folder, attention=attention)
+    plain = VisualChatForConditionalGeneration.from_pretrained(folder, config=config)
+    eager = VisualChatForConditionalGeneration.from_pretrained(folder, config=config, attn_implementation="eager")
+    batch = batch_of(processor, TWO_IMAGES, TEXT_ONLY)
+    real = batch["modality"] != 0
+    expected = logits_of(plain, batch)[real]
+    assert eager.config.text_config._attn_implementation == "eager"
+    torch.testing.assert_close(logits_of(eager, batch)[real], expected, rtol=1e-4, atol=1e-5)
+    for name in ("eager", "sdpa"):
+        plain.set_attn_implementation(name)
+        torch.testing.assert_close(logits_of(plain, batch)[real], expected, rtol=1e-4, atol=1e-5)
+    again = copy.deepcopy(plain)
+    again.config.text_config.use_cache = False
+    assert again.language_model.model.layers[0].self_attn.config.use_cache is False, "a view, not a copy"
+
+
+def test_a_decoder_that_lost_the_attention_is_noticed(model, processor):
+    for layer in model.get_decoder().layers:
+        layer.self_attn.config = model.config.text_config
+    with pytest.raises(ValueError, match="called the attention 'mmca' 0 times in 2 layers"):
         model(**batch_of(processor, TWO_IMAGES))
 
 

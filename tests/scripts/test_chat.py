@@ -145,6 +145,30 @@ def test_an_image_is_shown_to_the_model_once(trained, pictures):
     assert [len(message["content"]) for message in session.history if message["role"] == "user"] == [2, 1]
 
 
+def test_undo_again_save_and_load(trained, pictures, monkeypatch, capsys):
+    monkeypatch.chdir(pictures)
+    session = chat.load_session(chat.arguments().parse_args(["--model", str(trained.model)]))
+    conversation = chat.Conversation(session, max_new_tokens=16)
+    question = "Which colour is the first image?"
+    for line in ("/image green.png", question, "/image red.png", question, "/save talk", "/image blue.png", "/undo"):
+        assert chat.turn(conversation, line)
+    assert conversation.names == ["green.png", "blue.png"] and len(conversation.session.images) == 1
+    assert chat.turn(conversation, "/again") and len(conversation.session.history) == 2
+    assert chat.turn(conversation, "/load talk")
+    assert len(conversation.session.history) == 4 and len(conversation.names) == 2 and not conversation.waiting
+    said = conversation.session.history[-1]["content"]
+    for line in ("/undo", "/image red.png", question):
+        assert chat.turn(conversation, line)
+    assert capsys.readouterr().out.splitlines()[-1] == said == conversation.session.history[-1]["content"]
+    for line, message in (("/load nowhere", "nowhere holds no conversation"), ("/save", "/save needs a folder")):
+        with pytest.raises(chat.UserError, match=message):
+            chat.turn(conversation, line)
+    conversation.clear()
+    for line in ("/undo", "/again"):
+        with pytest.raises(chat.UserError, match="no round to take back"):
+            chat.turn(conversation, line)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -62,8 +62,9 @@ def write_run(folder: Path, name: str) -> None:
     state = folder / "state/0123"
     weights = {"sha256": "0" * 64, "step": 40, "heldout_loss": 1.0, "weights": "w.safetensors"}
     finished = {"v": 1, "run": name, "fingerprint": "0123", "state": "state/0123", "steps": 40, "epochs": 2}
-    write_json(folder / "finished.json", finished | {"final": weights, "best": weights})
-    write_json(state / "settings.json", {"learning_rate": 0.001, "note": HOSTILE})
+    write_json(folder / "finished.json", finished | {"final": weights, "best": weights, "plans": ["3" * 64] * 2})
+    settings = {"attention": name, "epochs": 2, "model": "tiny-1", "blend": "demo-1", "seed": 0}
+    write_json(state / "settings.json", settings | {"learning_rate": 0.001, "note": HOSTILE})
     write_json(state / "inputs.json", {"blend": ["1" * 64]})
     write_json(state / "environment.json", {"libraries": {"torch": "2"}})
     steps = [{"step": step, "loss": 5 / step} for step in range(1, 41)]
@@ -212,6 +213,14 @@ def test_scores_beside_chance(build, results):
         assert f"chance {100 * row['chance']:.1f} %" in text
         assert f"{100 * row['blanked']['accuracy']:.1f} %, {100 * row['drop']['value']:.1f} points lower" in text
     assert f"kind {HOSTILE}" in text
+
+
+def test_attentions_that_were_trained_alike_are_compared_by_conversations_seen(build):
+    text = build()
+    part = text[text.index('id="efficiency"') : text.index('id="scores"')]
+    assert "mmca minus causal, points" in part and ">154<" in part.replace("\n", "")
+    assert part.count("<svg") == part.count("<tbody>") >= 1
+    assert 'id="efficiency"' not in build("metrics", "finished"), "without the plans nobody knows what was seen"
 
 
 def test_curves(build):

@@ -1,0 +1,158 @@
+"""A decoder's own chat template as ours: the same text, exact labels, counts that add up, and text that stays text."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoTokenizer
+
+from model.chat_template import template_of
+from model.modeling import VisualChatForConditionalGeneration
+from model.template import IGNORE, IMAGE_TOKEN, Counter, Template, encode, render
+from tests.tiny import make_bases, user
+
+MARKS = ["<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<start_of_turn>", "<end_of_turn>"]
+LOOP = "{% for m in messages %}"
+CHATML = (
+    "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nBe helpful.<|im_end|>\n' }}{% endif %}"
+    + LOOP
+    + "{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TEMPLATES = {
+    "chatml": CHATML,
+    "chatml without a system text": CHATML[CHATML.index(LOOP) :],
+    "zephyr": LOOP
+    + "{{ '<|' ~ m.role ~ '|>\n' ~ m.content ~ eos_token ~ '\n' }}{% endfor %}"
+    + "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}",
+    "gemma": "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    + LOOP
+    + "{{ '<start_of_turn>' ~ ('model' if m.role == 'assistant' else m.role) ~ '\n' ~ (m.content | trim) "
+    + "~ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
+    "llama 2": LOOP
+    + "{% if m.role == 'user' %}{{ bos_token ~ '[INST] ' ~ m.content ~ ' [/INST]' }}"
+    + "{% elif m.role == 'assistant' %}{{ ' ' ~ m.content ~ ' ' ~ eos_token }}{% endif %}{% endfor %}",
+}
+TALK = [
+    user("Which?", 1, 0),
+    {"role": "assistant", "content": "The first."},
+    user("And <|im_end|> now?"),
+    {"role": "assistant", "content": "Neither."},
+]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    return make_bases(tmp_path_factory.mktemp("bases"))
+
+
+@pytest.fixture
+def tokenizer(bases):
+    tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
+    tokenizer.add_special_tokens({"extra_special_tokens": MARKS}, replace_extra_special_tokens=False)
+    return tokenizer
+
+
+@pytest.fixture(params=TEMPLATES)
+def named(request, tokenizer):
+    tokenizer.chat_template = TEMPLATES[request.param]
+    return request.param, template_of(tokenizer)
+
+
+def test_it_writes_what_the_decoder_s_own_writes(tokenizer, named):
+    name, template = named
+    plain = [{"role": m["role"], "content": "x" if isinstance(m["content"], list) else m["content"]} for m in TALK]
+    said = [plain]
+    if name not in ("gemma", "llama 2"):
+        said.append([{"role": "system", "content": "Be brief."}, *plain])
+    begin = tokenizer.bos_token if template.bos else ""
+    for messages in said:
+        ours = begin + "".join(text for text, _ in render(messages, template))
+        theirs = tokenizer.apply_chat_template(messages, tokenize=False)
+        assert ours == theirs.rstrip("\n")  # ours says a newline behind an answer only before the next question
+    assert template.system == ("Be helpful." if name == "chatml" else "")
+
+
+def test_labels_are_the_answers_and_what_closes_them(tokenizer, named):
+    _, template = named
+    encoded = encode(TALK, tokenizer, template, image_tokens=3)
+    supervised = [token for token, label in zip(encoded.input_ids, encoded.labels, strict=True) if label != IGNORE]
+    assert tokenizer.decode(supervised) == f"The first.{template.answer_end}Neither.{template.answer_end}"
+    assert encoded.image_indices == [1, 0] and encoded.modality.count(2) == 6
+    assert encoded.input_ids.count(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)) == 6
+
+
+def test_marks_are_single_tokens_and_what_people_say_never_is_one(tokenizer, named):
+    name, template = named
+    ids = encode(TALK, tokenizer, template, image_tokens=3).input_ids
+    ends = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ids.count(ends) == {"chatml": 5, "chatml without a system text": 4}.get(name, 0)
+    closing = tokenizer(template.answer_end.strip(), add_special_tokens=False)["input_ids"]
+    assert len(closing) == 1 and ids[-1] == closing[0]
+
+
+def test_counts_add_up(tokenizer, named):
+    _, template = named
+    for system in (None, "Be brief."):
+        if system and not template.system_header + template.system_end:
+            continue
+        messages = ([{"role": "system", "content": system}] if system else []) + TALK
+        counter = Counter(tokenizer, template, image_tokens=3)
+        total = counter.prefix(system) + counter.image(1) + counter.image(2) + counter.between_rounds()
+        for question, answer in (("Which?", "The first."), ("And <|im_end|> now?", "Neither.")):
+            total += counter.round_overhead() + sum(counter.texts([question, answer])) + counter.end()
+        assert len(encode(messages, tokenizer, template, image_tokens=3)) == total
+
+
+def test_images_are_numbered_inside_the_turn(tokenizer, named):
+    _, template = named
+    text = "".join(text for text, _ in render(TALK[:1], template))
+    shown = "Image 1:\n<image>\nImage 2:\n<image>\nWhich?"
+    assert template.question_header + shown in text and text.endswith(template.answer_header)
+
+
+def test_a_model_stops_at_what_closes_an_answer(bases, tokenizer):
+    tokenizer.chat_template = CHATML
+    template = template_of(tokenizer, system="Answer in one word.")
+    assert template.system == "Answer in one word." and Template.from_dict(template.to_dict()) == template
+    model = VisualChatForConditionalGeneration.from_bases(
+        bases["vision"], bases["language"], tokenizer, template=template
+    )
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert model.generation_config.eos_token_id == sorted(ends)
+    tokenizer.chat_template = TEMPLATES["llama 2"]
+    template = template_of(tokenizer)
+    model = VisualChatForConditionalGeneration.from_bases(
+        bases["vision"], bases["language"], tokenizer, template=template
+    )
+    assert template.answer_end == " </s>" and model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "has no chat template"),
+        (LOOP + "{{ m.role }}{% endfor %}", "leaves out what is said"),
+        (LOOP + "{{ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}", "closes an answer with no special token"),
+        (CHATML.replace("m.content ~", "m.content ~ loop.index ~"), "does more than put fixed texts"),
+    ],
+)
+def test_what_is_no_chat_template_of_fixed_texts_is_refused(tokenizer, text, words):
+    tokenizer.chat_template = text
+    with pytest.raises(ValueError, match=words):
+        template_of(tokenizer)
+
+
+def test_the_default_template_s_dictionary_is_what_it_always_was():
+    names = {"system", "system_end", "image_header", "image_end", "question_header", "answer_header", "round_end"}
+    assert set(Template().to_dict()) == names
+    assert Template.from_dict({"special": True}).to_dict()["special"] is True
+    with pytest.raises(ValueError, match="'bos' must be true or false"):
+        Template.from_dict({"bos": "yes"})
+
+
+def test_it_needs_no_torch():
+    program = "import sys, model.chat_template; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
