@@ -78,8 +78,8 @@ class Run(Section):
     seed: int = 0
     """Seed of what is random inside the model, such as dropout. Data never is: the plan holds every draw."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format of weights and activations; the optimiser keeps fp32 copies, so the other two need `zero` >= 1.
-    `bf16` where the GPU has it; `fp16` on older ones, with a loss scale that adapts itself."""
+    """Number format of weights and activations; the optimiser keeps fp32 copies. `bf16` where the GPU has it; `fp16` on
+    older ones, with a loss scale that adapts itself."""
     threads: Positive = 1
     """CPU threads of each rank. Part of the cause: another number of threads adds numbers in another order."""
     evaluate_every: Natural = 0
@@ -125,8 +125,6 @@ class Run(Section):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        if self.precision != "fp32" and self.zero == 0:
-            raise ValueError(f"precision {self.precision} needs zero >= 1, which keeps the fp32 copies of the weights")
         least = {"none": 0, "optimizer": 2, "parameters": 3}[self.offload]
         if self.zero < least:
             raise ValueError(
