@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all neighbours docs clean
+.PHONY: demo test test-all test-lmms neighbours docs clean
 
 demo: $(READY)
 	@$(BIN)/python -m scripts.unlock
@@ -32,6 +32,17 @@ neighbours: .neighbours/datasets/.ready .neighbours/energon/.ready
 .neighbours/%/.ready: envs/neighbours/%.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet -r $<
+	@touch $@
+
+# lmms-eval asks a VisualChat model through our entry point. Its environment sees ours, and adds what the harness imports.
+test-lmms: .neighbours/lmms/.ready
+	.neighbours/lmms/bin/python -m pytest tests/scripts/evaluation/test_lmms.py
+
+.neighbours/lmms/.ready: envs/neighbours/lmms.txt pyproject.toml $(READY)
+	$(BIN)/python -m venv $(@D)
+	echo "$(CURDIR)/$$(echo $(VENV)/lib/python*/site-packages)" > "$$(echo $(@D)/lib/python*/site-packages)/visualchat-environment.pth"
+	$(@D)/bin/pip install --quiet --no-deps -r $<
+	$(@D)/bin/pip install --quiet --no-deps -e .
 	@touch $@
 
 docs: $(READY)
