@@ -8,7 +8,12 @@ rule evaluate_run:
         kinds=[] if SETTINGS.data_path else rules.miniature.output.kinds,
         suites=list(dag.suites(SETTINGS, ROOT).values()),
     output:
-        f"{ROOT}/evaluate/{{run}}/metrics.json",
+        report(
+            f"{ROOT}/evaluate/{{run}}/metrics.json",
+            caption="captions/metrics.rst",
+            category="Runs",
+            labels={"run": "{run}", "file": "scores"},
+        ),
     log:
         f"{ROOT}/logs/evaluate/{{run}}.log",
     conda:

@@ -11,13 +11,15 @@ rule report_page:
         metrics=below_root("evaluate/{run}/metrics.json", run=SETTINGS.runs),
         suites=list(dag.suites(SETTINGS, ROOT).values()),
     output:
-        f"{ROOT}/report.html",
+        report(f"{ROOT}/report.html", caption="captions/report.rst", category="Report"),
     log:
         f"{ROOT}/logs/report.log",
     conda:
         "../envs/report.yaml"
     params:
         title=SETTINGS.name,
+        # Snakemake itself writes it as it starts: no rule makes it, and what it tells changes nothing else.
+        graph=folder(f"{ROOT}/{graph.FILE}"),
         code=code("scripts.report"),
         assets=assets("scripts/reporting/*.jinja", "scripts/reporting/*.css"),
         suites=" ".join(f"--suite {shlex.quote(f'{name}={path}')}" for name, path in dag.suites(SETTINGS, ROOT).items()),
@@ -26,4 +28,4 @@ rule report_page:
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.report --records {input.records} --validated {input.validated} "
         "--media {input.media} --plans {input.plans} --finished {input.finished} --metrics {input.metrics} "
-        "{params.suites} --title {params.title:q} --out {output:q}"
+        "{params.suites} --graph {params.graph:q} --title {params.title:q} --out {output:q}"

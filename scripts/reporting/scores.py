@@ -14,11 +14,14 @@ from markupsafe import Markup
 from scripts.common.errors import UserError
 from scripts.common.files import canonical, read_json
 from scripts.evaluation.kinds import GROUPS
-from scripts.reporting.figures import Curve, accuracy_bar
+from scripts.reporting.figures import Curve, accuracy_bar, step_chart
 from scripts.training.metrics import read_metrics
 
 RUN_COLOURS = 6
 """Colours that the style sheet has for runs; further runs begin again with the first."""
+
+TOLD = {"lr": "Learning rate", "grad_norm": "Gradient norm", "tokens_per_second": "Tokens per second"}
+"""What a step tells beside its loss: key of `metrics.jsonl`, and what it is called."""
 
 GROUP_LABELS = {"one": "One image", "several": "Several images"}
 
@@ -131,21 +134,51 @@ def losses(columns: Sequence[Column]) -> list[dict[str, Any]]:
     ]
 
 
-def curves(paths: Iterable[str | Path], colours: Mapping[str, int]) -> list[Curve]:
-    """The loss curves of all runs, read from the `metrics.jsonl` of the state that each `finished.json` names."""
-    result = []
+def curves(
+    paths: Iterable[str | Path], colours: Mapping[str, int], confidence: float
+) -> tuple[Markup, list[dict[str, Any]]]:
+    """The losses of all runs in one chart, and for each run small charts of what else its training tells.
+
+    Read from the `metrics.jsonl` of the state that each `finished.json` names.
+    """
+    runs = []
     for path in map(Path, paths):
         finished = read_json(path)
-        lines = read_metrics(path.parent / finished["state"] / "metrics.jsonl")
-        result.append(
-            Curve(
-                finished["run"],
-                colours[finished["run"]],
-                [(line["step"], line["loss"]) for line in lines if "loss" in line],
-                [(line["step"], line["heldout_loss"]) for line in lines if "heldout_loss" in line],
-            )
-        )
-    return sorted(result, key=lambda curve: list(colours).index(curve.name))
+        runs.append((finished["run"], read_metrics(path.parent / finished["state"] / "metrics.jsonl")))
+    runs.sort(key=lambda run: list(colours).index(run[0]))
+
+    def curve(name: str, lines: Sequence[Mapping[str, Any]], key: str, measured: str = "") -> Curve:
+        points = [[(line["step"], line[what]) for line in lines if what in line] for what in (key, measured)]
+        return Curve(name, colours[name], *points)
+
+    losses = [curve(name, lines, "loss", "heldout_loss") for name, lines in runs]
+    told = [
+        {
+            "name": name,
+            "colour": colours[name],
+            "charts": [
+                {"label": label, "chart": chart}
+                for key, label in TOLD.items()
+                if (chart := step_chart(label, [curve(name, lines, key)], confidence))
+            ],
+            "datasets": _by_dataset(lines),
+        }
+        for name, lines in runs
+    ]
+    return step_chart("Loss", losses, confidence, logarithmic=True), told
+
+
+def _by_dataset(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Held-out loss of every dataset: at the first measurement, at its least, and at the last."""
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        if "heldout_loss" in line:
+            for name, entry in line.get("datasets", {}).items():
+                found.setdefault(name, []).append(entry["loss"])
+    return [
+        {"name": name, "first": values[0], "least": min(values), "last": values[-1]}
+        for name, values in sorted(found.items())
+    ]
 
 
 def provenance(
