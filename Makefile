@@ -36,6 +36,7 @@ neighbours: .neighbours/datasets/.ready .neighbours/energon/.ready
 
 docs: $(READY)
 	$(BIN)/python -m scripts.settings --write
+	$(BIN)/python -m scripts.rules_reference --write
 	dot -Tsvg docs/graph.dot -o docs/graph.svg
 
 clean:

@@ -8,6 +8,7 @@ everything is built at once or piece by piece. Runs that end before the report l
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -50,7 +51,8 @@ def write(jobs: Graph, root: str, command: Sequence[str]) -> None:
 
 
 def describe(jobs: Graph) -> dict[str, dict[str, Any]]:
-    """Every rule that runs a program: how many jobs it has, the rules it depends on, its stage, program and message."""
+    """Every rule that runs a program: how many jobs it has, its stage, program and message, and the rules that it
+    depends on, each with the number of jobs that do."""
     rules: dict[str, dict[str, Any]] = {}
     for job in jobs.jobs:
         rule = job.rule
@@ -61,15 +63,43 @@ def describe(jobs: Graph) -> dict[str, dict[str, Any]]:
             rule.name,
             {
                 "jobs": 0,
-                "reads": set(),
+                "reads": Counter(),
                 "stage": Path(rule.snakefile).stem,
                 "program": programs[0] if programs else "",
                 "message": rule.message or "",
             },
         )
         entry["jobs"] += 1
-        entry["reads"] |= {read.rule.name for read in jobs.dependencies[job]} - {rule.name}
-    return {name: entry | {"reads": sorted(entry["reads"])} for name, entry in rules.items()}
+        entry["reads"].update({read.rule.name for read in jobs.dependencies[job]} - {rule.name})
+    return {name: entry | {"reads": dict(sorted(entry["reads"].items()))} for name, entry in sorted(rules.items())}
+
+
+def untangled(rules: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
+    """What each of these rules depends on, without circles, and the dependencies that were left out for it.
+
+    Jobs never wait for each other in a circle; rules may: some sources are fetched before it is decided which images
+    are wanted, and others after. Then some jobs of a rule of the circle lack the dependency, and it is left out.
+    """
+    reads = {name: [read for read in rule["reads"] if read in rules] for name, rule in rules.items()}
+    partial = [
+        (name, read) for name in reads for read in reads[name] if rules[name]["reads"][read] < rules[name]["jobs"]
+    ]
+    left_out = [(name, read) for name, read in partial if name in ancestors(reads, read)]
+    return {
+        name: sorted(read for read in found if (name, read) not in left_out) for name, found in sorted(reads.items())
+    }, left_out
+
+
+def ancestors(reads: Mapping[str, Iterable[str]], name: str) -> set[str]:
+    """Everything that `name` depends on, directly or not."""
+    found: set[str] = set()
+    pending = list(reads[name])
+    while pending:
+        one = pending.pop()
+        if one not in found:
+            found.add(one)
+            pending.extend(reads[one])
+    return found
 
 
 def spoken_command(words: Sequence[str]) -> str:

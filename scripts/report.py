@@ -14,7 +14,7 @@ from scripts.common.errors import run_program
 from scripts.common.files import atomic, read_json
 from scripts.common.program import parser
 from scripts.evaluation.suites import suite_paths
-from scripts.reporting import answers, cards, data, pairs, scores, steps
+from scripts.reporting import answers, cards, data, pairs, provenance, scores, steps
 from scripts.reporting.efficiency import studies
 from scripts.reporting.pictures import Pictures
 
@@ -51,6 +51,7 @@ def arguments() -> argparse.ArgumentParser:
         "plans": "plan/BLEND/PART.json",
         "finished": "train/RUN/finished.json",
         "metrics": "evaluate/RUN/metrics.json",
+        "locks": "train/RUN/lock.json",
     }
     for name, files in inputs.items():
         result.add_argument(f"--{name}", nargs="*", type=Path, default=[], metavar="FILE", help=files)
@@ -105,7 +106,7 @@ def contents(args: argparse.Namespace) -> dict[str, Any]:
         "sources": data.source_rows(args.media),
         "blends": data.blend_tables(args.plans),
         "graph": steps.graph(args.graph),
-        "provenance": scores.provenance(args.finished, args.metrics, colours),
+        "provenance": provenance.provenance(args.finished, args.metrics, args.locks, colours),
     }
     return parts | {
         "title": args.title,

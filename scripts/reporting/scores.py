@@ -1,4 +1,4 @@
-"""The report's parts about runs: scores beside chance, the table that compares runs, losses, curves, provenance.
+"""The report's parts about runs: scores beside chance, the table that compares runs, losses, curves.
 
 Reads `evaluate/<run>/metrics.json`, `train/<run>/finished.json` and the `metrics.jsonl` of that run's state. A column
 is one checkpoint of one run; checkpoints of a run share its colour.
@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from scripts.common.errors import UserError
-from scripts.common.files import canonical, read_json
+from scripts.common.files import read_json
 from scripts.evaluation.kinds import GROUPS
 from scripts.reporting.figures import Curve, accuracy_bar, step_chart
 from scripts.training.metrics import read_metrics
@@ -179,38 +179,6 @@ def _by_dataset(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {"name": name, "first": values[0], "least": min(values), "last": values[-1]}
         for name, values in sorted(found.items())
     ]
-
-
-def provenance(
-    finished: Iterable[str | Path], metrics: Iterable[str | Path], colours: Mapping[str, int]
-) -> list[dict[str, Any]]:
-    """What every run came from: hashes of its inputs and weights, its settings, the versions of the libraries."""
-    evaluated = {entry["run"]: entry for entry in map(read_json, metrics)}
-    entries = []
-    for path in map(Path, finished):
-        run = read_json(path)
-        state = path.parent / run["state"]
-        facts = [("run", run["fingerprint"]), ("steps", f"{run['steps']} in {run['epochs']} epochs")]
-        facts += [(f"{name} weights", run[name]["sha256"]) for name in ("final", "best")]
-        details = [
-            ("training settings", _flat(read_json(state / "settings.json"))),
-            ("inputs", _flat(read_json(state / "inputs.json"))),
-            ("training environment", _flat(read_json(state / "environment.json"))),
-        ]
-        if judged := evaluated.get(run["run"]):
-            exported = sorted(judged["checkpoints"].items())
-            facts += [(f"exported {name}", entry["checkpoint"]) for name, entry in exported]
-            details.append(("evaluation settings", _flat(judged["settings"])))
-            details.append(("evaluation inputs and versions", _flat(judged["inputs"] | judged["versions"])))
-        entries.append({"name": run["run"], "colour": colours[run["run"]], "facts": facts, "details": details})
-    return sorted(entries, key=lambda entry: list(colours).index(entry["name"]))
-
-
-def _flat(value: Any, name: str = "") -> list[str]:
-    """Nested JSON as lines "a.b = value"."""
-    if isinstance(value, dict):
-        return [line for key in sorted(value) for line in _flat(value[key], f"{name}.{key}" if name else key)]
-    return [f"{name} = {canonical(value)}"]
 
 
 def bar_key(confidence: float) -> Markup:

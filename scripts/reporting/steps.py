@@ -14,6 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from scripts.common.files import read_json
+from scripts.graph import ancestors, untangled
 
 _LETTER, _HEIGHT, _PITCH, _GAP = 6.6, 34, 54, 12
 """Pixels: a letter of a box's name, a box, from row to row, and between boxes."""
@@ -32,13 +33,15 @@ def graph(path: Path | None) -> dict[str, Any] | None:
         return None
     told = read_json(path)
     rules = told["rules"]
-    needed = reduced({name: rule["reads"] for name, rule in rules.items()})
+    reads, left_out = untangled(rules)
+    needed = reduced(reads)
     rows = layers(needed)
     used = {_stage(rule) for rule in rules.values()}
     return {
         "picture": picture(rows, needed, rules),
         "steps": [_step(name, rules[name]) for row in rows for name, _ in row if name in rules],
         "stages": [(number, name) for number, name in enumerate(_STAGES) if number in used],
+        "left_out": left_out,
         "jobs": sum(rule["jobs"] for rule in rules.values()),
         "command": told["command"],
         "snakemake": told["snakemake"],
@@ -57,24 +60,11 @@ def _stage(rule: Mapping[str, Any]) -> int:
 
 
 def reduced(reads: Reads) -> dict[str, list[str]]:
-    """The same graph without edges that follow from others, and without names that stand for no rule.
-
-    Raises:
-        ValueError: the graph goes round in a circle.
-    """
-    direct = {name: sorted(set(names) & set(reads)) for name, names in reads.items()}
-    above: dict[str, set[str]] = {}
-
-    def ancestors(name: str, path: tuple[str, ...] = ()) -> set[str]:
-        if name in path:
-            raise ValueError(f"the graph goes round in a circle at {name}")
-        if name not in above:
-            above[name] = {one for read in direct[name] for one in ({read} | ancestors(read, (*path, name)))}
-        return above[name]
-
+    """The same graph without edges that follow from others."""
+    above = {name: ancestors(reads, name) for name in reads}
     return {
-        name: [read for read in names if not any(read in ancestors(other) for other in names)]
-        for name, names in direct.items()
+        name: [read for read in names if not any(read in above[other] for other in names)]
+        for name, names in reads.items()
     }
 
 
