@@ -56,6 +56,7 @@ test-lmms: .neighbours/lmms/.ready
 
 docs: $(READY)
 	$(BIN)/python -m scripts.settings --write
+	$(BIN)/python -m scripts.rules_reference --write
 	dot -Tsvg docs/graph.dot -o docs/graph.svg
 
 clean:
