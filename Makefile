@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo chat browser test test-all neighbours docs clean
+.PHONY: demo chat browser test test-all test-lmms neighbours docs clean
 
 demo: $(READY)
 	@$(BIN)/python -m scripts.unlock
@@ -43,8 +43,20 @@ neighbours: .neighbours/datasets/.ready .neighbours/energon/.ready
 	$(@D)/bin/pip install --quiet -r $<
 	@touch $@
 
+# lmms-eval asks a VisualChat model through our entry point. Its environment sees ours, and adds what the harness imports.
+test-lmms: .neighbours/lmms/.ready
+	.neighbours/lmms/bin/python -m pytest tests/scripts/evaluation/test_lmms.py
+
+.neighbours/lmms/.ready: envs/neighbours/lmms.txt pyproject.toml $(READY)
+	$(BIN)/python -m venv $(@D)
+	echo "$(CURDIR)/$$(echo $(VENV)/lib/python*/site-packages)" > "$$(echo $(@D)/lib/python*/site-packages)/visualchat-environment.pth"
+	$(@D)/bin/pip install --quiet --no-deps -r $<
+	$(@D)/bin/pip install --quiet --no-deps -e .
+	@touch $@
+
 docs: $(READY)
 	$(BIN)/python -m scripts.settings --write
+	$(BIN)/python -m scripts.rules_reference --write
 	dot -Tsvg docs/graph.dot -o docs/graph.svg
 
 clean:

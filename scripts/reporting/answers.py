@@ -5,7 +5,7 @@ Reads the `<suite>/<checkpoint>.jsonl` files beside every `metrics.json`, one li
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -27,7 +27,7 @@ def suites(columns: Sequence[Column], pictures: Pictures) -> list[dict[str, Any]
 
 def mistakes(columns: Sequence[Column], pictures: Pictures) -> list[dict[str, Any]]:
     """Held-out questions that some column answered wrongly: one of the worst kind, one of the next, and so on."""
-    answers = [_read(column, HELDOUT) for column in columns]
+    answers = [read_turns(column, HELDOUT) for column in columns]
     wrong: dict[str, list[tuple[str, int]]] = {}
     for key in dict.fromkeys(key for turns in answers for key, turn in turns.items() if turn["correct"] is False):
         turn = next(turns[key] for turns in answers if key in turns)
@@ -38,27 +38,44 @@ def mistakes(columns: Sequence[Column], pictures: Pictures) -> list[dict[str, An
 
 
 def _suite(name: str, columns: Sequence[Column], pictures: Pictures) -> dict[str, Any]:
-    answers = [_read(column, name) if name in column.metrics["suites"] else {} for column in columns]
+    answers = [read_turns(column, name) if name in column.metrics["suites"] else {} for column in columns]
     tests: dict[str, list[tuple[str, int]]] = {}
     for key in dict.fromkeys(key for turns in answers for key in turns):
         tests.setdefault(key[0], []).append(key)
 
-    def right(keys: Iterable[tuple[str, int]]) -> float:
-        judged = [turns[key]["correct"] for key in keys for turns in answers if key in turns]
-        judged = [correct for correct in judged if correct is not None]
-        return sum(judged) / len(judged) if judged else 1.0
-
-    worst_first = sorted(tests, key=lambda test: right(tests[test]))
+    tallies = {test: _tally(keys, columns, answers) for test, keys in tests.items()}
+    worst_first = sorted(tests, key=lambda test: _share(tallies[test]))
     scores = [(column, column.metrics["suites"][name]) for column in columns if name in column.metrics["suites"]]
     return {
         "name": name,
         "scores": [f"{column.label}: {row['correct']} of {row['n']} right" for column, row in scores if row["n"]],
         "dialogues": [
-            {"name": test, "rounds": [_round(key, name, columns, answers, pictures) for key in tests[test]]}
+            {
+                "name": test,
+                "scores": tallies[test],
+                "rounds": [_round(key, name, columns, answers, pictures) for key in tests[test]],
+            }
             for test in worst_first[:DIALOGUES]
         ],
         "left_out": max(0, len(worst_first) - DIALOGUES),
     }
+
+
+def _tally(
+    keys: Sequence[tuple[str, int]], columns: Sequence[Column], answers: Sequence[Turns]
+) -> list[dict[str, Any]]:
+    """How many rounds of a dialogue each column answered right, of those that can be judged."""
+    tallies = []
+    for column, turns in zip(columns, answers):
+        judged = [turns[key]["correct"] for key in keys if key in turns and turns[key]["correct"] is not None]
+        if judged:
+            tallies.append({"run": column.label, "colour": column.colour, "right": sum(judged), "judged": len(judged)})
+    return tallies
+
+
+def _share(tally: Sequence[Mapping[str, Any]]) -> float:
+    judged = sum(score["judged"] for score in tally)
+    return sum(score["right"] for score in tally) / judged if judged else 1.0
 
 
 def _round(
@@ -109,7 +126,12 @@ def _worst_first(columns: Sequence[Column]) -> list[str]:
     return sorted(lowest, key=lambda name: (lowest[name], name))
 
 
-def _read(column: Column, suite: str) -> Turns:
+def read_turns(column: Column, suite: str) -> Turns:
+    """The turns of a suite, or of the held-out questions, by test and round.
+
+    Raises:
+        UserError: the file is gone.
+    """
     path = column.folder / suite / f"{column.checkpoint}.jsonl"
     try:
         lines: list[Mapping[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import re
+import shutil
 import sys
 from html.parser import HTMLParser
 from io import BytesIO
@@ -215,12 +216,39 @@ def test_scores_beside_chance(build, results):
     assert f"kind {HOSTILE}" in text
 
 
-def test_attentions_that_were_trained_alike_are_compared_by_conversations_seen(build):
-    text = build()
+def test_attentions_that_were_trained_alike_are_compared_by_conversations_seen(build, results):
+    assert 'id="efficiency"' not in build(), "one run of each attention is compared question by question"
+    for part in ("train", "evaluate"):
+        shutil.copytree(results / part / "mmca", results / part / "longer")
+    try:
+        for path in (results / "train/longer/finished.json", results / "evaluate/longer/metrics.json"):
+            write_json(path, json.loads(path.read_text()) | {"run": "longer"})
+        settings = results / "train/longer/state/0123/settings.json"
+        write_json(settings, json.loads(settings.read_text()) | {"epochs": 3})
+        text = build()
+        assert 'id="efficiency"' not in build("metrics", "finished"), "without the plans nobody knows what was seen"
+    finally:
+        for part in ("train", "evaluate"):
+            shutil.rmtree(results / part / "longer")
     part = text[text.index('id="efficiency"') : text.index('id="scores"')]
     assert "mmca minus causal, points" in part and ">154<" in part.replace("\n", "")
     assert part.count("<svg") == part.count("<tbody>") >= 1
-    assert 'id="efficiency"' not in build("metrics", "finished"), "without the plans nobody knows what was seen"
+
+
+def test_runs_are_compared_on_the_very_same_questions(build, results):
+    text = Page(build("metrics", "finished")).text
+    answers = {}
+    for run in ("causal", "mmca"):
+        lines = (results / f"evaluate/{run}/heldout/final.jsonl").read_text().splitlines()
+        turns = [json.loads(line) for line in lines]
+        answers[run] = {
+            (turn["test"], turn["round"]): turn["correct"] for turn in turns if turn["kind"].startswith("kind")
+        }
+    pairs = [(answers["mmca"][key], answers["causal"][key]) for key in answers["causal"]]
+    assert "mmca minus causal" in text and f"n = {len(pairs)} ({sum(a and not b for a, b in pairs)}," in text
+    attention = "attention causal mmca"
+    assert attention in text, "the settings in which runs differ stand side by side"
+    assert "learning_rate 0.001" not in text
 
 
 def test_curves(build):
