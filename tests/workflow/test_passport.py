@@ -127,7 +127,8 @@ def test_a_changed_raw_file_is_found_through_its_table(root, changed):
 def test_changed_weights_of_the_state_are_found(root, changed):
     finished = json.loads((root / "train/first/finished.json").read_text())
     weights = root / "train/first" / finished["best"]["weights"]
-    changed(weights, weights.read_bytes()[:-1] + b"?")
+    content = weights.read_bytes()
+    changed(weights, content[:-1] + bytes([content[-1] ^ 1]))
     (difference,) = check(root).differences
     assert difference.startswith(f"{weights}: ")
 
