@@ -1,4 +1,4 @@
-# Scores of a run: held-out loss, exact match by kind of question, and dialogue suites.
+# Scores of a run: held-out loss, exact match by kind of question, and suites. A killed evaluation goes on where it was.
 
 
 rule evaluate_run:
@@ -6,7 +6,7 @@ rule evaluate_run:
         model=expand(f"{ROOT}/exported/{{{{run}}}}/{{which}}/manifest.json", which=SETTINGS.evaluate.checkpoints),
         heldout=lambda w: f"{ROOT}/blend/{SETTINGS.runs[w.run].blend}/heldout/manifest.json",
         kinds=[] if SETTINGS.data_path else rules.miniature.output.kinds,
-        suites=list(dag.suites(SETTINGS, ROOT).values()),
+        suites=dag.suite_inputs(SETTINGS, ROOT),
     output:
         report(
             f"{ROOT}/evaluate/{{run}}/metrics.json",

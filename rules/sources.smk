@@ -6,6 +6,7 @@ rule miniature:
         manifest=f"{ROOT}/raw/miniature/miniature.json",
         kinds=f"{ROOT}/raw/miniature/kinds.json",
         dialogues=f"{ROOT}/raw/miniature/dialogues/dialogues.json",
+        tasks=expand(f"{ROOT}/raw/miniature/tasks/{{task}}.yaml", task=dag.TASKS),
     log:
         f"{ROOT}/logs/miniature.log",
     conda:

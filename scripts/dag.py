@@ -14,8 +14,10 @@ from pathlib import Path
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
+from scripts.evaluation.tasks import task_data
 from scripts.fetching.receipts import is_partial, valid
 from scripts.settings import Settings
+from scripts.world.tasks import TASKS
 
 HELDOUT = "heldout"
 DRAWN_SUITE = "raw/miniature/dialogues/dialogues.json"
@@ -115,9 +117,23 @@ def is_followed_up(settings: Settings, tokens: str, dataset: str) -> bool:
 
 
 def suites(settings: Settings, root: str) -> dict[str, str]:
-    """Dialogue suites by name: the miniature's own, or files of the user."""
-    drawn = f"{root}/{DRAWN_SUITE}"
-    return {name: drawn if path == "miniature" else path for name, path in sorted(settings.suites.items())}
+    """Evaluation suites by name: the miniature's own, or files of the user."""
+    return {name: _suite(path, root) for name, path in sorted(settings.suites.items())}
+
+
+def _suite(path: str, root: str) -> str:
+    if path == "miniature":
+        return f"{root}/{DRAWN_SUITE}"
+    drawn, slash, task = path.partition("/")
+    return f"{root}/raw/miniature/tasks/{task}.yaml" if slash and drawn == "miniature" and task in TASKS else path
+
+
+def suite_inputs(settings: Settings, root: str) -> list[str]:
+    """The files of all suites; with a task file of the user, the data that it names."""
+    files = suites(settings, root)
+    own = [path for name, path in files.items() if path == settings.suites[name]]
+    data = [str(file) for path in own if path.endswith((".yaml", ".yml")) for file in task_data(path)]
+    return [*files.values(), *data]
 
 
 def plan_cause(settings: Settings, blend: str) -> str:

@@ -1,26 +1,31 @@
 """Ask a trained model questions about images it has never seen, and count.
 
-Reads   exported checkpoints, a held-out blend, kinds of questions, dialogue suites
+Reads   exported checkpoints, a held-out blend, kinds of questions, suites (dialogues of the original, task files)
 Writes  OUT/heldout/<checkpoint>.{jsonl,csv,json}   every held-out question with its answer, and the numbers
-        OUT/<suite>/<checkpoint>.{jsonl,csv,json}   every dialogue, generated round by round
-        OUT/metrics.json                            all numbers, written last
+        OUT/<suite>/<checkpoint>.{jsonl,csv,json}   every turn of a suite, and its metrics
+        OUT/metrics.json                            all numbers, and checkpoints compared, written last
 
 Held-out conversations give the loss per supervised token and the share of exactly right answers per kind of question,
-each with an interval, beside chance (the commonest answer) and beside the same model with blanked images.
+each with an interval, beside chance (the commonest answer) and beside the same model with blanked images. An evaluation
+that was stopped goes on where it was: answers are kept in OUT/.journal as they come.
 """
 
 import argparse
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from scripts.common.errors import run_program
-from scripts.common.files import file_sha256, write_json
+from scripts.common.errors import UserError, run_program
+from scripts.common.files import write_json
 from scripts.common.program import load_settings, parser
 from scripts.evaluation.kinds import read_kinds
+from scripts.evaluation.reading import read_suite
 from scripts.evaluation.results import METRICS
-from scripts.evaluation.suites import read_suite, suite_paths
+from scripts.evaluation.scoring import Asked, compare
+from scripts.evaluation.suites import suite_paths
 from scripts.evaluation.summary import result_lines
+from scripts.evaluation.turns import Turn
 from scripts.sections.evaluate import Evaluate
 from scripts.training.loader import BlendReader
 
@@ -28,33 +33,41 @@ from scripts.training.loader import BlendReader
 def main() -> None:
     args = arguments().parse_args()
     settings = load_settings(Evaluate, args.settings)
-    suites = suite_paths(args.suite)
     models = checkpoints_of(args.model, settings.checkpoints)
     # Everything that a person may have got wrong is read before the model is loaded.
-    dialogues = {name: read_suite(path, args.image_root, args.allow_outside) for name, path in suites.items()}
+    allowed = {"allow_outside": args.allow_outside, "allow_code": args.allow_code or settings.allow_code}
+    suites = {name: read_suite(path, args.image_root, **allowed) for name, path in suite_paths(args.suite).items()}
     kinds = read_kinds(args.kinds) if args.kinds else []
-    blend = BlendReader(args.heldout, args.root)
-    if not len(blend):
-        print("the held-out blend is empty: there will be dialogues, but no scores", file=sys.stderr)
+    blend = BlendReader(args.heldout, args.root) if args.heldout else []
+    if args.heldout and not len(blend):
+        print("the held-out blend is empty: there will be suites, but no held-out scores", file=sys.stderr)
 
     # Late, so that --help and bad input answer at once.
     from scripts.evaluation.evaluation import Evaluation, versions
 
-    checkpoints = {}
+    checkpoints: dict[str, dict] = {}
+    turns: dict[str, dict] = {name: {} for name in suites}
     for name, folder in models.items():
         evaluation = Evaluation(name, folder, settings, args.out)
-        checkpoints[name] = {
-            "checkpoint": evaluation.sha256,
-            "heldout": evaluation.heldout(blend, kinds),
-            "suites": {suite: evaluation.suite(suite, tests) for suite, tests in dialogues.items()},
-        }
+        heldout = evaluation.heldout(blend, kinds)
+        scores = {}
+        for suite, content in suites.items():
+            scores[suite], turns[suite][name] = evaluation.suite(suite, content)
+        checkpoints[name] = {"checkpoint": evaluation.sha256, "heldout": heldout, "suites": scores}
+        evaluation.journal.prune()
     metrics = {
         "v": 1,
         "run": args.name,
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
-        "inputs": {"heldout_plan": blend.plan, "suites": {name: file_sha256(path) for name, path in suites.items()}},
+        "inputs": {
+            "heldout_plan": blend.plan if len(blend) else None,
+            "suites": {name: dict(suite.files) for name, suite in suites.items()},
+        },
         "checkpoints": checkpoints,
+        "compared": {
+            name: compared(content.metrics, turns[name], settings.confidence) for name, content in suites.items()
+        },
     }
     write_json(args.out / METRICS, metrics)
     print("\n".join(result_lines(metrics)), file=sys.stderr)
@@ -65,20 +78,43 @@ def arguments() -> argparse.ArgumentParser:
     result.add_argument("--name", required=True, help="name of the run")
     result.add_argument("--settings", default="{}", metavar="JSON", help="section `evaluate` (JSON, or @file)")
     folder = {"type": Path, "metavar": "FOLDER"}
-    result.add_argument("--model", **folder, required=True, help="exported/RUN, or one model's folder")
-    result.add_argument("--heldout", **folder, required=True, help="held-out part of a blend")
-    result.add_argument("--root", **folder, required=True, help="results root, where image references begin")
+    models = {"action": "append", "required": True, "metavar": "[NAME=]FOLDER"}
+    result.add_argument("--model", **models, help="exported/RUN, or a model's folder; several with a name each")
+    result.add_argument("--heldout", **folder, help="held-out part of a blend")
+    result.add_argument("--root", **folder, help="results root, where image references begin")
     result.add_argument("--kinds", type=Path, metavar="FILE", help="kinds of questions; else every dataset is a kind")
-    result.add_argument("--suite", action="append", default=[], metavar="NAME=FILE", help="dialogue suite, repeatable")
+    result.add_argument("--suite", action="append", default=[], metavar="NAME=FILE", help="suite, repeatable")
     result.add_argument("--image-root", **folder, help="where image paths of suites begin (default: beside the suite)")
     result.add_argument("--allow-outside", action="store_true", help="suites may name images outside of that folder")
+    result.add_argument("--allow-code", action="store_true", help="task files may run the Python functions they name")
     result.add_argument("--out", **folder, required=True, help="evaluate/RUN")
     return result
 
 
-def checkpoints_of(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """The folders of the wanted checkpoints; a folder that is itself a model counts as its final checkpoint."""
-    return {"final": folder} if (folder / "config.json").is_file() else {name: folder / name for name in names}
+def checkpoints_of(values: Sequence[str], names: Iterable[str]) -> dict[str, Path]:
+    """The models' folders by name: the wanted checkpoints of an export, or one folder that is a model and counts as
+    final, or several with a name each.
+
+    Raises:
+        UserError: several folders of which one has no name, or a name that comes twice or is not fit for a file.
+    """
+    found: dict[str, Path] = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not equals and len(values) == 1:
+            folder = Path(value)
+            is_model = (folder / "config.json").is_file()
+            return {"final": folder} if is_model else {name: folder / name for name in names}
+        if not path or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in found:
+            raise UserError(f"--model {value}: of several models, each needs a name of its own: NAME=FOLDER")
+        found[name] = Path(path)
+    return found
+
+
+def compared(wanted: Sequence[Asked], turns: Mapping[str, Sequence[Turn]], confidence: float) -> dict[str, dict]:
+    """Every later checkpoint against the first one, "later - first", by metric."""
+    first, *others = turns
+    return {f"{other} - {first}": compare(turns[other], turns[first], wanted, confidence) for other in others}
 
 
 if __name__ == "__main__":

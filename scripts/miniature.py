@@ -3,8 +3,8 @@
 Reads nothing but its settings. Writes, below --out, what a user's data path holds: images under coco/train2017, the
 annotation files of llava, MIMIC-IT, coco_caption and aokvqa, and files and images of the other MIMIC-IT sets,
 cc_sbu_align, OCR_VQA and the two SparklesDialogue sets, all in their true formats. Beside them, what only a drawn world
-can offer: kinds.json (how to sort questions), dialogues/ (an evaluation suite and its right answers) and scenes.jsonl
-(what is in each image of COCO's). miniature.json, written last, holds counts and hashes.
+can offer: kinds.json (how to sort questions), dialogues/ (an evaluation suite and its right answers), tasks/ (suites as
+task files) and scenes.jsonl (what is in each image of COCO's). miniature.json, written last, holds counts and hashes.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ from scripts.world.dialogues import suite
 from scripts.world.faults import damage
 from scripts.world.formats import ANNOTATIONS
 from scripts.world.language import kinds
+from scripts.world.tasks import tasks
 from scripts.world.world import IMAGE_FOLDER, Album, World
 
 MANIFEST = "miniature.json"
@@ -73,7 +74,7 @@ def write_world(settings: Miniature, out: Path) -> dict:
 
 def _require_ours(out: Path) -> None:
     ours = {path.split("/")[0] for path in (IMAGE_FOLDER, *ANNOTATIONS)}
-    ours |= TOP_FOLDERS | {"dialogues", "kinds.json", "scenes.jsonl", MANIFEST}
+    ours |= TOP_FOLDERS | {"dialogues", "tasks", "kinds.json", "scenes.jsonl", MANIFEST}
     foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in ours) if out.is_dir() else []
     if foreign:
         raise UserError(f"{out} would be replaced, but holds {foreign[0]!r}, which is not ours; choose an empty folder")
@@ -107,9 +108,11 @@ def _write_extras(world: World, folder: Path) -> None:
     written = suite(world)
     _write(folder / "dialogues" / "dialogues.json", _json(written.dialogues))
     _write(folder / "dialogues" / "answers.json", _json(written.answers))
-    for path, data in written.images.items():
-        (folder / "dialogues" / path).parent.mkdir(exist_ok=True)
-        (folder / "dialogues" / path).write_bytes(data)
+    extras = {f"dialogues/{path}": data for path, data in written.images.items()}
+    extras |= {f"tasks/{path}": data for path, data in tasks(world).items()}
+    for path, data in extras.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
 
 
 def _write(path: Path, text: str) -> None:

@@ -83,7 +83,8 @@ class Settings(Section):
     evaluate: Evaluate = Evaluate()
     """How the trained models are judged."""
     suites: dict[Name, str] = {}
-    """Dialogue suites to answer, as files in the original's JSON form; `miniature` is the one drawn with the world."""
+    """Evaluation suites: dialogues in the original's JSON form, or task files (YAML, docs/evaluation.md). `miniature`
+    are the dialogues drawn with the world, `miniature/choices` and `miniature/orders` its task files."""
 
     def registry(self) -> Registry:
         """The published sources and datasets, and the user's own."""
@@ -199,8 +200,9 @@ def _dangling(settings: Settings) -> list[str]:
                 )
     if settings.download == "missing" and not settings.data_path:
         problems.append("download: needs a `data_path`, the folder to fetch into")
-    if settings.data_path and "miniature" in settings.suites.values():
-        problems.append("suites: the suite 'miniature' exists only where the miniature is drawn (no data_path)")
+    drawn = [path for path in settings.suites.values() if path.split("/")[0] == "miniature"]
+    if settings.data_path and drawn:
+        problems.append(f"suites: the suite {drawn[0]!r} exists only where the miniature is drawn (no data_path)")
     return problems
 
 

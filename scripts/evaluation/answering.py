@@ -1,11 +1,13 @@
-"""A trained model as something that answers prompts and measures losses, in batches, with greedy decoding.
+"""A trained model as something that answers prompts and measures losses, in batches.
 
 Prompts are sorted by length before they are cut into batches, so that little padding is computed; answers come back in
-the order of the prompts. Nothing is drawn: the same model, prompts and settings give the same answers.
+the order of the prompts. The same model, prompts and settings give the same answers: decoding is greedy, and where a
+suite wants sampling, it is drawn from a seed that follows from what the batch asks. With a journal, batches that were
+answered before are read from it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ from transformers.utils import logging
 from model.cache import ImageCache as StateCache
 from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
-from model.template import Encoded, count_text, end_ids, render
+from model.template import IGNORE, Encoded, count_text, end_ids, render
 from scripts.common.errors import UserError
+from scripts.common.files import canonical, text_sha256
 from scripts.common.progress import Progress
+from scripts.evaluation.journal import Journal
+from scripts.evaluation.suites import Generation
 from scripts.sections.evaluate import Evaluate
 from scripts.training.assembly import DELTA, load_delta
 from scripts.training.batches import ImageCache
@@ -30,12 +35,14 @@ class Prompt:
     """A conversation; to be answered, it ends with a question. `name` says which one it is, should it not fit.
 
     `hashes` are the sha256 of its images, which `read` fetches (encoded bytes, same order) when their batch is due.
+    Where losses are measured, `only_last` leaves out the answers before the last one.
     """
 
     name: str
     messages: list[dict[str, Any]]
     hashes: Sequence[str]
     read: Callable[[], Sequence[bytes]]
+    only_last: bool = False
 
 
 def load_model(
@@ -93,7 +100,7 @@ class Answerer:
     """One model that answers and is measured."""
 
     def __init__(self, folder: Path, settings: Evaluate):
-        """Load the model in `folder`.
+        """Load the model in `folder`. A `journal` may be given to it afterwards.
 
         Raises:
             UserError: see `load_model`.
@@ -101,25 +108,41 @@ class Answerer:
         torch.set_num_threads(settings.threads)
         self.settings = settings
         self.model, self.processor = load_model(folder, settings.device)
+        self.journal: Journal | None = None
         self._images = ImageCache(self.processor)
         self._states = StateCache(self.model)
 
-    def answers(self, prompts: Sequence[Prompt], label: str, blank: bool = False) -> list[str]:
+    def answers(
+        self, prompts: Sequence[Prompt], label: str, blank: bool = False, generation: Generation | None = None
+    ) -> list[str]:
         """Answer every prompt; with `blank` every image is replaced by one uniform colour.
 
         Args:
             prompts: conversations that end with a question.
             label: what is shown as progress.
             blank: whether the model may not see.
+            generation: how answers are written; greedily, if not given.
 
         Raises:
             UserError: a prompt leaves no room for an answer in the model's context.
         """
-        return self._by_length(prompts, label, lambda batch: self._generate(batch, blank))
+        how = generation or Generation()
+        options = self._generate_options(how)
+        # Where an answer is cut does not change what is generated.
+        asked = {"what": "answers", "blank": blank, "options": options}
+        asked |= {"seed": self.settings.seed} if how.do_sample else {}
+        texts = self._by_length(prompts, label, asked, lambda batch: self._generate(batch, blank, options))
+        return [_until(text, how.until).strip() for text in texts]
+
+    def likelihoods(self, conversations: Sequence[Prompt], label: str) -> list[tuple[float, int, bool]]:
+        """For each conversation the cross-entropy in nats, summed over its supervised tokens, how many these are, and
+        whether each of them is the one that greedy decoding would have taken."""
+        found = self._by_length(conversations, label, {"what": "likelihoods"}, self._likelihoods)
+        return [(nats, tokens, greedy) for nats, tokens, greedy in found]
 
     def losses(self, conversations: Sequence[Prompt], label: str) -> list[tuple[float, int]]:
         """Cross-entropy in nats, summed over the supervised tokens of each conversation, and how many these are."""
-        return self._by_length(conversations, label, self._losses)
+        return [(nats, tokens) for nats, tokens, _ in self.likelihoods(conversations, label)]
 
     def prompt_text(self, prompt: Prompt) -> str:
         """A prompt as the model reads it, with "<image>" for an image."""
@@ -130,7 +153,7 @@ class Answerer:
         tokenizer, template = self.processor.tokenizer, self.processor.template
         return count_text(tokenizer, answer) + len(end_ids(tokenizer, template))
 
-    def _by_length(self, prompts: Sequence[Prompt], label: str, work: Callable[[list], list]) -> list:
+    def _by_length(self, prompts: Sequence[Prompt], label: str, asked: dict, work: Callable[[list], list]) -> list:
         """Apply `work` to batches of (tokens, prompt) of similar length and return its results in the given order."""
         encoded = [self._encode(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda index: -len(encoded[index]))
@@ -139,37 +162,71 @@ class Answerer:
         with torch.inference_mode():
             for start in range(0, len(order), self.settings.batch):
                 chosen = order[start : start + self.settings.batch]
-                outputs = work([(encoded[index], prompts[index]) for index in chosen])
-                for index, output in zip(chosen, outputs, strict=True):
+                batch = [(encoded[index], prompts[index]) for index in chosen]
+                for index, output in zip(chosen, self._batch(batch, asked, work), strict=True):
                     results[index] = output
                 progress.advance(len(chosen))
         progress.close()
         return results
 
-    def _generate(self, batch: list, blank: bool) -> list[str]:
+    def _batch(self, batch: list, asked: dict, work: Callable[[list], list]) -> list:
+        """The outputs of one batch, from the journal if it has them."""
+        asked = asked | {
+            "batch": [[tokens.input_ids, prompt.only_last, list(prompt.hashes)] for tokens, prompt in batch]
+        }
+
+        def answer(key: str) -> list:
+            torch.manual_seed(int(key[:15], 16))
+            return work(batch)
+
+        return answer(text_sha256(canonical(asked))) if self.journal is None else self.journal.recall(asked, answer)
+
+    def _generate_options(self, how: Generation) -> dict[str, Any]:
+        """The arguments of `generate`."""
+        options: dict[str, Any] = {
+            "max_new_tokens": how.max_new_tokens or self.settings.max_new_tokens,
+            "do_sample": how.do_sample,
+            "num_beams": how.num_beams,
+        }
+        if how.do_sample:
+            drawn = {name: asdict(how)[name] for name in ("temperature", "top_p", "top_k")}
+            options |= {name: value for name, value in drawn.items() if value is not None}
+        return options
+
+    def _generate(self, batch: list, blank: bool, options: dict[str, Any]) -> list[str]:
         inputs = self._collate(batch, "left", blank)
         del inputs["labels"]
         if "pixel_values" in inputs:
             # Suites and held-out conversations show the same images again and again.
             inputs |= self._states.inputs(list(inputs.pop("pixel_values").cpu().numpy()))
-        tokens = self.model.generate(
-            **inputs, max_new_tokens=self.settings.max_new_tokens, do_sample=False, num_beams=1
-        )
+        tokens = self.model.generate(**inputs, **options)
         answers = tokens[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+        return self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
 
-    def _losses(self, batch: list) -> list[tuple[float, int]]:
+    def _likelihoods(self, batch: list) -> list[tuple[float, int, bool]]:
         inputs = self._collate(batch, "right", blank=False)
         del inputs["attention_mask"]
-        losses, rows = self.model.token_losses(**inputs)
-        sums = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, rows.cpu(), losses.double().cpu())
-        return list(zip(sums.tolist(), torch.bincount(rows, minlength=len(batch)).tolist(), strict=True))
+        if "pixel_values" in inputs:
+            # The choices of a question, and the rounds of a conversation, show the same images.
+            pixels, places = inputs.pop("pixel_values").unique(dim=0, return_inverse=True)
+            inputs["image_features"] = self.model.vision_tower(pixels)[places]
+        labelled = inputs["labels"][:, 1:] != IGNORE
+        targets = inputs["labels"][:, 1:][labelled]
+        logits = self.model(**inputs).logits.float()
+        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double().cpu()
+        right = (logits.argmax(-1) == targets).cpu()
+        counts = labelled.sum(1).tolist()
+        parts = zip(losses.split(counts), right.split(counts), counts, strict=True)
+        return [(float(loss.sum()), count, bool(greedy.all())) for loss, greedy, count in parts]
 
     def _encode(self, prompt: Prompt) -> Encoded:
         encoded = self.processor.encode(prompt.messages)
         room = getattr(self.model.config.text_config, "max_position_embeddings", None)
         if room is not None and len(encoded) >= room:
             raise UserError(f"{prompt.name} has {len(encoded)} tokens, but the model reads at most {room}")
+        if prompt.only_last:
+            before = len(self.processor.encode(prompt.messages[:-1]))
+            encoded.labels[:before] = [IGNORE] * before
         return encoded
 
     def _collate(self, batch: list, padding_side: str, blank: bool) -> dict[str, torch.Tensor]:
@@ -187,3 +244,8 @@ class Answerer:
         """An image (3, H, W) of the colour that the encoder regards as the mean, which normalises to zero."""
         colour = np.rint(255 * np.array(self.model.config.image_mean)).astype(np.uint8)
         return np.broadcast_to(colour[:, None, None], image.shape)
+
+
+def _until(text: str, stops: Sequence[str]) -> str:
+    """A text up to the first of the given ones."""
+    return text[: min((place for stop in stops if stop and (place := text.find(stop)) >= 0), default=len(text))]

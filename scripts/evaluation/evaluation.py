@@ -1,22 +1,31 @@
-"""The evaluation of one checkpoint: held-out loss, held-out questions seen and unseen, dialogue suites.
+"""The evaluation of one checkpoint: held-out loss, held-out questions seen and unseen, suites.
 
 Writes the files of every part and returns its numbers; `evaluate` puts those together.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from scripts.common.code import code_fingerprint
 from scripts.common.files import file_sha256, read_json, text_sha256
 from scripts.evaluation.answering import Answerer, Prompt
 from scripts.evaluation.dialogues import converse
+from scripts.evaluation.filters import pipeline
 from scripts.evaluation.heldout import Question, questions
+from scripts.evaluation.journal import Journal
 from scripts.evaluation.kinds import Kind
 from scripts.evaluation.metrics import is_correct, mean_loss
-from scripts.evaluation.results import HELDOUT, Turn, summarise_heldout, summarise_suite, write_summary, write_turns
-from scripts.evaluation.suites import Dialogue
+from scripts.evaluation.results import HELDOUT, summarise_heldout, summarise_suite, write_summary, write_turns
+from scripts.evaluation.scoring import judge
+from scripts.evaluation.suites import Suite
+from scripts.evaluation.turns import Turn
 from scripts.sections.evaluate import Evaluate
 from scripts.training.loader import BlendReader
+
+JOURNALS = ".journal"
+"""Folder of the journals below the evaluation's; no suite can have this name."""
 
 
 class Evaluation:
@@ -26,9 +35,21 @@ class Evaluation:
         self.checkpoint, self.settings, self.out = checkpoint, settings, out
         self.answerer = Answerer(model, settings)
         self.sha256 = model_sha256(model)
+        device = self.answerer.model.device
+        identity = {
+            "model": self.sha256,
+            "code": code_fingerprint("scripts.evaluation.answering"),
+            "versions": versions(),
+            "device": device_name(device),
+            "dtype": str(self.answerer.model.dtype),
+            "threads": settings.threads,
+        }
+        self.answerer.journal = self.journal = Journal(out / JOURNALS / f"{checkpoint}.jsonl", identity)
         self.common = {
             "checkpoint": self.sha256,
             "settings": {"max_new_tokens": settings.max_new_tokens, "decoding": "greedy"},
+            "seed": settings.seed,
+            "versions": versions(),
         }
 
     def heldout(self, blend: BlendReader, kinds: Sequence[Kind]) -> dict[str, Any]:
@@ -55,18 +76,25 @@ class Evaluation:
                 "overall": mean_loss(losses),
                 "datasets": {name: mean_loss(values) for name, values in by_dataset.items()},
             },
-            **summarise_heldout(list(zip(asked, turns)), kinds, self.settings.confidence),
+            **summarise_heldout(list(zip(asked, turns, strict=True)), kinds, self.settings.confidence),
         }
         write_summary(self.out / HELDOUT, self.checkpoint, {"suite": HELDOUT} | self.common | summary)
         return summary
 
-    def suite(self, name: str, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
-        """Hold the dialogues of a suite, write their files and return the numbers."""
-        turns = converse(self.answerer, dialogues, f"{self.checkpoint}: suite {name}")
-        write_turns(self.out / name, self.checkpoint, turns, {"suite": name} | self.common)
-        summary = summarise_suite(turns, self.settings.confidence)
-        write_summary(self.out / name, self.checkpoint, {"suite": name} | self.common | summary)
-        return summary
+    def suite(self, name: str, suite: Suite) -> tuple[dict[str, Any], list[Turn]]:
+        """Put a suite to the model, write its files and return the numbers, and the turns as they were judged.
+
+        Where a suite has several pipelines of filters, the metrics of all but the first carry the pipeline's name.
+        """
+        needs = frozenset(each.metric.needs for each in suite.metrics if each.metric.needs)
+        raw = converse(self.answerer, suite, f"{self.checkpoint}: suite {name}", needs)
+        turns, rows = judge_all(raw, suite, self.settings.confidence)
+        common = self.common | {"suite": name, "output_type": suite.output_type, "suite_version": suite.version}
+        common["settings"] = _settings(suite, self.settings)
+        write_turns(self.out / name, self.checkpoint, turns, common)
+        summary = summarise_suite(turns, self.settings.confidence) | {"metrics": rows}
+        write_summary(self.out / name, self.checkpoint, common | summary)
+        return summary | {"output_type": suite.output_type, "version": suite.version}, turns
 
     def _answered(self, blend: BlendReader, asked: Sequence[Question]) -> list[Turn]:
         """Ask every question, and ask it again without seeing."""
@@ -82,6 +110,36 @@ class Evaluation:
             _turn(question, self.answerer.prompt_text(prompt), output, without)
             for question, prompt, output, without in zip(asked, prompts, seen, blind, strict=True)
         ]
+
+
+def judge_all(raw: Sequence[Turn], suite: Suite, confidence: float) -> tuple[list[Turn], dict[str, Any]]:
+    """Pass outputs through the suite's filters and judge them: turns with their scores, and the metrics' rows."""
+    judged: list[Turn] = []
+    rows: dict[str, Any] = {}
+    for name, steps in suite.filters or (("none", ()),):
+        apply = pipeline(steps, f"filter {name}")
+        filtered = [(turn, apply(turn.output)) for turn in raw]
+        changed = [
+            turn if turn.output == text else replace(turn, output=text, raw=turn.output) for turn, text in filtered
+        ]
+        turns, found = judge(changed, suite.metrics, confidence)
+        if not judged:
+            judged, rows = turns, found
+            continue
+        rows |= {f"{metric},{name}": row for metric, row in found.items()}
+        more = [{f"{metric},{name}": score for metric, score in turn.scores.items()} for turn in turns]
+        judged = [replace(turn, scores=turn.scores | extra) for turn, extra in zip(judged, more, strict=True)]
+    return judged, rows
+
+
+def _settings(suite: Suite, settings: Evaluate) -> dict[str, Any]:
+    """How the answers of a suite were written, as its lines say it."""
+    how = asdict(suite.generation)
+    how["max_new_tokens"] = how["max_new_tokens"] or settings.max_new_tokens
+    how["until"] = list(how["until"])
+    return {"decoding": "sampled" if suite.generation.do_sample else "greedy"} | {
+        name: value for name, value in how.items() if value is not None
+    }
 
 
 def _prompt(name: str, messages: list[dict], hashes: Sequence[str], blend: BlendReader, unit: int) -> Prompt:
@@ -121,3 +179,10 @@ def versions() -> dict[str, str]:
     import transformers
 
     return {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def device_name(device: Any) -> str:
+    """What answers were computed on: its kind, and which GPU, whose kernels differ."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

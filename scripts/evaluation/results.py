@@ -8,7 +8,6 @@ of all.
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +15,19 @@ from scripts.common.files import atomic, write_json
 from scripts.evaluation.heldout import Question
 from scripts.evaluation.kinds import GROUPS, Kind
 from scripts.evaluation.metrics import majority_share, summarise
+from scripts.evaluation.turns import Turn
 
 HELDOUT = "heldout"
 METRICS = "metrics.json"
 COLUMNS = ("test_name", "image_path", "question", "answer")
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One answer of a model. `images` are those in view, {"path"?, "sha256"} each, `new_images` how many of them this
-    round brought; `correct` is `None` where there is nothing to compare with; `blanked` is the answer without seeing,
-    if asked."""
-
-    test: str
-    round: int
-    question: str
-    prompt: str
-    images: list[dict[str, str]]
-    new_images: int
-    output: str
-    references: list[str]
-    correct: bool | None
-    kind: str | None = None
-    dataset: str | None = None
-    blanked: dict[str, Any] | None = None
-
-
 def write_turns(folder: Path, checkpoint: str, turns: Sequence[Turn], common: Mapping[str, Any]) -> None:
-    """Write `<checkpoint>.jsonl` and `<checkpoint>.csv`; `common` (model hash, settings) is repeated on every line."""
+    """Write `<checkpoint>.jsonl` and `<checkpoint>.csv`; `common` (model hash, settings, versions) is repeated on every
+    line."""
     with atomic(folder / f"{checkpoint}.jsonl", "w") as file:
         for turn in turns:
-            fields = {key: value for key, value in asdict(turn).items() if value is not None or key == "correct"}
-            file.write(json.dumps(fields | dict(common), sort_keys=True, ensure_ascii=False) + "\n")
+            file.write(json.dumps(turn.fields() | dict(common), sort_keys=True, ensure_ascii=False) + "\n")
     with atomic(folder / f"{checkpoint}.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)

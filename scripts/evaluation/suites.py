@@ -1,22 +1,24 @@
-"""Dialogue suites: conversations of several rounds that are put to the model as a person would.
+"""Suites: conversations that are put to a model as a person would, and how its answers are judged.
 
-A suite is a JSON file in the form of the original, {"test name": [["question", "image.jpg other.jpg"], ["question"],
-...]}: rounds in order, with the images that are new in a round, several separated by spaces. Paths are relative to the
-file (or to a given folder). `answers.json` beside it, {"test name": ["answer", ["answer", "also right"], null, ...]},
-gives a suite a score; `null` or a test that it does not name is generated but not judged.
+This module holds what a suite is, and reads the one form of it that the original has, {"test name": [["question",
+"image.jpg other.jpg"], ["question"], ...]}: rounds in order, with the images that are new in a round, several with
+spaces between them. Paths are relative to the file (or to a given folder). `answers.json` beside it, {"test name":
+["answer", ["answer", "also right"], null, ...]}, gives a suite a score; `null` or a test that it does not name is
+generated but not judged. The other form, task files, is in tasks.py.
 """
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json
+from scripts.common.files import file_sha256, read_json
 from scripts.evaluation.images import decode, inside, read_file, split_paths
 from scripts.evaluation.results import HELDOUT
+from scripts.evaluation.scoring import Asked, asked
 
 ANSWERS = "answers.json"
 
@@ -32,19 +34,67 @@ class SuiteImage:
 
 @dataclass(frozen=True)
 class Round:
-    """A question, the images that are shown with it for the first time, and the answers that count as right."""
+    """A question, the images that are shown with it for the first time, and the answers that count as right.
+
+    `given` is an answer that is part of the conversation: the model is told it and not asked. `choices` is what can be
+    chosen, `target` the place of the right one.
+    """
 
     question: str
     images: tuple[SuiteImage, ...]
     references: tuple[str, ...] = ()
+    given: str | None = None
+    choices: tuple[str, ...] = ()
+    target: int | None = None
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One test of a suite."""
+    """One test of a suite. `cluster` is a name that versions of one test share, `system` what is said before it."""
 
     name: str
     rounds: tuple[Round, ...]
+    system: str | None = None
+    cluster: str | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How answers are written; empty fields are left to the evaluation's own settings.
+
+    An answer ends before the first text of `until`. Sampling is drawn from the evaluation's seed.
+    """
+
+    max_new_tokens: int | None = None
+    until: tuple[str, ...] = ()
+    do_sample: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    num_beams: int = 1
+
+
+GENERATE, ROUNDS = "generate_until", "generate_until_multi_round"
+CHOICES, LIKELIHOOD = "multiple_choice", "loglikelihood"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is asked, how it is answered and what counts.
+
+    `output_type` is one of lmms-eval's: an answer to the last question of each test, answers to all of them, the
+    likeliest of choices, or how likely the reference is. The first of the `metrics` decides what is called right.
+    `filters` are named pipelines that outputs pass before they are judged. `files` are the hashes of what was read,
+    images apart.
+    """
+
+    dialogues: tuple[Dialogue, ...]
+    output_type: str = ROUNDS
+    metrics: tuple[Asked, ...] = (asked("exact_match"), asked("which_image"), asked("recall"))
+    generation: Generation = Generation()
+    filters: tuple[tuple[str, tuple[Mapping[str, Any], ...]], ...] = ()
+    version: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def suite_paths(values: Iterable[str]) -> dict[str, Path]:
@@ -64,8 +114,9 @@ def suite_paths(values: Iterable[str]) -> dict[str, Path]:
     return suites
 
 
-def read_suite(path: str | Path, image_root: str | Path | None = None, allow_outside: bool = False) -> list[Dialogue]:
-    """Read a suite with all of its images; every image is decoded once, so that a broken one is found before any work.
+def read_dialogues(path: str | Path, image_root: str | Path | None = None, allow_outside: bool = False) -> Suite:
+    """Read dialogues with all of their images; every image is decoded once, so that a broken one is found before any
+    work.
 
     Args:
         path: the suite's JSON file.
@@ -74,8 +125,7 @@ def read_suite(path: str | Path, image_root: str | Path | None = None, allow_out
 
     Raises:
         UserError: bad JSON, a bad round, a missing, broken or forbidden image, answers that do not fit; the message
-        names
-            the test and the round (from 1).
+            names the test and the round (from 1).
     """
     path = Path(path)
     root = Path(image_root) if image_root is not None else path.parent
@@ -97,11 +147,12 @@ def read_suite(path: str | Path, image_root: str | Path | None = None, allow_out
                 name,
                 tuple(
                     _round(entry, given, root, allow_outside, f"{where}, round {number}")
-                    for number, (entry, given) in enumerate(zip(rounds, references), start=1)
+                    for number, (entry, given) in enumerate(zip(rounds, references, strict=True), start=1)
                 ),
             )
         )
-    return dialogues
+    files = {file.name: file_sha256(file) for file in (path, path.parent / ANSWERS) if file.exists()}
+    return Suite(tuple(dialogues), files=files)
 
 
 def _references(answers: Any, rounds: int, where: str) -> list[tuple[str, ...]]:
@@ -122,13 +173,26 @@ def _round(entry: Any, references: Sequence[str], root: Path, allow_outside: boo
         raise UserError(f'{where} must be ["question"] or ["question", "image.jpg other.jpg"], not {entry!r}')
     try:
         names = split_paths(entry[1]) if len(entry) == 2 else []
-        images = tuple(_image(name, root, allow_outside) for name in names)
+        images = tuple(image_file(name, root, allow_outside) for name in names)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return Round(entry[0].strip(), images, tuple(references))
 
 
-def _image(name: str, root: Path, allow_outside: bool) -> SuiteImage:
-    data = read_file(inside(root, name, allow_outside), name)
+def image_file(name: str, root: Path, allow_outside: bool = False, shown_as: str | None = None) -> SuiteImage:
+    """Read an image that a suite names relative to `root`; `shown_as` is its path in the results.
+
+    Raises:
+        UserError: it is missing, broken or outside of `root`.
+    """
+    return image_bytes(read_file(inside(root, name, allow_outside), name), shown_as or name)
+
+
+def image_bytes(data: bytes, name: str) -> SuiteImage:
+    """An image from its encoded bytes.
+
+    Raises:
+        UserError: these are no image.
+    """
     decode(data, name)
     return SuiteImage(name, data, hashlib.sha256(data).hexdigest())

@@ -23,7 +23,15 @@ def result_lines(metrics: Mapping[str, Any]) -> list[str]:
         for suite, row in entry["suites"].items():
             if row["n"]:
                 lines.append(f"  suite {suite}: {row['correct']} of {row['n']} answers right")
+            lines += [f"    {name:<17} {_metric(metric)}" for name, metric in row.get("metrics", {}).items()]
     return lines
+
+
+def _metric(row: Mapping[str, Any]) -> str:
+    if row["value"] is None:
+        return "nothing to judge"
+    interval = f" ({row['interval'][0]:.3f} to {row['interval'][1]:.3f})" if row["interval"] else ""
+    return f"{row['value']:.3f}{interval}, n = {row['n']}"
 
 
 def _accuracy(row: Mapping[str, Any], confidence: str) -> str:

@@ -31,6 +31,9 @@ class Evaluate(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; `auto` takes the first GPU if there is one."""
 
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Where sampling begins, for suites that ask for it. Everything else draws nothing."""
+
     limit: Annotated[int, Field(ge=1)] | None = None
     """Held-out conversations to use, the first ones of their plan (which is shuffled). Empty: all of them. A few
     hundred questions give an interval of about three points on either side."""
@@ -38,6 +41,10 @@ class Evaluate(Section):
     blank: bool = True
     """Ask everything a second time with every image replaced by one uniform colour. What the model still gets right, it
     did not see. Doubles the time."""
+
+    allow_code: bool = False
+    """Whether task files may run the Python functions that they name with `!function`. Read them first: they may do
+    whatever you may."""
 
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Confidence of all intervals."""

@@ -9,9 +9,11 @@ import pytest
 
 from scripts import evaluate
 from scripts.common.errors import UserError
+from scripts.evaluation.answering import Answerer
 from scripts.evaluation.metrics import majority_share
 from tests.blends import write_blend
-from tests.scripts.evaluation.trained import Trained, rewritten, trained, write_suite
+from tests.scripts.evaluation.trained import Trained, rewritten, trained, write_suite, write_tasks
+from tests.tiny import make_model
 
 __all__ = ["trained"]
 
@@ -200,7 +202,7 @@ def test_referenced_images_are_read_from_the_root(trained, run, tmp_path):
         (["--suite", "a=nowhere.json"], "nowhere.json does not exist"),
         (["--kinds", "nowhere.json"], "nowhere.json does not exist"),
         (["--heldout", "nowhere"], "nowhere/manifest.json does not exist"),
-        (["--model", "nowhere"], "there is no model in nowhere/final"),
+        (["--model", "nowhere"], "each needs a name of its own"),
         (["--settings", '{"batches": 1}'], "batches"),
     ],
 )
@@ -214,3 +216,126 @@ def test_a_dialogue_that_outgrows_the_model_is_named(trained, run, tmp_path):
     (tmp_path / "suite.json").write_text(json.dumps({"long": [["Say red."], ["word " * 2000]]}))
     with pytest.raises(UserError, match="test 'long', round 2 has .* tokens, but the model reads at most 1024"):
         run(tmp_path / "out", trained, "--suite", f"talk={tmp_path / 'suite.json'}")
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Let the process die in a batch: the first `after` batches are generated, the next one is stopped."""
+    generate, calls = Answerer._generate, []
+
+    def call(after: int | None) -> list:
+        calls.clear()
+
+        def stop(answerer, batch, *rest):
+            calls.append(len(batch))
+            if after is not None and len(calls) > after:
+                raise KeyboardInterrupt
+            return generate(answerer, batch, *rest)
+
+        monkeypatch.setattr(Answerer, "_generate", stop)
+        return calls
+
+    return call
+
+
+def test_a_stopped_evaluation_goes_on_where_it_was(trained, run, interrupted, tmp_path):
+    flags = ("--suite", f"talk={write_suite(tmp_path / 'suite')}")
+    settings = {"batch": 2, "limit": 4}
+    whole = interrupted(None)
+    run(tmp_path / "whole", trained, *flags, settings=settings)
+    needed = len(whole)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(needed - 2)
+        run(tmp_path / "out", trained, *flags, settings=settings)
+    assert not (tmp_path / "out/metrics.json").exists()
+    left = interrupted(None)
+    run(tmp_path / "out", trained, *flags, settings=settings)
+    assert len(left) == 2 < needed
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    # A suite more costs its own answers only.
+    more = interrupted(None)
+    run(tmp_path / "out", trained, *flags, "--suite", f"again={write_suite(tmp_path / 'again')}", settings=settings)
+    assert more == []
+
+
+def test_task_files_beside_dialogues(trained, run, tmp_path):
+    tasks = write_tasks(tmp_path / "tasks")
+    flags = [word for name, path in tasks.items() for word in ("--suite", f"{name}={path}")]
+    metrics = run(tmp_path / "out", trained, *flags, settings={"limit": 1, "blank": False})
+    suites = metrics["checkpoints"]["final"]["suites"]
+
+    choices = lines(tmp_path / "out/choices/final.jsonl")
+    assert suites["choices"]["output_type"] == "multiple_choice" and suites["choices"]["version"] == "1"
+    for turn in choices:
+        assert turn["output"] == turn["choices"][turn["losses"].index(min(turn["losses"]))]
+        assert turn["correct"] == (turn["output"] == turn["references"][0]) == bool(turn["scores"]["acc"])
+        assert {"prompt", "seed", "versions", "checkpoint", "settings"} <= set(turn)
+        assert turn["images"][0].keys() == {"path", "sha256"}
+    assert suites["choices"]["metrics"]["acc"]["value"] > 0.7
+
+    free = suites["free"]["metrics"]
+    assert {"exact_match", "bleu", "perplexity", "exact_match,loud"} <= set(free)
+    assert free["exact_match,loud"]["value"] == free["exact_match"]["value"] > 0.7
+    assert 1.0 < free["perplexity"]["value"] < 3.0
+    turn = lines(tmp_path / "out/free/final.jsonl")[0]
+    assert turn["settings"]["max_new_tokens"] == 12 and turn["answer_loss"][1] > 1
+    assert set(suites["orders"]["metrics"]) == {"exact_match", "order_sensitivity", "all_versions", "consistency"}
+    assert suites["likely"]["metrics"]["perplexity"]["value"] == pytest.approx(free["perplexity"]["value"], rel=1e-5)
+    assert suites["likely"]["n"] == 0
+
+
+def test_losses_are_those_of_the_last_answer_alone(trained):
+    import torch
+
+    from scripts.evaluation.answering import Prompt
+    from scripts.evaluation.dialogues import answered
+    from scripts.sections.evaluate import Evaluate
+
+    answerer = Answerer(trained.model, Evaluate())
+    said = [{"role": "user", "content": "Say red."}, {"role": "assistant", "content": "It is red."}]
+    prompt = Prompt("x", [*said, {"role": "user", "content": "Say blue."}], [], lambda: [])
+    both = [answered(prompt, answer) for answer in ("It is blue.", "It is red.")]
+    ((nats, tokens, greedy), (other, *_)) = answerer.likelihoods(both, "x")
+    encoded = answerer.processor.encode(both[0].messages)
+    labels = torch.tensor([encoded.labels])
+    start = len(answerer.processor.encode(prompt.messages))
+    assert (
+        tokens
+        == sum(label != -100 for label in encoded.labels[start:])
+        < sum(label != -100 for label in encoded.labels)
+    )
+    labels[:, :start] = -100
+    with torch.no_grad():
+        expected = answerer.model(input_ids=torch.tensor([encoded.input_ids]), labels=labels, num_items_in_batch=1).loss
+    assert nats == pytest.approx(expected.item(), rel=1e-4)
+    assert nats < other and greedy == (answerer.answers([prompt], "x") == ["It is blue."])
+
+
+def test_sampling_is_drawn_from_the_seed(trained, run, tmp_path):
+    task = write_tasks(tmp_path / "tasks", sample=True)["free"]
+
+    def outputs(name: str, seed: int) -> list[str]:
+        run(tmp_path / name, trained, "--suite", f"free={task}", settings={"seed": seed, "limit": 1, "blank": False})
+        return [turn["output"] for turn in lines(tmp_path / name / "free/final.jsonl")]
+
+    first = outputs("a", 1)
+    assert outputs("b", 1) == first != outputs("c", 2)
+
+
+def test_several_models_at_once_are_compared(trained, monkeypatch, tmp_path):
+    (tmp_path / "other").mkdir()
+    untrained = make_model(tmp_path / "other")
+    task = write_tasks(tmp_path / "tasks")["free"]
+    words = ["--name", "two", "--model", f"before={untrained}", "--model", f"after={trained.model}"]
+    words += ["--suite", f"free={task}", "--settings", '{"max_new_tokens": 12}', "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, words)])
+    evaluate.main()
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    exact = metrics["compared"]["free"]["after - before"]["exact_match"]
+    values = [
+        metrics["checkpoints"][name]["suites"]["free"]["metrics"]["exact_match"]["value"]
+        for name in ("after", "before")
+    ]
+    assert exact["difference"] == pytest.approx(values[0] - values[1]) and exact["p"] < 0.05
+    low, high = exact["interval"]
+    assert 0 < low <= exact["difference"] <= high

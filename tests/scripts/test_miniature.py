@@ -9,8 +9,11 @@ import pytest
 
 from scripts.common.errors import UserError
 from scripts.common.files import file_sha256
+from scripts.evaluation.reading import read_suite
 from scripts.miniature import write_world
 from scripts.sections.miniature import Miniature
+from scripts.world.tasks import tasks
+from scripts.world.world import World
 from tests.worlds import small_world
 
 LLAVA = ("llava/detail_23k.json", "llava/complex_reasoning_77k.json", "llava/conversation_58k.json")
@@ -134,3 +137,33 @@ def test_the_program_runs_by_hand(tmp_path):
     assert _read(tmp_path / "m", "miniature.json")["images"] == 2
     bad = subprocess.run([*command[:4], '{"imags": 2}', *command[5:]], capture_output=True, text=True)
     assert bad.returncode == 1 and "imags" in bad.stderr and "Traceback" not in bad.stderr
+
+
+def test_the_task_files_can_be_read_and_are_right(world):
+    choices = read_suite(world / "tasks/choices.yaml")
+    assert len(choices.dialogues) >= 20 and choices.output_type == "multiple_choice"
+    places = {dialogue.rounds[0].target for dialogue in choices.dialogues}
+    assert len(places) > 2
+    orders = read_suite(world / "tasks/orders.yaml")
+    groups = {}
+    for dialogue in orders.dialogues:
+        groups.setdefault(dialogue.cluster, []).append(dialogue.rounds[0])
+    assert len(groups) >= 20 and {len(group) for group in groups.values()} == {2}
+    swapped = {"image 1": "image 2", "image 2": "image 1"}
+    for one, other in groups.values():
+        assert [image.sha256 for image in one.images] == [image.sha256 for image in other.images][::-1]
+        if one.question == other.question:
+            assert other.references[0] == swapped.get(one.references[0], one.references[0])
+        else:
+            assert one.question.replace("image 1", "image 2") == other.question and one.references == other.references
+    trained = {file_sha256(path) for path in (world / "coco/train2017").iterdir()}
+    shown = {image.sha256 for suite in (choices, orders) for each in suite.dialogues for image in each.rounds[0].images}
+    assert not shown & trained
+
+
+def test_every_kind_of_question_has_choices():
+    for kind in ("what", "colour", "shape", "count", "where", "size", "count_colour", "exist"):
+        written = tasks(World(Miniature(images=1, kinds=[kind], sizes=2)))
+        rows = [json.loads(line) for line in written["choices.jsonl"].splitlines()]
+        assert rows and all(0 <= row["target"] < len(row["choices"]) for row in rows)
+        assert written["orders.jsonl"]

@@ -8,7 +8,8 @@ import pytest
 from scripts.evaluation.heldout import Question
 from scripts.evaluation.kinds import OTHER, Kind
 from scripts.evaluation.metrics import wilson
-from scripts.evaluation.results import Turn, summarise_heldout, summarise_suite, write_turns
+from scripts.evaluation.results import summarise_heldout, summarise_suite, write_turns
+from scripts.evaluation.turns import Turn
 
 COLOUR, SHAPE = Kind("colour", "one", True, "colour"), Kind("shape", "one", True, "shape")
 MORE, CAPTION = Kind("more", "several", True, "more"), Kind("caption", "one", False, "describe")

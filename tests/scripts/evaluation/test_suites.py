@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from scripts.common.errors import UserError
-from scripts.evaluation.suites import read_suite
+from scripts.evaluation.reading import read_suite
 
 
 def image(path: Path, colour: str = "red") -> Path:
@@ -40,7 +40,7 @@ def test_forms_of_the_original(tmp_path):
             ],
         },
     )
-    second, first = read_suite(path)
+    second, first = read_suite(path).dialogues
     assert (second.name, first.name) == ("second", "first")
     assert [len(round.images) for round in first.rounds] == [1, 0, 2, 0]
     assert first.rounds[2].images[1].path == "images/b c.png"
@@ -51,7 +51,7 @@ def test_forms_of_the_original(tmp_path):
 
 def test_references_beside_the_suite(tmp_path):
     path = suite(tmp_path, {"a": [["x?"], ["y?"], ["z?"]], "b": [["x?"]]}, {"a": ["1", ["2", "two"], None], "c": ["9"]})
-    a, b = read_suite(path)
+    a, b = read_suite(path).dialogues
     assert [round.references for round in a.rounds] == [("1",), ("2", "two"), ()]
     assert b.rounds[0].references == ()
 
@@ -59,7 +59,7 @@ def test_references_beside_the_suite(tmp_path):
 def test_image_root(tmp_path):
     image(tmp_path / "elsewhere/a.png")
     path = suite(tmp_path / "suites", {"a": [["x?", "a.png"]]})
-    assert read_suite(path, tmp_path / "elsewhere")[0].rounds[0].images[0].path == "a.png"
+    assert read_suite(path, tmp_path / "elsewhere").dialogues[0].rounds[0].images[0].path == "a.png"
     with pytest.raises(UserError, match="does not exist"):
         read_suite(path)
 
@@ -73,7 +73,7 @@ def test_paths_do_not_leave_the_folder(tmp_path):
         path = suite(folder, {"a": [["x?"], ["x?", name]]})
         with pytest.raises(UserError, match=r"test 'a', round 2: image .* lies outside of"):
             read_suite(path)
-        assert len(read_suite(path, allow_outside=True)[0].rounds[1].images) == 1
+        assert len(read_suite(path, allow_outside=True).dialogues[0].rounds[1].images) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"truncated"])

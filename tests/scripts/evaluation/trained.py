@@ -15,6 +15,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from tests.blends import COLOURS, write_blend
@@ -115,3 +116,44 @@ def write_suite(folder: Path, answers: bool = True) -> Path:
     if answers:
         (folder / "answers.json").write_text(json.dumps(references))
     return folder / "suite.json"
+
+
+def write_tasks(folder: Path, sample: bool = False) -> dict[str, Path]:
+    """Write task files about plain-coloured images; return their paths by name."""
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for name, colour in COLOURS.items():
+        for number in range(3):
+            path = f"images/{name}{number}.png"
+            shade = Image.new("RGB", (40 + number, 30), colour)
+            shade.save(folder / path)
+            answer = f"It is {name}."
+            rows.append({"id": f"{name}{number}", "image": path, "question": "Which colour is the first image?"})
+            rows[-1] |= {"answer": answer, "group": name, "choices": [f"It is {each}." for each in COLOURS]}
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}},
+        "doc_to_visual": "image",
+        "doc_to_text": "question",
+        "doc_to_target": "answer",
+        "test_split": "test",
+        "metadata": {"version": 1},
+    }
+    named = ("exact_match", "bleu", "perplexity")
+    options = {"do_sample": True, "temperature": 5.0} if sample else {}
+    loud = {"name": "loud", "filter": [{"function": "uppercase"}]}
+    versions = ["exact_match", "order_sensitivity", "all_versions", "consistency"]
+    tasks = {
+        "choices": {"output_type": "multiple_choice", "doc_to_choice": "choices"},
+        "free": {
+            "metric_list": [{"metric": name} for name in named],
+            "generation_kwargs": {"max_new_tokens": 12, **options},
+            "filter_list": [{"name": "none", "filter": [{"function": "take_first"}]}, loud],
+        },
+        "orders": {"cluster_key": "group", "process_results": versions},
+        "likely": {"output_type": "loglikelihood"},
+    }
+    for name, task in tasks.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name} | base | task))
+    return {name: folder / f"{name}.yaml" for name in tasks}

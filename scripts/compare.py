@@ -1,0 +1,119 @@
+"""Compare two evaluations of the same suites, question by question: which differences are more than chance?
+
+Reads   two folders evaluate/RUN
+Writes  a table to standard output; with --out a JSON file
+
+Every metric is recomputed on the questions that both have answered. The interval of the difference is a paired
+bootstrap, p an approximate randomisation test (scripts/evaluation/resampling.py); conversations, and versions of one
+question, are drawn whole. With many metrics and suites some p will be small by chance: divide by their number.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.common.errors import UserError, run_program
+from scripts.common.files import read_json, write_json
+from scripts.common.program import parser
+from scripts.evaluation.registry import METRICS as KNOWN
+from scripts.evaluation.results import HELDOUT, METRICS
+from scripts.evaluation.scoring import Asked, asked, compare
+from scripts.evaluation.turns import Turn
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    first, second = (side(value) for value in (args.first, args.second))
+    suites = [name for name in shared_suites(first, second) if not args.suite or name in args.suite]
+    if not suites:
+        raise UserError(f"{args.first} and {args.second} have no suite in common")
+    wanted = [asked(name) for name in args.metric]
+    result = {name: compared(first, second, name, wanted, args.confidence) for name in suites}
+    print("\n".join(table(result, args.confidence)))
+    if args.out:
+        write_json(args.out, {"v": 1, "first": args.first, "second": args.second, "suites": result})
+
+
+def arguments() -> argparse.ArgumentParser:
+    result = parser(__doc__)
+    help_side = "evaluate/RUN, or evaluate/RUN:CHECKPOINT (default: final)"
+    result.add_argument("first", metavar="FIRST", help=help_side)
+    result.add_argument("second", metavar="SECOND", help=help_side)
+    result.add_argument("--suite", action="append", default=[], help="suite to compare, repeatable (default: all)")
+    result.add_argument(
+        "--metric", action="append", default=[], help="metric, repeatable (default: those of the suite)"
+    )
+    result.add_argument("--confidence", type=float, default=0.95, help="confidence of the intervals")
+    result.add_argument("--out", type=Path, metavar="FILE", help="write the numbers as JSON")
+    return result
+
+
+def side(value: str) -> tuple[Path, str]:
+    """The folder and the checkpoint that an argument names."""
+    folder, colon, checkpoint = value.rpartition(":")
+    return (Path(folder), checkpoint) if colon else (Path(value), "final")
+
+
+def shared_suites(first: tuple[Path, str], second: tuple[Path, str]) -> list[str]:
+    """The suites that both have answered, held-out questions among them.
+
+    Raises:
+        UserError: a folder holds no evaluation of the checkpoint.
+    """
+    found = []
+    for folder, checkpoint in (first, second):
+        checkpoints = read_json(folder / METRICS)["checkpoints"]
+        if checkpoint not in checkpoints:
+            raise UserError(f"{folder} has evaluated {', '.join(sorted(checkpoints))}, but not {checkpoint!r}")
+        found.append([HELDOUT, *checkpoints[checkpoint]["suites"]])
+    return [name for name in found[0] if name in found[1]]
+
+
+def compared(
+    first: tuple[Path, str], second: tuple[Path, str], suite: str, wanted: Sequence[Asked], confidence: float
+) -> dict[str, dict]:
+    """Every metric of one suite, first minus second."""
+    ours, theirs = (read_turns(folder / suite / f"{checkpoint}.jsonl") for folder, checkpoint in (first, second))
+    return compare(ours, theirs, wanted or own_metrics(first, suite), confidence)
+
+
+def own_metrics(evaluated: tuple[Path, str], suite: str) -> list[Asked]:
+    """The metrics that a suite was judged by, as far as their names are known; options keep their defaults."""
+    if suite == HELDOUT:
+        return [asked("exact_match")]
+    folder, checkpoint = evaluated
+    rows = read_json(folder / suite / f"{checkpoint}.json").get("metrics", {})
+    names = dict.fromkeys(name.partition("@")[0] for name in rows if "," not in name)
+    return [asked(name) for name in names if name in KNOWN]
+
+
+def read_turns(path: Path) -> list[Turn]:
+    """The turns of a `.jsonl` file.
+
+    Raises:
+        UserError: it does not exist.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: evaluate the run again") from None
+    return [Turn.of(json.loads(line)) for line in lines]
+
+
+def table(result: dict[str, dict], confidence: float) -> list[str]:
+    """The differences as lines of text."""
+    lines = [
+        f"{'suite':<16} {'metric':<20} {'difference':>10}  {f'{confidence:.0%} interval':<20} {'p':>7} {'units':>6}"
+    ]
+    for suite, metrics in result.items():
+        for name, row in metrics.items():
+            interval = "{:+.3f} to {:+.3f}".format(*row["interval"]) if row["interval"] else ""
+            lines.append(
+                f"{suite:<16} {name:<20} {row['difference']:>+10.3f}  {interval:<20} {row['p']:>7.4f} {row['n']:>6}"
+            )
+    return lines
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,53 @@
+"""The journal: what was answered is not asked again, whatever happened to the file."""
+
+import pytest
+
+from scripts.evaluation.journal import Journal
+
+
+def ask(journal: Journal, *questions: str) -> list[str]:
+    """Ask each question; return those that had to be answered."""
+    worked = []
+
+    def work(question: str) -> list:
+        worked.append(question)
+        return [question.upper(), (1.5, 2)]
+
+    for question in questions:
+        assert journal.recall({"q": question}, lambda key, question=question: work(question)) == [
+            question.upper(),
+            [1.5, 2],
+        ]
+    return worked
+
+
+def test_a_question_is_asked_once(tmp_path):
+    path = tmp_path / "j/final.jsonl"
+    assert ask(Journal(path, {"model": "a"}), "one", "two", "one") == ["one", "two"]
+    assert ask(Journal(path, {"model": "a"}), "two", "three") == ["three"]
+    assert ask(Journal(path, {"model": "b"}), "two") == ["two"]
+    assert ask(Journal(path, {"model": "a"}), "two") == ["two"]
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_a_line_that_a_kill_cut_off_is_answered_again(tmp_path, cut):
+    path = tmp_path / "final.jsonl"
+    ask(Journal(path, {}), "one", "two")
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert ask(Journal(path, {}), "one", "two", "three") == ["two", "three"]
+    assert ask(Journal(path, {}), "one", "two", "three") == []
+
+
+def test_pruning_keeps_what_was_asked_this_time(tmp_path):
+    path = tmp_path / "final.jsonl"
+    ask(Journal(path, {}), "one", "two")
+    journal = Journal(path, {})
+    ask(journal, "two", "three")
+    journal.prune()
+    first = path.read_bytes()
+    assert ask(Journal(path, {}), "two", "three") == []
+    assert ask(Journal(path, {}), "one") == ["one"]
+    other = Journal(tmp_path / "other.jsonl", {})
+    ask(other, "three", "two")
+    other.prune()
+    assert (tmp_path / "other.jsonl").read_bytes() == first

@@ -1,0 +1,72 @@
+"""Judging a suite: values, intervals, verdicts, and comparing two systems."""
+
+import pytest
+
+from scripts.common.errors import UserError
+from scripts.evaluation.metrics import wilson
+from scripts.evaluation.registry import METRICS, metric
+from scripts.evaluation.scoring import asked, compare, judge
+from tests.scripts.evaluation.answered import turn
+
+EXACT = asked("exact_match")
+
+
+def test_values_intervals_and_scores():
+    turns = [turn("red", "red"), turn("blue", "red"), turn("green", "green"), turn("free")]
+    judged, rows = judge(turns, [EXACT, asked("rouge_l")], 0.95)
+    assert [each.correct for each in judged] == [True, False, True, None]
+    assert judged[0].scores == {"exact_match": 1.0, "rouge_l": 1.0} and judged[3].scores == {}
+    row = rows["exact_match"]
+    assert (row["value"], row["n"], row["method"]) == (pytest.approx(2 / 3), 3, "wilson")
+    assert row["interval"] == list(wilson(2, 3)) and row["higher_is_better"]
+    assert rows["rouge_l"]["method"] == "bootstrap"
+
+
+def test_turns_of_one_conversation_are_one_unit():
+    turns = [turn("red", "red", test="a"), turn("x", "red", test="a", round=2), turn("red", "red", test="b")]
+    row = judge(turns, [EXACT], 0.95)[1]["exact_match"]
+    assert (row["method"], row["units"], row["n"]) == ("bootstrap", 2, 3)
+    row = judge([turns[0], turns[2], turn("red", "red", test="a", round=2)], [EXACT], 0.95)[1]["exact_match"]
+    assert (row["method"], row["interval"]) == ("wilson", list(wilson(2, 2)))
+
+
+def test_a_metric_of_shares_of_a_point_gives_no_verdict():
+    judged, _ = judge([turn("a red ball", "a red ball")], [asked("rouge_l"), EXACT], 0.95)
+    assert judged[0].correct is None
+
+
+def test_nothing_to_judge():
+    judged, rows = judge([turn("free")], [EXACT], 0.95)
+    assert judged[0].correct is None
+    assert rows["exact_match"] == {"n": 0, "higher_is_better": True, "value": None, "interval": None}
+
+
+def test_two_systems():
+    first = [turn("red", "red", test=str(number)) for number in range(8)]
+    second = [turn("red" if number < 2 else "blue", "red", test=str(number)) for number in range(7)]
+    result = compare(first, second, [EXACT], 0.95)["exact_match"]
+    assert result["difference"] == pytest.approx(5 / 7) and result["n"] == 7
+    assert result["p"] == pytest.approx(2 / 2**5)
+
+
+def test_unknown_names_and_options_are_named():
+    with pytest.raises(
+        UserError, match=r"task.yaml: there is no metric 'bleurt'; there are acc, acc_norm, all_versions"
+    ):
+        asked("bleurt", {}, "task.yaml")
+    with pytest.raises(UserError, match="exact_match has no option 'ignore'; it knows ignore_case, ignore_punctuation"):
+        asked("exact_match", {"ignore": 1}, "task.yaml")
+    with pytest.raises(UserError, match="bleu has no option 'n'; it has none"):
+        asked("bleu", {"n": 4}, "task.yaml")
+
+
+def test_a_metric_of_ones_own():
+    @metric("length")
+    def length(turns, *, limit=3):
+        return [(float(len(each.output) <= limit), 1.0) for each in turns]
+
+    try:
+        rows = judge([turn("red"), turn("green")], [asked("length", {"limit": 4}, "here")], 0.95)[1]
+    finally:
+        del METRICS["length"]
+    assert rows["length"]["value"] == 0.5

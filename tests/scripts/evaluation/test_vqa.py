@@ -1,0 +1,52 @@
+"""VQA soft accuracy, against the rule as published and worked out by hand."""
+
+import pytest
+
+from scripts.evaluation.vqa import normalise_vqa, vqa_accuracy, vqa_score
+from tests.scripts.evaluation.answered import points, turn
+
+
+@pytest.mark.parametrize(
+    ("same", "expected"),
+    # Leaving out one of the n people who said so leaves n-1 of them, leaving out another leaves n.
+    [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)],
+)
+def test_how_many_of_ten_people_said_so(same, expected):
+    others = [f"other {number}" for number in range(10 - same)]
+    assert vqa_accuracy("cat", ["cat"] * same + others) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A red Ball", "red ball"),
+        ("the two dogs", "2 dogs"),
+        ("none", "0"),
+        ("dont know", "don't know"),
+        ("wed", "wed"),
+        ("shes", "shes"),
+        ("couldnt've", "couldn't've"),
+        ("yall'd've", "y'all'd've"),
+        ("10.5", "10.5"),
+        ("yes.", "yes"),
+        ("u.s.a", "usa"),
+        ("1,000", "1000"),
+        ("half-full", "half full"),
+        ("left - right", "left right"),
+        ("somebody'd", "somebodyd"),
+    ],
+)
+def test_normaliser(text, expected):
+    assert normalise_vqa(text) == expected
+
+
+def test_agreed_answers_are_compared_as_they_are():
+    assert vqa_accuracy("Yes", ["yes"] * 10) == 0.0
+    assert vqa_accuracy("Yes", ["yes"] * 9 + ["no"]) == 1.0
+
+
+def test_as_a_metric():
+    assert points(vqa_score([turn("cat", *["cat"] * 3, "dog"), turn("cat")])) == [
+        pytest.approx((3 * 2 / 3 + 1) / 4),
+        None,
+    ]
