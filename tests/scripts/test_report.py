@@ -52,7 +52,7 @@ def results(trained, tmp_path_factory) -> Path:
 
 def spoil(folder: Path) -> None:
     """Make the answers of a run wrong and hostile."""
-    for path in folder.glob("*/final.jsonl"):
+    for path in folder.glob("[!.]*/final.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         changed = [line | {"output": HOSTILE, "question": f"{line['question']}{HOSTILE}"} for line in lines]
         changed = [line | {"correct": None if line["correct"] is None else False} for line in changed]

@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_YET = {f"docs/{page}.md" for page in ("chat", "slurm", "kubernetes", "recipes")}
 """Pages that are linked before they are there; take a name out when its page comes."""
 
-EXAMPLES = {"recipes/x.yaml", "scripts/adapters/pets.py"}
+EXAMPLES = {"recipes/x.yaml", "scripts/adapters/pets.py", "scripts/evaluation/length.py"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
