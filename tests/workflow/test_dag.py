@@ -126,7 +126,7 @@ def test_the_picture_names_every_step():
 
 def test_what_is_behind_a_run_is_its_own(tiny):
     first, second = (dag.manifests_behind(tiny, run) for run in ("first", "second"))
-    assert {"plan/mixed/epoch-000.json", "records/llava.report.json", "raw/miniature/kinds.json"} <= set(first)
+    assert {"plan/mixed/epoch-000.json", "records/llava.report.json", "raw/miniature/miniature.json"} <= set(first)
     assert not [path for path in first if "plain" in path or "aokvqa" in path or path.startswith("pixels")]
     assert "pixels/miniature/coco-00001-of-00002.json" in second and "bases/miniature/vision/manifest.json" in second
     assert len(set(first)) == len(first) and not [path for path in first if path.endswith((".tar", ".parquet"))]

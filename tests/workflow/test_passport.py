@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from scripts import verify
@@ -124,10 +125,32 @@ def test_a_changed_raw_file_is_found_through_its_table(root, changed):
     assert difference.startswith(f"{image}: has the sha256 ")
 
 
+def test_raw_files_of_a_user_are_checked_where_they_are_said_to_lie(root, changed):
+    lock = passport(root)
+    lock["listings"] = dict.fromkeys(lock["listings"], "")
+    lock["sha256"] = lock_sha256(lock)
+    changed(root / "train/first/lock.json", json.dumps(lock).encode())
+    changed(root / "train/second/lock.json", None)
+    folder = root / "raw/miniature"
+    assert check(root, raw=folder).files == check(root).files + listed_files(lock, root)
+    captions = folder / "coco_caption/dataset.json"
+    changed(captions, captions.read_bytes() + b" ")
+    assert check(root).differences == []
+    (difference,) = check(root, raw=folder).differences
+    assert difference.startswith(f"{captions}: has ")
+
+
+def listed_files(lock: dict, root: Path) -> int:
+    """How many raw files the tables of a passport list."""
+    tables = [pq.read_table(root / name, columns=["path"])["path"].to_pylist() for name in lock["listings"]]
+    return len({path for table in tables for path in table})
+
+
 def test_changed_weights_of_the_state_are_found(root, changed):
     finished = json.loads((root / "train/first/finished.json").read_text())
     weights = root / "train/first" / finished["best"]["weights"]
-    changed(weights, weights.read_bytes()[:-1] + b"?")
+    content = weights.read_bytes()
+    changed(weights, content[:-1] + bytes([content[-1] ^ 1]))
     (difference,) = check(root).differences
     assert difference.startswith(f"{weights}: ")
 
