@@ -7,8 +7,8 @@ conversations over JPEGs, one rank, ZeRO 2, AdamW, fp32 on a CPU and bf16 on a G
 conversations, in a process of its own; they take turns.
 
     ours    `Batches` and `Engine` on a packed blend: what `python -m scripts.train` runs
-    plain   a loop around `deepspeed.initialize` as the original has it, written here from its description: conversations
-            in random order, padded to the longest of the batch; encoder inside the engine; logits of every place, whose
+    plain   a loop around `deepspeed.initialize` as the original has it, written from its description: conversations in
+            random order, padded to the longest of the batch; encoder inside the engine; logits of every place, whose
             cross entropy ignores what has no label; MMCA with two T x T masks and two softmaxes; JPEGs decoded by the
             main process when the batch is due
 
@@ -88,10 +88,10 @@ def write_data(folder: Path, count: int, processor: Any) -> None:
         samples.append({"uids": [f"one:{place}"], "dataset": "one", "messages": messages, **counted, "first": first})
     lengths = np.array([sample["n_tokens"] for sample in samples])
     images = np.array([sum(part["type"] == "image" for part in s["messages"][0]["content"]) for s in samples])
-    packs = pack(lengths, images, SEQUENCE, PACK_IMAGES)
-    order = [int(member) for group in packs for member in group]
+    packed = pack(lengths, images, SEQUENCE, PACK_IMAGES)
+    packs = [members.tolist() for members in np.split(packed.values, packed.starts[1:-1])]
     write_blend(folder / "plain", samples, pictures, [[place] for place in range(count)], range(count))
-    write_blend(folder / "packed", samples, pictures, [list(group) for group in packs], order)
+    write_blend(folder / "packed", samples, pictures, packs, packed.values.tolist())
 
 
 def write_blend(folder: Path, samples: list, pictures: list[bytes], packs: list[list[int]], order) -> None:
@@ -120,8 +120,14 @@ def write_blend(folder: Path, samples: list, pictures: list[bytes], packs: list[
 
 def write_model(folder: Path, args: argparse.Namespace) -> None:
     """Write the folders of the encoder, the language model and the tokenizer."""
-    from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import (
+        AutoTokenizer,
+        CLIPImageProcessorPil,
+        CLIPVisionConfig,
+        CLIPVisionModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
 
     from benchmarks.chat import write_tokenizer
 
@@ -190,18 +196,19 @@ def plain(folder: Path) -> Iterator[tuple[float, int, float] | None]:
 
     from scripts.training.deepspeed_config import deepspeed_config
     from scripts.training.loader import BlendReader
-    from scripts.training.trainable import parameter_groups, prepare
 
     run = settings().model_copy(update={"micro_batch": MICRO})
     reader = BlendReader(folder / "plain", folder)
     model, processor = load(folder)
-    prepare(model, run)
-    groups = parameter_groups(model, run)
-    trained = [value for group in groups for value in group["params"]]
+    model = PlainModel(model, folder)
+    model.requires_grad_(False)
+    for part in (model.projector, model.language.get_input_embeddings()):
+        part.requires_grad_(True)
+    trained = [value for value in model.parameters() if value.requires_grad]
     micros = max(1, reader.global_batch // MICRO)
     engine, *_ = deepspeed.initialize(
-        model=PlainModel(model),
-        optimizer=torch.optim.AdamW(groups, run.learning_rate, run.betas),
+        model=model,
+        optimizer=torch.optim.AdamW(trained, run.learning_rate, run.betas, weight_decay=0.0),
         model_parameters=trained,
         config=deepspeed_config(run, micros, sum(value.numel() for value in trained), torch.cuda.is_available()),
     )
@@ -241,13 +248,16 @@ def padded(reader: Any, processor: Any, rows: range) -> dict[str, Tensor]:
 class PlainModel(nn.Module):
     """Encoder, projector and decoder in one module, which returns the mean cross entropy of a padded batch."""
 
-    def __init__(self, model: Any):
-        from transformers import AttentionInterface
+    def __init__(self, model: Any, folder: Path):
+        """`model` gives encoder and projector; the language model is read again, with the library's own layers."""
+        from transformers import AttentionInterface, LlamaForCausalLM
 
         super().__init__()
         AttentionInterface.register("dense_mmca", dense_mmca)
-        self.tower, self.projector, self.language = model.vision_tower, model.projector, model.language_model
-        self.language.set_attn_implementation("dense_mmca")
+        self.tower, self.projector = model.vision_tower, model.projector
+        self.language = LlamaForCausalLM.from_pretrained(
+            folder / "language", attn_implementation="dense_mmca", dtype=model.dtype
+        )
 
     def forward(self, input_ids: Tensor, modality: Tensor, labels: Tensor, pixel_values: Tensor, **_: Tensor) -> Tensor:
         embeds = self.language.get_input_embeddings()(input_ids)
@@ -346,7 +356,7 @@ def check_losses(folder: Path) -> None:
     with torch.no_grad():
         losses, _ = model.token_losses(**inputs)
         expected = losses.mean()
-        found = PlainModel(model)(**inputs)
+        found = PlainModel(model, folder)(**inputs)
     assert losses.numel() == int((inputs["labels"][:, 1:] != IGNORE).sum())
     if abs(float(expected - found)) > (0.05 if torch.cuda.is_available() else 1e-4):
         raise RuntimeError(f"the contestants disagree about a loss: {expected} and {found}")
