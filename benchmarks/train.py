@@ -42,10 +42,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scripts.common.files import canonical, write_json
+from scripts.common.files import canonical, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-SEQUENCE, PACK_IMAGES, GLOBAL_TOKENS, MICRO = 2048, 8, 8192, 4
+SEQUENCE, PACK_IMAGES, MICRO = 2048, 8, 4
 WORDS = "the a red blue small large cat dog house tree on under beside left right of and with there is what how".split()
 
 
@@ -68,7 +68,7 @@ def conversation(chooser: random.Random) -> list[dict[str, Any]]:
     return messages
 
 
-def write_data(folder: Path, count: int, processor: Any) -> None:
+def write_data(folder: Path, count: int, step_tokens: int, processor: Any) -> None:
     """Write `count` conversations, in random order, to `folder`/plain and packed to `folder`/packed."""
     from benchmarks.convert import _picture
     from scripts.blending.packing import pack
@@ -92,6 +92,10 @@ def write_data(folder: Path, count: int, processor: Any) -> None:
     packs = [members.tolist() for members in np.split(packed.values, packed.starts[1:-1])]
     write_blend(folder / "plain", samples, pictures, [[place] for place in range(count)], range(count))
     write_blend(folder / "packed", samples, pictures, packs, packed.values.tolist())
+    for name in ("plain", "packed"):
+        manifest = read_json(folder / name / "manifest.json")
+        per_step = max(1, round(manifest["units"] * step_tokens / int(lengths.sum())))
+        write_json(folder / name / "manifest.json", manifest | {"global_batch": per_step})
 
 
 def write_blend(folder: Path, samples: list, pictures: list[bytes], packs: list[list[int]], order) -> None:
@@ -113,9 +117,8 @@ def write_blend(folder: Path, samples: list, pictures: list[bytes], packs: list[
     np.cumsum([0, *map(len, packs)]).astype("<u8").tofile(folder / UNITS)
     units = len(packs)
     listed = {"name": shard.path.name, "bytes": shard.bytes, "conversations": len(samples), "units": units}
-    per_step = max(1, round(units * GLOBAL_TOKENS / sum(sample["n_tokens"] for sample in samples)))
     facts = {"plan": "", "units": units, "conversations": len(samples), "datasets": {"one": {}}, "shards": [listed]}
-    write_json(folder / "manifest.json", facts | {"global_batch": per_step, "images": "embedded"})
+    write_json(folder / "manifest.json", facts | {"images": "embedded"})
 
 
 def write_model(folder: Path, args: argparse.Namespace) -> None:
@@ -366,6 +369,7 @@ def main() -> None:
     """Run the benchmark and print its table."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--conversations", type=int, default=96)
+    arguments.add_argument("--step-tokens", type=int, default=8192, help="tokens of a step, about")
     arguments.add_argument("--runs", type=int, default=5)
     arguments.add_argument("--width", type=int, default=256)
     arguments.add_argument("--layers", type=int, default=4)
@@ -379,7 +383,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="train-", dir=args.folder) as scratch:
         folder = Path(scratch)
         write_model(folder, args)
-        write_data(folder, args.conversations, load(folder)[1])
+        write_data(folder, args.conversations, args.step_tokens, load(folder)[1])
         check_losses(folder)
         found = race(folder, args.runs)
     table(found, args)
