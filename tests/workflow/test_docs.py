@@ -16,11 +16,7 @@ from scripts.sources import Dataset, Source
 from tests.workflow.project import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-<<<<<<< HEAD
-NOT_YET = {f"docs/{page}.md" for page in ("chat", "slurm", "kubernetes", "recipes")}
-=======
-NOT_YET = {f"docs/{page}.md" for page in ("evaluation", "chat", "slurm", "kubernetes", "recipes")}
->>>>>>> 7f02c18f7d75c5b314dcbd04c9f7bf5f677a8ef0
+NOT_YET = {f"docs/{page}.md" for page in ("slurm", "kubernetes", "recipes")}
 """Pages that are linked before they are there; take a name out when its page comes."""
 
 EXAMPLES = {"recipes/x.yaml", "scripts/adapters/pets.py", "scripts/evaluation/length.py"}
