@@ -1,4 +1,4 @@
-# Two commands for a fresh machine with git, make and Python >= 3.11: `make demo` and `make test`.
+# Commands for a fresh machine with git, make and Python >= 3.11: `make demo`, then `make chat`; and `make test`.
 #
 # TORCH_INDEX: where torch comes from. Empty takes the default index of pip, whose Linux build brings the CUDA libraries. For the
 # much smaller CPU build give the address of the CPU index shown on pytorch.org under "Get started":
@@ -8,17 +8,26 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 CORES ?= all
 CONFIG ?= config.yaml
+SERVE ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all test-lmms neighbours docs clean
+.PHONY: demo chat browser test test-all test-lmms neighbours docs clean
 
 demo: $(READY)
 	@$(BIN)/python -m scripts.unlock
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG) --quiet rules host
-	@$(BIN)/python -m scripts.summary --root "$$($(BIN)/python -m scripts.settings --results $(CONFIG))"
+	@$(BIN)/python -m scripts.summary --config $(CONFIG) --root "$$($(BIN)/python -m scripts.settings --results $(CONFIG))"
+
+# Chat in the browser with the model of CONFIG that was exported last. SERVE: further options of `python -m scripts.serve`.
+chat: $(READY)
+	@$(BIN)/python -m scripts.serve $(SERVE) --root "$$($(BIN)/python -m scripts.settings --results $(CONFIG))"
+
+# A Chromium for the tests of the page, where the system brings none.
+browser: $(READY)
+	$(BIN)/python -m playwright install --with-deps chromium-headless-shell
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not long"
@@ -47,6 +56,7 @@ test-lmms: .neighbours/lmms/.ready
 
 docs: $(READY)
 	$(BIN)/python -m scripts.settings --write
+	$(BIN)/python -m scripts.rules_reference --write
 	dot -Tsvg docs/graph.dot -o docs/graph.svg
 
 clean:

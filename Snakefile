@@ -7,6 +7,7 @@
 #   models/, bases/     the network before training                       rules/models.smk
 #   train/, exported/   a run, and the folders it leaves                  rules/train.smk
 #   evaluate/           scores and dialogues                              rules/evaluate.smk
+#   train/*/lock.json   the passport of a run                             rules/lock.smk
 #   report.html         what a person looks at                            rules/report.smk
 #
 # All of it lies below the results root of the configuration. Targets: all (default), data, train, evaluate, report.
@@ -21,6 +22,9 @@ if not workflow.config_settings.configfiles:
     configfile: f"{workflow.basedir}/config.yaml"
 
 
+report: "rules/captions/workflow.rst"
+
+
 include: "rules/common.smk"
 include: "rules/sources.smk"
 include: "rules/media.smk"
@@ -29,6 +33,7 @@ include: "rules/blends.smk"
 include: "rules/models.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
+include: "rules/lock.smk"
 include: "rules/report.smk"
 
 
@@ -52,6 +57,7 @@ rule train:
 rule evaluate:
     input:
         all_metrics,
+        below_root("train/{run}/lock.json", run=SETTINGS.runs),
 
 
 rule report:

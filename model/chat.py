@@ -131,14 +131,20 @@ class ChatSession:
     ) -> ChatSession:
         """Take up a conversation that `save` wrote, with this model or another.
 
-        Raises ValueError if the folder holds none.
+        Raises ValueError if the folder holds none, or its file names images outside of the folder.
         """
         try:
             content = json.loads((Path(folder) / _FILE).read_text(encoding="utf-8"))
             session = cls(model, processor, content["system"], cache)
+            if any(Path(name).name != name for name in content["images"]):
+                raise ValueError("an image lies outside of the folder")
             images = [Image.open(Path(folder) / name).convert("RGB") for name in content["images"]]
             session._restore(content["history"], images)
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            if content["history"]:
+                shown = processor.encode(content["history"]).image_indices
+                if content["history"][-1]["role"] != "assistant" or shown != list(range(len(images))):
+                    raise ValueError("its messages and images do not belong together")
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{folder} holds no conversation: {error}") from None
         return session
 

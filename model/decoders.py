@@ -11,7 +11,7 @@ nothing that `attend` does not compute. Three checks, from cheap to sure:
     rehearse                 by a forward on the meta device, which costs neither memory nor arithmetic
     check_calls              by counting, after every forward
 
-So none is ever used with its own attention by mistake. A table of decoders that were tested is in the README.
+So none is ever used with its own attention by mistake. A table of decoders that were tested is in docs/model.md.
 """
 
 from __future__ import annotations

@@ -90,7 +90,13 @@ rule preview:
         manifest=f"{ROOT}/blend/{{blend}}/epoch-000/manifest.json",
         tokenizer=lambda w: tokenizer_input(SETTINGS.blends[w.blend].tokens),
     output:
-        f"{ROOT}/blend/{{blend}}/preview.html",
+        report(
+            f"{ROOT}/blend/{{blend}}/preview.html",
+            caption="captions/preview.rst",
+            category="Data",
+            subcategory="Blends",
+            labels={"blend": "{blend}", "file": "ten conversations"},
+        ),
     log:
         f"{ROOT}/logs/preview/{{blend}}.log",
     conda:

@@ -9,7 +9,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from snakemake.exceptions import WorkflowError
 
-from scripts import dag
+from scripts import dag, graph
 from scripts import settings as typed
 from scripts.common.code import asset_fingerprint as assets
 from scripts.common.code import code_fingerprint as code
@@ -116,6 +116,8 @@ def all_metrics(wildcards):
 
 onstart:
     dag.claim_root(ROOT, SETTINGS.name)
+    if workflow.is_main_process:
+        graph.write(workflow.dag, ROOT, sys.argv)
 
 
 onerror:

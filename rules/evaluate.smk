@@ -8,7 +8,12 @@ rule evaluate_run:
         kinds=[] if SETTINGS.data_path else rules.miniature.output.kinds,
         suites=dag.suite_inputs(SETTINGS, ROOT),
     output:
-        f"{ROOT}/evaluate/{{run}}/metrics.json",
+        report(
+            f"{ROOT}/evaluate/{{run}}/metrics.json",
+            caption="captions/metrics.rst",
+            category="Runs",
+            labels={"run": "{run}", "file": "scores"},
+        ),
     log:
         f"{ROOT}/logs/evaluate/{{run}}.log",
     conda:

@@ -8,7 +8,13 @@ rule convert:
         media=lambda w: below_root("media/{source}/manifest.json", source=REGISTRY.image_sources(w.dataset)),
     output:
         table=f"{ROOT}/records/{{dataset}}.parquet",
-        report=f"{ROOT}/records/{{dataset}}.report.json",
+        report=report(
+            f"{ROOT}/records/{{dataset}}.report.json",
+            caption="captions/records.rst",
+            category="Data",
+            subcategory="Datasets",
+            labels={"dataset": "{dataset}", "file": "what became of its rows"},
+        ),
     log:
         f"{ROOT}/logs/convert/{{dataset}}.log",
     conda:

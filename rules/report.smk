@@ -9,15 +9,18 @@ rule report_page:
         plans=[f"{ROOT}/plan/{b}/{part}.json" for b in SETTINGS.blends for part in dag.blend_parts(SETTINGS, b)],
         finished=below_root("train/{run}/finished.json", run=SETTINGS.runs),
         metrics=below_root("evaluate/{run}/metrics.json", run=SETTINGS.runs),
+        locks=below_root("train/{run}/lock.json", run=SETTINGS.runs),
         suites=list(dag.suites(SETTINGS, ROOT).values()),
     output:
-        f"{ROOT}/report.html",
+        report(f"{ROOT}/report.html", caption="captions/report.rst", category="Report"),
     log:
         f"{ROOT}/logs/report.log",
     conda:
         "../envs/report.yaml"
     params:
         title=SETTINGS.name,
+        # Snakemake itself writes it as it starts: no rule makes it, and what it tells changes nothing else.
+        graph=folder(f"{ROOT}/{graph.FILE}"),
         code=code("scripts.report"),
         assets=assets("scripts/reporting/*.jinja", "scripts/reporting/*.css"),
         suites=" ".join(f"--suite {shlex.quote(f'{name}={path}')}" for name, path in dag.suites(SETTINGS, ROOT).items()),
@@ -26,4 +29,4 @@ rule report_page:
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.report --records {input.records} --validated {input.validated} "
         "--media {input.media} --plans {input.plans} --finished {input.finished} --metrics {input.metrics} "
-        "{params.suites} --title {params.title:q} --out {output:q}"
+        "--locks {input.locks} {params.suites} --graph {params.graph:q} --title {params.title:q} --out {output:q}"

@@ -1,42 +1,47 @@
-"""Talk with a trained model about images, in the terminal.
+"""Chat with a trained model about images, in the terminal.
 
     python -m scripts.chat --model exported/mmca/final --image kitchen.jpg
 
-Every turn first asks for images (paths, several separated by spaces, empty for none), then for a question. Images may
-come at any time and keep their number for the whole conversation, so "image 1" means the same image in every question.
+Type a question, and drop images into it or type their paths, anywhere, at any time. Every image keeps its number for
+the whole conversation, so "image 1" means the same image in every question; one that stands within the words is named
+there: "Is cat.jpg older than image 1?". Tab completes paths and commands, the arrow keys bring back what was typed,
+and Ctrl-C stops an answer.
+
 Where standard input is not a terminal, every line is a question or a command; with `--ask` one question is answered and
 the program ends.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.chatting.line import read_line, read_paths
 from scripts.common.errors import UserError, run_program
 from scripts.common.program import parser
-from scripts.evaluation.images import decode, read_file, split_paths
+from scripts.evaluation.images import decode, read_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from model.chat import ChatSession
+    from model.modeling import VisualChatForConditionalGeneration
 
-HELP = """\
-  /image PATH ...   add images to the next question (a path with spaces in quotes)
-  /images           list the images of this conversation with their numbers
-  /undo             take back the last question and its answer
-  /again            answer the last question anew, by drawing instead of taking the likeliest words
-  /save FOLDER      write the conversation and its images into a folder
-  /load FOLDER      take up a conversation that was saved
-  /clear            forget the conversation and its images
-  /quit             end
-  /help             this list"""
-COMMANDS = ("/image", "/images", "/undo", "/again", "/save", "/load", "/clear", "/quit", "/help")
+COMMANDS = {
+    "/image": "PATH ...: add images to the next question",
+    "/images": "list the images of this conversation with their numbers",
+    "/undo": "take back the last question and its answer",
+    "/regenerate": "answer the last question anew, by drawing instead of taking the likeliest words",
+    "/save": "FOLDER: write the conversation and its images into a folder",
+    "/load": "FOLDER: take up a conversation that was saved",
+    "/clear": "forget the conversation and its images",
+    "/help": "this list",
+    "/quit": "end (also Ctrl-D)",
+}
 PLAIN_COMMANDS = ("clear", "quit")
 
 
@@ -49,7 +54,7 @@ class Conversation:
     names: list[str] = field(default_factory=list)
     waiting: list["Image"] = field(default_factory=list)
 
-    def add(self, paths: list[str]) -> None:
+    def add(self, paths: Sequence[str]) -> None:
         """Read images and number them; either all of `paths` are added or none.
 
         Raises:
@@ -62,18 +67,26 @@ class Conversation:
             print(f"  image {len(self.names)}: {path} ({image.width} x {image.height})", file=sys.stderr)
 
     def ask(self, question: str) -> None:
-        """Print the answer to a question as it is generated.
+        """Print the answer to a question as it is generated. One without an answer counts as not asked.
 
         Raises:
             UserError: the conversation no longer fits into the model.
         """
         show = partial(print, end="", flush=True)
         with _told():
-            self.session.ask(question, images=self.waiting, max_new_tokens=self.max_new_tokens, on_text=show)
-        self.waiting = []
+            answer = self.session.ask(question, self.waiting, self.max_new_tokens, show)
         print()
+        if answer:
+            self.waiting = []
+        else:
+            print("  the model says nothing to this; ask in another way", file=sys.stderr)
 
-    def again(self) -> None:
+    def take_back(self, count: int) -> None:
+        """Forget the last `count` images that wait for a question."""
+        kept = len(self.waiting) - count
+        self.waiting, self.names = self.waiting[:kept], self.names[: len(self.names) - count]
+
+    def regenerate(self) -> None:
         """Print another answer to the last question, drawn at random.
 
         Raises:
@@ -95,7 +108,17 @@ class Conversation:
         shown = len(self.names) - len(self.waiting)
         self.names = self.names[: len(self.session.images)] + self.names[shown:]
 
-    def load(self, folder: str) -> None:
+    def save(self, folder: Path) -> None:
+        """Write the conversation into `folder`.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        with _told():
+            self.session.save(folder)
+        print(f"  saved to {folder}", file=sys.stderr)
+
+    def load(self, folder: Path) -> None:
         """Go on with the conversation that was saved in `folder`, instead of this one.
 
         Raises:
@@ -105,6 +128,7 @@ class Conversation:
             self.session = self.session.load(folder, self.session.model, self.session.processor)
         self.names = [f"{folder}, image {number}" for number in range(1, len(self.session.images) + 1)]
         self.waiting = []
+        print(f"  {len(self.session.history) // 2} rounds", file=sys.stderr)
 
     def clear(self) -> None:
         """Forget everything said and shown."""
@@ -162,31 +186,50 @@ def load_session(args: argparse.Namespace) -> "ChatSession":
 
 def talk(conversation: Conversation) -> None:
     """Converse with a person at a terminal until they end it; what goes wrong is said, and they may go on."""
-    print('Image paths, then a question. "/help" lists the commands.', file=sys.stderr)
-    open_ended = True
-    while open_ended:
+    from scripts.chatting.prompt import make_session
+
+    prompt = make_session(COMMANDS)
+    model = conversation.session.model
+    print(f"{describe(model)}. Ask about images: type or drop their paths into the question. /help", file=sys.stderr)
+    while True:
         try:
-            line = input("\nimages (empty: none)> ").strip()
-            # An absolute path also begins with a slash, so here only known commands count.
-            if line.split(" ")[0] in COMMANDS or line in PLAIN_COMMANDS:
-                open_ended = obey(conversation, line)
-                continue
-            conversation.add(split_paths(line))
-            open_ended = turn(conversation, input("you> ").strip(), "model> ")
+            line = prompt.prompt("\nyou> ").strip()
+        except KeyboardInterrupt:  # the line is thrown away, as in a shell
+            continue
+        except EOFError:
+            return
+        try:
+            if not turn(conversation, line, "model> "):
+                return
         except UserError as error:
             print(f"  {error}", file=sys.stderr)
-        except EOFError:
-            print(file=sys.stderr)
-            return
+        except KeyboardInterrupt:
+            print("\n  stopped; the conversation is as it was before", file=sys.stderr)
+
+
+def describe(model: "VisualChatForConditionalGeneration") -> str:
+    """A model in a few words."""
+    size = sum(value.numel() for value in model.parameters())
+    named = next(f"{size / unit:.1f}{letter}" for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if size >= unit)
+    return f"{named} parameters, attention {model.config.attention}, {model.config.image_tokens} tokens an image"
 
 
 def turn(conversation: Conversation, line: str, label: str = "") -> bool:
-    """Carry out a command or answer a question; return whether the conversation goes on."""
-    if line.startswith("/") or line in PLAIN_COMMANDS:
+    """Carry out a command, take in images or answer a question; return whether the conversation goes on."""
+    # An absolute path also begins with a slash: a command is one word of letters.
+    if (line.startswith("/") and line.split()[0][1:].isalpha() and not Path(line.split()[0]).exists()) or (
+        line in PLAIN_COMMANDS
+    ):
         return obey(conversation, line)
-    if line:
+    read = read_line(line, len(conversation.names) + 1)
+    conversation.add(read.images)
+    if read.text:
         print(label, end="", flush=True)
-        conversation.ask(line)
+        try:
+            conversation.ask(read.text)
+        except BaseException:
+            conversation.take_back(len(read.images))  # asked again, the line brings them again
+            raise
     return True
 
 
@@ -206,24 +249,22 @@ def obey(conversation: Conversation, line: str) -> bool:
         case "undo":
             conversation.undo()
             print("  the last round is taken back", file=sys.stderr)
-        case "again":
-            conversation.again()
-        case "save" | "load" if not rest.strip():
-            raise UserError(f"{name} needs a folder")
-        case "save":
-            with _told():
-                conversation.session.save(rest.strip())
-            print(f"  saved to {rest.strip()}", file=sys.stderr)
-        case "load":
-            conversation.load(rest.strip())
-            print(f"  {len(conversation.session.history) // 2} rounds", file=sys.stderr)
+        case "regenerate":
+            conversation.regenerate()
+        case "save" | "load":
+            folders = read_paths(rest)
+            if len(folders) != 1:
+                raise UserError(f"{name} needs a folder")
+            (conversation.save if name == "/save" else conversation.load)(Path(folders[0]).expanduser())
         case "image":
-            conversation.add(split_paths(rest))
+            if not rest.strip():
+                raise UserError("/image needs the path of an image")
+            conversation.add(read_paths(rest))
         case "images":
             listed = [f"  image {number}: {path}" for number, path in enumerate(conversation.names, start=1)]
             print("\n".join(listed) or "  no images yet", file=sys.stderr)
         case "help":
-            print(HELP, file=sys.stderr)
+            print("\n".join(f"  {command:<12} {what}" for command, what in COMMANDS.items()), file=sys.stderr)
         case _:
             raise UserError(f"there is no command {name}; /help lists them")
     return True

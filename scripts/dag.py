@@ -20,6 +20,7 @@ from scripts.settings import Settings
 from scripts.world.tasks import TASKS
 
 HELDOUT = "heldout"
+DRAWN_SUITE = "raw/miniature/dialogues/dialogues.json"
 
 
 def check_root(root: str, name: str) -> None:
@@ -122,7 +123,7 @@ def suites(settings: Settings, root: str) -> dict[str, str]:
 
 def _suite(path: str, root: str) -> str:
     if path == "miniature":
-        return f"{root}/raw/miniature/dialogues/dialogues.json"
+        return f"{root}/{DRAWN_SUITE}"
     drawn, slash, task = path.partition("/")
     return f"{root}/raw/miniature/tasks/{task}.yaml" if slash and drawn == "miniature" and task in TASKS else path
 
@@ -189,6 +190,54 @@ def tasting(settings: Settings) -> list[str]:
     """Datasets that choose the images of a taste, in the registry's order."""
     registry, sources = settings.registry(), set(tasted(settings))
     return [name for name in settings.datasets() if sources & set(registry.datasets[name].image_sources)]
+
+
+def manifests_behind(settings: Settings, run: str) -> list[str]:
+    """The manifests of every step behind a run and of what it left, relative to the root: what its passport is made of.
+
+    Small files only, so that a touched archive makes no passport anew.
+    """
+    registry, entry = settings.registry(), settings.runs[run]
+    blend, model = settings.blends[entry.blend], settings.models[entry.model]
+    datasets, images = datasets_of(settings, entry.blend), image_sources(settings)
+    sources = sorted({*images, *(source for dataset in datasets for source in registry.sources_of(dataset))})
+    parts = sorted({*epoch_parts(settings, run), HELDOUT})
+    made = [f"bases/miniature/{kind}" for kind in ("vision", "language") if getattr(model, kind) == "miniature"]
+    made += ["bases/miniature/tokenizer"] * (settings.tokens[model.tokens].tokenizer == "miniature")
+    return [
+        *(["raw/miniature/miniature.json"] * (not settings.data_path)),
+        *(["raw/wanted.json"] * bool(set(tasted(settings)) & set(sources))),
+        *(f"raw/{source}/source.json" for source in sources),
+        *(f"validated/source/{source}.json" for source in sources),
+        *(f"validated/{dataset}.json" for dataset in datasets),
+        *(f"media/{source}/manifest.json" for source in images),
+        "split/manifest.json",
+        *(f"records/{dataset}.report.json" for dataset in datasets),
+        *(f"tokens/{blend.tokens}/{dataset}.json" for dataset in datasets),
+        *(f"plan/{entry.blend}/{part}.json" for part in parts),
+        *(f"blend/{entry.blend}/{part}/manifest.json" for part in parts),
+        *(shard.removeprefix(f"{settings.results}/") for shard in pixel_shards(settings, run)),
+        *(f"{folder}/manifest.json" for folder in made),
+        f"models/{entry.model}/manifest.json",
+        f"train/{run}/finished.json",
+        *(f"exported/{run}/{which}/manifest.json" for which in ("final", "best")),
+        f"evaluate/{run}/metrics.json",
+    ]
+
+
+def programs_behind(settings: Settings, run: str) -> list[str]:
+    """The modules that were run for what is behind a run, adapters among them, as the rules name them for `code`."""
+    registry, entry = settings.registry(), settings.runs[run]
+    model = settings.models[entry.model]
+    steps = ["fetch", "validate", "shard", "index", "holdout", "convert", "count_tokens", "plan", "blend"]
+    steps += ["blend_manifest", "make_model", "train", "training.worker", "export", "evaluate"]
+    steps += [] if settings.data_path else ["miniature"]
+    steps += ["wanted"] if tasting(settings) else []
+    steps += ["pixels"] if entry.pixels else []
+    steps += [f"pretraining.{kind}" for kind in ("vision", "language") if getattr(model, kind) == "miniature"]
+    steps += ["pretraining.tokenizer"] * (settings.tokens[model.tokens].tokenizer == "miniature")
+    steps += sorted({f"adapters.{registry.datasets[name].adapter}" for name in datasets_of(settings, entry.blend)})
+    return [f"scripts.{step}" for step in steps]
 
 
 @cache

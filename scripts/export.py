@@ -47,11 +47,12 @@ def export(run: Path, model: Path, root: Path, out: Path, form: str = "full") ->
 
     from scripts.training.assembly import load_model, write_delta
     from scripts.training.folders import replaced
+    from scripts.training.precision import dtype_of
     from scripts.training.trainable import apply_weights
 
     logging.disable_progress_bar()
     settings = Run.model_validate(read_json(run / finished["state"] / "settings.json"))
-    dtype = torch.bfloat16 if finished["precision"] == "bf16" else torch.float32
+    dtype = dtype_of(finished["precision"])
     for which in ("final", "best"):
         weights = load_file(run / finished[which]["weights"])
         with replaced(out / which) as draft:

@@ -14,9 +14,8 @@ from scripts.common.errors import run_program
 from scripts.common.files import atomic, read_json
 from scripts.common.program import parser
 from scripts.evaluation.suites import suite_paths
-from scripts.reporting import answers, cards, data, scores
+from scripts.reporting import answers, cards, data, pairs, provenance, scores, steps
 from scripts.reporting.efficiency import studies
-from scripts.reporting.figures import loss_chart
 from scripts.reporting.pictures import Pictures
 
 _TEMPLATES = Path(__file__).parent / "reporting"
@@ -24,13 +23,14 @@ _ANCHORS = (
     ("studies", "efficiency", "Data efficiency"),
     ("columns", "scores", "Scores"),
     ("columns", "comparison", "Comparison"),
-    ("chart", "curves", "Loss curves"),
+    ("chart", "curves", "Curves"),
     ("suites", "dialogues", "Dialogues"),
     ("columns", "mistakes", "Wrong answers"),
     ("datasets", "data", "Data"),
     ("cards", "cards", "Datasets"),
     ("sources", "images", "Images"),
     ("blends", "blends", "Blends"),
+    ("graph", "graph", "Graph"),
     ("provenance", "provenance", "Provenance"),
 )
 
@@ -51,10 +51,12 @@ def arguments() -> argparse.ArgumentParser:
         "plans": "plan/BLEND/PART.json",
         "finished": "train/RUN/finished.json",
         "metrics": "evaluate/RUN/metrics.json",
+        "locks": "train/RUN/lock.json",
     }
     for name, files in inputs.items():
         result.add_argument(f"--{name}", nargs="*", type=Path, default=[], metavar="FILE", help=files)
     result.add_argument("--suite", action="append", default=[], metavar="NAME=FILE", help="a suite's file, repeatable")
+    result.add_argument("--graph", type=Path, metavar="FILE", help="graph.json; left out where it is absent")
     result.add_argument("--image-root", type=Path, metavar="FOLDER", help="as for evaluate")
     result.add_argument("--title", default="VisualChat", help="heading of the page")
     result.add_argument("--out", type=Path, required=True, metavar="FILE", help="report.html")
@@ -82,26 +84,29 @@ def contents(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that the template shows."""
     colours = scores.run_colours(args.metrics, args.finished)
     columns = scores.columns(args.metrics, colours)
-    curves = scores.curves(args.finished, colours)
     pictures = Pictures(
         media={read_json(path)["source"]: path.parent for path in args.media},
         suite_folders={name: args.image_root or path.parent for name, path in suite_paths(args.suite).items()},
     )
-    confidence = read_json(args.metrics[0])["settings"]["confidence"] if args.metrics else 0
+    confidence = read_json(args.metrics[0])["settings"]["confidence"] if args.metrics else 0.95
+    chart, told = scores.curves(args.finished, colours, confidence)
     parts = {
         "studies": studies(columns, args.finished, args.plans, confidence),
         "columns": columns,
         "kinds": scores.comparison(columns),
+        "differences": pairs.differences(columns, confidence),
+        "settings": pairs.settings(args.finished, colours),
         "losses": scores.losses(columns),
-        "curves": curves,
-        "chart": loss_chart(curves),
+        "chart": chart,
+        "told": told,
         "suites": answers.suites(columns, pictures),
         "mistakes": answers.mistakes(columns, pictures),
         "datasets": data.dataset_rows(args.records, args.validated),
         "cards": cards.cards(args.records, args.validated, args.plans, pictures),
         "sources": data.source_rows(args.media),
         "blends": data.blend_tables(args.plans),
-        "provenance": scores.provenance(args.finished, args.metrics, colours),
+        "graph": steps.graph(args.graph),
+        "provenance": provenance.provenance(args.finished, args.metrics, args.locks, colours),
     }
     return parts | {
         "title": args.title,
@@ -114,7 +119,7 @@ def contents(args: argparse.Namespace) -> dict[str, Any]:
 
 def _lead(parts: dict[str, Any]) -> str:
     """What the page is about, in one line."""
-    runs = list(dict.fromkeys([column.run for column in parts["columns"]] + [curve.name for curve in parts["curves"]]))
+    runs = list(dict.fromkeys([column.run for column in parts["columns"]] + [run["name"] for run in parts["told"]]))
     words = [f"{'Run' if len(runs) == 1 else 'Runs'}: {', '.join(runs)}."] if runs else []
     if parts["datasets"]:
         words.append(f"Data: {', '.join(row['name'] for row in parts['datasets'])}.")

@@ -1,4 +1,4 @@
-"""Say how it went: the report, the held-out scores beside chance, and how to talk with the model just trained.
+"""Say how it went: the report, the held-out scores beside chance, and how to chat with the model just trained.
 
 Reads what the workflow left below the results root; prints nothing but these lines.
 """
@@ -13,15 +13,18 @@ from scripts.common.program import parser
 from scripts.evaluation.results import METRICS
 from scripts.evaluation.summary import result_lines
 
+DEFAULT = "config.yaml"
+
 
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--root", type=Path, default=Path("results"), metavar="FOLDER", help="results root")
-    root = arguments.parse_args().root
-    print("\n".join(summary_lines(root)))
+    arguments.add_argument("--config", default=DEFAULT, metavar="FILE", help="configuration that `root` belongs to")
+    args = arguments.parse_args()
+    print("\n".join(summary_lines(args.root, args.config)))
 
 
-def summary_lines(root: Path) -> list[str]:
+def summary_lines(root: Path, config: str = DEFAULT) -> list[str]:
     """The lines to print.
 
     Raises:
@@ -35,11 +38,19 @@ def summary_lines(root: Path) -> list[str]:
         lines += [f"  {line}" for line in result_lines(read_json(path))]
     if (root / "report.html").is_file():
         lines += ["", "Look at the report", f"  {root / 'report.html'}"]
-    for path in paths:
-        model = root / "exported" / path.parent.name / "final"
-        if (model / "config.json").is_file():
-            lines += ["", f"Talk with {path.parent.name}", f"  {_chat(model, root)}"]
+    models = [root / "exported" / path.parent.name / "final" for path in paths]
+    models = [model for model in models if (model / "config.json").is_file()]
+    for model in models:
+        lines += ["", f"Chat with {model.parent.name} in the terminal", f"  {_chat(model, root)}"]
+    if models:
+        # Last, because it is what a newcomer should do next.
+        lines += ["", "Chat in the browser", f"  {_serve(config)}"]
     return lines
+
+
+def _serve(config: str) -> str:
+    """The command that starts the chat page with the model exported last."""
+    return "make chat" if config == DEFAULT else shlex.join(["make", "chat", f"CONFIG={config}"])
 
 
 def _chat(model: Path, root: Path) -> str:

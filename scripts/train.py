@@ -9,7 +9,8 @@ and ends with the same losses and the same weights, bit for bit, as if nothing h
 fingerprint of what decides the numbers, so another learning rate starts a run of its own beside it, and another
 number of ranks does not. A finished run returns at once.
 
-Exit status: 0 finished; 75 asked to stop (SIGTERM, Ctrl-C), saved and not finished; 1 an error.
+Exit status: 0 finished; 75 not finished but saved, because it was asked to stop (SIGTERM, SIGUSR1, Ctrl-C) or the
+time of --minutes was over; 1 an error, which is named; 2 a defect of this program.
 """
 
 import argparse
@@ -17,7 +18,9 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +29,23 @@ from scripts.common.files import atomic, file_sha256, read_json, write_json
 from scripts.common.program import load_settings, parser
 from scripts.common.progress import Progress
 from scripts.sections.run import Run
-from scripts.training import identity, launch
+from scripts.training import identity, launch, watchdog
 from scripts.training.loader import BlendReader
 from scripts.training.plans import differences, plan_facts
+from scripts.training.trackers import check_installed
 
 NOT_FINISHED = 75
 _LIBRARIES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
 
 
 def train(args: argparse.Namespace, settings: Run) -> int:
-    """Run the training to its end and return the exit status.
+    """Run the training to its end, or until time is over, and return the exit status.
 
     Raises:
         UserError: inputs do not fit, another process trains this run, or the run cannot succeed.
     """
+    deadline = time.time() + 60 * args.minutes if args.minutes else None
+    check_installed(settings.trackers)
     blend = args.blend * settings.epochs if len(args.blend) == 1 else args.blend
     if len(blend) != settings.epochs:
         raise UserError(f"{settings.epochs} epochs need as many --blend folders, or one that repeats, not {len(blend)}")
@@ -71,6 +77,8 @@ def train(args: argparse.Namespace, settings: Run) -> int:
             arguments += [flag, str(path)]
         arguments += ["--blend", *map(str, blend)]
         arguments += ["--pixels", *map(str, args.pixels)] if args.pixels else []
+        arguments += ["--deadline", str(deadline)] if deadline else []
+        arguments += ["--patience", str(args.patience)]
         screen = Screen(args.name)
         status = launch.run_ranks(settings.ranks, settings.threads, arguments, state / "log.txt", screen.show)
         screen.close()
@@ -111,8 +119,7 @@ class Screen:
             text = f"{self._name}: {message['say']}"
             print(f"\r{text:<100}" if sys.stderr.isatty() else text, file=sys.stderr)
         elif "steps" in message:
-            self._progress = Progress(f"training {self._name}", message["steps"])
-            self._progress.done = message["done"]
+            self._progress = Progress(f"training {self._name}", message["steps"], message["done"])
         elif self._progress:
             self._progress.advance(note=message["note"])
 
@@ -167,6 +174,8 @@ def unfinished(state: Path, settings: Run, status: int) -> int:
     Raises:
         UserError: what the first rank to fail had to say.
     """
+    if hang := watchdog.explain(state / "ranks", settings.ranks):
+        raise UserError(f"a rank made no progress and was ended; the same command continues. {hang}")
     files = sorted((state / "ranks").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     ends = [read_json(path) for path in files]
     if errors := [end for end in ends if end["status"] == "error"]:
@@ -211,8 +220,23 @@ def main() -> int:
     pixels = "what pixels/<encoder>/*.json tell of: read crops instead of decoding images"
     arguments.add_argument("--pixels", type=Path, nargs="*", default=[], help=pixels)
     arguments.add_argument("--out", required=True, type=Path, help="folder to write: train/<run>")
+    minutes = "stop in order, with exit status 75, before so many minutes have passed"
+    arguments.add_argument("--minutes", type=positive, help=minutes)
+    patience = "minutes without any progress after which a rank is taken to hang and the job ended (default: 60)"
+    arguments.add_argument("--patience", type=positive, default=60.0, help=patience)
     args = arguments.parse_args()
+    # Until the ranks are there to be told, nothing has begun that would have to be saved.
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: sys.exit(NOT_FINISHED))
     return train(args, load_settings(Run, args.settings))
+
+
+def positive(text: str) -> float:
+    """A number of minutes above zero."""
+    value = float(text)
+    if not value > 0:
+        raise ValueError
+    return value
 
 
 if __name__ == "__main__":

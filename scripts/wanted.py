@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
+
 from scripts.adapters.images import Images
 from scripts.adapters.raw import Raw
 from scripts.adapters.run import dataset_entry, load_adapter
@@ -68,7 +70,8 @@ def _in_drawn_order(dataset: str, raw: Raw, sources: list[str], settings: Taste)
     entry = dataset_entry(dataset, raw)
     found = [item for item in load_adapter(entry).records(raw, Anything()) if isinstance(item, Record) and item.images]
     found = [record for record in found if all(image.source in sources for image in record.images)]
-    keys = Draws(settings.seed, 0).keys([f"{dataset}:{record.id}" for record in found], [0] * len(found), "taste")
+    uids = [f"{dataset}:{record.id}".encode() for record in found]
+    keys = Draws(settings.seed, 0).keys(uids, np.zeros(len(uids), np.int64), "taste")
     for number in sorted(range(len(found)), key=lambda number: (keys[number], number)):
         yield found[number].images
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ SETTINGS = {
     "checkpoint_every": 4,
 }
 STEPS = 26
-_TIMING = ("seconds", "per_second")
+_TIMING = ("seconds", "per_second", "bytes")
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,15 @@ class Lab:
     blends: list[Path]
     heldout: Path
 
-    def start(self, out: Path, model: Path | None = None, **changes: Any) -> subprocess.Popen:
+    def start(
+        self, out: Path, model: Path | None = None, flags: Sequence[str] = (), **changes: Any
+    ) -> subprocess.Popen:
         """Start a run. The search path is empty, so that nothing can be compiled: training must not need a compiler."""
         settings = json.dumps(SETTINGS | changes)
         command = [sys.executable, "-m", "scripts.train", "--name", "tiny", "--settings", settings, "--out", str(out)]
         command += ["--model", str(model or self.model), "--blend", *map(str, self.blends)]
         command += ["--heldout", str(self.heldout), "--root", str(self.root)]
+        command += flags
         environment = os.environ | {"PATH": "", "PYTHONPATH": str(REPOSITORY)}
         return subprocess.Popen(command, cwd=self.root, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -74,6 +79,13 @@ def make_lab(root: Path) -> Lab:
         blends=[write_blend(blend / f"epoch-{e:03d}", 50, bases["tokenizer"], epoch=e, **options) for e in range(2)],
         heldout=write_blend(blend / "heldout", 6, bases["tokenizer"], stem="heldout", shards=1, **options),
     )
+
+
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def finished(out: Path) -> dict[str, Any]:

@@ -29,6 +29,14 @@ def code_fingerprint(*modules: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def code_files(*modules: str) -> dict[str, str]:
+    """Sixteen hex digits for each file in the import closure of `modules`, by its path in the repository."""
+    return {
+        str(_file(name).relative_to(ROOT)): hashlib.sha256(_normalised(_file(name)).encode()).hexdigest()[:16]
+        for name in sorted(_closure(modules))
+    }
+
+
 def asset_fingerprint(*patterns: str) -> str:
     """Sixteen hex digits of the files that match `patterns` below the repository: templates and styles, which no import
     names."""

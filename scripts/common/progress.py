@@ -7,6 +7,7 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 _LOG_EVERY_SECONDS = 10.0
+_BAR = 20
 
 
 class Progress:
@@ -16,8 +17,10 @@ class Progress:
     readable.
     """
 
-    def __init__(self, label: str, total: int):
-        self.label, self.total, self.done, self.note = label, total, 0, ""
+    def __init__(self, label: str, total: int, done: int = 0):
+        """`done` items were finished before, by an earlier attempt; they tell nothing of the time that is left."""
+        self.label, self.total, self.done, self.note = label, total, done, ""
+        self._before = done
         self._start = self._shown = time.monotonic()
         self._terminal = sys.stderr.isatty()
 
@@ -36,9 +39,12 @@ class Progress:
 
     def _show(self, start: str, end: str) -> None:
         seconds = time.monotonic() - self._start
-        left = seconds / self.done * (self.total - self.done) if self.done else 0.0
+        now = self.done - self._before
+        left = seconds / now * (self.total - self.done) if now else 0.0
         timing = f"{seconds:.0f} s" if self.done >= self.total else f"{seconds:.0f} s, about {left:.0f} s left"
-        line = f"{self.label}: {self.done}/{self.total} ({timing}) {self.note}".rstrip()
+        full = _BAR * self.done // max(self.total, 1)
+        bar = f" [{'#' * full}{'.' * (_BAR - full)}]" if self._terminal else ""
+        line = f"{self.label}:{bar} {self.done}/{self.total} ({timing}) {self.note}".rstrip()
         print(f"{start}{line:<100}" if self._terminal else line, end=end, file=sys.stderr, flush=True)
 
 

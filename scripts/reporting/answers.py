@@ -5,7 +5,7 @@ Reads the `<suite>/<checkpoint>.jsonl` files beside every `metrics.json`, one li
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -27,7 +27,7 @@ def suites(columns: Sequence[Column], pictures: Pictures) -> list[dict[str, Any]
 
 def mistakes(columns: Sequence[Column], pictures: Pictures) -> list[dict[str, Any]]:
     """Held-out questions that some column answered wrongly: one of the worst kind, one of the next, and so on."""
-    answers = [_read(column, HELDOUT) for column in columns]
+    answers = [read_turns(column, HELDOUT) for column in columns]
     wrong: dict[str, list[tuple[str, int]]] = {}
     for key in dict.fromkeys(key for turns in answers for key, turn in turns.items() if turn["correct"] is False):
         turn = next(turns[key] for turns in answers if key in turns)
@@ -38,27 +38,61 @@ def mistakes(columns: Sequence[Column], pictures: Pictures) -> list[dict[str, An
 
 
 def _suite(name: str, columns: Sequence[Column], pictures: Pictures) -> dict[str, Any]:
-    answers = [_read(column, name) if name in column.metrics["suites"] else {} for column in columns]
+    answers = [read_turns(column, name) if name in column.metrics["suites"] else {} for column in columns]
     tests: dict[str, list[tuple[str, int]]] = {}
     for key in dict.fromkeys(key for turns in answers for key in turns):
         tests.setdefault(key[0], []).append(key)
 
-    def right(keys: Iterable[tuple[str, int]]) -> float:
-        judged = [turns[key]["correct"] for key in keys for turns in answers if key in turns]
-        judged = [correct for correct in judged if correct is not None]
-        return sum(judged) / len(judged) if judged else 1.0
-
-    worst_first = sorted(tests, key=lambda test: right(tests[test]))
+    worst_first = sorted(tests, key=lambda test: _mean_score(tests[test], answers))
     scores = [(column, column.metrics["suites"][name]) for column in columns if name in column.metrics["suites"]]
     return {
         "name": name,
         "scores": [f"{column.label}: {row['correct']} of {row['n']} right" for column, row in scores if row["n"]],
+        "columns": [{"run": column.label, "colour": column.colour} for column, _ in scores],
+        "metrics": _metrics([row.get("metrics", {}) for _, row in scores]),
         "dialogues": [
-            {"name": test, "rounds": [_round(key, name, columns, answers, pictures) for key in tests[test]]}
+            {
+                "name": test,
+                "scores": _tally(tests[test], columns, answers),
+                "rounds": [_round(key, name, columns, answers, pictures) for key in tests[test]],
+            }
             for test in worst_first[:DIALOGUES]
         ],
         "left_out": max(0, len(worst_first) - DIALOGUES),
     }
+
+
+def _metrics(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The metrics of a suite, one row each: its value and interval in every column, None where it has none."""
+    names = dict.fromkeys(name for table in tables for name in table)
+    rows = [{"name": name, "cells": [table.get(name) for table in tables]} for name in names]
+    return [row for row in rows if any(cell and cell["value"] is not None for cell in row["cells"])]
+
+
+def _tally(
+    keys: Sequence[tuple[str, int]], columns: Sequence[Column], answers: Sequence[Turns]
+) -> list[dict[str, Any]]:
+    """How many rounds of a dialogue each column answered right, of those that can be judged."""
+    tallies = []
+    for column, turns in zip(columns, answers):
+        judged = [turns[key]["correct"] for key in keys if key in turns and turns[key]["correct"] is not None]
+        if judged:
+            tallies.append({"run": column.label, "colour": column.colour, "right": sum(judged), "judged": len(judged)})
+    return tallies
+
+
+def _mean_score(keys: Sequence[tuple[str, int]], answers: Sequence[Turns]) -> float:
+    """How well a dialogue went over all columns, from 0 to 1; 1 where nothing can be judged."""
+    found = [score(turns[key]) for key in keys for turns in answers if key in turns]
+    judged = [value for value in found if value is not None]
+    return sum(judged) / len(judged) if judged else 1.0
+
+
+def score(turn: Mapping[str, Any]) -> float | None:
+    """What an answer is worth, from 0 to 1: right or wrong, or else the share of a point that a metric gives it."""
+    if turn["correct"] is not None:
+        return float(turn["correct"])
+    return next((value for value in turn.get("scores", {}).values() if 0 <= value <= 1), None)
 
 
 def _round(
@@ -70,7 +104,7 @@ def _round(
     return {
         "question": turn["question"],
         "references": turn["references"],
-        "show_references": any(answer["correct"] is False for answer in given),
+        "show_references": any(answer["worth"] is not None and answer["worth"] < 1 for answer in given),
         "images": pictures.of_suite(suite, turn["images"][old:], first=old + 1),
         "answers": given,
     }
@@ -94,7 +128,13 @@ def _mistake(
 
 def _answers(key: tuple[str, int], columns: Sequence[Column], answers: Sequence[Turns]) -> list[dict[str, Any]]:
     return [
-        {"run": column.label, "colour": column.colour, "text": turns[key]["output"], "correct": turns[key]["correct"]}
+        {
+            "run": column.label,
+            "colour": column.colour,
+            "text": turns[key]["output"],
+            "correct": turns[key]["correct"],
+            "worth": score(turns[key]),
+        }
         for column, turns in zip(columns, answers)
         if key in turns
     ]
@@ -109,7 +149,12 @@ def _worst_first(columns: Sequence[Column]) -> list[str]:
     return sorted(lowest, key=lambda name: (lowest[name], name))
 
 
-def _read(column: Column, suite: str) -> Turns:
+def read_turns(column: Column, suite: str) -> Turns:
+    """The turns of a suite, or of the held-out questions, by test and round.
+
+    Raises:
+        UserError: the file is gone.
+    """
     path = column.folder / suite / f"{column.checkpoint}.jsonl"
     try:
         lines: list[Mapping[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -6,12 +6,11 @@ repetitions. An accuracy is their mean, with the interval of Student's t over th
 is taken seed by seed first.
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup
@@ -19,6 +18,7 @@ from markupsafe import Markup
 from scripts.common.files import canonical, read_json
 from scripts.evaluation.kinds import GROUPS
 from scripts.reporting.figures import Line, accuracy_chart
+from scripts.reporting.means import mean
 from scripts.reporting.scores import GROUP_LABELS, RUN_COLOURS, Column
 from scripts.sections.run import Run
 
@@ -35,16 +35,6 @@ class Trial:
     conversations: int
     seeds: str
     accuracies: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean over repetitions, and its interval; both bounds are None where there is one value alone."""
-
-    n: int
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass
@@ -68,7 +58,10 @@ class Study:
 def studies(
     columns: Sequence[Column], finished: Iterable[Path], plans: Iterable[Path], confidence: float
 ) -> list[Study]:
-    """The studies among the evaluated runs: those with two attentions or two lengths of training at least."""
+    """The studies among the evaluated runs: those with two attentions or two lengths of training at least.
+
+    One run of each attention is no study: the comparison sets them side by side, question by question.
+    """
     lengths = {plan["sha256"]: plan["conversations"] for plan in map(read_json, plans)}
     last = {column.run: column for column in columns if column.checkpoint == "final"}
     found: dict[str, list[Trial]] = {}
@@ -89,6 +82,7 @@ def studies(
         _study(trials, confidence)
         for trials in found.values()
         if len({(trial.attention, trial.epochs) for trial in trials}) > 1
+        and len(trials) > len({trial.attention for trial in trials})
     ]
 
 
@@ -136,37 +130,3 @@ def _rows(trials: Sequence[Trial], group: str, names: Sequence[str], confidence:
             }
         )
     return rows
-
-
-def mean(values: Sequence[float], confidence: float) -> Mean | None:
-    """The mean of repetitions with the interval of Student's t; None without any."""
-    if not values:
-        return None
-    centre = fmean(values)
-    if len(values) == 1:
-        return Mean(1, centre)
-    margin = student_quantile((1 + confidence) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return Mean(len(values), centre, centre - margin, centre + margin)
-
-
-def student_quantile(share: float, freedom: int) -> float:
-    """The value below which lies `share` (above one half) of Student's t with `freedom` degrees of freedom."""
-    low, high = 0.0, 1.0
-    while _student_below(high, freedom) < share:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_below(middle, freedom) < share else (low, middle)
-    return high
-
-
-def _student_below(value: float, freedom: int) -> float:
-    """Share of Student's t below `value` >= 0: a finite sum in the angle of value / sqrt(freedom) (Fisher 1926)."""
-    angle = math.atan(value / math.sqrt(freedom))
-    cosine, term, total = math.cos(angle) ** 2, 1.0, 0.0
-    for step in range(freedom // 2 if freedom % 2 == 0 else (freedom - 1) // 2):
-        total += term
-        term *= cosine * ((2 * step + 1) / (2 * step + 2) if freedom % 2 == 0 else (2 * step + 2) / (2 * step + 3))
-    if freedom % 2 == 0:
-        return (1 + math.sin(angle) * total) / 2
-    return 0.5 + (angle + math.sin(angle) * math.cos(angle) * total) / math.pi

@@ -1,5 +1,5 @@
-"""The report's pictures of numbers: loss curves, accuracy bars and accuracy curves as SVG, without a plotting library
-and without scripts.
+"""The report's pictures of numbers: curves of training, accuracy bars and accuracy curves as SVG, without a plotting
+library and without scripts.
 
 A chart is an SVG that stretches to its box, with labels laid over it as ordinary text: so lines and letters keep their
 size on a telephone and on a wide screen. Colours are the style sheet's, which knows light and dark.
@@ -7,57 +7,74 @@ size on a telephone and on a wide screen. Colours are the style sheet's, which k
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup
 
+from scripts.reporting.means import Mean, mean
+
 Point = tuple[float, float]
 _LINE = Markup('<path class="line run-{}" d="{}" vector-effect="non-scaling-stroke"/>')
 _DOTS = Markup('<path class="dots run-{}" d="{}" vector-effect="non-scaling-stroke"><title>{}</title></path>')
+_BAND = Markup('<path class="band run-{}" d="{}Z"/>')
 _GRID = Markup('<path class="grid" d="{}" vector-effect="non-scaling-stroke"/>')
 _LABEL = Markup('<span class="tick {}" style="{}:{}%">{}</span>')
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's losses: (step, loss) of training, as a line, and of the held-out conversations, as dots."""
+    """One run's values by step: those of every step, drawn as a line of means, and measurements, drawn as dots."""
 
     name: str
     colour: int
-    train: Sequence[Point]
-    heldout: Sequence[Point]
+    steps: Sequence[Point]
+    measured: Sequence[Point] = ()
 
 
-def bin_means(points: Sequence[Point], bins: int = 60) -> list[Point]:
-    """Average neighbouring points into at most `bins` of equal count: smooths a noisy curve and bounds its size."""
+def binned(points: Sequence[Point], confidence: float, bins: int = 60) -> list[tuple[float, Mean]]:
+    """Means over neighbouring points, in at most `bins` bins of equal count, with the intervals of the means.
+
+    Smooths a noisy curve and bounds its size; the last bin may hold fewer points.
+    """
     size = max(1, math.ceil(len(points) / bins))
     groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+    return [(fmean(x for x, _ in group), mean([y for _, y in group], confidence)) for group in groups]
 
 
-def loss_chart(curves: Sequence[Curve]) -> Markup:
-    """Loss (logarithmic) against step, all runs in one chart; empty without a single usable point."""
-    smooth = [replace(curve, train=bin_means(_usable(curve.train)), heldout=_usable(curve.heldout)) for curve in curves]
-    points = [point for curve in smooth for point in (*curve.train, *curve.heldout)]
-    if not points:
+def step_chart(title: str, curves: Sequence[Curve], confidence: float, logarithmic: bool = False) -> Markup:
+    """Values against step, all curves in one chart, each with a band for the intervals of its means; empty without a
+    single usable point."""
+    usable = _positive if logarithmic else _finite
+    lines = [binned(usable(curve.steps), confidence) for curve in curves]
+    dots = [usable(curve.measured) for curve in curves]
+    values = [value.value for line in lines for _, value in line] + [y for points in dots for _, y in points]
+    if not values:
         return Markup("")
-    last = max(max(x for x, _ in points), 1)
-    low, high = _log_range([y for _, y in points])
+    last = max([x for line in lines for x, _ in line] + [x for points in dots for x, _ in points] + [1])
+    low, high = _log_range(values) if logarithmic else _range(values)
+    scale = math.log if logarithmic else float
 
-    def place(point: Point) -> Point:
-        x, y = point
-        return 100 * x / last, 100 * (1 - (math.log(y) - math.log(low)) / (math.log(high) - math.log(low)))
+    def height(y: float) -> float:
+        inside = min(max(y, low), high)
+        return 100 * (1 - (scale(inside) - scale(low)) / (scale(high) - scale(low)))
 
-    rows = [(place((0, tick))[1], _number(tick)) for tick in _log_ticks(low, high)]
-    columns = [(place((tick, low))[0], _number(tick)) for tick in _linear_ticks(last)]
+    ticks = _log_ticks(low, high) if logarithmic else [low + tick for tick in _linear_ticks(high - low)]
+    rows = [(height(tick), _number(tick)) for tick in ticks]
+    columns = [(100 * tick / last, _number(tick)) for tick in _linear_ticks(last)]
     drawn = [_GRID.format(" ".join(f"M0 {y:.2f}H100" for y, _ in rows))]
-    for curve in smooth:
-        drawn.append(_LINE.format(curve.colour, _path([place(point) for point in curve.train])))
-        # A line of no length with round ends is a dot, and unlike a circle it stays round when the box is stretched.
-        dots = " ".join(f"M{x:.2f} {y:.2f}h0" for x, y in map(place, curve.heldout))
-        drawn.append(_DOTS.format(curve.colour, dots, f"{curve.name}, held out"))
-    return _framed(f"Loss by step of {', '.join(curve.name for curve in curves)}", drawn, rows, columns, "step")
+    for curve, line, points in zip(curves, lines, dots):
+        edges = [(100 * x / last, height(v.low), height(v.high)) for x, v in line if v.low is not None]
+        if len(edges) > 1:
+            around = [(x, top) for x, _, top in edges] + [(x, bottom) for x, bottom, _ in reversed(edges)]
+            drawn.append(_BAND.format(curve.colour, _path(around)))
+        drawn.append(_LINE.format(curve.colour, _path([(100 * x / last, height(v.value)) for x, v in line])))
+        if points:
+            # A line of no length with round ends is a dot, and unlike a circle it stays round in a stretched box.
+            told = " ".join(f"M{100 * x / last:.2f} {height(y):.2f}h0" for x, y in points)
+            drawn.append(_DOTS.format(curve.colour, told, f"{curve.name}, held out"))
+    return _framed(f"{title} by step of {', '.join(curve.name for curve in curves)}", drawn, rows, columns, "step")
 
 
 @dataclass(frozen=True)
@@ -117,12 +134,30 @@ def _framed(title: str, drawn: Sequence[Markup], rows: Sequence[tuple], columns:
     )
 
 
-def _usable(points: Sequence[Point]) -> list[Point]:
-    return [(x, y) for x, y in points if math.isfinite(y) and y > 0]
+def difference_bar(value: float, low: float, high: float) -> Markup:
+    """A difference, as a share of the bar's reach from -1 to 1, whose middle is zero, with its interval."""
+    left, right = sorted((50 + 50 * value, 50.0))
+    marks = '<i class="difference" style="left:{:.1f}%;width:{:.1f}%"></i><i class="zero"></i>'
+    marks += '<i class="interval" style="left:{:.1f}%;width:{:.1f}%"></i>'
+    inner = Markup(marks).format(left, right - left, 50 + 50 * low, 50 * (high - low))
+    return Markup('<span class="bar" aria-hidden="true">{}</span>').format(inner)
+
+
+def _finite(points: Sequence[Point]) -> list[Point]:
+    return [(x, y) for x, y in points if y is not None and math.isfinite(y)]
+
+
+def _positive(points: Sequence[Point]) -> list[Point]:
+    return [(x, y) for x, y in _finite(points) if y > 0]
 
 
 def _path(points: Sequence[Point]) -> str:
     return "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points) if points else ""
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(0.0, *values), max(values)
+    return low, high + 0.05 * (high - low) if high > low else low + 1
 
 
 def _log_range(values: Sequence[float]) -> tuple[float, float]:

@@ -43,9 +43,9 @@ class Pictures:
         return [self._picture(number, self._stored(sha256)) for number, sha256 in enumerate(hashes, start=first)]
 
     def of_suite(self, suite: str, images: Iterable[Mapping[str, str]], first: int = 1) -> list[Picture]:
-        """The pictures of a suite's images, {"path", "sha256"} each, numbered from `first`."""
+        """The pictures of a suite's images, {"path"?, "sha256"} each, numbered from `first`."""
         return [
-            self._picture(number, self._beside(suite, image["path"], image["sha256"]))
+            self._picture(number, self._beside(suite, image.get("path", ""), image["sha256"]))
             for number, image in enumerate(images, start=first)
         ]
 

@@ -1,4 +1,4 @@
-"""The report's parts about runs: scores beside chance, the table that compares runs, losses, curves, provenance.
+"""The report's parts about runs: scores beside chance, the table that compares runs, losses, curves.
 
 Reads `evaluate/<run>/metrics.json`, `train/<run>/finished.json` and the `metrics.jsonl` of that run's state. A column
 is one checkpoint of one run; checkpoints of a run share its colour.
@@ -12,13 +12,16 @@ from typing import Any
 from markupsafe import Markup
 
 from scripts.common.errors import UserError
-from scripts.common.files import canonical, read_json
+from scripts.common.files import read_json
 from scripts.evaluation.kinds import GROUPS
-from scripts.reporting.figures import Curve, accuracy_bar
+from scripts.reporting.figures import Curve, accuracy_bar, step_chart
 from scripts.training.metrics import read_metrics
 
 RUN_COLOURS = 6
 """Colours that the style sheet has for runs; further runs begin again with the first."""
+
+TOLD = {"lr": "Learning rate", "grad_norm": "Gradient norm", "tokens_per_second": "Tokens per second"}
+"""What a step tells beside its loss: key of `metrics.jsonl`, and what it is called."""
 
 GROUP_LABELS = {"one": "One image", "several": "Several images"}
 
@@ -131,53 +134,51 @@ def losses(columns: Sequence[Column]) -> list[dict[str, Any]]:
     ]
 
 
-def curves(paths: Iterable[str | Path], colours: Mapping[str, int]) -> list[Curve]:
-    """The loss curves of all runs, read from the `metrics.jsonl` of the state that each `finished.json` names."""
-    result = []
+def curves(
+    paths: Iterable[str | Path], colours: Mapping[str, int], confidence: float
+) -> tuple[Markup, list[dict[str, Any]]]:
+    """The losses of all runs in one chart, and for each run small charts of what else its training tells.
+
+    Read from the `metrics.jsonl` of the state that each `finished.json` names.
+    """
+    runs = []
     for path in map(Path, paths):
         finished = read_json(path)
-        lines = read_metrics(path.parent / finished["state"] / "metrics.jsonl")
-        result.append(
-            Curve(
-                finished["run"],
-                colours[finished["run"]],
-                [(line["step"], line["loss"]) for line in lines if "loss" in line],
-                [(line["step"], line["heldout_loss"]) for line in lines if "heldout_loss" in line],
-            )
-        )
-    return sorted(result, key=lambda curve: list(colours).index(curve.name))
+        runs.append((finished["run"], read_metrics(path.parent / finished["state"] / "metrics.jsonl")))
+    runs.sort(key=lambda run: list(colours).index(run[0]))
+
+    def curve(name: str, lines: Sequence[Mapping[str, Any]], key: str, measured: str = "") -> Curve:
+        points = [[(line["step"], line[what]) for line in lines if what in line] for what in (key, measured)]
+        return Curve(name, colours[name], *points)
+
+    losses = [curve(name, lines, "loss", "heldout_loss") for name, lines in runs]
+    told = [
+        {
+            "name": name,
+            "colour": colours[name],
+            "charts": [
+                {"label": label, "chart": chart}
+                for key, label in TOLD.items()
+                if (chart := step_chart(label, [curve(name, lines, key)], confidence))
+            ],
+            "datasets": _by_dataset(lines),
+        }
+        for name, lines in runs
+    ]
+    return step_chart("Loss", losses, confidence, logarithmic=True), told
 
 
-def provenance(
-    finished: Iterable[str | Path], metrics: Iterable[str | Path], colours: Mapping[str, int]
-) -> list[dict[str, Any]]:
-    """What every run came from: hashes of its inputs and weights, its settings, the versions of the libraries."""
-    evaluated = {entry["run"]: entry for entry in map(read_json, metrics)}
-    entries = []
-    for path in map(Path, finished):
-        run = read_json(path)
-        state = path.parent / run["state"]
-        facts = [("run", run["fingerprint"]), ("steps", f"{run['steps']} in {run['epochs']} epochs")]
-        facts += [(f"{name} weights", run[name]["sha256"]) for name in ("final", "best")]
-        details = [
-            ("training settings", _flat(read_json(state / "settings.json"))),
-            ("inputs", _flat(read_json(state / "inputs.json"))),
-            ("training environment", _flat(read_json(state / "environment.json"))),
-        ]
-        if judged := evaluated.get(run["run"]):
-            exported = sorted(judged["checkpoints"].items())
-            facts += [(f"exported {name}", entry["checkpoint"]) for name, entry in exported]
-            details.append(("evaluation settings", _flat(judged["settings"])))
-            details.append(("evaluation inputs and versions", _flat(judged["inputs"] | judged["versions"])))
-        entries.append({"name": run["run"], "colour": colours[run["run"]], "facts": facts, "details": details})
-    return sorted(entries, key=lambda entry: list(colours).index(entry["name"]))
-
-
-def _flat(value: Any, name: str = "") -> list[str]:
-    """Nested JSON as lines "a.b = value"."""
-    if isinstance(value, dict):
-        return [line for key in sorted(value) for line in _flat(value[key], f"{name}.{key}" if name else key)]
-    return [f"{name} = {canonical(value)}"]
+def _by_dataset(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Held-out loss of every dataset: at the first measurement, at its least, and at the last."""
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        if "heldout_loss" in line:
+            for name, entry in line.get("datasets", {}).items():
+                found.setdefault(name, []).append(entry["loss"])
+    return [
+        {"name": name, "first": values[0], "least": min(values), "last": values[-1]}
+        for name, values in sorted(found.items())
+    ]
 
 
 def bar_key(confidence: float) -> Markup:

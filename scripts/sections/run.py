@@ -15,14 +15,17 @@ Natural = Annotated[int, Field(ge=0)]
 class Run(Section):
     """One training run of one model on one blend.
 
-    The global batch belongs to the blend. `ranks`, `micro_batch`, `zero`, `workers`, `pixels`, `export` and the
-    checkpoint settings only say how the same batches are computed and kept: changing them continues an unfinished run instead of
-    starting a new one.
+    The global batch belongs to the blend. `ranks`, `nodes`, `micro_batch`, `zero`, `offload`, `gradient_checkpointing`,
+    `workers`, `pixels`, `export`, the trackers and the checkpoint settings only say how the same batches are computed,
+    kept and shown: changing them continues an unfinished run instead of starting a new one.
     """
 
     SAME_NUMBERS: ClassVar[frozenset[str]] = frozenset(
-        {"ranks", "micro_batch", "zero", "workers", "pixels", "checkpoint_every", "keep_checkpoints", "export"}
+        {"ranks", "nodes", "micro_batch", "zero", "offload", "gradient_checkpointing", "workers", "pixels"}
+        | {"checkpoint_every", "keep_checkpoints", "export", "trackers", "project"}
     )
+    LATER: ClassVar[frozenset[str]] = frozenset({"early_stop"})
+    """Settings that change numbers and came later than the first runs: left out where they are as if they were not."""
 
     model: str
     """Entry of `models` to start from."""
@@ -74,29 +77,46 @@ class Run(Section):
     """Share of an adapter's inputs that is dropped in training."""
     seed: int = 0
     """Seed of what is random inside the model, such as dropout. Data never is: the plan holds every draw."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of weights and activations; the optimiser keeps fp32 copies. `bf16` on GPUs, with `zero` >= 1."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of weights and activations; the optimiser keeps fp32 copies. `bf16` where the GPU has it; `fp16` on
+    older ones, with a loss scale that adapts itself."""
     threads: Positive = 1
     """CPU threads of each rank. Part of the cause: another number of threads adds numbers in another order."""
     evaluate_every: Natural = 0
     """Steps between measurements of the held-out loss; 0: only before training and after each epoch."""
     evaluate_batches: Natural = 0
     """How many global batches of held-out conversations the loss is measured on; 0: all of them."""
+    early_stop: Natural = 0
+    """End the run after so many measurements of the held-out loss in a row that were no better than the best; 0: it
+    never ends early."""
     ranks: Positive = 2
-    """Processes that share the work: one per GPU, or one per core (or few) on a CPU."""
+    """Processes that share the work, on all nodes together: one per GPU, or one per core (or few) on a CPU."""
+    nodes: Positive = 1
+    """Machines that the ranks are spread over, equally many on each."""
     micro_batch: Positive = 8
     """Conversations, or packs, that a rank computes at once: as many as memory allows. Gradients add up to the global
     batch."""
     zero: Literal[0, 1, 2, 3] = 2
     """ZeRO stage: what is divided among ranks. 0 nothing, 1 optimiser state, 2 gradients too, 3 weights too."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What is kept in the CPU's memory instead of the GPU's, at the price of speed: the optimiser's state and its fp32
+    copies (`zero` >= 2), or these and the weights too (`zero` 3)."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input in the forward pass and compute the rest again in the backward pass: a third more
+    work, for memory that no longer grows with what happens inside a layer. The gradients are the same."""
     workers: Natural = 0
     """Processes per rank that prepare batches ahead of time. 0: between steps, right for small images and few cores."""
     pixels: bool = False
-    """Decode and resize every image once, into a store that all epochs and ranks read (150 kB an image of 224 pixels, below
-    `pixels/`), instead of in every epoch. The batches are the same, bit for bit; it pays where decoding is slower than
-    the model."""
+    """Decode and resize every image once, into a store that all epochs and ranks read (150 kB an image of 224 pixels,
+    below `pixels/`), instead of in every epoch. The batches are the same, bit for bit; it pays where decoding is slower
+    than the model."""
     checkpoint_every: Positive = 100
     """Steps between checkpoints; a killed run repeats at most as many."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
+    """Where the curves are shown beside `metrics.jsonl`, which is always written. `wandb` and `trackio` must be
+    installed (`pip install wandb`, `pip install trackio`)."""
+    project: Annotated[str, Field(min_length=1)] = "visualchat"
+    """Project under which `wandb` and `trackio` file the run."""
     keep_checkpoints: Positive = 2
     """Checkpoints kept. At least 2 survives a damaged newest one."""
     export: Literal["full", "delta"] = "full"
@@ -105,8 +125,13 @@ class Run(Section):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        if self.precision == "bf16" and self.zero == 0:
-            raise ValueError("precision bf16 needs zero >= 1, which keeps the fp32 copies of the weights")
+        least = {"none": 0, "optimizer": 2, "parameters": 3}[self.offload]
+        if self.zero < least:
+            raise ValueError(
+                f"offload {self.offload} needs zero >= {least}, not {self.zero}: only what is divided moves"
+            )
+        if self.ranks % self.nodes:
+            raise ValueError(f"ranks {self.ranks} cannot be spread equally over nodes {self.nodes}")
         parts = (self.train_language, self.train_vision, self.train_embeddings, self.train_projector)
         if all(part in ("frozen", False) for part in parts):
             raise ValueError("everything is frozen, so there is nothing to train")
@@ -114,4 +139,6 @@ class Run(Section):
 
     def numbers(self) -> dict:
         """The settings that change the run's numbers, as plain JSON values."""
-        return self.model_dump(mode="json", exclude=set(self.SAME_NUMBERS))
+        values = self.model_dump(mode="json", exclude=set(self.SAME_NUMBERS))
+        unset = {name for name in self.LATER if values[name] == type(self).model_fields[name].default}
+        return {name: value for name, value in values.items() if name not in unset}

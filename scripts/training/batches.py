@@ -148,6 +148,16 @@ class Batches(Dataset):
             batch.tensors["document_ids"] = _document_ids(rows, batch.tensors["input_ids"].shape)
         return batch
 
+    def conversations(self, step: int) -> Iterator[tuple[str, Batch]]:
+        """Yield this rank's conversations of a step one by one: their uids, and a batch of each alone."""
+        epoch, units = self.units(step)
+        reader = self.epochs[epoch]
+        for unit in units[self.rank :: self.ranks]:
+            for position in reader.members(unit):
+                sample = reader.read(position, images=self.pixels is None)
+                tensors = self.processor.collate([self._encode(sample, reader)], padding_side="right")
+                yield "+".join(sample.uids), Batch(tensors, [sample.dataset], Counter(), sample.n_tokens)
+
     def filler(self) -> Batch:
         """A micro-batch that costs next to nothing and counts for nothing."""
         return Batch(self.processor.collate([(self._filler, [])], padding_side="right"), [""])

@@ -7,18 +7,21 @@ work is divided.
 
 A frozen vision tower stays outside the engine: it needs no gradient, no optimiser and no sharding (which would gather
 its weights in every step); one that is trained lies inside. Rates are set from the step number, so there is no
-scheduler state to save.
+scheduler state to save. A step whose loss or gradient is not a number changes nothing: with fp16 it is skipped and the
+loss scale lowered, otherwise it ends the run.
 """
 
 import hashlib
+import itertools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -30,7 +33,10 @@ from torch import Tensor, nn
 from model.modeling import VisualChatForConditionalGeneration, count_documents
 from scripts.sections.run import Run
 from scripts.training.batches import Batch
-from scripts.training.trainable import parameter_groups
+from scripts.training.deepspeed_config import deepspeed_config
+from scripts.training.flops import Flops
+from scripts.training.precision import LossScale, dtype_of
+from scripts.training.trainable import parameter_groups, part_of, peak_rates
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _EPSILON = 1e-8
@@ -62,19 +68,26 @@ class Measured:
 
 @dataclass
 class StepResult:
-    """What a step was like. `places` counts padding too; `stop` says that some rank was asked to end."""
+    """What a step was like.
+
+    `learning_rates` are those of the trained parts, `flops` the operations of all ranks, `places` counts padding too;
+    `stop` says that some rank was asked to end. `skipped`: the gradient overflowed in fp16, and nothing was changed.
+    """
 
     measured: Measured
     learning_rate: float
+    learning_rates: dict[str, float]
     grad_norm: float
     tokens: int
     places: int
+    flops: float
     stop: bool
+    skipped: bool = False
 
     @property
     def finite(self) -> bool:
-        """Whether loss and gradient are numbers."""
-        return math.isfinite(self.measured.loss) and math.isfinite(self.grad_norm)
+        """Whether the run may go on: loss and gradient are numbers, or the gradient was merely scaled too far."""
+        return math.isfinite(self.measured.loss) and (self.skipped or math.isfinite(self.grad_norm))
 
 
 class RowLosses(nn.Module):
@@ -113,53 +126,127 @@ class Engine:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.device = torch.device(deepspeed.accelerator.get_accelerator().current_device_name())
         self.tower = None
+        self._flops = Flops(model)
         if not any(value.requires_grad for value in model.vision_tower.parameters()):
-            self.tower = model.detach_vision_tower().to(self.device, _dtype(settings)).eval()
+            self.tower = model.detach_vision_tower().to(self.device, dtype_of(settings.precision)).eval()
+        if settings.gradient_checkpointing:
+            model.activation_checkpointing_enable()
         groups = parameter_groups(model, settings)
         self.trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        # DeepSpeed's own Adam would be compiled on first use, which takes minutes and a compiler.
-        optimizer = torch.optim.AdamW(groups, betas=settings.betas, eps=_EPSILON)
+        parts = {part_of(model, name, value) for name, value in self.trained.items()}
+        self._peaks = {part: peak for part, peak in peak_rates(settings).items() if part in parts}
+        # DeepSpeed's own Adam would be compiled on first use, which takes minutes and a compiler. A rate of zero until
+        # the first step: some of its optimisers take one of their own, with a gradient of zero, to make the moments.
+        optimizer = torch.optim.AdamW(groups, 0.0, settings.betas, _EPSILON, fused=settings.offload != "none" or None)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        self.config = deepspeed_config(
+            settings, accumulation, sum(value.numel() for value in self.trained.values()), self.device.type != "cpu"
+        )
         self._engine, *_ = deepspeed.initialize(
             model=RowLosses(model),
             optimizer=optimizer,
             model_parameters=[value for group in groups for value in group["params"]],
-            config=deepspeed_config(settings, accumulation, sum(value.numel() for value in self.trained.values())),
+            config=self.config,
         )
         self._adam = optimizer
+        self._masters = _fp32_copies(self._engine.optimizer)
+        self.updates, self.loss_scale = 0, LossScale.of(settings)
         if settings.zero in (1, 2):
             _make_moments(optimizer)
+        self._count_updates()
 
     def step(self, step: int, batches: Sequence[Batch], stop: bool = False) -> StepResult:
         """Take the 0-based step `step`. Any rank may set `stop`; all learn of it."""
         self._engine.train()
         torch.manual_seed(step_seed(self.settings.seed, step, self.rank))
-        labels, counts = self._add_up(batches, stop)
+        labels, tokens, places, flops, stops = self._add_up(batches, stop)
         # DeepSpeed averages gradients over ranks; the loss is a mean over the labels of all ranks.
         scale = self.ranks / float(labels.sum())
+        factor = self._set_rates(learning_rate(self.settings, step, self.steps))
+        if self.loss_scale:
+            self._engine.optimizer.loss_scale = self.loss_scale.scale
+            # At stage 0 DeepSpeed divides the gradient by the scale, and leaves it to others to multiply the loss.
+            scale *= self.loss_scale.scale if self.settings.zero == 0 else 1.0
         losses = torch.zeros(len(self.datasets), dtype=torch.float64)
         for place, batch in enumerate(batches):
             total, by_document = self._engine(**self._inputs(batch))
             self._engine.backward(total * scale, scale_wrt_gas=False)
             self._count_losses(losses, batch, by_document)
-            if place == len(batches) - 1:
-                norm = self._norm_before_step()
-                rate = self._set_rates(learning_rate(self.settings, step, self.steps))
-            self._engine.step()
-        self._sum(losses)
-        found = self._engine.get_global_grad_norm() if norm is None else norm
-        tokens, places, stops = counts
-        return StepResult(Measured(self.datasets, losses, labels), rate, float(found), tokens, places, bool(stops))
+            if place < len(batches) - 1:
+                self._engine.step()
+        result = StepResult(
+            measured=Measured(self.datasets, self._sum(losses), labels),
+            learning_rate=self.settings.learning_rate * factor,
+            learning_rates={part: peak * factor for part, peak in self._peaks.items()},
+            grad_norm=math.nan,
+            tokens=int(tokens),
+            places=int(places),
+            flops=flops,
+            stop=bool(stops),
+        )
+        if math.isfinite(result.measured.loss):
+            self._update(result)
+        return result
 
-    def evaluate(self, batches: Iterable[Batch]) -> Measured:
-        """Measure the loss on `batches` of this rank (equally many on each) together with the other ranks."""
+    def _update(self, result: StepResult) -> None:
+        """Let the optimiser use the gradient, unless it is not a number; tell `result` its norm."""
+        plain = self.settings.zero == 0 and self.loss_scale is None and not self._masters
+        if plain:
+            # DeepSpeed neither measures this gradient nor looks at it.
+            gradients = [value.grad for value in self.trained.values() if value.grad is not None]
+            result.grad_norm = torch.nn.utils.get_total_norm(gradients).item()
+            if not math.isfinite(result.grad_norm):
+                return
+        self._engine.step()
+        overflowed = not plain and bool(self._engine.optimizer.overflow)
+        if not plain:
+            norm = float(self._engine.get_global_grad_norm())
+            # Without a division of the optimiser's state the norm is that of the scaled gradient.
+            scaled = self.loss_scale is not None and self.settings.zero == 0
+            result.grad_norm = math.inf if overflowed else norm / self.loss_scale.scale if scaled else norm
+        if self.loss_scale:
+            self.loss_scale.update(overflowed)
+            result.skipped = overflowed and not self.loss_scale.hopeless
+        self.updates += not overflowed
+
+    def evaluate(self, batches: Iterable[Batch], stop: Callable[[], bool] = lambda: False) -> Measured | None:
+        """Measure the loss on `batches` of this rank (equally many on each) together with the other ranks.
+
+        Return None as soon as `stop` says on some rank that there is no time left.
+        """
         self._engine.eval()
         losses, labels = torch.zeros(2, len(self.datasets), dtype=torch.float64)
         with torch.no_grad():
             for batch in batches:
+                if self._sum(torch.tensor([float(stop())])).item():
+                    return None
                 _, by_document = self._engine(**self._inputs(batch))
                 self._count_losses(losses, batch, by_document)
                 labels += torch.tensor([batch.labels[name] for name in self.datasets])
         return Measured(self.datasets, self._sum(losses), self._sum(labels))
+
+    def not_finite(self, batches: Sequence[Batch], filler: Batch) -> list[int]:
+        """Run `batches` of this rank one by one; return the numbers of those whose loss or gradient is not finite.
+
+        Ranks may have different numbers of batches; `filler` keeps them together. Gradients are looked at where every
+        rank holds the weights whole, which is not so at stage 3.
+        """
+        self._engine.eval()
+        rounds = torch.zeros(self.ranks)
+        rounds[self.rank] = len(batches)
+        found, weights = [], list(self.trained.values())
+        for number in range(int(self._sum(rounds).max())):
+            batch = batches[number] if number < len(batches) else filler
+            with torch.set_grad_enabled(self.settings.zero < 3):
+                loss, by_document = self._engine.module(**self._inputs(batch))
+                values = [by_document]
+                if loss.requires_grad and number < len(batches):
+                    scaled = loss * (self.loss_scale.scale if self.loss_scale else 1.0)
+                    values += [g for g in torch.autograd.grad(scaled, weights, allow_unused=True) if g is not None]
+            if not all(bool(value.isfinite().all()) for value in values):
+                found.append(number)
+        return found
 
     def weights(self) -> dict[str, Tensor]:
         """Return the trained weights in fp32, whole, by name; all ranks must call it."""
@@ -172,8 +259,12 @@ class Engine:
             tensors |= {f"{moment}/{name}": self._full(value, moment) for name, value in self.trained.items()}
         return tensors
 
-    def restore(self, tensors: dict[str, Tensor], step: int, filler: Batch, accumulation: int) -> None:
-        """Continue from the state after `step` steps; the model must already have been built with its weights.
+    def facts(self) -> dict[str, Any]:
+        """The part of the state that is not tensors, as JSON values: updates made, and the loss scale."""
+        return {"updates": self.updates, "loss_scale": asdict(self.loss_scale) if self.loss_scale else None}
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any], filler: Batch, accumulation: int) -> None:
+        """Continue from what `state` and `facts` returned; the model must already have been built with its weights.
 
         AdamW makes its moments in its first step, and DeepSpeed links them to its shards then. So one step is taken
         with a rate of zero and a gradient of zero (`filler` has no label), which changes nothing, before the true
@@ -189,8 +280,10 @@ class Engine:
             self._set_full(value, None, tensors[f"weight/{name}"])
             for moment in _MOMENTS:
                 self._set_full(value, moment, tensors[f"{moment}/{name}"])
-        for state in self._adam.state.values():
-            state["step"].fill_(step)
+        self.updates = facts["updates"]
+        if self.loss_scale:
+            self.loss_scale = LossScale(**facts["loss_scale"])
+        self._count_updates()
 
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
         names = ("input_ids", "labels", "modality", "document_ids", "pixel_values")
@@ -203,13 +296,13 @@ class Engine:
                 inputs["image_features"] = self.tower(inputs.pop("pixel_values"))
         return inputs
 
-    def _add_up(self, batches: Sequence[Batch], stop: bool) -> tuple[Tensor, tuple[int, int, int]]:
-        """Return the supervised tokens of all ranks by dataset, and tokens, places and wishes to stop."""
+    def _add_up(self, batches: Sequence[Batch], stop: bool) -> tuple[Tensor, float, float, float, float]:
+        """Return the supervised tokens of all ranks by dataset; and tokens, places, operations and wishes to stop."""
         labels = [sum(batch.labels[name] for batch in batches) for name in self.datasets]
-        counts = [sum(batch.tokens for batch in batches), sum(batch.places for batch in batches), int(stop)]
+        counts = [sum(batch.tokens for batch in batches), sum(batch.places for batch in batches)]
+        counts += [sum(self._flops.of(batch) for batch in batches), stop]
         total = self._sum(torch.tensor(labels + counts, dtype=torch.float64))
-        tokens, places, stops = total[len(labels) :].tolist()
-        return total[: len(labels)], (int(tokens), int(places), int(stops))
+        return total[: len(labels)], *total[len(labels) :].tolist()
 
     def _count_losses(self, losses: Tensor, batch: Batch, by_document: Tensor) -> None:
         for dataset, loss in zip(batch.datasets, by_document.tolist(), strict=True):
@@ -225,21 +318,20 @@ class Engine:
         return values
 
     def _set_rates(self, factor: float) -> float:
-        """Set every group's rate to its peak times `factor`; return the language model's."""
+        """Set every group's rate to its peak times `factor`, and return that."""
         for group in self._adam.param_groups:
             group["lr"] = group["peak"] * factor
-        return self.settings.learning_rate * factor
+        return factor
 
-    def _norm_before_step(self) -> float | None:
-        """Return the norm of the gradient where DeepSpeed does not tell it (stage 0)."""
-        if self.settings.zero:
-            return None
-        gradients = [value.grad for value in self.trained.values() if value.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients).item()
+    def _count_updates(self) -> None:
+        """Tell AdamW how many updates lie behind it."""
+        for state in self._adam.state.values():
+            state["step"].fill_(self.updates)
 
     def _full(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
         if self.settings.zero == 0:
-            value = self._adam.state[parameter][moment] if moment else parameter
+            master = self._masters.get(id(parameter), parameter)
+            value = self._adam.state[master][moment] if moment else master
         elif moment:
             value = safe_get_full_optimizer_state(parameter, moment)
         else:
@@ -249,12 +341,21 @@ class Engine:
     def _set_full(self, parameter: nn.Parameter, moment: str | None, value: Tensor) -> None:
         value = value.to(self.device)
         if self.settings.zero == 0:
+            master = self._masters.get(id(parameter), parameter)
             with torch.no_grad():
-                (self._adam.state[parameter][moment] if moment else parameter).copy_(value)
+                (self._adam.state[master][moment] if moment else master).copy_(value)
         elif moment:
             safe_set_full_optimizer_state(parameter, value, moment)
         else:
             safe_set_full_fp32_param(parameter, value)
+
+
+def _fp32_copies(optimizer: Any) -> dict[int, Tensor]:
+    """The fp32 copies that DeepSpeed keeps of half-precision weights at stage 0, by the identity of the weight."""
+    if not isinstance(optimizer, FP16_UnfusedOptimizer):
+        return {}
+    halves, copies = (itertools.chain(*groups) for groups in (optimizer.fp16_groups, optimizer.fp32_groups))
+    return {id(half): copy for half, copy in zip(halves, copies, strict=True)}
 
 
 def _make_moments(optimizer: torch.optim.AdamW) -> None:
@@ -282,25 +383,3 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     """Return the seed of a rank's random numbers (dropout) in a step: a function, so that nothing need be saved."""
     digest = hashlib.blake2b(f"{seed}:{step}:{rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def deepspeed_config(settings: Run, accumulation: int, trained: int) -> dict[str, Any]:
-    """Return DeepSpeed's configuration; its optimiser and schedule sections stay empty, ours are used."""
-    bucket = min(max(trained, 1), 500_000_000)
-    return {
-        "train_micro_batch_size_per_gpu": settings.micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": settings.clip,
-        "steps_per_print": None,
-        "bf16": {"enabled": settings.precision == "bf16"},
-        "zero_optimization": {
-            "stage": settings.zero,
-            "overlap_comm": False,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-        },
-    }
-
-
-def _dtype(settings: Run) -> torch.dtype:
-    return torch.bfloat16 if settings.precision == "bf16" else torch.float32

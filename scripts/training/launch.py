@@ -16,12 +16,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
+from scripts.training.watchdog import end_hung
 
 _PR_SET_PDEATHSIG = 1
 _PARENT = "VISUALCHAT_PARENT"
@@ -114,7 +116,7 @@ def run_ranks(
     """Run the workers to their end and return torchrun's exit status.
 
     What the ranks and their libraries print goes to `log`; the messages that rank 0 sends (`channel`) go to
-    `on_message`. SIGTERM and SIGINT are handed on once: the ranks then save, say so and end.
+    `on_message`. SIGTERM, SIGINT and SIGUSR1 are handed on once: the ranks then save, say so and end.
     """
     with open(log, "ab") as noise:
         process = subprocess.Popen(
@@ -126,7 +128,9 @@ def run_ranks(
             # Its own session: a Ctrl-C on the terminal reaches the launcher alone, which hands it on in order.
             start_new_session=True,
         )
-        previous = {number: signal.signal(number, _stopper(process)) for number in (signal.SIGTERM, signal.SIGINT)}
+        stop = _stopper(process)
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+        threading.Thread(target=end_hung, args=(process, log.parent / "ranks"), daemon=True).start()
         try:
             for line in process.stdout:
                 try:
@@ -171,6 +175,9 @@ def channel(log: Path) -> Callable[[dict[str, Any]], None]:
 
 def main() -> int:
     """Be torchrun, quietly: a rank that fails has already said why."""
+    # A scheduler that warns of its limit signals every process of the job. The ranks know what to do; torchrun would
+    # die of it.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     die_with_parent()
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing import SignalException

@@ -1,65 +1,66 @@
-"""The record of a run: `metrics.jsonl`, one JSON object per line, and the same as TensorBoard events.
+"""The record of a run: `metrics.jsonl`, one JSON object per line, shown by the trackers too (see `trackers.py`).
 
-A line of a step has `step` (finished steps, from 1), `epoch`, `loss` (cross-entropy per supervised token of the
-global batch), `lr`, `grad_norm` (before clipping), `tokens`, `supervised_tokens`, `padding` (share of computed places
-that hold no token), `seconds`, `data_seconds` (waited for data), `tokens_per_second` and `datasets` ({name: {loss,
-supervised_tokens}}). A line of a measurement has `step`, `epoch`, `heldout_loss`, `supervised_tokens`, `datasets` and
-`seconds`, and no `loss`.
+    a step          step (finished steps, from 1), epoch, loss (cross-entropy per supervised token of the global batch),
+                    lr (the language model's), learning_rates ({part: rate}), grad_norm (before clipping), tokens,
+                    supervised_tokens, padding (share of computed places that hold no token), datasets ({name: {loss,
+                    supervised_tokens}}); with fp16 also loss_scale, and skipped, where grad_norm is null
+    how fast        seconds, data_seconds (waited for data), tokens_per_second, supervised_tokens_per_second,
+                    flops_per_second (of all ranks), memory_bytes (most that rank 0 has held so far: GPU memory, or
+                    without a GPU the process's)
+    a measurement   step, epoch, heldout_loss, supervised_tokens, datasets, seconds; no loss
 
-Only the fields that end in `seconds` or `per_second` differ between two executions of a run. A resumed run cuts the
-file back to the length that its checkpoint recorded, so that every step stands in it exactly once.
+Only the fields that end in `seconds`, `per_second` or `bytes` differ between two executions of a run. A resumed run
+cuts the file back to the length that its checkpoint recorded, so that every step stands in it exactly once.
 """
 
 import json
 import os
+import resource
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-
-_EVENTS = ("loss", "heldout_loss", "lr", "grad_norm", "padding", "tokens_per_second")
+from scripts.training.trackers import Tracker, scalars
 
 
 class Metrics:
     """Appends to the record of a run. Only rank 0 has one."""
 
-    def __init__(self, folder: Path, keep_bytes: int, step: int):
-        """Open the record in `folder`, cut to its first `keep_bytes`; `step` is the last one that stays.
+    def __init__(self, folder: Path, keep_bytes: int, trackers: Sequence[Tracker] = ()):
+        """Open the record in `folder`, cut to its first `keep_bytes`.
 
         Raises:
             UserError: the file is shorter than that.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
         path = folder / "metrics.jsonl"
         path.touch()
         if path.stat().st_size < keep_bytes:
             raise UserError(f"{path} has lost lines that a checkpoint needs; remove {folder} to start the run again")
         os.truncate(path, keep_bytes)
         self._file = open(path, "a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder / "events"), purge_step=step + 1)
+        self._trackers = list(trackers)
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line."""
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
-        for name in _EVENTS:
-            if line.get(name) is not None:
-                self._events.add_scalar(name, line[name], line["step"])
-        kind = "loss" if "loss" in line else "heldout_loss"
-        for dataset, values in line["datasets"].items():
-            self._events.add_scalar(f"{kind}/{dataset}", values["loss"], line["step"])
+        for tracker in self._trackers:
+            tracker.log(line["step"], scalars(line))
 
     def sync(self) -> int:
         """Bring everything written to the disk and return the file's length in bytes."""
         os.fsync(self._file.fileno())
-        self._events.flush()
+        for tracker in self._trackers:
+            tracker.flush()
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
-        """Finish both records."""
+        """Finish the record everywhere."""
         self._file.close()
-        self._events.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -77,3 +78,32 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "mean_loss_of_last_tenth": sum(tail) / len(tail),
         "heldout": [[line["step"], line["heldout_loss"]] for line in lines if "heldout_loss" in line],
     }
+
+
+def throughput(lines: list[dict[str, Any]], peak: float | None) -> dict[str, Any]:
+    """How fast the run was over all its steps; `peak` is what its devices could do, in operations per second.
+
+    Step 1 is left out where there are more: it pays for what is set up on first use.
+    """
+    steps = [line for line in lines if "loss" in line]
+    steps = steps[1:] or steps
+    seconds = sum(line["seconds"] for line in steps)
+    flops = sum(line["flops_per_second"] * line["seconds"] for line in steps) / seconds
+    return {
+        "tokens_per_second": round(sum(line["tokens"] for line in steps) / seconds, 1),
+        "supervised_tokens_per_second": round(sum(line["supervised_tokens"] for line in steps) / seconds, 1),
+        "data_wait": round(sum(line["data_seconds"] for line in steps) / seconds, 4),
+        "flops_per_second": round(flops),
+        "model_flops_utilisation": round(flops / peak, 4) if peak else None,
+        "memory_bytes": max(line["memory_bytes"] for line in steps),
+    }
+
+
+def memory_bytes() -> int:
+    """The most memory that this process has held so far: on its GPU, or without one in the machine."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    # Linux counts in kilobytes, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

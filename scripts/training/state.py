@@ -1,17 +1,21 @@
 """Portable checkpoints: what a run has learnt so far, as plain tensors by parameter name, on disk whole or not at all.
 
 A checkpoint holds, for every trained parameter, the fp32 weight and AdamW's two moments, unsharded, in one
-safetensors file; `checkpoint.json` beside it holds the step, the length of the metrics file at that moment and the
-best weights so far. Nothing in it depends on the number of ranks, the ZeRO stage or DeepSpeed's version, so a run may
-continue with others. No random state is kept, because none exists: the plan holds every draw, and dropout is seeded
-anew from (seed, step, rank).
+safetensors file; `checkpoint.json` beside it holds the step and what belongs to it: updates made and fp16's loss scale,
+plans and place in them, the length of the metrics file, the best weights so far and how long ago that was, and whether
+a measurement of the held-out loss was put off. Nothing in it depends on the number of ranks, the ZeRO stage, what is
+offloaded or DeepSpeed's version, so a run may continue with others. Neither random state nor a schedule's is kept,
+because none exists: the plan holds every draw, dropout is seeded anew from (seed, step, rank), and rates are a function
+of the step.
 
     state/<fingerprint>/checkpoints/step-00000200/{state.safetensors, checkpoint.json}
     state/<fingerprint>/weights/step-00000200.safetensors          the trained weights alone: best and final
 
-A checkpoint is written to a hidden folder, synced and renamed. `kill -9` at any moment leaves the earlier ones intact.
+A checkpoint is written to a hidden folder, synced and renamed. `kill -9` at any moment leaves the earlier ones intact,
+and so does a full disk.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -28,7 +32,10 @@ from scripts.common.files import atomic, file_sha256, read_json, write_json
 PARTS = ("weight", "exp_avg", "exp_avg_sq")
 """What is kept of every parameter; a tensor's name in the file is `<part>/<parameter>`."""
 
-_VERSION = 1
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The errors of a disk, or of a quota, that is full."""
+
+_VERSION = 2
 
 
 class Checkpoints:
@@ -38,10 +45,34 @@ class Checkpoints:
         self.folder, self.keep = Path(folder), keep
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Write the checkpoint of `step` (finished steps) with `facts` (JSON values), then remove the oldest ones."""
-        target = self._path(step)
-        draft = self.folder / f".{target.name}"
+    def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], say: Callable[[str], None]) -> None:
+        """Write the checkpoint of `step` (finished steps) with `facts` (JSON values), then remove the oldest ones.
+
+        Where there is no room for it beside the others, the older ones make room, the newest excepted.
+
+        Raises:
+            OSError: the disk is full all the same, or fails; the newest whole checkpoint is still there.
+        """
+        try:
+            self._write(step, tensors, facts)
+        except OSError as error:
+            shutil.rmtree(self._draft(step), ignore_errors=True)
+            older = self._all()[:-1]
+            if error.errno not in FULL or not older:
+                raise
+            say(f"no room for the checkpoint of step {step}: removing {', '.join(path.name for path in older)} for it")
+            for path in older:
+                shutil.rmtree(path)
+            try:
+                self._write(step, tensors, facts)
+            except OSError:
+                shutil.rmtree(self._draft(step), ignore_errors=True)
+                raise
+        for old in self._all()[: -self.keep]:
+            shutil.rmtree(old)
+
+    def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        target, draft = self._path(step), self._draft(step)
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         write_tensors(draft / "state.safetensors", tensors)
@@ -51,8 +82,6 @@ class Checkpoints:
         shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
         sync(self.folder)
-        for old in self._all()[: -self.keep]:
-            shutil.rmtree(old)
 
     def newest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
         """Return the facts of the newest whole checkpoint, or None if there is none.
@@ -73,12 +102,19 @@ class Checkpoints:
         """Return the tensors of the checkpoint of `step`."""
         return load_file(self._path(step) / "state.safetensors")
 
+    def steps(self) -> list[int]:
+        """The steps of which there are checkpoints, oldest first."""
+        return [int(path.name.removeprefix("step-")) for path in self._all()]
+
     def facts(self) -> Iterable[dict[str, Any]]:
         """Yield the facts of every checkpoint, oldest first."""
         return (read_json(path / "checkpoint.json") for path in self._all())
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
+
+    def _draft(self, step: int) -> Path:
+        return self.folder / f".{self._path(step).name}"
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))

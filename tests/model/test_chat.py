@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from PIL import Image
@@ -225,7 +227,12 @@ def test_a_saved_conversation_goes_on_as_if_nothing_had_happened(session, model,
     assert (again.history, again.system) == (session.history, session.system)
     assert all(list(a.getdata()) == list(b.getdata()) for a, b in zip(again.images, session.images, strict=True))
     assert again.ask("Three?", max_new_tokens=4) == session.ask("Three?", max_new_tokens=4)
-    (tmp_path / "talk/conversation.json").write_text("{}")
-    for folder in (tmp_path / "talk", tmp_path / "nowhere"):
+    file = tmp_path / "talk/conversation.json"
+    saved = json.loads(file.read_text())
+    outside = saved | {"images": ["../talk/image-0001.png", "image-0002.png"]}
+    for broken in ({}, [], outside, saved | {"images": saved["images"][:1]}, saved | {"history": saved["history"][:3]}):
+        file.write_text(json.dumps(broken))
         with pytest.raises(ValueError, match="holds no conversation"):
-            ChatSession.load(folder, model, processor)
+            ChatSession.load(tmp_path / "talk", model, processor)
+    with pytest.raises(ValueError, match="holds no conversation"):
+        ChatSession.load(tmp_path / "nowhere", model, processor)

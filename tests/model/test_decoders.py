@@ -23,7 +23,7 @@ TESTED = {
     "gemma": {},
     "mixtral": {"num_local_experts": 2},
 }
-"""The README's table of decoders."""
+"""The table of decoders in docs/model.md."""
 
 SMALL = {
     "vocab_size": 64,

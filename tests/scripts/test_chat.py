@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import select
 import shutil
 import subprocess
@@ -16,7 +17,8 @@ from tests.scripts.evaluation.trained import trained, write_suite
 __all__ = ["trained"]
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE = 120
+PATIENCE = 300
+COLOUR = "Which colour is the first image?"
 
 
 @pytest.fixture
@@ -30,7 +32,9 @@ def pictures(tmp_path) -> Path:
 
 def chat_process(model: Path, folder: Path, **streams) -> subprocess.Popen:
     words = [sys.executable, "-m", "scripts.chat", "--model", str(model), "--max-new-tokens", "16"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+    # A home of its own: what is typed here is not to be remembered.
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(folder)}
+    environment |= {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
     return subprocess.Popen(words, cwd=folder, env=environment, **streams)
 
 
@@ -48,57 +52,41 @@ class Terminal:
         while text not in self.seen:
             ready, _, _ = select.select([self.end], [], [], PATIENCE)
             assert ready, f"waiting for {text!r}, the terminal shows {self.seen!r}"
-            self.seen += os.read(self.end, 4096).decode().replace("\r\n", "\n")
+            self.seen += os.read(self.end, 4096).decode().replace("\r", "")
+            self.seen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.seen)  # how the prompt moves and colours
         before, _, self.seen = self.seen.partition(text)
         return before
 
-    def say(self, line: str) -> None:
-        os.write(self.end, f"{line}\n".encode())
-        self.expect(line + "\n")
+    def type(self, keys: str) -> None:
+        os.write(self.end, keys.encode())
+
+    def say(self, line: str, answer: str) -> None:
+        """Wait for the prompt, type a line, and wait for what it brings."""
+        self.expect("you>")
+        self.type(f"{line}\r")
+        self.expect(answer)
 
 
 def test_a_conversation_at_a_terminal(trained, pictures):
     terminal = Terminal(trained.model, pictures)
     try:
-        terminal.expect("images (empty: none)> ")
-        terminal.say("nowhere.png")
-        terminal.expect("nowhere.png does not exist")
-        terminal.expect("images (empty: none)> ")
-        terminal.say("green.png broken.png")
-        terminal.expect("broken.png is damaged")
-        terminal.expect("images (empty: none)> ")
-        terminal.say(str(pictures / "green.png"))
-        terminal.expect("image 1: ")
-        terminal.expect("you> ")
-        terminal.say("Which colour is the first image?")
-        terminal.expect("model> It is green.\n")
-
-        terminal.expect("images (empty: none)> ")
-        terminal.say("")
-        terminal.expect("you> ")
-        terminal.say("How many images are there?")
-        terminal.expect("model> ")
-
-        terminal.expect("images (empty: none)> ")
-        terminal.say("'red one.png'")
-        terminal.expect("image 2: red one.png")
-        terminal.expect("you> ")
-        terminal.say("/imags")
-        terminal.expect("no command /imags")
-        terminal.expect("images (empty: none)> ")
-        terminal.say("/images")
-        terminal.expect("image 2: red one.png")
-        terminal.expect("images (empty: none)> ")
-        terminal.say("clear")
-        terminal.expect("forgotten")
-        terminal.expect("images (empty: none)> ")
-        terminal.say("blue.png")
+        terminal.expect("attention mmca, 16 tokens an image")
+        terminal.say(f"nowhere.png {COLOUR}", "nowhere.png does not exist")
+        terminal.say("broken.png", "broken.png is damaged")
+        terminal.say(f"{pictures / 'green.png'} {COLOUR}", "image 1: ")
+        terminal.expect("model> It is green.")
+        terminal.say("How many images are there?", "model> ")
+        terminal.say("'red one.png'", "image 2: red one.png")
+        terminal.say("/imags", "no command /imags")
+        terminal.say("/images", "image 2: red one.png")
+        terminal.say("clear", "forgotten")
+        terminal.say(f"file://{pictures}/red%20one.png {COLOUR}", "model> It is red.")
+        terminal.say("/clear", "forgotten")
+        terminal.expect("you>")
+        terminal.type("/image blu\t\r")
         terminal.expect("image 1: blue.png")
-        terminal.expect("you> ")
-        terminal.say("Which colour is the first image?")
-        terminal.expect("model> It is blue.\n")
-        terminal.expect("images (empty: none)> ")
-        terminal.say("quit")
+        terminal.say(COLOUR, "model> It is blue.")
+        terminal.say("/quit", "")
         assert terminal.process.wait(PATIENCE) == 0
     finally:
         terminal.process.kill()
@@ -106,9 +94,28 @@ def test_a_conversation_at_a_terminal(trained, pictures):
         os.close(terminal.end)
 
 
+def test_an_answer_is_stopped_at_a_terminal(trained, pictures):
+    """And the line, sent again, does not show its image twice."""
+    from scripts.chatting.prompt import make_session
+
+    session = chat.load_session(chat.arguments().parse_args(["--model", str(trained.model)]))
+    conversation = chat.Conversation(session, max_new_tokens=16)
+    line = f"{pictures / 'green.png'} {COLOUR}"
+
+    def interrupt(module, args):
+        raise KeyboardInterrupt
+
+    hook = session.model.get_decoder().register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        chat.turn(conversation, line)
+    hook.remove()
+    assert not conversation.names and not conversation.waiting
+    assert chat.turn(conversation, line) and len(conversation.session.images) == 1
+    assert make_session(chat.COMMANDS).completer.commands is chat.COMMANDS
+
+
 def test_questions_from_a_pipe(trained, pictures):
-    colour = "Which colour is the first image?"
-    lines = ["Say red.", "/image blue.png red.png", colour, "/help", "", "/quit", "Say blue."]
+    lines = ["Say red.", "/image blue.png red.png", COLOUR, "/help", "", "/quit", "Say blue."]
     pipe = subprocess.PIPE
     process = chat_process(trained.model, pictures, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     answers, notes = process.communicate("\n".join(lines), timeout=PATIENCE)
@@ -145,7 +152,7 @@ def test_an_image_is_shown_to_the_model_once(trained, pictures):
     assert [len(message["content"]) for message in session.history if message["role"] == "user"] == [2, 1]
 
 
-def test_undo_again_save_and_load(trained, pictures, monkeypatch, capsys):
+def test_undo_regenerate_save_and_load(trained, pictures, monkeypatch, capsys):
     monkeypatch.chdir(pictures)
     session = chat.load_session(chat.arguments().parse_args(["--model", str(trained.model)]))
     conversation = chat.Conversation(session, max_new_tokens=16)
@@ -153,18 +160,22 @@ def test_undo_again_save_and_load(trained, pictures, monkeypatch, capsys):
     for line in ("/image green.png", question, "/image red.png", question, "/save talk", "/image blue.png", "/undo"):
         assert chat.turn(conversation, line)
     assert conversation.names == ["green.png", "blue.png"] and len(conversation.session.images) == 1
-    assert chat.turn(conversation, "/again") and len(conversation.session.history) == 2
-    assert chat.turn(conversation, "/load talk")
+    assert chat.turn(conversation, "/regenerate") and len(conversation.session.history) == 2
+    assert chat.turn(conversation, "/load 'talk'")
     assert len(conversation.session.history) == 4 and len(conversation.names) == 2 and not conversation.waiting
     said = conversation.session.history[-1]["content"]
     for line in ("/undo", "/image red.png", question):
         assert chat.turn(conversation, line)
     assert capsys.readouterr().out.splitlines()[-1] == said == conversation.session.history[-1]["content"]
-    for line, message in (("/load nowhere", "nowhere holds no conversation"), ("/save", "/save needs a folder")):
+    for line, message in (
+        ("/load nowhere", "nowhere holds no conversation"),
+        ("/save", "/save needs a folder"),
+        ("/image", "needs the path"),
+    ):
         with pytest.raises(chat.UserError, match=message):
             chat.turn(conversation, line)
     conversation.clear()
-    for line in ("/undo", "/again"):
+    for line in ("/undo", "/regenerate"):
         with pytest.raises(chat.UserError, match="no round to take back"):
             chat.turn(conversation, line)
 

@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import re
+import shutil
 import sys
 from html.parser import HTMLParser
 from io import BytesIO
@@ -51,7 +52,7 @@ def results(trained, tmp_path_factory) -> Path:
 
 def spoil(folder: Path) -> None:
     """Make the answers of a run wrong and hostile."""
-    for path in folder.glob("*/final.jsonl"):
+    for path in folder.glob("[!.]*/final.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         changed = [line | {"output": HOSTILE, "question": f"{line['question']}{HOSTILE}"} for line in lines]
         changed = [line | {"correct": None if line["correct"] is None else False} for line in changed]
@@ -215,12 +216,39 @@ def test_scores_beside_chance(build, results):
     assert f"kind {HOSTILE}" in text
 
 
-def test_attentions_that_were_trained_alike_are_compared_by_conversations_seen(build):
-    text = build()
+def test_attentions_that_were_trained_alike_are_compared_by_conversations_seen(build, results):
+    assert 'id="efficiency"' not in build(), "one run of each attention is compared question by question"
+    for part in ("train", "evaluate"):
+        shutil.copytree(results / part / "mmca", results / part / "longer")
+    try:
+        for path in (results / "train/longer/finished.json", results / "evaluate/longer/metrics.json"):
+            write_json(path, json.loads(path.read_text()) | {"run": "longer"})
+        settings = results / "train/longer/state/0123/settings.json"
+        write_json(settings, json.loads(settings.read_text()) | {"epochs": 3})
+        text = build()
+        assert 'id="efficiency"' not in build("metrics", "finished"), "without the plans nobody knows what was seen"
+    finally:
+        for part in ("train", "evaluate"):
+            shutil.rmtree(results / part / "longer")
     part = text[text.index('id="efficiency"') : text.index('id="scores"')]
     assert "mmca minus causal, points" in part and ">154<" in part.replace("\n", "")
     assert part.count("<svg") == part.count("<tbody>") >= 1
-    assert 'id="efficiency"' not in build("metrics", "finished"), "without the plans nobody knows what was seen"
+
+
+def test_runs_are_compared_on_the_very_same_questions(build, results):
+    text = Page(build("metrics", "finished")).text
+    answers = {}
+    for run in ("causal", "mmca"):
+        lines = (results / f"evaluate/{run}/heldout/final.jsonl").read_text().splitlines()
+        turns = [json.loads(line) for line in lines]
+        answers[run] = {
+            (turn["test"], turn["round"]): turn["correct"] for turn in turns if turn["kind"].startswith("kind")
+        }
+    pairs = [(answers["mmca"][key], answers["causal"][key]) for key in answers["causal"]]
+    assert "mmca minus causal" in text and f"n = {len(pairs)} ({sum(a and not b for a, b in pairs)}," in text
+    attention = "attention causal mmca"
+    assert attention in text, "the settings in which runs differ stand side by side"
+    assert "learning_rate 0.001" not in text
 
 
 def test_curves(build):
@@ -248,6 +276,32 @@ def test_dialogues_stand_beside_the_images_that_the_model_saw(build, results):
     assert dialogue.index("image 1") < dialogue.index("image 2")
     turns = [json.loads(line) for line in (results / "evaluate/mmca/talk/final.jsonl").read_text().splitlines()]
     assert all(turn["output"] in page.text for turn in turns)
+
+
+def test_metrics_of_a_suite_stand_with_their_intervals(build, results):
+    text = Page(build("metrics")).text
+    for run in ("mmca", "causal"):
+        metrics = json.loads((results / f"evaluate/{run}/metrics.json").read_text())
+        rows = metrics["checkpoints"]["final"]["suites"]["talk"]["metrics"]
+        assert rows
+        for name, row in rows.items():
+            if row["value"] is not None and row["interval"]:
+                low, high = row["interval"]
+                assert name in text and f"{row['value']:.3f} {low:.3f} to {high:.3f}, n = {row['n']}" in text
+
+
+def test_an_answer_that_earned_a_share_of_a_point_is_told_so(build, results):
+    path = results / "evaluate/mmca/talk/final.jsonl"
+    before = path.read_text()
+    lines = [json.loads(line) for line in before.splitlines()]
+    shared = [line | {"correct": None, "scores": {"rouge_l": 0.25}} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in shared))
+    try:
+        text = build()
+    finally:
+        path.write_text(before)
+    dialogue = text[text.index("<span>pair</span>") :]
+    assert '<b class="note">0.25</b>' in dialogue[: dialogue.index("</article>")]
 
 
 def test_wrong_answers_are_shown_with_their_images(build):

@@ -1,6 +1,7 @@
 """Training as a whole: killed in every way, on one rank or two, refused, and hopeless. Every run here is a real one."""
 
 import dataclasses
+import importlib.util
 import json
 import random
 import shutil
@@ -11,13 +12,16 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from scripts.training.assembly import folder_sha256
+from model.processing import VisualChatProcessor
+from scripts.sections.model import Model
+from scripts.sections.tokens import Tokens
+from scripts.training.assembly import make_model
 from scripts.training.loader import BlendReader
-from scripts.training.state import write_tensors
 from tests.blends import write_blend
 from tests.runs import STEPS, Lab, finished, lines_written, metrics, state_of, wait_until
+from tests.tiny import IMAGE_TOKENS
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -173,22 +177,48 @@ def test_a_finished_run_returns_at_once(lab: Lab, undisturbed: Path):
     (undisturbed / "moved.json").unlink()
 
 
-def test_a_loss_that_is_no_number_names_the_conversations_and_is_not_tried_twice(lab: Lab):
-    model = lab.root / "models/poisoned"
-    shutil.copytree(lab.model, model)
-    weights = load_file(model / "projector.safetensors")
-    poison = {name: torch.full_like(value, torch.nan) for name, value in weights.items()}
-    write_tensors(model / "projector.safetensors", poison)
-    manifest = json.loads((model / "manifest.json").read_text())
-    (model / "manifest.json").write_text(json.dumps(manifest | {"sha256": folder_sha256(model)}))
+def poisoned(lab: Lab, token: int, folder: Path) -> Path:
+    """A model whose embedding of one token is not a number, while its head is as before."""
+    language = folder / "language"
+    shutil.copytree(lab.bases["language"], language)
+    weights = load_file(language / "model.safetensors")
+    table = weights["model.embed_tokens.weight"]
+    weights["lm_head.weight"] = table.clone()
+    table[token] = torch.nan
+    save_file(weights, language / "model.safetensors", {"format": "pt"})
+    config = json.loads((language / "config.json").read_text())
+    (language / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    names = {kind: str(path) for kind, path in (lab.bases | {"language": language}).items()}
+    settings, tokens = Model(vision="v", language="l", tokens="t"), Tokens(tokenizer="t", image_tokens=IMAGE_TOKENS)
+    make_model(settings, tokens, names, lab.root, folder / "model")
+    return folder / "model"
 
-    out = lab.root / "train/poisoned"
-    status, said = lab.train(out, model=model, ranks=1)
+
+def test_a_loss_that_is_no_number_names_the_conversations_and_is_not_tried_twice(lab: Lab, tmp_path: Path):
+    """The first global batch has four conversations, two a rank; those in which a certain token occurs are to blame."""
+    processor, reader = VisualChatProcessor.from_pretrained(lab.model), BlendReader(lab.blends[0], lab.root)
+    samples = [reader[position] for position in range(4)]
+    special = set(processor.tokenizer.all_special_ids)
+    texts = [set(processor.encode(sample.messages).input_ids[:-1]) - special for sample in samples]
+    token = next(t for t in sorted(set.union(*texts)) if 0 < sum(t in text for text in texts) < 4)
+    blamed = {uid for sample, text in zip(samples, texts, strict=True) if token in text for uid in sample.uids}
+
+    out, model = lab.root / "train/poisoned", poisoned(lab, token, tmp_path)
+    status, said = lab.train(lab.root / "train/poisoned_heldout", model=model)
+    assert status == 1 and "held-out loss nan after step 0" in said and "give no number: llava" in said
+
+    identity = json.loads((lab.model / "manifest.json").read_text())["tokens_identity"]
+    options = {"shards": 1, "stem": "heldout", "tokens_identity": identity}
+    nothing = write_blend(tmp_path / "heldout", 0, lab.bases["tokenizer"], **options)
+    lab = dataclasses.replace(lab, heldout=nothing)
+    status, said = lab.train(out, model=model)
     assert status == 1 and "Traceback" not in said
-    assert "step 1: loss nan" in said and "llava:train" in said and "learning_rate" in said
+    assert "step 1: loss nan" in said and "learning_rate" in said
+    found = said.strip().rsplit("these conversations give no number: ", 1)[1]
+    assert set(found.split(", ")) == blamed
     log = (state_of(out) / "log.txt").read_bytes()
-    status, said = lab.train(out, model=model, ranks=1)
-    assert status == 1 and "said before" in said and "llava:train" in said
+    status, said = lab.train(out, model=model)
+    assert status == 1 and "said before" in said and found in said
     assert (state_of(out) / "log.txt").read_bytes() == log
     assert not (out / "finished.json").exists()
 
@@ -206,6 +236,9 @@ def test_what_does_not_belong_together_is_refused_before_anything_starts(lab: La
     assert status == 1 and "same entry of `tokens`" in said and "Traceback" not in said
     status, said = lab.train(tmp_path / "out", learning_rat=1e-3)
     assert status == 1 and "learning_rat" in said
+    if importlib.util.find_spec("wandb") is None:
+        status, said = lab.train(tmp_path / "out", trackers=["wandb"])
+        assert status == 1 and "pip install wandb" in said and "Traceback" not in said
     assert not (tmp_path / "out").exists()
 
 

@@ -118,10 +118,23 @@ def test_the_picture_names_every_step():
         "blend_manifest",
         "pixels",
     }
-    programs |= {"pretrain", "make_model", "train", "export", "evaluate", "report"}
+    programs |= {"pretrain", "make_model", "train", "export", "evaluate", "lock", "report"}
     rules = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
     for program in programs:
         assert program in picture and f"-m scripts.{program} " in rules, program
+
+
+def test_what_is_behind_a_run_is_its_own(tiny):
+    first, second = (dag.manifests_behind(tiny, run) for run in ("first", "second"))
+    assert {"plan/mixed/epoch-000.json", "records/llava.report.json", "raw/miniature/miniature.json"} <= set(first)
+    assert not [path for path in first if "plain" in path or "aokvqa" in path or path.startswith("pixels")]
+    assert "pixels/miniature/coco-00001-of-00002.json" in second and "bases/miniature/vision/manifest.json" in second
+    assert len(set(first)) == len(first) and not [path for path in first if path.endswith((".tar", ".parquet"))]
+    assert "scripts.adapters.llava" in dag.programs_behind(tiny, "first")
+    assert "scripts.pixels" in dag.programs_behind(tiny, "second")
+    own = tiny.model_copy(update={"data_path": "/data", "suites": {"mine": "/data/talk.json"}})
+    assert not [path for path in dag.manifests_behind(own, "first") if path.startswith(("raw/miniature", "/data"))]
+    assert "scripts.miniature" not in dag.programs_behind(own, "first")
 
 
 def test_every_profile_is_readable():

@@ -21,7 +21,8 @@ def test_every_promised_file_is_there(finished):
         blend/mixed/epoch-000/units.idx pixels/miniature/coco-00001-of-00002.u8
         blend/mixed/epoch-000/manifest.json blend/mixed/heldout/manifest.json blend/mixed/preview.html
         models/small/config.json train/first/finished.json exported/first/final/model.safetensors exported/first/best/config.json
-        evaluate/first/metrics.json evaluate/first/heldout/final.jsonl evaluate/first/dialogues/final.csv report.html
+        evaluate/first/metrics.json evaluate/first/heldout/final.jsonl evaluate/first/dialogues/final.csv
+        train/first/lock.json graph.json report.html
     """
     missing = [name for name in promised.split() if not (root / name).is_file()]
     assert not missing
@@ -50,10 +51,30 @@ def test_no_manifest_names_an_absolute_path(finished):
 
 def test_two_clean_builds_give_the_same_bytes(finished, tmp_path):
     again = Project.create(tmp_path / "again")
-    again.snakemake("data", "out/models/small/manifest.json")
+    again.snakemake("data", "out/models/small/manifest.json", "out/train/first/lock.json")
     for pattern in ("media/**/*", "records/*", "tokens/**/*", "plan/**/*", "blend/**/*", "bases/**/*", "models/**/*"):
         assert finished.hashes(pattern) == again.hashes(pattern), pattern
     assert any(name.endswith(".tar") for name in again.hashes("blend/**/*"))
+    # Trained, exported and evaluated anew as well: the passport is the same, environment and all.
+    assert finished.hashes("train/first/lock.json") == again.hashes("train/first/lock.json") != {}
+
+
+def test_the_report_draws_the_graph_that_was_built(finished):
+    told = json.loads((finished.folder / "out/graph.json").read_text())
+    assert told["command"].startswith("snakemake --configfile tiny.yaml --cores 2")
+    rules = told["rules"]
+    assert rules["train_run"]["jobs"] == 2 and "all" not in rules
+    assert {"blend_manifest", "make_model", "pixels"} <= set(rules["train_run"]["reads"])
+    assert rules["plan"]["program"] == "plan" and rules["plan"]["stage"] == "blends"
+    assert ">validate dataset</text>" in (finished.folder / "out/report.html").read_text()
+
+
+def test_snakemakes_own_report_holds_what_is_marked_for_it(finished):
+    finished.snakemake("--report", "archive.html")
+    text = (finished.folder / "archive.html").read_text(encoding="utf-8", errors="replace")
+    for name in ("report.html", "preview.html", "metrics.json", "lock.json", "llava.report.json"):
+        assert name in text
+    assert "VisualChat turns raw vision-language datasets" in text and "ten conversations" in text
 
 
 def test_the_graph_passes_snakemakes_lint():

@@ -9,9 +9,9 @@ from PIL import Image
 from tests.workflow.project import TINY, Project
 from tests.worlds import small_world
 
-AFTER_TRAINING = {"export": 1, "evaluate_run": 1, "report_page": 1}
+AFTER_TRAINING = {"export": 1, "evaluate_run": 1, "lock": 1, "report_page": 1}
 RUN = {"train_run": 1, **AFTER_TRAINING}
-RUNS = {"train_run": 2, "export": 2, "evaluate_run": 2, "report_page": 1}
+RUNS = {"train_run": 2, "export": 2, "evaluate_run": 2, "lock": 2, "report_page": 1}
 MIXED = {"plan": 2, "blend": 3, "blend_manifest": 2, "preview": 1, **RUN}
 PLAIN = {"plan": 2, "blend": 2, "blend_manifest": 2, "preview": 1, **RUN}
 BLENDS = {"plan": 4, "blend": 5, "blend_manifest": 4, "preview": 2}
@@ -33,7 +33,7 @@ def test_a_second_run_has_nothing_to_do(finished):
 @pytest.mark.parametrize(
     "place, value, jobs",
     [
-        (("evaluate", "max_new_tokens"), 4, {"evaluate_run": 2, "report_page": 1}),
+        (("evaluate", "max_new_tokens"), 4, {"evaluate_run": 2, "lock": 2, "report_page": 1}),
         (("runs", "first", "learning_rate"), 5e-4, RUN),
         # A mix, its seed, and what packs are like.
         (("blends", "mixed", "datasets", "coco_caption"), {"samples": 12}, MIXED),

@@ -1,6 +1,6 @@
 """The samples recipe on a folder of real photographs, through training and evaluation.
 
-The folder is the user's: its place is read from VISUALCHAT_SAMPLES, in the layout that the README shows.
+The folder is the user's: its place is read from VISUALCHAT_SAMPLES, in the layout that docs/fetch.md shows.
 """
 
 import json

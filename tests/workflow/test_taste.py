@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from tests.scripts.fetching.server import File, Server
-from tests.worlds import small_world
 from tests.workflow.project import TINY, Project
+from tests.worlds import small_world
 
 CONFIG = copy.deepcopy(TINY) | {
     "data_path": "data",

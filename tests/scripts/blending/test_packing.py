@@ -41,13 +41,21 @@ def test_images_limit_packs_where_they_are_what_is_scarce():
     assert packs.lengths.tolist() == [3] * (WINDOW // 3) + [1]
 
 
+def test_packs_are_as_mixed_as_the_order_they_are_made_from():
+    kinds = np.random.default_rng(0).integers(0, 2, 8 * WINDOW)
+    packs = pack(58 + 8 * kinds + np.arange(len(kinds)) % 3, np.zeros(len(kinds), int), 512, 64)
+    of_one_kind = np.bincount(packs.rows, kinds[packs.values])
+    spread = of_one_kind.std() / np.sqrt(packs.lengths.mean() / 4)
+    assert 0.8 < spread < 1.2, "as many of a kind in each as chance puts there"
+
+
 def members(packs):
     return [part.tolist() for part in np.split(packs.values, packs.starts[1:-1])]
 
 
 def test_each_conversation_goes_into_the_fullest_pack_with_room_long_ones_first():
     assert members(pack(np.array([3, 6, 4, 7, 2, 5]), np.zeros(6, int), 10, 1)) == [[0, 3], [1, 2], [4, 5]]
-    # 10 and 9 of 100 are short: they come last, in their own order, and the fuller pack takes the first.
+    # Up to half of a row is short: short ones come last, in their own order, and the fuller pack takes the first.
     assert members(pack(np.array([9, 80, 10, 85]), np.zeros(4, int), 100, 1)) == [[0, 3], [1, 2]]
     assert members(pack(np.array([10, 80, 9, 85]), np.zeros(4, int), 100, 1)) == [[0, 3], [1, 2]]
 

@@ -25,8 +25,9 @@ def test_every_dataset_gives_its_share_and_a_small_one_repeats(desk):
     assert few.total() == 75 and many.total() == 25
     assert set(few.values()) == {7, 8} and len(few) == 10, "75 of 10: everything seven times, half of it once more"
     assert set(many.values()) == {1}
-    copies = [row["copies"][0] for row in rows if row["uids"] == ["llava:0"]]
-    assert sorted(copies) == list(range(len(copies))), "each copy makes its own choices"
+    for uid, times in few.items():
+        copies = [row["copies"][0] for row in rows if row["uids"] == [uid]]
+        assert sorted(copies) == list(range(times)), "each copy makes its own choices"
     account = desk.manifest["datasets"]["llava"]
     assert (account["wanted"], account["drawn"], account["realised"]) == (75, 75, 75)
     assert account["asked"]["proportion"] == 0.75 and desk.manifest["epoch_size"] == 100

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from scripts.common.files import write_json
-from scripts.reporting.efficiency import mean, student_quantile, studies
+from scripts.reporting.efficiency import studies
+from scripts.reporting.means import mean, student_quantile
 from scripts.reporting.scores import columns, run_colours
 from scripts.sections.run import Run
 
@@ -68,6 +69,11 @@ def test_a_single_run_or_repetitions_alone_are_no_study(tmp_path):
     assert found(tmp_path) == []
     write(tmp_path, "again", "mmca", 2, "b", 0.6)
     assert found(tmp_path) == []
+    (tmp_path / "train/again/finished.json").unlink()
+    write(tmp_path, "other", "causal", 2, "a", 0.4)
+    assert found(tmp_path) == [], "two attentions once each: the comparison has more to say"
+    (tmp_path / "train/other/finished.json").unlink()
+    write(tmp_path, "again", "mmca", 2, "b", 0.6)
     write(tmp_path, "longer", "mmca", 4, "a", 0.7)
     (study,) = found(tmp_path)
     (group,) = study.groups

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from scripts.reporting.figures import Curve, _linear_ticks, _log_ticks, accuracy_bar, bin_means, loss_chart
+from scripts.reporting.figures import Curve, _linear_ticks, _log_ticks, accuracy_bar, binned, difference_bar, step_chart
 
 
 def points(chart: str, kind: str) -> list[tuple[float, float]]:
@@ -13,11 +13,40 @@ def points(chart: str, kind: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in re.findall(r"([\d.]+) ([\d.]+)", path)]
 
 
-def test_bin_means_average_neighbours():
-    assert bin_means([(1, 2.0), (2, 4.0), (3, 9.0)], bins=2) == [(1.5, 3.0), (3.0, 9.0)]
-    assert bin_means([(1, 2.0)], bins=60) == [(1.0, 2.0)]
-    assert len(bin_means([(x, 1.0) for x in range(1001)], bins=60)) <= 60
-    assert bin_means([]) == []
+def loss_chart(curves: list[Curve]) -> str:
+    return step_chart("Loss", curves, 0.95, logarithmic=True)
+
+
+def test_bins_average_neighbours_and_tell_how_sure_the_mean_is():
+    (x, first), (last, single) = binned([(1, 2.0), (2, 4.0), (3, 9.0)], 0.95, bins=2)
+    assert (x, first.value, last, single.value, single.low) == (1.5, 3.0, 3.0, 9.0, None)
+    # Student's t with one degree of freedom, standard error 1.
+    assert first.high - 3 == pytest.approx(12.7062, rel=1e-4) == 3 - first.low
+    assert len(binned([(x, 1.0) for x in range(1001)], 0.95, bins=60)) <= 60
+    assert binned([], 0.95) == []
+
+
+def test_a_band_lies_around_its_line():
+    noisy = [(step, 2.0 + (step % 2)) for step in range(1, 601)]
+    chart = step_chart("Loss", [Curve("a", 0, noisy)], 0.95)
+    band = points(chart, "band")
+    line = points(chart, "line")
+    assert len(band) == 2 * len(line) and chart.index("band") < chart.index("line")
+    upper, lower = band[: len(line)], band[len(line) :][::-1]
+    assert all(top <= y <= bottom for (_, top), (_, y), (_, bottom) in zip(upper, line, lower, strict=True))
+    assert any(top < bottom for (_, top), (_, bottom) in zip(upper, lower, strict=True))
+
+
+def test_a_chart_on_a_plain_scale_begins_at_zero():
+    (x0, y0), (x1, y1) = points(step_chart("Norm", [Curve("a", 0, [(0, 0.0), (10, 2.0)])], 0.95), "line")
+    assert (x0, y0, x1) == (0, 100, 100) and 0 < y1 < 10
+
+
+def test_a_difference_grows_from_the_middle():
+    assert 'class="difference" style="left:50.0%;width:20.0%"' in difference_bar(0.4, 0.1, 0.6)
+    bar = difference_bar(-0.4, -0.6, -0.1)
+    assert 'class="difference" style="left:30.0%;width:20.0%"' in bar
+    assert 'class="interval" style="left:20.0%;width:25.0%"' in bar
 
 
 def test_points_lie_where_their_values_say():

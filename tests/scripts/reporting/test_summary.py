@@ -40,6 +40,8 @@ def test_scores_report_and_the_command_to_chat(tmp_path, monkeypatch, capsys):
     assert "suite talk: 1 of 2 answers right" in text
     assert str(root / "report.html") in text
     (command,) = [line for line in text.splitlines() if "scripts.chat" in line]
+    assert text.splitlines()[-1].strip() == "make chat", "what to do next comes last"
+    assert summary.summary_lines(root, "recipes/taste.yaml")[-1].strip() == "make chat CONFIG=recipes/taste.yaml"
     assert shlex.split(command)[3:] == [
         "--model", str(root / "exported/mmca/final"), "--image", str(root / "raw/miniature/dialogues/images/a.png"),
     ]  # fmt: skip

@@ -1,6 +1,7 @@
 """The arithmetic of a step: the same at every ZeRO stage and after every change of stage; rates, groups and seeds."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from scripts.sections.run import Run
-from scripts.training.engine import deepspeed_config, learning_rate, step_seed
+from scripts.training.deepspeed_config import deepspeed_config
+from scripts.training.engine import learning_rate, step_seed
 from tests.runs import REPOSITORY, Lab
 
 
@@ -36,13 +38,41 @@ def test_a_trained_encoder_lies_inside_the_engine_at_every_stage(steps: dict, wh
     assert steps[f"{what} {zero}"] == pytest.approx(steps[f"{what} 0"], rel=1e-5)
 
 
+@pytest.mark.parametrize("what", ["mixed", "mixed frozen"])
+@pytest.mark.parametrize("zero", [2, 3])
+def test_batches_without_images_on_some_ranks_or_on_all(steps: dict, what: str, zero: int):
+    assert steps[f"{what} {zero}"] == pytest.approx(steps[f"{what} 0"], rel=1e-5)
+
+
 def test_adapters_continue_at_another_stage(steps: dict):
     assert steps["adapters 3>2"] == pytest.approx(steps["adapters 2"], rel=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["2", "frozen 2", "bf16 2", "adapters 2", "adapters bf16 2"])
+@pytest.mark.parametrize("variant", ["2", "frozen 2", "bf16 2", "fp16 2", "offload 2", "adapters 2", "adapters bf16 2"])
 def test_continued_at_the_same_stage_it_is_exact(steps: dict, variant: str):
     assert steps[f"{variant}>2"] == steps[variant]
+    assert steps["bf16 0>0"] == steps["bf16 0"] and steps["offload 3>3"] == steps["offload 3"]
+
+
+@pytest.mark.parametrize("variant, like", [("offload 2", "2"), ("offload 3", "3"), ("recomputed 2", "2")])
+def test_memory_is_saved_without_changing_a_number(steps: dict, variant: str, like: str):
+    assert steps[variant] == pytest.approx(steps[like], rel=2e-6)
+    assert steps["recomputed adapters 3"] == pytest.approx(steps["adapters 3"], rel=2e-6)
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_half_precision_is_the_same_at_every_stage_and_near_to_whole(steps: dict, zero: int):
+    assert steps[f"bf16 {zero}"] == pytest.approx(steps["bf16 2"], rel=2e-3)
+    assert steps[f"fp16 {zero}"] == pytest.approx(steps["fp16 2"], rel=2e-3)
+    assert steps["fp16 2"][:3] == pytest.approx(steps["2"][:3], rel=1e-3)
+    assert steps["fp16 2"][:3] != steps["2"][:3], "nothing was rounded"
+
+
+def test_fp16_skips_what_overflows_and_keeps_its_scale_through_a_checkpoint(steps: dict):
+    """The second gradient overflows, so the third step begins with half the scale and the weights of the second."""
+    assert [math.isinf(norm) for norm in steps["fp16 2"][1::2]] == [False, True, False, True]
+    assert steps["fp16 3>0"] == pytest.approx(steps["fp16 2"], rel=2e-3)
+    assert steps["fp16 0>2"] == pytest.approx(steps["fp16 2"], rel=2e-3)
 
 
 def test_what_is_trained_matters(steps: dict):
@@ -72,9 +102,27 @@ def test_seeds_differ_by_step_and_rank_and_repeat():
 
 
 def test_deepspeed_is_told_no_optimiser_and_no_schedule():
-    config = deepspeed_config(run(zero=3, precision="bf16", clip=0.5), accumulation=4, trained=1000)
+    config = deepspeed_config(run(zero=3, precision="bf16", clip=0.5), accumulation=4, trained=1000, pin=False)
     assert not {"optimizer", "scheduler"} & set(config)
     assert config["zero_optimization"]["stage"] == 3 and config["bf16"] == {"enabled": True}
     assert config["gradient_accumulation_steps"] == 4 and config["gradient_clipping"] == 0.5
-    with pytest.raises(ValueError, match="bf16 needs zero"):
-        run(zero=0, precision="bf16")
+    assert "offload_optimizer" not in config["zero_optimization"] and not config["fp16"]["enabled"]
+
+
+@pytest.mark.parametrize("offload, devices", [("optimizer", ("cpu", None)), ("parameters", ("cpu", "cpu"))])
+def test_deepspeed_is_told_what_to_offload(offload: str, devices: tuple):
+    zero = deepspeed_config(run(zero=3, offload=offload), 1, 1000, pin=True)["zero_optimization"]
+    assert tuple(zero.get(f"offload_{what}", {}).get("device") for what in ("optimizer", "param")) == devices
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"offload": "optimizer", "zero": 1}, "offload optimizer needs zero >= 2"),
+        ({"offload": "parameters", "zero": 2}, "offload parameters needs zero >= 3"),
+        ({"nodes": 2, "ranks": 3}, "cannot be spread equally"),
+    ],
+)
+def test_combinations_that_cannot_work_are_refused(changes: dict, words: str):
+    with pytest.raises(ValueError, match=words):
+        run(**changes)

@@ -15,9 +15,12 @@ def test_settings_that_change_numbers_are_told_from_those_that_do_not(lab: Lab):
     read = identity.inputs(lab.model, lab.blends, lab.heldout)
     base = identity.fingerprint(Run(**SETTINGS), read)
     same = {"ranks": 7, "micro_batch": 1, "zero": 0, "workers": 3, "checkpoint_every": 9, "keep_checkpoints": 5}
+    same |= {"nodes": 2, "offload": "optimizer", "gradient_checkpointing": True, "trackers": [], "project": "other"}
+    same |= {"early_stop": 0}
     for key, value in same.items():
         assert identity.fingerprint(Run(**SETTINGS | {key: value}), read) == base, key
     other = {"learning_rate": 1e-4, "threads": 2, "seed": 1, "attention": "causal", "epochs": 3, "evaluate_every": 6}
+    other |= {"early_stop": 2}
     for key, value in other.items():
         assert identity.fingerprint(Run(**SETTINGS | {key: value}), read) != base, key
     assert identity.fingerprint(Run(**SETTINGS), read | {"model": "x"}) != base

@@ -6,7 +6,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.common.errors import UserError
-from scripts.training.metrics import Metrics, read_metrics, summary
+from scripts.training.metrics import Metrics, read_metrics, summary, throughput
+from scripts.training.trackers import Identity, TensorBoard
+
+
+def run(step: int) -> Identity:
+    return Identity("visualchat", "demo", "f00", {}, step)
 
 
 def step(number: int, loss: float) -> dict:
@@ -18,7 +23,7 @@ def measurement(number: int, loss: float) -> dict:
 
 
 def test_a_resumed_run_stands_in_both_records_once(tmp_path: Path):
-    metrics = Metrics(tmp_path, 0, 0)
+    metrics = Metrics(tmp_path, 0, [TensorBoard(tmp_path, run(0))])
     metrics.write(measurement(0, 9.0))
     metrics.write(step(1, 5.0))
     kept = metrics.sync()
@@ -26,7 +31,7 @@ def test_a_resumed_run_stands_in_both_records_once(tmp_path: Path):
     metrics.write(step(3, 3.0))
     metrics.close()
 
-    metrics = Metrics(tmp_path, kept, 1)
+    metrics = Metrics(tmp_path, kept, [TensorBoard(tmp_path, run(1))])
     metrics.write(step(2, 4.5))
     metrics.close()
     assert read_metrics(tmp_path / "metrics.jsonl") == [measurement(0, 9.0), step(1, 5.0), step(2, 4.5)]
@@ -37,7 +42,7 @@ def test_a_resumed_run_stands_in_both_records_once(tmp_path: Path):
 
 def test_lost_lines_are_a_clear_error(tmp_path: Path):
     with pytest.raises(UserError, match="has lost lines"):
-        Metrics(tmp_path, 100, 1)
+        Metrics(tmp_path, 100)
 
 
 def test_the_summary_tells_start_end_and_held_out_losses():
@@ -48,3 +53,20 @@ def test_the_summary_tells_start_end_and_held_out_losses():
         "mean_loss_of_last_tenth": 1.5,
         "heldout": [[0, 9.0], [20, 2.0]],
     }
+
+
+def test_the_throughput_is_that_of_all_steps_but_the_first():
+    def fast(number: int, seconds: float) -> dict:
+        rates = {"seconds": seconds, "data_seconds": 0.5, "flops_per_second": 1e9, "memory_bytes": number}
+        return step(number, 1.0) | rates | {"tokens": 100, "supervised_tokens": 40}
+
+    lines = [measurement(0, 9.0), fast(1, 50.0), fast(2, 1.0), fast(3, 3.0)]
+    assert throughput(lines, peak=4e9) == {
+        "tokens_per_second": 50.0,
+        "supervised_tokens_per_second": 20.0,
+        "data_wait": 0.25,
+        "flops_per_second": 1000000000,
+        "model_flops_utilisation": 0.25,
+        "memory_bytes": 3,
+    }
+    assert throughput(lines, peak=None)["model_flops_utilisation"] is None

@@ -1,6 +1,9 @@
 """Checkpoints on disk: whole or absent, the newest good one found, damage told, equal tensors in equal bytes."""
 
 import json
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +25,7 @@ def tensors(value: float) -> dict[str, torch.Tensor]:
 def checkpoints(tmp_path: Path) -> Checkpoints:
     made = Checkpoints(tmp_path / "checkpoints", keep=2)
     for step in (3, 6, 9):
-        made.save(step, tensors(step), FACTS)
+        made.save(step, tensors(step), FACTS, print)
     return made
 
 
@@ -68,7 +71,7 @@ def test_a_damaged_newest_one_is_told_and_the_one_before_taken(checkpoints: Chec
     step, said = newest(checkpoints)
     assert step == 6 and len(said) == 1 and "step-00000009 is damaged" in said[0]
     assert newest(checkpoints) == (6, [])
-    checkpoints.save(9, tensors(9), FACTS)
+    checkpoints.save(9, tensors(9), FACTS, print)
     assert newest(checkpoints) == (9, [])
 
 
@@ -76,7 +79,7 @@ def test_lost_best_weights_send_the_run_back_to_before_them(checkpoints: Checkpo
     path = checkpoints.folder.parent / "weights/best.safetensors"
     write_tensors(path, {"a": torch.ones(1)})
     best = {"weights": "weights/best.safetensors", "sha256": file_sha256(path)}
-    checkpoints.save(12, tensors(12), FACTS | {"best": best})
+    checkpoints.save(12, tensors(12), FACTS | {"best": best}, print)
     assert newest(checkpoints) == (12, [])
     path.unlink()
     assert newest(checkpoints)[0] == 9
@@ -94,6 +97,41 @@ def test_half_written_drafts_are_swept_away(checkpoints: Checkpoints):
     draft.mkdir()
     (draft / "state.safetensors").write_bytes(b"half")
     assert newest(checkpoints) == (9, []) and not draft.exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"this machine lets us mount no file system: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_costs_the_newest_checkpoint_at_most(small_disk: Path):
+    """Checkpoints of 300 kB on a disk for three: older ones make room, and at last the newest whole one stays."""
+    checkpoints, said = Checkpoints(small_disk / "checkpoints", keep=3), []
+
+    def big(value: float) -> dict[str, torch.Tensor]:
+        return {"weight/a": torch.full((75_000,), value)}
+
+    for step in (1, 2, 3):
+        checkpoints.save(step, big(float(step)), FACTS, said.append)
+    assert said == []
+    checkpoints.save(4, big(4.0), FACTS, said.append)
+    assert said == ["no room for the checkpoint of step 4: removing step-00000001, step-00000002 for it"]
+    assert checkpoints.steps() == [3, 4]
+    shutil.rmtree(checkpoints.folder / "step-00000003")
+    (small_disk / "ballast").write_bytes(bytes(600_000))
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left on device"):
+            checkpoints.save(5, big(5.0), FACTS, said.append)
+    assert newest(checkpoints) == (4, []) and torch.equal(checkpoints.load(4)["weight/a"], big(4.0)["weight/a"])
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000004"]
 
 
 def test_equal_tensors_make_equal_bytes(tmp_path: Path):

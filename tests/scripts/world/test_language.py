@@ -13,7 +13,7 @@ from scripts.world import formats
 from scripts.world.dialogues import suite
 from scripts.world.language import captions, describe, kinds, question, questions, recall
 from scripts.world.randomness import Draw
-from scripts.world.scenes import CELLS, Object
+from scripts.world.scenes import Object
 from scripts.world.world import World
 from tests.scripts.world.solving import solve
 

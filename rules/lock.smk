@@ -1,0 +1,26 @@
+# The passport of a run: size and hash of everything that it came from and that it left. Written last; the report shows it.
+
+
+rule lock:
+    input:
+        lambda w: [f"{ROOT}/{manifest}" for manifest in dag.manifests_behind(SETTINGS, w.run)],
+    output:
+        report(
+            f"{ROOT}/train/{{run}}/lock.json",
+            caption="captions/lock.rst",
+            category="Runs",
+            labels={"run": "{run}", "file": "passport"},
+        ),
+    log:
+        f"{ROOT}/logs/lock/{{run}}.log",
+    conda:
+        "../envs/train.yaml"
+    params:
+        programs=lambda w: " ".join(dag.programs_behind(SETTINGS, w.run)),
+        code=lambda w: code("scripts.lock", *dag.programs_behind(SETTINGS, w.run)),
+        root=folder(ROOT),
+    message:
+        "Writing the passport of {wildcards.run}"
+    shell:
+        "VISUALCHAT_LOG={log:q} python -m scripts.lock --root {params.root:q} --run {wildcards.run} --manifests {input:q} "
+        "--programs {params.programs} --out {output:q}"

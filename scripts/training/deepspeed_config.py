@@ -1,0 +1,38 @@
+"""DeepSpeed's configuration, made from a run's settings: nobody writes its JSON by hand, so the two cannot disagree."""
+
+from typing import Any
+
+from scripts.sections.run import Run
+
+_LARGEST_BUCKET = 500_000_000
+
+
+def deepspeed_config(settings: Run, accumulation: int, trained: int, pin: bool) -> dict[str, Any]:
+    """Return the configuration for `accumulation` micro-batches per step and `trained` trained parameters.
+
+    Its optimiser and schedule sections stay empty: ours are used. `pin`: what is offloaded lies in page-locked memory.
+    """
+    # Buckets are allocated whole, so a small run must not ask for large ones.
+    bucket = min(max(trained, 1), _LARGEST_BUCKET)
+    zero: dict[str, Any] = {
+        "stage": settings.zero,
+        "overlap_comm": False,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
+    if settings.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pin}
+    if settings.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": pin}
+    return {
+        "train_micro_batch_size_per_gpu": settings.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": settings.clip,
+        "steps_per_print": None,
+        "bf16": {"enabled": settings.precision == "bf16"},
+        # A scale that DeepSpeed leaves alone: `precision.LossScale` sets it before every step.
+        "fp16": {"enabled": True, "loss_scale": 1.0} if settings.precision == "fp16" else {"enabled": False},
+        "zero_optimization": zero,
+        # DeepSpeed's own Adam for CPUs would have to be compiled.
+        "zero_force_ds_cpu_optimizer": False,
+    }

@@ -1,0 +1,143 @@
+"""Where a run's curves are shown: TensorBoard, Weights & Biases, trackio. `metrics.jsonl` is written in any case.
+
+A tracker is given names and numbers of a step, and no more of the run than its settings. Only rank 0 has one. The last
+two are imported where a run asks for them, so nobody needs them who does not. A run that continues repeats the steps
+since its checkpoint with the same values: TensorBoard drops the old ones, Weights & Biases the new ones, trackio keeps
+both.
+"""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from scripts.common.errors import UserError
+from scripts.sections.run import Run
+
+# What to install where a tracker's module is missing.
+_MODULES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a tracker files a run under. `step` is the last finished step: what was shown after it does not count."""
+
+    project: str
+    name: str
+    fingerprint: str
+    settings: Mapping[str, Any]
+    step: int
+
+
+class Tracker(Protocol):
+    """Something that draws curves."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the values of a step."""
+
+    def flush(self) -> None:
+        """Bring what was logged to where it is kept, as far as that can be asked for."""
+
+    def close(self) -> None:
+        """Finish."""
+
+
+class TensorBoard:
+    """Event files below `folder`/events; see them with `tensorboard --logdir`."""
+
+    def __init__(self, folder: Path, run: Identity):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "events"), purge_step=run.step + 1)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run at wandb.ai, or with WANDB_MODE=offline below `folder`/wandb, to be sent later with `wandb sync`."""
+
+    def __init__(self, folder: Path, run: Identity):
+        import wandb
+
+        try:
+            self._run = wandb.init(
+                project=run.project,
+                name=run.name,
+                id=f"{run.name}-{run.fingerprint}",
+                resume="allow",
+                dir=str(folder),
+                config=dict(run.settings),
+            )
+        except (wandb.Error, OSError) as error:
+            raise UserError(
+                f"Weights & Biases cannot be used: {str(error).splitlines()[0]}. Log in with `wandb login`, or set "
+                "WANDB_MODE=offline, or take wandb out of `trackers`"
+            ) from None
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def flush(self) -> None:
+        """wandb sends in a process of its own."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackio:
+    """A run in trackio's local database (TRACKIO_DIR); see it with `trackio show`."""
+
+    def __init__(self, folder: Path, run: Identity):
+        import trackio
+
+        self._trackio = trackio
+        name = f"{run.name}-{run.fingerprint}"
+        trackio.init(project=run.project, name=name, config=dict(run.settings), resume="allow", embed=False)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._trackio.log(dict(values), step=step)
+
+    def flush(self) -> None:
+        """trackio writes by itself."""
+
+    def close(self) -> None:
+        self._trackio.finish()
+
+
+_CLASSES = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "trackio": Trackio}
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raise UserError, with the command to type, unless all of these trackers are installed."""
+    missing = [_MODULES[name] for name in names if importlib.util.find_spec(_MODULES[name]) is None]
+    if missing:
+        raise UserError(
+            f"`trackers` names {' and '.join(missing)}, which is not installed: run `pip install {' '.join(missing)}`, "
+            "or take it out"
+        )
+
+
+def open_trackers(settings: Run, folder: Path, run: Identity) -> list[Tracker]:
+    """Open the trackers that `settings` name, with their files below `folder`.
+
+    Raises:
+        UserError: one does not let us in.
+    """
+    return [_CLASSES[name](folder, run) for name in settings.trackers]
+
+
+def scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """What is drawn of a line of `metrics.jsonl`: its numbers, and those of datasets and parts as `<what>/<name>`."""
+    found = {name: value for name, value in line.items() if isinstance(value, (int, float)) and name != "step"}
+    kind = "loss" if "loss" in line else "heldout_loss"
+    found |= {f"{kind}/{name}": values["loss"] for name, values in line.get("datasets", {}).items()}
+    return found | {f"learning_rate/{name}": rate for name, rate in line.get("learning_rates", {}).items()}

@@ -1,0 +1,214 @@
+"""The engine: what it says is what a chat alone would say, whoever else is there; and one job never harms another."""
+
+import hashlib
+import queue
+import threading
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from model.cache import ImageCache
+from model.chat import ChatSession
+from scripts.serving.answers import CANCELLED, ERROR, LENGTH, STOP, TIMEOUT, Job, Sampling
+from scripts.serving.engine import Busy, Closed, Engine, EngineSettings
+from tests.scripts.evaluation.trained import trained
+from tests.scripts.serving.running import COLOUR, COUNT, load
+from tests.tiny import user
+
+__all__ = ["trained"]
+
+COLOURS = ("red", "green", "blue", "white")
+PATIENCE = 60
+
+
+@pytest.fixture
+def served(trained):
+    served = load(trained.model)
+    yield served
+    served.engine.close()
+
+
+@pytest.fixture(params=["mmca", "causal"])
+def lively(request, tmp_path):
+    """A model whose answers depend on everything it was told, with either kind of cache."""
+    from model.configuration import VisualChatConfig
+    from model.modeling import VisualChatForConditionalGeneration
+    from model.processing import VisualChatProcessor
+    from tests.tiny import make_model
+
+    folder = make_model(tmp_path, lively=True)
+    config = VisualChatConfig.from_pretrained(folder, attention=request.param)
+    processor = VisualChatProcessor.from_pretrained(folder)
+    model = VisualChatForConditionalGeneration.from_pretrained(folder, config=config)
+    model.generation_config.suppress_tokens += processor.tokenizer.all_special_ids
+    return model, processor
+
+
+def make_job(processor, messages, colours=COLOURS, timeout=PATIENCE, **sampling):
+    """A job and the queue of its pieces."""
+    encoded = processor.encode(messages)
+    pixels = [processor.image(Image.new("RGB", (40, 30), colours[index])) for index in encoded.image_indices]
+    pieces = queue.Queue()
+    hashes = [hashlib.sha256(image.tobytes()).digest() for image in pixels]
+    return Job(encoded, pixels, hashes, Sampling(**sampling), time.monotonic() + timeout, pieces.put), pieces
+
+
+def rest(pieces) -> tuple[str, str, str]:
+    """The answer, why it ended, and the error."""
+    text = ""
+    while True:
+        piece = pieces.get(timeout=PATIENCE)
+        text += piece.text
+        if piece.finish is not None:
+            return text, piece.finish, piece.error
+
+
+def ask(engine, processor, messages, **options) -> tuple[str, str, str]:
+    job, pieces = make_job(processor, messages, **options)
+    engine.submit(job)
+    return rest(pieces)
+
+
+def test_answers_in_a_crowd_are_those_of_a_chat_alone(lively):
+    model, processor = lively
+    images = [Image.new("RGB", (40, 30), colour) for colour in COLOURS]
+    talks = [
+        [("What?", [0])],
+        [("Hello?", []), ("And?", [1, 2])],
+        [("Which image?", [3, 0]), ("Two?", []), ("What?", [1])],
+    ]
+    expected = []
+    for talk in talks:
+        session = ChatSession(model, processor, cache=ImageCache(model))
+        expected.append([session.ask(text, [images[n] for n in shown], 9 + len(text)) for text, shown in talk])
+    engine = Engine(model, processor, EngineSettings(batch=3, prefill=60))
+    try:
+        said = {}
+
+        def converse(copy: int, number: int) -> None:
+            messages, answers = [], []
+            for text, shown in talks[number]:
+                messages.append(user(text, *shown))
+                answers.append(ask(engine, processor, messages, max_new_tokens=9 + len(text))[0])
+                messages.append({"role": "assistant", "content": answers[-1]})
+            said[copy, number] = answers
+
+        threads = [threading.Thread(target=converse, args=(copy, n)) for copy in range(4) for n in range(len(talks))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+    finally:
+        engine.close()
+    assert said == {(copy, n): expected[n] for copy in range(4) for n in range(len(talks))}
+    assert engine.rows > 1.5 * engine.steps, "most steps serve several"
+    assert engine.state()["images_computed"] == len(COLOURS), "each image once for everybody"
+
+
+def test_a_round_goes_on_from_the_round_before(served):
+    first = [user(COLOUR, 0)]
+    answer = ask(served.engine, served.processor, first)[0]
+    job, pieces = make_job(served.processor, [*first, {"role": "assistant", "content": answer}, user(COUNT)])
+    served.engine.submit(job)
+    assert rest(pieces)[1] == STOP and job.reused >= len(served.processor.encode(first))
+    other, pieces = make_job(served.processor, first, colours=("blue",))
+    served.engine.submit(other)
+    assert rest(pieces)[0] == "It is blue." and answer == "It is red."
+    assert other.reused <= list(other.encoded.modality).index(2), "another image is another conversation"
+    assert len(served.engine._prefixes) == 2, "a conversation that went on takes the place of its beginning"
+
+
+def test_what_is_kept_stays_within_its_room(trained):
+    served = load(trained.model, prefix_room=40_000, image_room=20_000)
+    for number in range(12):
+        assert ask(served.engine, served.processor, [user(f"{COLOUR} {number}", number % 4)])[1] in (STOP, LENGTH)
+        state = served.engine.state()
+        assert state["prefix_cache_bytes"] <= 40_000 and state["image_cache_bytes"] <= 20_000
+    assert state["prefix_cache_bytes"] > 0
+    until = time.monotonic() + PATIENCE
+    while served.engine.state()["running_bytes"]:
+        assert time.monotonic() < until, "the last one is still there"
+    served.engine.close()
+
+
+def test_seeds_repeat_draws(served):
+    def draw(**sampling):
+        return ask(served.engine, served.processor, [user(COUNT, 0)], max_new_tokens=12, temperature=3.0, **sampling)[0]
+
+    assert draw(seed=1) == draw(seed=1)
+    assert len({draw(seed=n) for n in range(6)}) > 1
+    assert draw(seed=5, top_p=1e-6) == ask(served.engine, served.processor, [user(COUNT, 0)], max_new_tokens=12)[0]
+
+
+def test_stop_sequences_end_an_answer_and_are_not_shown(served):
+    assert ask(served.engine, served.processor, [user(COLOUR, 0)], stop=("s r", "zzz")) == ("It i", STOP, "")
+    assert ask(served.engine, served.processor, [user(COLOUR, 0)], stop=("red.x",)) == ("It is red.", STOP, "")
+    assert ask(served.engine, served.processor, [user(COLOUR, 0)], max_new_tokens=2)[1] == LENGTH
+
+
+def test_late_and_unwanted_jobs_are_given_up(served):
+    assert ask(served.engine, served.processor, [user(COLOUR, 0)], timeout=-1) == ("", TIMEOUT, "")
+    job, pieces = make_job(served.processor, [user(COLOUR, 0)])
+    job.cancel()
+    served.engine.submit(job)
+    assert rest(pieces)[1] == CANCELLED
+    stream, pieces = make_job(served.processor, [user(COLOUR, 0)], max_new_tokens=4000, temperature=9.0, seed=0)
+    served.engine.submit(stream)
+    pieces.get(timeout=PATIENCE)
+    stream.cancel()
+    assert rest(pieces)[1] == CANCELLED
+    assert ask(served.engine, served.processor, [user(COLOUR, 0)])[0] == "It is red."
+
+
+def test_a_prompt_that_fails_fails_alone(served):
+    engine, processor = served.engine, served.processor
+    bad, bad_pieces = make_job(processor, [user(COLOUR, 0)])
+    bad.pixels = []  # the placeholder has no image
+    jobs = [make_job(processor, [user(COLOUR, n)]) for n in range(3)]
+    hold = threading.Event()
+    holder, holder_pieces = make_job(processor, [user("Say red.")])
+    holder.on_piece = lambda piece: (hold.wait(PATIENCE), holder_pieces.put(piece))
+    engine.submit(holder)  # while it is held, the others come to wait together
+    for job in (jobs[0][0], bad, jobs[1][0], jobs[2][0]):
+        engine.submit(job)
+    hold.set()
+    assert [rest(pieces)[0] for _, pieces in jobs] == ["It is red.", "It is green.", "It is blue."]
+    text, finish, error = rest(bad_pieces)
+    assert (text, finish) == ("", ERROR) and "image placeholders" in error
+    assert rest(holder_pieces)[1] == STOP and engine.alive
+
+
+def test_a_step_that_fails_ends_those_in_it_and_no_others(served):
+    engine = served.engine
+    job, pieces = make_job(served.processor, [user(COLOUR, 0)], max_new_tokens=4000, temperature=9.0, seed=0)
+
+    def fail(module, args, kwargs):
+        if kwargs["inputs_embeds"].shape[1] == 1:
+            raise torch.OutOfMemoryError("no memory left")
+
+    hook = engine.model.get_decoder().register_forward_pre_hook(fail, with_kwargs=True)
+    engine.submit(job)
+    assert rest(pieces)[1] == ERROR
+    hook.remove()
+    assert ask(engine, served.processor, [user(COLOUR, 0)])[0] == "It is red."
+
+
+def test_too_many_waiting_jobs_and_the_end(trained):
+    served = load(trained.model, batch=1, queue=2)
+    hold = threading.Event()
+    jobs = [make_job(served.processor, [user(COLOUR, 0)]) for _ in range(4)]
+    jobs[0][0].on_piece = lambda piece: (hold.wait(PATIENCE), jobs[0][1].put(piece))
+    served.engine.submit(jobs[0][0])
+    while served.engine.state()["waiting"]:
+        time.sleep(0.01)
+    served.engine.submit(jobs[1][0])
+    served.engine.submit(jobs[2][0])
+    with pytest.raises(Busy):
+        served.engine.submit(jobs[3][0])
+    hold.set()
+    assert [rest(pieces)[0] for _, pieces in jobs[:3]] == ["It is red."] * 3
+    served.engine.close()
+    with pytest.raises(Closed):
+        served.engine.submit(jobs[3][0])

@@ -1,0 +1,71 @@
+"""A rank without progress gives up and says where it was; one that makes progress, or rests, is left alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from scripts.training import watchdog
+from tests.runs import REPOSITORY
+
+RANK = """
+import sys, threading, time
+from pathlib import Path
+from scripts.training.watchdog import Watchdog
+
+def read_from_a_dead_disk():
+    time.sleep(60)
+
+def prefetch():
+    time.sleep(60)
+
+threading.Thread(target=prefetch, daemon=True).start()
+dog = Watchdog(Path(sys.argv[1]), 1, 0.5)
+for _ in range(4):
+    dog.beat()
+    time.sleep(0.2)
+if sys.argv[2] == "rest":
+    dog.rest()
+    time.sleep(1)
+    sys.exit(0)
+read_from_a_dead_disk()
+"""
+
+
+def rank(folder: Path, how: str) -> int:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run([sys.executable, "-c", RANK, folder, how], env=environment, stderr=subprocess.PIPE).returncode
+
+
+def test_a_rank_that_hangs_ends_with_the_stack_of_its_main_thread(tmp_path: Path):
+    assert rank(tmp_path, "hang") == 1
+    said = watchdog.explain(tmp_path, ranks=2)
+    assert "rank 1 hangs" in said and "read_from_a_dead_disk" in said and "prefetch" not in said
+    assert "rank 0 could not even say where it is" in said
+    assert "prefetch" in watchdog.stack_path(tmp_path, 1).read_text()
+
+
+def test_progress_and_rest_are_no_hang(tmp_path: Path):
+    assert rank(tmp_path, "rest") == 0
+    assert watchdog.explain(tmp_path, ranks=2) is None and not list(tmp_path.iterdir())
+
+
+def test_ranks_that_only_wait_are_told_from_the_one_that_hangs(tmp_path: Path):
+    frames = '  File "/lib/torch/distributed/c10d.py", line 9 in all_reduce\n  File "/x/engine.py", line 1 in step\n'
+    watchdog.stack_path(tmp_path, 0).write_text(f"Timeout!\nThread 0x1 (most recent call first):\n{frames}")
+    stuck = '  File "/x/loader.py", line 3 in _pread\n'
+    watchdog.stack_path(tmp_path, 1).write_text(f"Timeout!\nThread 0x2 (most recent call first):\n{stuck}")
+    said = watchdog.explain(tmp_path, ranks=2).splitlines()
+    assert said[:3] == [
+        "rank 1 hangs in (innermost first):",
+        "    /x/loader.py:3 _pread",
+        "rank 0 waits for the others",
+    ]
+
+
+def test_a_process_that_cannot_end_itself_is_ended(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(watchdog, "_SECONDS_FOR_OTHERS", 0.0)
+    watchdog.stack_path(tmp_path, 0).write_text("Timeout!")
+    frozen = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    watchdog.end_hung(frozen, tmp_path)
+    assert frozen.wait(10) < 0
