@@ -16,6 +16,7 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import file_sha256, read_json
+from scripts.evaluation.generation import Generation
 from scripts.evaluation.images import decode, inside, read_file, split_paths
 from scripts.evaluation.images import image_root as find_root
 from scripts.evaluation.results import HELDOUT
@@ -57,22 +58,6 @@ class Dialogue:
     rounds: tuple[Round, ...]
     system: str | None = None
     cluster: str | None = None
-
-
-@dataclass(frozen=True)
-class Generation:
-    """How answers are written; empty fields are left to the evaluation's own settings.
-
-    An answer ends before the first text of `until`. Sampling is drawn from the evaluation's seed.
-    """
-
-    max_new_tokens: int | None = None
-    until: tuple[str, ...] = ()
-    do_sample: bool = False
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    num_beams: int = 1
 
 
 GENERATE, ROUNDS = "generate_until", "generate_until_multi_round"

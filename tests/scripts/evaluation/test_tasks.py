@@ -10,8 +10,9 @@ import yaml
 from PIL import Image
 
 from scripts.common.errors import UserError
+from scripts.evaluation.generation import Generation
 from scripts.evaluation.reading import read_suite
-from scripts.evaluation.suites import Generation, Suite
+from scripts.evaluation.suites import Suite
 from scripts.evaluation.tasks import task_data
 
 ROWS = [
