@@ -22,6 +22,7 @@ from scripts.common.errors import UserError, run_program
 from scripts.common.program import parser
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.applications import Starlette
 
 KEY = "VISUALCHAT_API_KEY"
@@ -37,12 +38,7 @@ def main() -> None:
             f"listening on {args.host} lets others in: set a key in {KEY} or --key-file, or leave out --host"
         )
     sock = listen(args.host, args.port)
-    app = build(args, key, loopback, address(sock))
-
-    import uvicorn
-
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, timeout_keep_alive=30, ws="none")
-    uvicorn.Server(config).run(sockets=[sock])
+    make_server(build(args, key, loopback, address(sock))).run(sockets=[sock])
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -167,6 +163,15 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         raise UserError(f"cannot listen on {host}:{port}: {error}; choose another --port") from None
     return sock
+
+
+def make_server(app: "Starlette") -> "uvicorn.Server":
+    """The HTTP server of an application."""
+    import uvicorn
+
+    # Clients keep a connection for some seconds; a server that closed it first could cut off a request on its way.
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, timeout_keep_alive=60, ws="none")
+    return uvicorn.Server(config)
 
 
 def address(sock: socket.socket) -> str:

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 Name = TypeVar("Name", bound=Hashable)
@@ -12,9 +12,9 @@ Value = TypeVar("Value")
 class Bounded(Generic[Name, Value]):
     """A cache; `nbytes` never exceeds `room`."""
 
-    def __init__(self, room: int):
-        """`room` in bytes."""
-        self.room, self.nbytes = room, 0
+    def __init__(self, room: int, on_drop: Callable[[Name, Value], None] = lambda name, value: None):
+        """`room` in bytes; `on_drop` is told of everything that goes."""
+        self.room, self.nbytes, self._on_drop = room, 0, on_drop
         self._lock = threading.Lock()
         self._kept: OrderedDict[Name, tuple[Value, int]] = OrderedDict()
 
@@ -46,20 +46,16 @@ class Bounded(Generic[Name, Value]):
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
-            self._kept.clear()
-            self.nbytes = 0
-
-    def items(self) -> list[tuple[Name, Value]]:
-        """What is kept now, the next to go first."""
-        with self._lock:
-            return [(name, value) for name, (value, _) in self._kept.items()]
+            for name in list(self._kept):
+                self._drop(name)
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def _drop(self, name: Name) -> bool:
-        _, nbytes = self._kept.pop(name, (None, None))
-        if nbytes is None:
+        if name not in self._kept:
             return False
+        value, nbytes = self._kept.pop(name)
         self.nbytes -= nbytes
+        self._on_drop(name, value)
         return True

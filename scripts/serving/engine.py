@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from model.batching import Batch
@@ -26,7 +25,7 @@ from model.cache import ImageCache
 from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
 from scripts.serving.answers import CANCELLED, ERROR, TIMEOUT, Job, Piece, Speaker, own_tokenizer
-from scripts.serving.bounded import Bounded
+from scripts.serving.prefixes import Prefixes
 
 log = logging.getLogger("visualchat.engine")
 
@@ -66,7 +65,7 @@ class Engine:
         self.model, self.settings = model.eval(), settings
         self.answered = self.steps = self.rows = 0
         self._images = ImageCache(model, settings.image_room)
-        self._prefixes = Prefixes(settings.prefix_room)
+        self._prefixes = Prefixes(settings.prefix_room, processor.image_tokens)
         self._tokenizer = own_tokenizer(processor.tokenizer)
         self._image_tokens = processor.image_tokens
         generation = model.generation_config
@@ -236,71 +235,6 @@ class Engine:
             if not speaker.finished:
                 _tell(speaker.job, Piece(finish=ERROR, error=why))
         self._running, self._batch = [], Batch.empty(self.model, 0)
-
-
-@dataclass(frozen=True, eq=False)
-class _Known:
-    """A conversation that was computed: its tokens (K,), the images among them, and what the model keeps of it."""
-
-    tokens: np.ndarray
-    hashes: tuple[bytes, ...]
-    batch: Batch
-
-
-class Prefixes:
-    """What conversations left behind, found again by how they begin."""
-
-    def __init__(self, room: int):
-        """`room` in bytes on the model's device."""
-        self._kept: Bounded[int, _Known] = Bounded(room)
-        self._next = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that it takes."""
-        return self._kept.nbytes
-
-    def longest(self, job: Job) -> tuple[Batch | None, int]:
-        """The conversation that shares the longest beginning with `job`, and how many of its tokens are shared.
-
-        At least the last token of the job is never shared: the first one of the answer follows from it.
-        """
-        tokens = np.asarray(job.encoded.input_ids[:-1])
-        name, best, found = None, 0, None
-        for number, known in self._kept.items():
-            same = _shared(tokens, job, known)
-            if same > best:
-                name, best, found = number, same, known.batch
-        if name is not None:
-            self._kept.get(name)  # so that it is not the next to go
-        return found, best
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._kept.clear()
-
-    def keep(self, job: Job, batch: Batch) -> None:
-        """Remember the conversation of a job that ended; what it went on from is no longer needed."""
-        tokens = np.asarray((job.encoded.input_ids + job.said)[: batch.lengths[0]])
-        new = _Known(tokens, tuple(job.hashes), batch)
-        for number, known in self._kept.items():
-            if len(known.tokens) <= len(tokens) and _shared(tokens, job, known) == len(known.tokens):
-                self._kept.drop(number)
-        self._next += 1
-        self._kept.put(self._next, new, batch.nbytes + tokens.nbytes)
-
-
-def _shared(tokens: np.ndarray, job: Job, known: _Known) -> int:
-    """How many tokens at the beginning are the same, images among them by their pixels."""
-    length = min(len(tokens), len(known.tokens))
-    differ = np.flatnonzero(tokens[:length] != known.tokens[:length])
-    same = int(differ[0]) if len(differ) else length
-    for number, (one, other) in enumerate(zip(job.hashes, known.hashes, strict=False)):
-        if one != other:
-            places = [place for place, kind in enumerate(job.encoded.modality) if kind == 2]
-            first = places[number * (len(places) // len(job.hashes))]
-            return min(same, first)
-    return same
 
 
 def _unwanted(job: Job) -> str | None:

@@ -140,3 +140,19 @@ def test_what_is_behind_a_run_is_its_own(tiny):
 def test_every_profile_is_readable():
     for path in (ROOT / "profiles").glob("*/profile.yaml"):
         assert isinstance(yaml.safe_load(path.read_text()), dict), path
+
+
+def test_suites_are_the_miniatures_or_the_users_with_their_data(tiny, tmp_path):
+    (tmp_path / "task.yaml").write_text(
+        "task: t\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ndoc_to_text: !function utils.text\n"
+    )
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    named = {"talk": "miniature", "orders": "miniature/orders", "own": str(tmp_path / "task.yaml"), "old": "a/b.json"}
+    given = tiny.model_copy(update={"suites": named})
+    assert dag.suites(given, "out") == {
+        "old": "a/b.json",
+        "orders": "out/raw/miniature/tasks/orders.yaml",
+        "own": named["own"],
+        "talk": "out/raw/miniature/dialogues/dialogues.json",
+    }
+    assert dag.suite_inputs(given, "out") == [*dag.suites(given, "out").values(), str(tmp_path / "rows.jsonl")]

@@ -164,7 +164,7 @@ function draw() {
   if (editing !== null) $("editing").firstElementChild.textContent = `Editing question ${editing + 1}: sending it takes back what followed.`;
   composer.setEarlier(shownImages(editing ?? turns.length));
   const described = names.map((name) => models.find((model) => model.id === name)).filter(Boolean);
-  $("badge").textContent = [...new Set(described.map((model) => `attention: ${model.attention}`))].join(" / ");
+  $("badge").textContent = `attention: ${[...new Set(described.map((model) => model.attention))].join(" / ")}`;
   $("badge").hidden = !described.length;
   $("badge").title = described.map((model) => `${model.id}: ${attentionName(model)}`).join("\n");
   $("log").replaceChildren(...turns.map(drawTurn));

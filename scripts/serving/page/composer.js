@@ -92,6 +92,10 @@ export function parts() {
     }
   };
   walk(text);
+  for (const [place, part] of found.entries()) {
+    // The space that came with a chip is not wanted before what closes a sentence.
+    if (part.text && found[place - 1]?.image) part.text = part.text.replace(/^ (?=[?.,;:!])/, "");
+  }
   if (found[0]?.text !== undefined) found[0].text = found[0].text.trimStart();
   if (found.at(-1)?.text !== undefined) found.at(-1).text = found.at(-1).text.trimEnd();
   return found.filter((part) => part.image || part.text);
@@ -195,7 +199,7 @@ document.addEventListener("drop", (event) => {
 
 $("attach").onclick = () => $("files").click();
 $("files").onchange = (event) => {
-  addFiles(event.target.files);
+  addFiles([...event.target.files]); // a copy: the list empties with the field
   event.target.value = "";
 };
 draw();

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-import uvicorn
 from PIL import Image
 
-from scripts.serve import address, listen
+from scripts.serve import address, listen, make_server
 from scripts.serving.app import Limits, Service, create_app
 from scripts.serving.engine import EngineSettings
 from scripts.serving.served import Served
@@ -34,7 +33,7 @@ def serving(*models: Served, limits: Limits = DEFAULT, key: str | None = None, h
     service = Service(models, limits, examples, training)
     sock = listen("127.0.0.1", 0)
     app = create_app(service, key, hosts)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+    server = make_server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     until = time.monotonic() + 60

@@ -116,10 +116,8 @@ def test_a_round_goes_on_from_the_round_before(served):
     other, pieces = make_job(served.processor, first, colours=("blue",))
     served.engine.submit(other)
     assert rest(pieces)[0] == "It is blue." and answer == "It is red."
-    # The image comes first: up to it the two conversations are the same.
-    assert 0 < other.reused < list(other.encoded.modality).index(2) + 1
-    kept = len(served.engine._prefixes._kept.items())
-    assert kept == 2, "a conversation that went on takes the place of its beginning"
+    assert other.reused <= list(other.encoded.modality).index(2), "another image is another conversation"
+    assert len(served.engine._prefixes) == 2, "a conversation that went on takes the place of its beginning"
 
 
 def test_what_is_kept_stays_within_its_room(trained):
@@ -128,7 +126,10 @@ def test_what_is_kept_stays_within_its_room(trained):
         assert ask(served.engine, served.processor, [user(f"{COLOUR} {number}", number % 4)])[1] in (STOP, LENGTH)
         state = served.engine.state()
         assert state["prefix_cache_bytes"] <= 40_000 and state["image_cache_bytes"] <= 20_000
-    assert state["prefix_cache_bytes"] > 0 and state["running_bytes"] == 0
+    assert state["prefix_cache_bytes"] > 0
+    until = time.monotonic() + PATIENCE
+    while served.engine.state()["running_bytes"]:
+        assert time.monotonic() < until, "the last one is still there"
     served.engine.close()
 
 

@@ -38,6 +38,12 @@ def test_a_trained_encoder_lies_inside_the_engine_at_every_stage(steps: dict, wh
     assert steps[f"{what} {zero}"] == pytest.approx(steps[f"{what} 0"], rel=1e-5)
 
 
+@pytest.mark.parametrize("what", ["mixed", "mixed frozen"])
+@pytest.mark.parametrize("zero", [2, 3])
+def test_batches_without_images_on_some_ranks_or_on_all(steps: dict, what: str, zero: int):
+    assert steps[f"{what} {zero}"] == pytest.approx(steps[f"{what} 0"], rel=1e-5)
+
+
 def test_adapters_continue_at_another_stage(steps: dict):
     assert steps["adapters 3>2"] == pytest.approx(steps["adapters 2"], rel=1e-5)
 
