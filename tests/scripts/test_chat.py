@@ -88,7 +88,8 @@ def test_a_conversation_at_a_terminal(trained, pictures):
         terminal.type("\r")
         terminal.expect("image 1: blue.png")
         terminal.say(COLOUR, "model> It is blue.")
-        terminal.say("/quit", "")
+        terminal.expect("you>")
+        terminal.type("/quit\r")
         assert terminal.process.wait(PATIENCE) == 0
     finally:
         terminal.process.kill()
