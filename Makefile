@@ -32,7 +32,7 @@ browser: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -m "not long"
 
-test-all: $(READY) neighbours
+test-all: $(READY) neighbours test-lmms
 	$(BIN)/python -m pytest
 
 # Other tools that read our shards, each in an environment of its own: what they need does not fit together.
