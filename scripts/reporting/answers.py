@@ -16,6 +16,8 @@ from scripts.reporting.scores import Column
 
 MISTAKES = 12
 DIALOGUES = 30
+UNFOLDED = 9
+"""Dialogues of a suite that are seen at once; the others unfold."""
 Turns = dict[tuple[str, int], dict[str, Any]]
 
 

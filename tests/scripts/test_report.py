@@ -51,10 +51,11 @@ def results(trained, tmp_path_factory) -> Path:
 
 
 def spoil(folder: Path) -> None:
-    """Make the answers of a run wrong and hostile."""
+    """Make the answers of a run wrong and hostile, and the questions of its suite too; held-out ones stay the same."""
     for path in folder.glob("[!.]*/final.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        changed = [line | {"output": HOSTILE, "question": f"{line['question']}{HOSTILE}"} for line in lines]
+        added = "" if path.parent.name == "heldout" else HOSTILE
+        changed = [line | {"output": HOSTILE, "question": f"{line['question']}{added}"} for line in lines]
         changed = [line | {"correct": None if line["correct"] is None else False} for line in changed]
         path.write_text("".join(json.dumps(line) + "\n" for line in changed))
 
