@@ -16,8 +16,9 @@ Where the original would be slower without need (it builds its masks in a Python
 same tokens from the same inputs, and a check before the first turn compares the loss of the first conversations.
 
 What counts is supervised tokens per second over all steps after the first: of the clock, and of this process's one CPU
-thread, which other work on the machine does not slow down (on a GPU only the clock means something); and peak memory: on a GPU what PyTorch has
-allocated, on a CPU the process's largest resident size, whole and above what it was before the first step.
+thread, which other work on the machine does not slow down (on a GPU only the clock means something); and peak memory:
+on a GPU what PyTorch has allocated, on a CPU the process's largest resident size, whole and above what it was before
+the first step.
 """
 
 import argparse
