@@ -32,7 +32,7 @@ browser: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -m "not long"
 
-test-all: $(READY) neighbours
+test-all: $(READY) neighbours test-lmms
 	$(BIN)/python -m pytest
 
 # A real Slurm of two nodes on this machine (Debian's packages; needs root): training on both, interrupted in every way.

@@ -99,12 +99,6 @@ def served(folder: Path, args: argparse.Namespace) -> Iterator[str]:
         url = ready.removeprefix("ready: open ").strip()
         if not url.startswith("http"):
             raise SystemExit("the server did not start")
-        while True:  # the line comes just before it listens
-            try:
-                requests.get(f"{url}health", timeout=60)
-                break
-            except requests.ConnectionError:
-                time.sleep(0.05)
         yield url
     finally:
         process.terminate()

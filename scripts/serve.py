@@ -15,6 +15,7 @@ import argparse
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,8 @@ def main() -> None:
             f"listening on {args.host} lets others in: set a key in {KEY} or --key-file, or leave out --host"
         )
     sock = listen(args.host, args.port)
-    make_server(build(args, key, loopback, address(sock))).run(sockets=[sock])
+    app = build(args, key, loopback)
+    make_server(app, lambda: print(f"ready: open {address(sock)}", flush=True)).run(sockets=[sock])
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -59,6 +61,7 @@ def arguments() -> argparse.ArgumentParser:
     result.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     for name, default, what in (
         ("batch", 32, "conversations answered at once"),
+        ("batch-tokens", 65536, "conversations at once times the longest, in tokens: bounds their memory"),
         ("queue", 128, "questions that may wait; more are told to come back (429)"),
         ("timeout", 120, "seconds after which a question is given up"),
         ("max-images", 32, "images in one request"),
@@ -74,7 +77,7 @@ def arguments() -> argparse.ArgumentParser:
     return result
 
 
-def build(args: argparse.Namespace, key: str | None, loopback: bool, url: str) -> "Starlette":
+def build(args: argparse.Namespace, key: str | None, loopback: bool) -> "Starlette":
     """Load the models and make the application.
 
     Raises:
@@ -97,7 +100,13 @@ def build(args: argparse.Namespace, key: str | None, loopback: bool, url: str) -
         body=args.max_body_mb * MEGABYTE,
         uploads=args.upload_mb * MEGABYTE,
     )
-    settings = EngineSettings(args.batch, args.queue, args.image_cache_mb * MEGABYTE, args.prefix_cache_mb * MEGABYTE)
+    settings = EngineSettings(
+        batch=args.batch,
+        queue=args.queue,
+        image_room=args.image_cache_mb * MEGABYTE,
+        prefix_room=args.prefix_cache_mb * MEGABYTE,
+        places=args.batch_tokens,
+    )
     served, about = [], {}
     folders = chosen(args)
     for name, folder in folders.items():
@@ -108,7 +117,7 @@ def build(args: argparse.Namespace, key: str | None, loopback: bool, url: str) -
     examples = read_examples(args.examples) if args.examples else find_examples(root)
     hosts = [*LOOPBACK, args.host, *args.allow_host] if loopback else args.allow_host or None
     service = Service(served, limits, examples, about)
-    return create_app(service, key, hosts, on_start=lambda: print(f"ready: open {url}", flush=True))
+    return create_app(service, key, hosts)
 
 
 def chosen(args: argparse.Namespace) -> dict[str, Path]:
@@ -165,13 +174,20 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def make_server(app: "Starlette") -> "uvicorn.Server":
-    """The HTTP server of an application."""
+def make_server(app: "Starlette", on_ready: Callable[[], None] = lambda: None) -> "uvicorn.Server":
+    """The HTTP server of an application; it calls `on_ready` once it listens."""
     import uvicorn
 
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                on_ready()
+
     # Clients keep a connection for some seconds; a server that closed it first could cut off a request on its way.
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, timeout_keep_alive=60, ws="none")
-    return uvicorn.Server(config)
+    return Server(
+        uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, timeout_keep_alive=60, ws="none")
+    )
 
 
 def address(sock: socket.socket) -> str:

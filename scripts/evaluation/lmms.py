@@ -30,7 +30,7 @@ from PIL import Image
 
 from scripts.common.files import bytes_sha256
 from scripts.evaluation.answering import Answerer, Prompt
-from scripts.evaluation.suites import Generation
+from scripts.evaluation.generation import Generation
 from scripts.sections.evaluate import Evaluate
 
 _GENERATION = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams")

@@ -14,7 +14,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from scripts.common.errors import UserError
-from scripts.evaluation.images import decode
+from scripts.evaluation.images import decode, image_root
 
 LONGEST_SIDE = 320
 """Pixels of a picture's longer side: sharp at the size it is shown, about 15 kB."""
@@ -61,8 +61,9 @@ class Pictures:
     def _beside(self, suite: str, name: str, sha256: str) -> bytes | None:
         if suite not in self._suite_folders:
             return None
+        folder = self._suite_folders[suite]
         try:
-            data = (self._suite_folders[suite] / name).read_bytes()
+            data = (image_root(folder, [name]) / name).read_bytes()
         except OSError:
             return None
         # The hash, not the path, decides: a suite may name a file anywhere, and only what the model saw may be shown.
@@ -82,7 +83,7 @@ class Pictures:
         places = {}
         for source, folder in sorted(self._media.items()):
             index = pq.read_table(folder / "index.parquet", columns=["sha256", "key"])
-            for sha256, key in zip(index["sha256"].to_pylist(), index["key"].to_pylist()):
+            for sha256, key in zip(index["sha256"].to_pylist(), index["key"].to_pylist(), strict=True):
                 places.setdefault(sha256, (source, key))
         return places
 

@@ -13,7 +13,7 @@ go out as they come. Whoever goes away is noticed at once and costs nothing more
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,9 +128,10 @@ class Service:
         if kind != "application/json":
             raise ApiError(415, f"the body must be application/json, not {kind or 'unnamed'}", "invalid_request")
         deadline = time.monotonic() + self.limits.timeout
-        asked, served, pixels, hashes, encoded = await run_in_threadpool(self._read, await request.body())
+        # Not `request.body()`, which would be kept as long as the request, and that may be long.
+        body = [piece async for piece in request.stream()]
+        asked, served, pixels, hashes, encoded = await run_in_threadpool(self._read, body)
         request.scope["visualchat.release"]()
-        request._body = b""  # Starlette keeps it as long as the request, which a stream may make long
         pieces: asyncio.Queue[Piece] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         most = min(asked.sampling.max_new_tokens, served.room(encoded))
@@ -149,12 +150,13 @@ class Service:
         answer = Answer(f"chatcmpl-{token_hex(12)}", served.name, int(time.time()), job, pieces)
         return EventStream(answer, asked.include_usage) if asked.stream else await answer.whole(request.receive)
 
-    def _read(self, body: bytes):
-        """The request as a job's parts; runs in a thread."""
+    def _read(self, body: list[bytes]):
+        """The request as a job's parts; runs in a thread, and empties `body`."""
         try:
-            content = json.loads(body)
+            content = json.loads(b"".join(body))
         except (ValueError, RecursionError) as error:
             raise ApiError(400, f"the body is not valid JSON: {str(error)[:200]}", "invalid_json") from None
+        body.clear()
         asked = ChatRequest.parse(content, self.pictures.data, self.limits.images)
         served = self._served(asked.model)
         encoded = served.encode(asked.messages)
@@ -315,17 +317,11 @@ async def _defect(request: Request, error: Exception) -> Response:
     return ApiError(500, "a defect of the server; its log tells more", "defect").response()
 
 
-def create_app(
-    service: Service,
-    key: str | None = None,
-    hosts: Sequence[str] | None = None,
-    on_start: Callable[[], None] = lambda: None,
-) -> Starlette:
+def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | None = None) -> Starlette:
     """The ASGI application; it closes the engines when it ends. `key` and `hosts` are those of the `Guard`."""
 
     @asynccontextmanager
     async def life(app: Starlette):
-        on_start()
         yield
         for served in service.models.values():
             await run_in_threadpool(served.engine.close)

@@ -43,7 +43,8 @@ class EngineSettings:
     """What an engine may use.
 
     `batch` jobs run and `queue` wait; `image_room` and `prefix_room` are bytes on the model's device for images and
-    for conversations that may go on; `prefill` is the number of places (rows times the longest) of one reading forward.
+    for conversations that may go on. `prefill` and `places` are rows times the longest of them, in tokens: of the new
+    tokens of one reading forward, and of all that runs with its answers at their longest, which bounds its memory.
     """
 
     batch: int = 32
@@ -51,6 +52,7 @@ class EngineSettings:
     image_room: int = 512 << 20
     prefix_room: int = 512 << 20
     prefill: int = 8192
+    places: int = 1 << 16
 
 
 class Engine:
@@ -145,6 +147,7 @@ class Engine:
     def _admit(self) -> None:
         """Read as many of the waiting prompts as there are places for, in the order in which they came."""
         group, longest, reused = [], 0, []
+        size = max((_size(speaker.job) for speaker in self._running), default=0)
         while len(self._running) + len(group) < self.settings.batch:
             with self._changed:
                 job = self._waiting.popleft() if self._waiting else None
@@ -155,7 +158,9 @@ class Engine:
                 continue
             prefix = self._prefixes.longest(job)
             new = len(job.encoded) - prefix[1]
-            if group and (len(group) + 1) * max(longest, new) > self.settings.prefill:
+            rows, size = len(self._running) + len(group) + 1, max(size, _size(job))
+            too_much = group and (len(group) + 1) * max(longest, new) > self.settings.prefill
+            if too_much or (rows > 1 and rows * size > self.settings.places):
                 with self._changed:
                     self._waiting.appendleft(job)
                 break
@@ -235,6 +240,11 @@ class Engine:
             if not speaker.finished:
                 _tell(speaker.job, Piece(finish=ERROR, error=why))
         self._running, self._batch = [], Batch.empty(self.model, 0)
+
+
+def _size(job: Job) -> int:
+    """The tokens of a job with its answer at its longest."""
+    return len(job.encoded) + job.sampling.max_new_tokens
 
 
 def _unwanted(job: Job) -> str | None:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scripts.serving.errors import ApiError
@@ -55,6 +56,8 @@ class Guard:
             await self.app(scope, self._bounded(receive), send)
         except ApiError as error:
             await error.response()(scope, receive, send)
+        except ClientDisconnect:
+            pass  # it went away while it was still sending
         finally:
             if release is not None:
                 release()

@@ -83,10 +83,13 @@ def test_a_conversation_at_a_terminal(trained, pictures):
         terminal.say(f"file://{pictures}/red%20one.png {COLOUR}", "model> It is red.")
         terminal.say("/clear", "forgotten")
         terminal.expect("you>")
-        terminal.type("/image blu\t\r")
+        terminal.type("/image blu\t")
+        terminal.expect("e.png")
+        terminal.type("\r")
         terminal.expect("image 1: blue.png")
         terminal.say(COLOUR, "model> It is blue.")
-        terminal.say("/quit", "")
+        terminal.expect("you>")
+        terminal.type("/quit\r")
         assert terminal.process.wait(PATIENCE) == 0
     finally:
         terminal.process.kill()

@@ -98,24 +98,25 @@ TAMPERED = [
 ]
 
 
-@pytest.mark.parametrize("name", TAMPERED)
-def test_a_changed_byte_is_found_by_reading_and_a_changed_size_in_a_moment(root, changed, name):
-    path = root / name
-    content = path.read_bytes()
-    middle = len(content) // 2
-    changed(path, content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    (difference,) = check(root).differences
-    assert difference.startswith(f"{path}: has the sha256 ") and file_sha256(path)[:16] in difference
-    assert check(root, quick=True).differences == []
-    changed(path, content + b"x")
-    for quick in (False, True):
-        (difference,) = check(root, quick).differences
-        assert difference.startswith(
-            f"{path}: has {len(content) + 1:,} bytes, and {len(content):,} in the passport of "
-        )
-    changed(path, None)
-    (difference,) = check(root, quick=True).differences
-    assert difference.startswith(f"{path}: is missing; the run ")
+def test_every_changed_file_is_found_by_reading_and_a_changed_size_in_a_moment(root, changed):
+    paths = sorted(root / name for name in TAMPERED)
+    before = {path: path.read_bytes() for path in paths}
+    for path, content in before.items():
+        middle = len(content) // 2
+        changed(path, content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    differences = check(root).differences
+    assert len(differences) == len(paths) and check(root, quick=True).differences == []
+    for path, difference in zip(paths, differences, strict=True):
+        assert difference.startswith(f"{path}: has the sha256 {file_sha256(path)[:16]}")
+    for path, content in before.items():
+        changed(path, content + b"x")
+    for path, difference in zip(paths, check(root, quick=True).differences, strict=True):
+        size = len(before[path])
+        assert difference.startswith(f"{path}: has {size + 1:,} bytes, and {size:,} in the passport of ")
+    for path in paths:
+        changed(path, None)
+    for path, difference in zip(paths, check(root, quick=True).differences, strict=True):
+        assert difference.startswith(f"{path}: is missing; the run ")
 
 
 def test_a_changed_raw_file_is_found_through_its_table(root, changed):

@@ -133,6 +133,19 @@ def test_what_is_kept_stays_within_its_room(trained):
     served.engine.close()
 
 
+def test_what_runs_stays_within_its_places(trained):
+    """Jobs that would not fit beside each other run one after the other, and one that is too large runs alone."""
+    served = load(trained.model, places=100)
+    jobs = [make_job(served.processor, [user(COLOUR, n)], max_new_tokens=30) for n in range(3)]
+    jobs.append(make_job(served.processor, [user("word " * 60)], max_new_tokens=3))
+    for job, _ in jobs:
+        served.engine.submit(job)
+    assert [rest(pieces)[0] for _, pieces in jobs[:3]] == ["It is red.", "It is green.", "It is blue."]
+    assert rest(jobs[3][1])[1] in (STOP, LENGTH)
+    assert served.engine.rows == served.engine.steps
+    served.engine.close()
+
+
 def test_seeds_repeat_draws(served):
     def draw(**sampling):
         return ask(served.engine, served.processor, [user(COUNT, 0)], max_new_tokens=12, temperature=3.0, **sampling)[0]
