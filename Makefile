@@ -40,7 +40,7 @@ test-cluster: $(READY)
 	@PATH="$$PATH:/usr/sbin"; { command -v slurmctld && command -v munged; } > /dev/null || \
 		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge; }
 	$(BIN)/python -m pip install --quiet -r envs/requirements-cluster.txt
-	$(BIN)/python -m pytest tests/cluster
+	$(BIN)/python -m pytest tests/cluster tests/workflow/test_recipes.py
 
 # Other tools that read our shards, each in an environment of its own: what they need does not fit together.
 neighbours: .neighbours/datasets/.ready .neighbours/energon/.ready

@@ -11,8 +11,8 @@ With P trained and F frozen parameters inside the engine, W ranks and b bytes pe
 
 At stages 1 and 2 a rank keeps the whole gradient of every tensor of which any part is its own. A frozen encoder lies
 outside the engine, whole on every rank. Offloading moves lines of this table into the memory of the machine. These are
-exact up to padding (a test compares them with what DeepSpeed really holds); what a forward pass leaves behind is an
-estimate from the shapes of the layers, and says so.
+exact up to padding (a test compares them with what DeepSpeed really holds, without offloading); what a forward pass
+leaves behind is an estimate from the shapes of the layers, and says so.
 """
 
 from dataclasses import dataclass, field
