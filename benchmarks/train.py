@@ -7,8 +7,8 @@ conversations over JPEGs, one rank, ZeRO 2, AdamW, fp32 on a CPU and bf16 on a G
 conversations, in a process of its own; they take turns.
 
     ours    `Batches` and `Engine` on a packed blend: what `python -m scripts.train` runs
-    plain   a loop around `deepspeed.initialize` as the original has it, written here from its description: conversations
-            in random order, padded to the longest of the batch; encoder inside the engine; logits of every place, whose
+    plain   a loop around `deepspeed.initialize` as the original has it, written from its description: conversations in
+            random order, padded to the longest of the batch; encoder inside the engine; logits of every place, whose
             cross entropy ignores what has no label; MMCA with two T x T masks and two softmaxes; JPEGs decoded by the
             main process when the batch is due
 
@@ -42,10 +42,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scripts.common.files import canonical, write_json
+from scripts.common.files import canonical, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-SEQUENCE, PACK_IMAGES, GLOBAL_TOKENS, MICRO = 2048, 8, 8192, 4
+SEQUENCE, PACK_IMAGES, MICRO = 2048, 8, 4
 WORDS = "the a red blue small large cat dog house tree on under beside left right of and with there is what how".split()
 
 
@@ -68,7 +68,7 @@ def conversation(chooser: random.Random) -> list[dict[str, Any]]:
     return messages
 
 
-def write_data(folder: Path, count: int, processor: Any) -> None:
+def write_data(folder: Path, count: int, step_tokens: int, processor: Any) -> None:
     """Write `count` conversations, in random order, to `folder`/plain and packed to `folder`/packed."""
     from benchmarks.convert import _picture
     from scripts.blending.packing import pack
@@ -88,10 +88,14 @@ def write_data(folder: Path, count: int, processor: Any) -> None:
         samples.append({"uids": [f"one:{place}"], "dataset": "one", "messages": messages, **counted, "first": first})
     lengths = np.array([sample["n_tokens"] for sample in samples])
     images = np.array([sum(part["type"] == "image" for part in s["messages"][0]["content"]) for s in samples])
-    packs = pack(lengths, images, SEQUENCE, PACK_IMAGES)
-    order = [int(member) for group in packs for member in group]
+    packed = pack(lengths, images, SEQUENCE, PACK_IMAGES)
+    packs = [members.tolist() for members in np.split(packed.values, packed.starts[1:-1])]
     write_blend(folder / "plain", samples, pictures, [[place] for place in range(count)], range(count))
-    write_blend(folder / "packed", samples, pictures, [list(group) for group in packs], order)
+    write_blend(folder / "packed", samples, pictures, packs, packed.values.tolist())
+    for name in ("plain", "packed"):
+        manifest = read_json(folder / name / "manifest.json")
+        per_step = max(1, round(manifest["units"] * step_tokens / int(lengths.sum())))
+        write_json(folder / name / "manifest.json", manifest | {"global_batch": per_step})
 
 
 def write_blend(folder: Path, samples: list, pictures: list[bytes], packs: list[list[int]], order) -> None:
@@ -113,15 +117,20 @@ def write_blend(folder: Path, samples: list, pictures: list[bytes], packs: list[
     np.cumsum([0, *map(len, packs)]).astype("<u8").tofile(folder / UNITS)
     units = len(packs)
     listed = {"name": shard.path.name, "bytes": shard.bytes, "conversations": len(samples), "units": units}
-    per_step = max(1, round(units * GLOBAL_TOKENS / sum(sample["n_tokens"] for sample in samples)))
     facts = {"plan": "", "units": units, "conversations": len(samples), "datasets": {"one": {}}, "shards": [listed]}
-    write_json(folder / "manifest.json", facts | {"global_batch": per_step, "images": "embedded"})
+    write_json(folder / "manifest.json", facts | {"images": "embedded"})
 
 
 def write_model(folder: Path, args: argparse.Namespace) -> None:
     """Write the folders of the encoder, the language model and the tokenizer."""
-    from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import (
+        AutoTokenizer,
+        CLIPImageProcessorPil,
+        CLIPVisionConfig,
+        CLIPVisionModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
 
     from benchmarks.chat import write_tokenizer
 
@@ -190,18 +199,19 @@ def plain(folder: Path) -> Iterator[tuple[float, int, float] | None]:
 
     from scripts.training.deepspeed_config import deepspeed_config
     from scripts.training.loader import BlendReader
-    from scripts.training.trainable import parameter_groups, prepare
 
     run = settings().model_copy(update={"micro_batch": MICRO})
     reader = BlendReader(folder / "plain", folder)
     model, processor = load(folder)
-    prepare(model, run)
-    groups = parameter_groups(model, run)
-    trained = [value for group in groups for value in group["params"]]
+    model = PlainModel(model, folder)
+    model.requires_grad_(False)
+    for part in (model.projector, model.language.get_input_embeddings()):
+        part.requires_grad_(True)
+    trained = [value for value in model.parameters() if value.requires_grad]
     micros = max(1, reader.global_batch // MICRO)
     engine, *_ = deepspeed.initialize(
-        model=PlainModel(model),
-        optimizer=torch.optim.AdamW(groups, run.learning_rate, run.betas),
+        model=model,
+        optimizer=torch.optim.AdamW(trained, run.learning_rate, run.betas, weight_decay=0.0),
         model_parameters=trained,
         config=deepspeed_config(run, micros, sum(value.numel() for value in trained), torch.cuda.is_available()),
     )
@@ -241,13 +251,16 @@ def padded(reader: Any, processor: Any, rows: range) -> dict[str, Tensor]:
 class PlainModel(nn.Module):
     """Encoder, projector and decoder in one module, which returns the mean cross entropy of a padded batch."""
 
-    def __init__(self, model: Any):
-        from transformers import AttentionInterface
+    def __init__(self, model: Any, folder: Path):
+        """`model` gives encoder and projector; the language model is read again, with the library's own layers."""
+        from transformers import AttentionInterface, LlamaForCausalLM
 
         super().__init__()
         AttentionInterface.register("dense_mmca", dense_mmca)
-        self.tower, self.projector, self.language = model.vision_tower, model.projector, model.language_model
-        self.language.set_attn_implementation("dense_mmca")
+        self.tower, self.projector = model.vision_tower, model.projector
+        self.language = LlamaForCausalLM.from_pretrained(
+            folder / "language", attn_implementation="dense_mmca", dtype=model.dtype
+        )
 
     def forward(self, input_ids: Tensor, modality: Tensor, labels: Tensor, pixel_values: Tensor, **_: Tensor) -> Tensor:
         embeds = self.language.get_input_embeddings()(input_ids)
@@ -346,7 +359,7 @@ def check_losses(folder: Path) -> None:
     with torch.no_grad():
         losses, _ = model.token_losses(**inputs)
         expected = losses.mean()
-        found = PlainModel(model)(**inputs)
+        found = PlainModel(model, folder)(**inputs)
     assert losses.numel() == int((inputs["labels"][:, 1:] != IGNORE).sum())
     if abs(float(expected - found)) > (0.05 if torch.cuda.is_available() else 1e-4):
         raise RuntimeError(f"the contestants disagree about a loss: {expected} and {found}")
@@ -356,6 +369,7 @@ def main() -> None:
     """Run the benchmark and print its table."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--conversations", type=int, default=96)
+    arguments.add_argument("--step-tokens", type=int, default=8192, help="tokens of a step, about")
     arguments.add_argument("--runs", type=int, default=5)
     arguments.add_argument("--width", type=int, default=256)
     arguments.add_argument("--layers", type=int, default=4)
@@ -369,7 +383,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="train-", dir=args.folder) as scratch:
         folder = Path(scratch)
         write_model(folder, args)
-        write_data(folder, args.conversations, load(folder)[1])
+        write_data(folder, args.conversations, args.step_tokens, load(folder)[1])
         check_losses(folder)
         found = race(folder, args.runs)
     table(found, args)

@@ -204,10 +204,8 @@ def manifests_behind(settings: Settings, run: str) -> list[str]:
     parts = sorted({*epoch_parts(settings, run), HELDOUT})
     made = [f"bases/miniature/{kind}" for kind in ("vision", "language") if getattr(model, kind) == "miniature"]
     made += ["bases/miniature/tokenizer"] * (settings.tokens[model.tokens].tokenizer == "miniature")
-    drawn = ["raw/miniature/miniature.json", "raw/miniature/kinds.json"] * (not settings.data_path)
     return [
-        *drawn,
-        *({DRAWN_SUITE} if "miniature" in settings.suites.values() else ()),
+        *(["raw/miniature/miniature.json"] * (not settings.data_path)),
         *(["raw/wanted.json"] * bool(set(tasted(settings)) & set(sources))),
         *(f"raw/{source}/source.json" for source in sources),
         *(f"validated/source/{source}.json" for source in sources),

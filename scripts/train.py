@@ -220,21 +220,23 @@ def main() -> int:
     pixels = "what pixels/<encoder>/*.json tell of: read crops instead of decoding images"
     arguments.add_argument("--pixels", type=Path, nargs="*", default=[], help=pixels)
     arguments.add_argument("--out", required=True, type=Path, help="folder to write: train/<run>")
-    minutes = "stop in order, with exit status 75, before so many minutes have passed"
-    arguments.add_argument("--minutes", type=positive, help=minutes)
+    minutes = "stop in order, with exit status 75, before so many minutes have passed (default: 0, which is no limit)"
+    arguments.add_argument("--minutes", type=duration, default=0.0, help=minutes)
     patience = "minutes without any progress after which a rank is taken to hang and the job ended (default: 60)"
-    arguments.add_argument("--patience", type=positive, default=60.0, help=patience)
+    arguments.add_argument("--patience", type=duration, default=60.0, help=patience)
     args = arguments.parse_args()
+    if not args.patience:
+        arguments.error("--patience: give a rank some time")
     # Until the ranks are there to be told, nothing has begun that would have to be saved.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: sys.exit(NOT_FINISHED))
     return train(args, load_settings(Run, args.settings))
 
 
-def positive(text: str) -> float:
-    """A number of minutes above zero."""
+def duration(text: str) -> float:
+    """A number of minutes, zero or more."""
     value = float(text)
-    if not value > 0:
+    if not 0 <= value < float("inf"):
         raise ValueError
     return value
 

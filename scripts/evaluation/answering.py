@@ -23,8 +23,8 @@ from model.template import IGNORE, Encoded, count_text, end_ids, render
 from scripts.common.errors import UserError
 from scripts.common.files import canonical, text_sha256
 from scripts.common.progress import Progress
+from scripts.evaluation.generation import Generation
 from scripts.evaluation.journal import Journal
-from scripts.evaluation.suites import Generation
 from scripts.sections.evaluate import Evaluate
 from scripts.training.assembly import DELTA, load_delta
 from scripts.training.batches import ImageCache

@@ -19,8 +19,8 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json
-from scripts.evaluation.images import split_paths
-from scripts.evaluation.suites import ANSWERS
+from scripts.evaluation.images import image_root, split_paths
+from scripts.evaluation.suites import ANSWERS, image_names
 
 BUILDERS = {"json": (".json", ".jsonl"), "csv": (".csv", ".tsv"), "parquet": (".parquet",)}
 IMAGEFOLDER, DIALOGUES = "imagefolder", "dialogues"
@@ -61,6 +61,8 @@ def read_documents(
         raise UserError(f"{where}: there is not one document in {', '.join(map(str, files))}")
     if not all(isinstance(each, dict) for each in documents):
         raise UserError(f"{where}: every document in {files[0]} must be an object with named fields")
+    if dataset_path == DIALOGUES and not folder:
+        folder = image_root(files[0].parent, [name for file in files for name in image_names(read_json(file))])
     return documents, folder or files[0].parent, files
 
 

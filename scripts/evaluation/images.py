@@ -6,6 +6,7 @@ chat.
 
 import shlex
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from scripts.common.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_ABOVE = 3
 
 
 def split_paths(text: str) -> list[str]:
@@ -25,6 +28,21 @@ def split_paths(text: str) -> list[str]:
         return shlex.split(text)
     except ValueError:
         raise UserError(f'a quote is not closed in {text!r}; write a path with spaces as "my image.jpg"') from None
+
+
+def image_root(folder: Path, names: Iterable[str]) -> Path:
+    """Where the paths of a suite in `folder` begin: there, or in a folder above it.
+
+    The original's suites name their images from the project's folder, two above. A folder above counts only if all
+    paths lead from it back into the suite's own.
+    """
+    names, own = list(names), folder.resolve()
+
+    def leads_back(root: Path) -> bool:
+        paths = [(root / name).resolve() for name in names]
+        return bool(paths) and all(path.is_relative_to(own) and path.is_file() for path in paths)
+
+    return next((root for root in own.parents[:_ABOVE] if leads_back(root)), folder)
 
 
 def inside(root: Path, name: str, allow_outside: bool = False) -> Path:

@@ -6,12 +6,14 @@
 lmms-eval makes the prompts, judges and aggregates; the answers come from the same `Answerer` as in our own evaluation,
 so a task file that both can read gives the same answers in both, which a test asserts.
 
-Two things about the harness that are easily got wrong (lmms-eval 0.7.3):
+Three things about the harness that are easily got wrong (lmms-eval 0.7.3):
 
 - Chat models (`is_simple = False`) are asked to generate only. Tasks of likelihoods need `--force_simple`.
 - `multiple_choice` takes the choice with the *smallest* number that `loglikelihood` returns, a loss; tasks of output
   type `loglikelihood` average what they take for a log-likelihood. The two come through one method. They differ in the
   continuation: a text for a choice, a function of the document for the other.
+- It turns whatever is neither a text nor a `GenerationResult` into a text, pairs of numbers too, which then cannot be
+  taken apart. In the wrapper they arrive whole.
 """
 
 import os
@@ -21,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from PIL import Image
 
 from scripts.common.files import bytes_sha256
 from scripts.evaluation.answering import Answerer, Prompt
-from scripts.evaluation.suites import Generation
+from scripts.evaluation.generation import Generation
 from scripts.sections.evaluate import Evaluate
 
 _GENERATION = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams")
@@ -131,7 +134,7 @@ class VisualChat(lmms):
             going = asked
         return said
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
         """Choices' losses in nats, or references' log-likelihoods, and whether greedy decoding gives them."""
         conversations, signs = [], []
         for request in requests:
@@ -148,7 +151,8 @@ class VisualChat(lmms):
             conversations.append(_prompt(messages, _name(request), only_last=True))
             signs.append(1.0 if is_choice else -1.0)
         measured = self._answerer.likelihoods(conversations, "likelihoods")
-        return [(sign * nats, greedy) for sign, (nats, _, greedy) in zip(signs, measured, strict=True)]
+        pairs = [(sign * nats, greedy) for sign, (nats, _, greedy) in zip(signs, measured, strict=True)]
+        return [GenerationResult(text=pair) for pair in pairs]
 
     def _next_round(self, request: Any, said: list[str], note: Any) -> tuple[list[dict] | None, Any]:
         """The messages of the next round, `None` after the last one, and what the task notes for itself."""

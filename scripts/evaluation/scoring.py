@@ -70,12 +70,16 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Compare two systems' turns on the same questions, metric by metric, see `resampling.paired`.
 
-    Turns that only one of them has are left out; `n` says how many units remain.
+    Turns that only one of them has are left out, and those that go by one name but ask something else; `n` says how
+    many units remain.
     """
-    keys = [(turn.test, turn.round) for turn in second]
-    places = {key: place for place, key in enumerate(keys)}
-    shared = [turn for turn in first if (turn.test, turn.round) in places]
-    others = [second[places[turn.test, turn.round]] for turn in shared]
+
+    def key(turn: Turn) -> tuple:
+        return turn.test, turn.round, turn.question, *turn.references
+
+    theirs_by_key = {key(turn): turn for turn in second}
+    shared = [turn for turn in first if key(turn) in theirs_by_key]
+    others = [theirs_by_key[key(turn)] for turn in shared]
     result: dict[str, dict[str, Any]] = {}
     for each in wanted:
         ours, theirs = each.metric.vectors(shared, each.options), each.metric.vectors(others, each.options)

@@ -2,9 +2,9 @@
 
 This module holds what a suite is, and reads the one form of it that the original has, {"test name": [["question",
 "image.jpg other.jpg"], ["question"], ...]}: rounds in order, with the images that are new in a round, several with
-spaces between them. Paths are relative to the file (or to a given folder). `answers.json` beside it, {"test name":
-["answer", ["answer", "also right"], null, ...]}, gives a suite a score; `null` or a test that it does not name is
-generated but not judged. The other form, task files, is in tasks.py.
+spaces between them. Paths are relative to the file, to a folder above it if they lead back, or to a given one.
+`answers.json` beside it, {"test name": ["answer", ["answer", "also right"], null, ...]}, gives a suite a score; `null`
+or a test that it does not name is generated but not judged. The other form, task files, is in tasks.py.
 """
 
 import hashlib
@@ -16,7 +16,9 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import file_sha256, read_json
+from scripts.evaluation.generation import Generation
 from scripts.evaluation.images import decode, inside, read_file, split_paths
+from scripts.evaluation.images import image_root as find_root
 from scripts.evaluation.results import HELDOUT
 from scripts.evaluation.scoring import Asked, asked
 
@@ -56,22 +58,6 @@ class Dialogue:
     rounds: tuple[Round, ...]
     system: str | None = None
     cluster: str | None = None
-
-
-@dataclass(frozen=True)
-class Generation:
-    """How answers are written; empty fields are left to the evaluation's own settings.
-
-    An answer ends before the first text of `until`. Sampling is drawn from the evaluation's seed.
-    """
-
-    max_new_tokens: int | None = None
-    until: tuple[str, ...] = ()
-    do_sample: bool = False
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    num_beams: int = 1
 
 
 GENERATE, ROUNDS = "generate_until", "generate_until_multi_round"
@@ -120,7 +106,7 @@ def read_dialogues(path: str | Path, image_root: str | Path | None = None, allow
 
     Args:
         path: the suite's JSON file.
-        image_root: folder that the image paths are relative to; the file's own folder if not given.
+        image_root: folder that the image paths are relative to; found by `images.image_root` if not given.
         allow_outside: accept absolute paths and paths that leave `image_root`.
 
     Raises:
@@ -128,13 +114,13 @@ def read_dialogues(path: str | Path, image_root: str | Path | None = None, allow
             names the test and the round (from 1).
     """
     path = Path(path)
-    root = Path(image_root) if image_root is not None else path.parent
     tests = read_json(path)
     if not isinstance(tests, dict) or not tests:
         raise UserError(f"{path} must be a JSON object of tests, and not an empty one")
     answers = read_json(path.parent / ANSWERS) if (path.parent / ANSWERS).exists() else {}
     if not isinstance(answers, dict):
         raise UserError(f"{path.parent / ANSWERS} must be a JSON object with the answers of each test")
+    root = Path(image_root) if image_root is not None else find_root(path.parent, image_names(tests))
 
     dialogues = []
     for name, rounds in tests.items():
@@ -153,6 +139,19 @@ def read_dialogues(path: str | Path, image_root: str | Path | None = None, allow
         )
     files = {file.name: file_sha256(file) for file in (path, path.parent / ANSWERS) if file.exists()}
     return Suite(tuple(dialogues), files=files)
+
+
+def image_names(tests: Any) -> list[str]:
+    """The images that dialogues name, wherever these are of the right form."""
+    rounds = [each for value in tests.values() if isinstance(value, list) for each in value]
+    texts = [each[1] for each in rounds if isinstance(each, list) and len(each) == 2 and isinstance(each[1], str)]
+    names = []
+    for text in texts:
+        try:
+            names += split_paths(text)
+        except UserError:
+            continue  # said with its place when the round is read
+    return names
 
 
 def _references(answers: Any, rounds: int, where: str) -> list[tuple[str, ...]]:

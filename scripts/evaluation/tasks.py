@@ -28,10 +28,11 @@ from scripts.common.errors import UserError
 from scripts.common.files import file_sha256
 from scripts.evaluation import documents
 from scripts.evaluation.filters import pipeline
+from scripts.evaluation.generation import Generation
 from scripts.evaluation.messages import conversation, images_of
 from scripts.evaluation.registry import Metric
 from scripts.evaluation.scoring import Asked, asked
-from scripts.evaluation.suites import CHOICES, GENERATE, LIKELIHOOD, ROUNDS, Dialogue, Generation, Round, Suite
+from scripts.evaluation.suites import CHOICES, GENERATE, LIKELIHOOD, ROUNDS, Dialogue, Round, Suite
 from scripts.evaluation.templates import Function, literal, load_yaml, text_of
 from scripts.evaluation.turns import Turn
 

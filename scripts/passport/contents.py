@@ -1,11 +1,10 @@
 """Which files stand behind a manifest, with their sizes and hashes.
 
 The passport of a run is made of manifests. Each knows the large files beside it by size and sha256, and these are taken
-from it, so that a root of a terabyte is not read again; small files that no manifest names are hashed here. Files that
-tell times (logs, `metrics.jsonl`, TensorBoard) and checkpoints, which come and go, belong to no passport.
+from it, so that a root of a terabyte is not read again; small files that no manifest names are hashed here. What tells
+times (logs, `metrics.jsonl`, TensorBoard) or comes and goes (checkpoints, journals) belongs to no passport.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ def files_of(root: Path, manifest: str) -> list[File]:
 
 
 def listings_of(root: Path, manifest: str) -> dict[str, str]:
-    """Tables of raw files behind a manifest, each with the folder that its paths begin at; "" where it is the user's."""
+    """Tables of raw files behind a manifest, each with the folder that its paths begin at; "" where it is another."""
     if not (manifest.startswith("raw/") and manifest.endswith("/source.json")):
         return {}
     drawn = read_json(root / manifest)["provided_by"] == "miniature" and (root / MINIATURE).is_dir()
@@ -70,8 +69,11 @@ def _raw(path: Path, manifest: dict[str, Any]) -> Found:
     if path.name == "source.json":
         yield path.with_name("files.parquet"), None
         yield path.with_name("images.parquet"), None
-    elif path.name == "dialogues.json":
-        yield from ((image, None) for image in sorted((path.parent / "images").iterdir()))
+    elif path.name == "miniature.json":
+        # The drawn datasets are listed by their sources; this is what evaluation reads beside them.
+        yield path.with_name("kinds.json"), None
+        for folder in ("dialogues", "tasks"):
+            yield from ((file, None) for file in sorted((path.parent / folder).rglob("*")) if file.is_file())
 
 
 def _beside(*endings: str) -> Callable[[Path, Any], Found]:
@@ -123,8 +125,10 @@ def _run(path: Path, manifest: dict[str, Any]) -> Found:
 
 
 def _evaluation(path: Path, manifest: Any) -> Found:
-    for folder, _, names in os.walk(path.parent):
-        yield from ((Path(folder) / name, None) for name in names if not name.startswith("."))
+    """Everything but the journal, a hidden folder of what a killed evaluation goes on from."""
+    for file in sorted(path.parent.rglob("*")):
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path.parent).parts):
+            yield file, None
 
 
 _STAGES: dict[str, Callable[[Path, Any], Found]] = {

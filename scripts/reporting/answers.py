@@ -16,6 +16,8 @@ from scripts.reporting.scores import Column
 
 MISTAKES = 12
 DIALOGUES = 30
+UNFOLDED = 9
+"""Dialogues of a suite that are seen at once; the others unfold."""
 Turns = dict[tuple[str, int], dict[str, Any]]
 
 
@@ -43,22 +45,30 @@ def _suite(name: str, columns: Sequence[Column], pictures: Pictures) -> dict[str
     for key in dict.fromkeys(key for turns in answers for key in turns):
         tests.setdefault(key[0], []).append(key)
 
-    tallies = {test: _tally(keys, columns, answers) for test, keys in tests.items()}
-    worst_first = sorted(tests, key=lambda test: _share(tallies[test]))
+    worst_first = sorted(tests, key=lambda test: _mean_score(tests[test], answers))
     scores = [(column, column.metrics["suites"][name]) for column in columns if name in column.metrics["suites"]]
     return {
         "name": name,
         "scores": [f"{column.label}: {row['correct']} of {row['n']} right" for column, row in scores if row["n"]],
+        "columns": [{"run": column.label, "colour": column.colour} for column, _ in scores],
+        "metrics": _metrics([row.get("metrics", {}) for _, row in scores]),
         "dialogues": [
             {
                 "name": test,
-                "scores": tallies[test],
+                "scores": _tally(tests[test], columns, answers),
                 "rounds": [_round(key, name, columns, answers, pictures) for key in tests[test]],
             }
             for test in worst_first[:DIALOGUES]
         ],
         "left_out": max(0, len(worst_first) - DIALOGUES),
     }
+
+
+def _metrics(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The metrics of a suite, one row each: its value and interval in every column, None where it has none."""
+    names = dict.fromkeys(name for table in tables for name in table)
+    rows = [{"name": name, "cells": [table.get(name) for table in tables]} for name in names]
+    return [row for row in rows if any(cell and cell["value"] is not None for cell in row["cells"])]
 
 
 def _tally(
@@ -73,9 +83,18 @@ def _tally(
     return tallies
 
 
-def _share(tally: Sequence[Mapping[str, Any]]) -> float:
-    judged = sum(score["judged"] for score in tally)
-    return sum(score["right"] for score in tally) / judged if judged else 1.0
+def _mean_score(keys: Sequence[tuple[str, int]], answers: Sequence[Turns]) -> float:
+    """How well a dialogue went over all columns, from 0 to 1; 1 where nothing can be judged."""
+    found = [score(turns[key]) for key in keys for turns in answers if key in turns]
+    judged = [value for value in found if value is not None]
+    return sum(judged) / len(judged) if judged else 1.0
+
+
+def score(turn: Mapping[str, Any]) -> float | None:
+    """What an answer is worth, from 0 to 1: right or wrong, or else the share of a point that a metric gives it."""
+    if turn["correct"] is not None:
+        return float(turn["correct"])
+    return next((value for value in turn.get("scores", {}).values() if 0 <= value <= 1), None)
 
 
 def _round(
@@ -87,7 +106,7 @@ def _round(
     return {
         "question": turn["question"],
         "references": turn["references"],
-        "show_references": any(answer["correct"] is False for answer in given),
+        "show_references": any(answer["worth"] is not None and answer["worth"] < 1 for answer in given),
         "images": pictures.of_suite(suite, turn["images"][old:], first=old + 1),
         "answers": given,
     }
@@ -111,7 +130,13 @@ def _mistake(
 
 def _answers(key: tuple[str, int], columns: Sequence[Column], answers: Sequence[Turns]) -> list[dict[str, Any]]:
     return [
-        {"run": column.label, "colour": column.colour, "text": turns[key]["output"], "correct": turns[key]["correct"]}
+        {
+            "run": column.label,
+            "colour": column.colour,
+            "text": turns[key]["output"],
+            "correct": turns[key]["correct"],
+            "worth": score(turns[key]),
+        }
         for column, turns in zip(columns, answers)
         if key in turns
     ]

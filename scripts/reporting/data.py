@@ -92,7 +92,8 @@ def _cell(account: Mapping[str, Any] | None) -> dict[str, str]:
     if account is None:
         return {"conversations": NONE, "asked": "", "measure": ""}
     drawn, wanted = account.get("drawn", 0), account.get("wanted", 0)
-    told = f"{count(drawn)} of {count(wanted)} asked" if drawn != wanted else f"of {count(drawn)}"
+    told = f"of {count(wanted)} asked" if drawn != wanted else f"of {count(drawn)}"
+    told = f"{count(drawn)} {told}" if drawn not in (wanted, account["realised"]) else told
     measure = f"{count(account['tokens'])} tokens, {count(account['images'])} images" if account["realised"] else ""
     return {
         "conversations": count(account["realised"]),

@@ -14,7 +14,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from scripts.common.errors import UserError
-from scripts.evaluation.images import decode
+from scripts.evaluation.images import decode, image_root
 
 LONGEST_SIDE = 320
 """Pixels of a picture's longer side: sharp at the size it is shown, about 15 kB."""
@@ -43,9 +43,9 @@ class Pictures:
         return [self._picture(number, self._stored(sha256)) for number, sha256 in enumerate(hashes, start=first)]
 
     def of_suite(self, suite: str, images: Iterable[Mapping[str, str]], first: int = 1) -> list[Picture]:
-        """The pictures of a suite's images, {"path", "sha256"} each, numbered from `first`."""
+        """The pictures of a suite's images, {"path"?, "sha256"} each, numbered from `first`."""
         return [
-            self._picture(number, self._beside(suite, image["path"], image["sha256"]))
+            self._picture(number, self._beside(suite, image.get("path", ""), image["sha256"]))
             for number, image in enumerate(images, start=first)
         ]
 
@@ -61,8 +61,9 @@ class Pictures:
     def _beside(self, suite: str, name: str, sha256: str) -> bytes | None:
         if suite not in self._suite_folders:
             return None
+        folder = self._suite_folders[suite]
         try:
-            data = (self._suite_folders[suite] / name).read_bytes()
+            data = (image_root(folder, [name]) / name).read_bytes()
         except OSError:
             return None
         # The hash, not the path, decides: a suite may name a file anywhere, and only what the model saw may be shown.

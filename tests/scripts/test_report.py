@@ -51,10 +51,11 @@ def results(trained, tmp_path_factory) -> Path:
 
 
 def spoil(folder: Path) -> None:
-    """Make the answers of a run wrong and hostile."""
-    for path in folder.glob("*/final.jsonl"):
+    """Make the answers of a run wrong and hostile, and the questions of its suite too; held-out ones stay the same."""
+    for path in folder.glob("[!.]*/final.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        changed = [line | {"output": HOSTILE, "question": f"{line['question']}{HOSTILE}"} for line in lines]
+        added = "" if path.parent.name == "heldout" else HOSTILE
+        changed = [line | {"output": HOSTILE, "question": f"{line['question']}{added}"} for line in lines]
         changed = [line | {"correct": None if line["correct"] is None else False} for line in changed]
         path.write_text("".join(json.dumps(line) + "\n" for line in changed))
 
@@ -276,6 +277,32 @@ def test_dialogues_stand_beside_the_images_that_the_model_saw(build, results):
     assert dialogue.index("image 1") < dialogue.index("image 2")
     turns = [json.loads(line) for line in (results / "evaluate/mmca/talk/final.jsonl").read_text().splitlines()]
     assert all(turn["output"] in page.text for turn in turns)
+
+
+def test_metrics_of_a_suite_stand_with_their_intervals(build, results):
+    text = Page(build("metrics")).text
+    for run in ("mmca", "causal"):
+        metrics = json.loads((results / f"evaluate/{run}/metrics.json").read_text())
+        rows = metrics["checkpoints"]["final"]["suites"]["talk"]["metrics"]
+        assert rows
+        for name, row in rows.items():
+            if row["value"] is not None and row["interval"]:
+                low, high = row["interval"]
+                assert name in text and f"{row['value']:.3f} {low:.3f} to {high:.3f}, n = {row['n']}" in text
+
+
+def test_an_answer_that_earned_a_share_of_a_point_is_told_so(build, results):
+    path = results / "evaluate/mmca/talk/final.jsonl"
+    before = path.read_text()
+    lines = [json.loads(line) for line in before.splitlines()]
+    shared = [line | {"correct": None, "scores": {"rouge_l": 0.25}} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in shared))
+    try:
+        text = build()
+    finally:
+        path.write_text(before)
+    dialogue = text[text.index("<span>pair</span>") :]
+    assert '<b class="note">0.25</b>' in dialogue[: dialogue.index("</article>")]
 
 
 def test_wrong_answers_are_shown_with_their_images(build):

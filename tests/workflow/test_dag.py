@@ -126,7 +126,7 @@ def test_the_picture_names_every_step():
 
 def test_what_is_behind_a_run_is_its_own(tiny):
     first, second = (dag.manifests_behind(tiny, run) for run in ("first", "second"))
-    assert {"plan/mixed/epoch-000.json", "records/llava.report.json", "raw/miniature/kinds.json"} <= set(first)
+    assert {"plan/mixed/epoch-000.json", "records/llava.report.json", "raw/miniature/miniature.json"} <= set(first)
     assert not [path for path in first if "plain" in path or "aokvqa" in path or path.startswith("pixels")]
     assert "pixels/miniature/coco-00001-of-00002.json" in second and "bases/miniature/vision/manifest.json" in second
     assert len(set(first)) == len(first) and not [path for path in first if path.endswith((".tar", ".parquet"))]
@@ -140,3 +140,19 @@ def test_what_is_behind_a_run_is_its_own(tiny):
 def test_every_profile_is_readable():
     for path in (ROOT / "profiles").glob("*/profile.yaml"):
         assert isinstance(yaml.safe_load(path.read_text()), dict), path
+
+
+def test_suites_are_the_miniatures_or_the_users_with_their_data(tiny, tmp_path):
+    (tmp_path / "task.yaml").write_text(
+        "task: t\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ndoc_to_text: !function utils.text\n"
+    )
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    named = {"talk": "miniature", "orders": "miniature/orders", "own": str(tmp_path / "task.yaml"), "old": "a/b.json"}
+    given = tiny.model_copy(update={"suites": named})
+    assert dag.suites(given, "out") == {
+        "old": "a/b.json",
+        "orders": "out/raw/miniature/tasks/orders.yaml",
+        "own": named["own"],
+        "talk": "out/raw/miniature/dialogues/dialogues.json",
+    }
+    assert dag.suite_inputs(given, "out") == [*dag.suites(given, "out").values(), str(tmp_path / "rows.jsonl")]

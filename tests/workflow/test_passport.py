@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from scripts import verify
@@ -97,24 +98,25 @@ TAMPERED = [
 ]
 
 
-@pytest.mark.parametrize("name", TAMPERED)
-def test_a_changed_byte_is_found_by_reading_and_a_changed_size_in_a_moment(root, changed, name):
-    path = root / name
-    content = path.read_bytes()
-    middle = len(content) // 2
-    changed(path, content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    (difference,) = check(root).differences
-    assert difference.startswith(f"{path}: has the sha256 ") and file_sha256(path)[:16] in difference
-    assert check(root, quick=True).differences == []
-    changed(path, content + b"x")
-    for quick in (False, True):
-        (difference,) = check(root, quick).differences
-        assert difference.startswith(
-            f"{path}: has {len(content) + 1:,} bytes, and {len(content):,} in the passport of "
-        )
-    changed(path, None)
-    (difference,) = check(root, quick=True).differences
-    assert difference.startswith(f"{path}: is missing; the run ")
+def test_every_changed_file_is_found_by_reading_and_a_changed_size_in_a_moment(root, changed):
+    paths = sorted(root / name for name in TAMPERED)
+    before = {path: path.read_bytes() for path in paths}
+    for path, content in before.items():
+        middle = len(content) // 2
+        changed(path, content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    differences = check(root).differences
+    assert len(differences) == len(paths) and check(root, quick=True).differences == []
+    for path, difference in zip(paths, differences, strict=True):
+        assert difference.startswith(f"{path}: has the sha256 {file_sha256(path)[:16]}")
+    for path, content in before.items():
+        changed(path, content + b"x")
+    for path, difference in zip(paths, check(root, quick=True).differences, strict=True):
+        size = len(before[path])
+        assert difference.startswith(f"{path}: has {size + 1:,} bytes, and {size:,} in the passport of ")
+    for path in paths:
+        changed(path, None)
+    for path, difference in zip(paths, check(root, quick=True).differences, strict=True):
+        assert difference.startswith(f"{path}: is missing; the run ")
 
 
 def test_a_changed_raw_file_is_found_through_its_table(root, changed):
@@ -124,10 +126,32 @@ def test_a_changed_raw_file_is_found_through_its_table(root, changed):
     assert difference.startswith(f"{image}: has the sha256 ")
 
 
+def test_raw_files_of_a_user_are_checked_where_they_are_said_to_lie(root, changed):
+    lock = passport(root)
+    lock["listings"] = dict.fromkeys(lock["listings"], "")
+    lock["sha256"] = lock_sha256(lock)
+    changed(root / "train/first/lock.json", json.dumps(lock).encode())
+    changed(root / "train/second/lock.json", None)
+    folder = root / "raw/miniature"
+    assert check(root, raw=folder).files == check(root).files + listed_files(lock, root)
+    captions = folder / "coco_caption/dataset.json"
+    changed(captions, captions.read_bytes() + b" ")
+    assert check(root).differences == []
+    (difference,) = check(root, raw=folder).differences
+    assert difference.startswith(f"{captions}: has ")
+
+
+def listed_files(lock: dict, root: Path) -> int:
+    """How many raw files the tables of a passport list."""
+    tables = [pq.read_table(root / name, columns=["path"])["path"].to_pylist() for name in lock["listings"]]
+    return len({path for table in tables for path in table})
+
+
 def test_changed_weights_of_the_state_are_found(root, changed):
     finished = json.loads((root / "train/first/finished.json").read_text())
     weights = root / "train/first" / finished["best"]["weights"]
-    changed(weights, weights.read_bytes()[:-1] + b"?")
+    content = weights.read_bytes()
+    changed(weights, content[:-1] + bytes([content[-1] ^ 1]))
     (difference,) = check(root).differences
     assert difference.startswith(f"{weights}: ")
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from scripts.common.code import _closure
 from scripts.evaluation.journal import Journal
 
 
@@ -51,3 +52,9 @@ def test_pruning_keeps_what_was_asked_this_time(tmp_path):
     ask(other, "three", "two")
     other.prune()
     assert (tmp_path / "other.jsonl").read_bytes() == first
+
+
+def test_how_answers_are_judged_is_no_part_of_what_they_depend_on():
+    deciding = _closure(("scripts.evaluation.answering",))
+    assert {"model.modeling", "model.template", "scripts.evaluation.generation"} <= deciding
+    assert not deciding & {f"scripts.evaluation.{name}" for name in ("scoring", "suites", "metrics", "tasks", "vqa")}

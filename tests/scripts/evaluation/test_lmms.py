@@ -183,9 +183,8 @@ def test_a_reference_is_a_log_likelihood_and_a_choice_a_loss(trained, folder):
         def __init__(self, continuation):
             self.args = (row["question"], continuation, lambda doc: [row["image"]], 0, "x", "test")
 
-    (loss, greedy), (likelihood, same) = model.loglikelihood(
-        [Request(" It is red."), Request(lambda doc: "It is red.")]
-    )
+    asked = [Request(" It is red."), Request(lambda doc: "It is red.")]
+    (loss, greedy), (likelihood, same) = [result.text for result in model.loglikelihood(asked)]
     assert loss > 0 and likelihood == pytest.approx(-loss) and greedy == same
 
 

@@ -49,6 +49,8 @@ def test_how_long_ago_the_image_in_question_was_shown():
     assert rounds_ago(turn("x", shown=[1], round=1)) == 0
     assert rounds_ago(turn("x", shown=[1, 2], round=4)) == 2
     assert rounds_ago(turn("x", shown=[1, 2], round=4, question="In the first image, what is red?")) == 3
+    assert rounds_ago(turn("x", shown=[1, 2, 3], round=4, question="Do images 2 and 3 differ? Image 2 has more.")) == 2
+    assert rounds_ago(turn("x", shown=[1, 2], round=4, question="Is image 2 like image 1?")) == 3
     assert rounds_ago(turn("x")) is None
 
 

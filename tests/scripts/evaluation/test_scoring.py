@@ -49,6 +49,13 @@ def test_two_systems():
     assert result["p"] == pytest.approx(2 / 2**5)
 
 
+def test_only_the_same_questions_are_compared():
+    first = [turn("red", "red", test="a"), turn("red", "red", test="b"), turn("red", "red", test="c")]
+    second = [turn("x", "red", test="a"), turn("x", "blue", test="b"), turn("x", "red", test="c", question="Else?")]
+    assert compare(first, second, [EXACT], 0.95)["exact_match"]["n"] == 1
+    assert compare(first, [], [EXACT], 0.95) == {}
+
+
 def test_unknown_names_and_options_are_named():
     with pytest.raises(
         UserError, match=r"task.yaml: there is no metric 'bleurt'; there are acc, acc_norm, all_versions"

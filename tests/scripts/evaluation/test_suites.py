@@ -64,6 +64,17 @@ def test_image_root(tmp_path):
         read_suite(path)
 
 
+def test_the_originals_paths_begin_two_folders_above(tmp_path):
+    name = "./eval/eval_data/images/tiger/tiger.png"
+    image(tmp_path / "project" / name)
+    path = suite(tmp_path / "project/eval/eval_data", {"tiger": [["What is it?", name], ["Sure?"]]})
+    assert read_suite(path).dialogues[0].rounds[0].images[0].path == name
+    image(tmp_path / "project/secret.png")
+    for names in ("secret.png", f"{name} secret.png"):
+        with pytest.raises(UserError, match="does not exist"):
+            read_suite(suite(tmp_path / "project/eval/eval_data", {"a": [["x?", names]]}))
+
+
 def test_paths_do_not_leave_the_folder(tmp_path):
     secret = image(tmp_path / "secret.png")
     folder = tmp_path / "suites"

@@ -10,8 +10,9 @@ import yaml
 from PIL import Image
 
 from scripts.common.errors import UserError
+from scripts.evaluation.generation import Generation
 from scripts.evaluation.reading import read_suite
-from scripts.evaluation.suites import Generation, Suite
+from scripts.evaluation.suites import Suite
 from scripts.evaluation.tasks import task_data
 
 ROWS = [
@@ -210,7 +211,7 @@ def results(doc, results): return {"half": 0.5 * (results[0] in doc["answer"])}
 
 
 def test_functions_of_a_task_run_only_where_they_are_allowed(folder):
-    (folder / "utils.py").write_text(FUNCTIONS + "open('ran', 'w')\n")
+    (folder / "utils.py").write_text(FUNCTIONS + f"open({str(folder / 'ran')!r}, 'w')\n")
     write(folder, doc_to_visual=None, doc_to_text=None, metric_list=[{"metric": "half", "aggregation": "mean"}])
     with open(folder / "task.yaml", "a") as file:
         file.write("doc_to_visual: !function utils.visual\ndoc_to_text: !function utils.text\n")
@@ -219,7 +220,7 @@ def test_functions_of_a_task_run_only_where_they_are_allowed(folder):
     with pytest.raises(UserError, match=r"its own Python function 'utils.text'|its own Python function 'utils.visual'"):
         read_suite(folder / "task.yaml")
     assert task_data(folder / "task.yaml") == [folder / "rows.jsonl"]
-    assert not Path("ran").exists()
+    assert not (folder / "ran").exists()
     (folder / "utils.py").write_text(FUNCTIONS)
     suite = read_suite(folder / "task.yaml", allow_code=True)
     assert suite.dialogues[0].rounds[0].question == "Which colour? Say."

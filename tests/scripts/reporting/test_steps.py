@@ -3,7 +3,7 @@
 import re
 
 from scripts.common.files import write_json
-from scripts.graph import untangled
+from scripts.graph import spoken_command, untangled
 from scripts.reporting.steps import graph, layers, reduced
 
 READS = {
@@ -77,3 +77,9 @@ def test_the_picture_holds_every_rule_once_and_no_box_lies_on_another(tmp_path):
 
 def test_without_a_file_there_is_no_picture(tmp_path):
     assert graph(None) is None and graph(tmp_path / "graph.json") is None
+
+
+def test_a_command_is_told_without_the_place_where_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["/usr/lib/python3/snakemake/__main__.py", "--configfile", str(tmp_path / "my recipe.yaml"), "--cores", "2"]
+    assert spoken_command(words) == "snakemake --configfile 'my recipe.yaml' --cores 2"

@@ -38,6 +38,13 @@ def test_a_trained_encoder_lies_inside_the_engine_at_every_stage(steps: dict, wh
     assert steps[f"{what} {zero}"] == pytest.approx(steps[f"{what} 0"], rel=1e-5)
 
 
+def test_batches_without_images_on_some_ranks_or_on_all(steps: dict):
+    """The encoder inside the engine, and frozen outside it."""
+    assert steps["mixed inside 2"] == pytest.approx(steps["mixed inside 0"], rel=1e-5)
+    assert steps["mixed inside 3"] == pytest.approx(steps["mixed inside 0"], rel=1e-5)
+    assert steps["mixed frozen 3"] == pytest.approx(steps["mixed frozen 2"], rel=1e-5)
+
+
 def test_adapters_continue_at_another_stage(steps: dict):
     assert steps["adapters 3>2"] == pytest.approx(steps["adapters 2"], rel=1e-5)
 
@@ -45,7 +52,7 @@ def test_adapters_continue_at_another_stage(steps: dict):
 @pytest.mark.parametrize("variant", ["2", "frozen 2", "bf16 2", "fp16 2", "offload 2", "adapters 2", "adapters bf16 2"])
 def test_continued_at_the_same_stage_it_is_exact(steps: dict, variant: str):
     assert steps[f"{variant}>2"] == steps[variant]
-    assert steps["bf16 0>0"] == steps["bf16 0"] and steps["offload 3>3"] == steps["offload 3"]
+    assert steps["bf16 0>0"] == steps["bf16 0"]
 
 
 @pytest.mark.parametrize("variant, like", [("offload 2", "2"), ("offload 3", "3"), ("recomputed 2", "2")])
@@ -66,7 +73,6 @@ def test_fp16_skips_what_overflows_and_keeps_its_scale_through_a_checkpoint(step
     """The second gradient overflows, so the third step begins with half the scale and the weights of the second."""
     assert [math.isinf(norm) for norm in steps["fp16 2"][1::2]] == [False, True, False, True]
     assert steps["fp16 3>0"] == pytest.approx(steps["fp16 2"], rel=2e-3)
-    assert steps["fp16 0>2"] == pytest.approx(steps["fp16 2"], rel=2e-3)
 
 
 def test_what_is_trained_matters(steps: dict):

@@ -1,0 +1,105 @@
+"""How long a suite takes in batches with images computed once, against one question at a time and everything anew.
+
+    python -m benchmarks.evaluate
+
+A suite as those of robustness are: a few sets of four images, each with many questions, answered with a model of random
+weights and the widths of a small real one. Three ways take turns, and the ratios are medians over the turns:
+
+    anew      one question at a time, encoder and image rows computed for each, as the original does
+    cached    one question at a time; an image is computed when it first appears
+    batched   sixteen questions at a time, too
+
+and a fourth reads the answers of an evaluation that was stopped at its end: what going on costs.
+"""
+
+import argparse
+import io
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+import transformers
+
+from benchmarks.attention import processor as processor_name
+from benchmarks.chat import QUESTION, make_model, picture
+from model.processing import VisualChatProcessor
+from scripts.common.files import bytes_sha256
+from scripts.evaluation.answering import Answerer, Prompt
+from scripts.evaluation.journal import Journal
+from scripts.sections.evaluate import Evaluate
+
+IMAGES, ANSWER, BATCH = 4, 16, 16
+
+
+def suite(sets: int, questions: int) -> list[Prompt]:
+    """Prompts of four images each; those of a set show the same."""
+    prompts = []
+    for number in range(sets):
+        data = []
+        for image in range(IMAGES):
+            buffer = io.BytesIO()
+            picture(IMAGES * number + image).save(buffer, "PNG")
+            data.append(buffer.getvalue())
+        shown = [{"type": "image", "index": index} for index in range(IMAGES)]
+        for question in range(questions):
+            asked = [*shown, {"type": "text", "text": f"{QUESTION} ({question})"}]
+            hashes = [bytes_sha256(each) for each in data]
+            prompts.append(Prompt("x", [{"role": "user", "content": asked}], hashes, lambda data=data: data))
+    return prompts
+
+
+def seconds(answerer: Answerer, prompts: list[Prompt], batch: int, anew: bool) -> float:
+    """Time to answer all prompts, from a cache of images without any."""
+    answerer.settings = answerer.settings.model_copy(update={"batch": batch})
+    answerer._states.clear()
+    start = time.perf_counter()
+    for each in [[prompt] for prompt in prompts] if anew else [prompts]:
+        answerer.answers(each, "answers")
+        if anew:
+            answerer._states.clear()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Run the program."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--threads", type=int, default=1, help="CPU threads")
+    arguments.add_argument("--width", type=int, default=512)
+    arguments.add_argument("--layers", type=int, default=8)
+    arguments.add_argument("--vision-width", type=int, default=768)
+    arguments.add_argument("--vision-layers", type=int, default=6)
+    arguments.add_argument("--sets", type=int, default=2)
+    arguments.add_argument("--questions", type=int, default=16, help="per set")
+    arguments.add_argument("--repeats", type=int, default=3)
+    args = arguments.parse_args()
+    args.device, args.dtype = "cpu", torch.float32
+    prompts = suite(args.sets, args.questions)
+    print(f"{processor_name()}, {args.threads} threads; torch {torch.__version__}, ", end="")
+    print(f"transformers {transformers.__version__}; {len(prompts)} questions about {IMAGES} images of 256 tokens\n")
+    print("| attention | anew | cached | batched | batched, against anew | going on |")
+    print("|---|---|---|---|---|---|")
+    for attention in ("mmca", "causal"):
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            model = make_model(root, attention, args)
+            model.save_pretrained(root / "model")
+            parts = (root / "vision", root / "tokenizer", model.config.image_tokens)
+            VisualChatProcessor.from_bases(*parts).save_pretrained(root / "model")
+            answerer = Answerer(root / "model", Evaluate(max_new_tokens=ANSWER, threads=args.threads, device="cpu"))
+            ways = {"anew": (1, True), "cached": (1, False), "batched": (BATCH, False)}
+            times: dict[str, list[float]] = {name: [] for name in ways}
+            for _ in range(args.repeats):
+                for name, (batch, anew) in ways.items():
+                    times[name].append(seconds(answerer, prompts, batch, anew))
+            answerer.journal = Journal(root / "journal.jsonl", {})
+            seconds(answerer, prompts, BATCH, False)
+            again = seconds(answerer, prompts, BATCH, False)
+        ratio = median(slow / fast for slow, fast in zip(times["anew"], times["batched"], strict=True))
+        row = " | ".join(f"{median(values):.1f} s" for values in times.values())
+        print(f"| {attention} | {row} | {ratio:.1f} x | {again:.2f} s |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
