@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo chat browser test test-all test-lmms neighbours docs clean
+.PHONY: demo chat browser test test-all test-cluster test-lmms neighbours docs clean
 
 demo: $(READY)
 	@$(BIN)/python -m scripts.unlock
@@ -32,8 +32,15 @@ browser: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -m "not long"
 
-test-all: $(READY) neighbours
+test-all: $(READY) neighbours test-lmms
 	$(BIN)/python -m pytest
+
+# A real Slurm of two nodes on this machine (Debian's packages; needs root): training on both, interrupted in every way.
+test-cluster: $(READY)
+	@PATH="$$PATH:/usr/sbin"; { command -v slurmctld && command -v munged; } > /dev/null || \
+		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge; }
+	$(BIN)/python -m pip install --quiet -r envs/requirements-cluster.txt
+	$(BIN)/python -m pytest tests/cluster tests/workflow/test_recipes.py
 
 # Other tools that read our shards, each in an environment of its own: what they need does not fit together.
 neighbours: .neighbours/datasets/.ready .neighbours/energon/.ready

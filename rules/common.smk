@@ -84,6 +84,11 @@ def base_inputs(wildcards):
     return [f"{BASES}/{kind}/manifest.json" for kind in kinds] + tokenizer_input(SETTINGS.models[wildcards.model].tokens)
 
 
+def training(resource):
+    """What a job of a run asks for of `resource`."""
+    return lambda wildcards: dag.training_resources(SETTINGS, wildcards.run)[resource]
+
+
 def records_inputs(wildcards):
     """The reports of every dataset that a blend reads; the tables lie beside them."""
     return below_root("records/{dataset}.report.json", dataset=dag.datasets_of(SETTINGS, wildcards.blend))

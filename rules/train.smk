@@ -17,10 +17,20 @@ rule train_run:
         f"{ROOT}/logs/train/{{run}}.log",
     conda:
         "../envs/train.yaml"
-    threads: lambda w: SETTINGS.runs[w.run].ranks * SETTINGS.runs[w.run].threads
+    threads: lambda w: dag.training_threads(SETTINGS, w.run)
+    resources:
+        gpu=training("gpu"),
+        mem_mb=training("mem_mb"),
+        nodes=training("nodes"),
+        tasks=training("tasks"),
+        tasks_per_gpu=training("tasks_per_gpu"),
+        mpi=training("mpi"),
+        slurm_extra=training("slurm_extra"),
+        # Minutes within which the run ends in order, to be continued by another attempt; 0 is no limit. Profiles set it.
+        runtime=0,
     params:
         settings=lambda w: SETTINGS.runs[w.run].cause(),
-        code=code("scripts.train", "scripts.training.worker"),
+        code=code("scripts.train", "scripts.training.torchrun", "scripts.training.worker"),
         model=lambda w, input: os.path.dirname(input.model),
         parts=lambda w, input: " ".join(shlex.quote(os.path.dirname(part)) for part in input.parts),
         heldout=lambda w, input: os.path.dirname(input.heldout),
@@ -32,7 +42,7 @@ rule train_run:
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.train --name {wildcards.run} --settings {params.settings:q} "
         "--model {params.model:q} --blend {params.parts} --heldout {params.heldout:q} {params.pixels} "
-        "--root {params.root:q} --out {params.out:q}"
+        "--root {params.root:q} --out {params.out:q} --minutes {resources.runtime}"
 
 
 rule export:

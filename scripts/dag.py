@@ -21,6 +21,8 @@ from scripts.world.tasks import TASKS
 
 HELDOUT = "heldout"
 DRAWN_SUITE = "raw/miniature/dialogues/dialogues.json"
+_SECONDS_TO_SAVE = 300
+_GB_PER_RANK = 4
 
 
 def check_root(root: str, name: str) -> None:
@@ -114,6 +116,37 @@ def datasets_of(settings: Settings, blend: str) -> list[str]:
 def is_followed_up(settings: Settings, tokens: str, dataset: str) -> bool:
     """Whether some blend counted with `tokens` has a join that takes follow-ups from `dataset`."""
     return any(blend.tokens == tokens and dataset in blend.followed_up() for blend in settings.blends.values())
+
+
+def training_resources(settings: Settings, run: str) -> dict[str, int | str | None]:
+    """What a job of a run asks for, in Snakemake's words; None is not asked for.
+
+    A run in bf16 or fp16 computes on GPUs, one per rank. `gpu` counts them on all nodes together, as Slurm does. A job
+    of several nodes has one task on each: the launcher's `srun` (`mpi` keeps Snakemake from starting one of its own),
+    and `tasks_per_gpu: 0`, since Snakemake would take `tasks` for tasks per GPU.
+    """
+    section = settings.runs[run]
+    gpus = 0 if section.precision == "fp32" else section.ranks
+    several = section.nodes > 1
+    # Slurm tells the ranks in time that the job's end is near, which is one more net below the launcher's own budget.
+    extra = [f"--signal=TERM@{_SECONDS_TO_SAVE}"]
+    extra += ["--ntasks-per-node=1"] if several else []
+    extra += [f"--gpus-per-node={gpus // section.nodes}"] if several and gpus else []
+    return {
+        "gpu": gpus or None,
+        "mem_mb": 1000 * (section.memory_gb or _GB_PER_RANK * section.ranks // section.nodes),
+        "nodes": section.nodes if several else None,
+        "tasks": section.nodes if several else None,
+        "tasks_per_gpu": 0 if several and gpus else None,
+        "mpi": "srun" if several else None,
+        "slurm_extra": " ".join(extra),
+    }
+
+
+def training_threads(settings: Settings, run: str) -> int:
+    """CPUs that a run uses on each of its nodes: for its ranks, and for the processes that prepare their batches."""
+    section = settings.runs[run]
+    return section.ranks // section.nodes * (section.threads + section.workers)
 
 
 def suites(settings: Settings, root: str) -> dict[str, str]:

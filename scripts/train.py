@@ -9,11 +9,14 @@ and ends with the same losses and the same weights, bit for bit, as if nothing h
 fingerprint of what decides the numbers, so another learning rate starts a run of its own beside it, and another
 number of ranks does not. A finished run returns at once.
 
+`--estimate RECIPE` tells instead what the runs of a recipe need: memory, GPUs and days (see `scripts/estimate.py`).
+
 Exit status: 0 finished; 75 not finished but saved, because it was asked to stop (SIGTERM, SIGUSR1, Ctrl-C) or the
 time of --minutes was over; 1 an error, which is named; 2 a defect of this program.
 """
 
 import argparse
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -21,6 +24,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +33,10 @@ from scripts.common.files import atomic, file_sha256, read_json, write_json
 from scripts.common.program import load_settings, parser
 from scripts.common.progress import Progress
 from scripts.sections.run import Run
-from scripts.training import identity, launch, watchdog
+from scripts.training import devices, identity, launch, nodes, watchdog
 from scripts.training.loader import BlendReader
 from scripts.training.plans import differences, plan_facts
+from scripts.training.runlock import RunLock
 from scripts.training.trackers import check_installed
 
 NOT_FINISHED = 75
@@ -59,8 +64,13 @@ def train(args: argparse.Namespace, settings: Run) -> int:
         publish(state, args.out)
         return 0
 
-    lock = launch.RunLock(state / "lock")
+    place = nodes.find(settings.nodes, settings.ranks, os.environ, nodes.ask_command)
+    arguments = worker_arguments(args, settings, fingerprint, state, blend, deadline)
+    if place.follows:
+        return follow(place, arguments, state, settings)
+    lock = RunLock(state / "lock")
     lock.take_all()
+    gpus = devices.take(args.name, settings.ranks // settings.nodes, os.environ, settings.precision)
     try:
         refuse_hopeless(state, settings)
         write_json(state / "settings.json", settings.model_dump(mode="json"))
@@ -71,23 +81,51 @@ def train(args: argparse.Namespace, settings: Run) -> int:
         write_json(state / "plans.json", facts)
         write_json(state / "environment.json", environment())
         shutil.rmtree(state / "ranks", ignore_errors=True)
-        arguments = ["--name", args.name, "--fingerprint", fingerprint, "--settings", settings.model_dump_json()]
-        paths = {"--model": args.model, "--heldout": args.heldout, "--root": args.root, "--state": state}
-        for flag, path in paths.items():
-            arguments += [flag, str(path)]
-        arguments += ["--blend", *map(str, blend)]
-        arguments += ["--pixels", *map(str, args.pixels)] if args.pixels else []
-        arguments += ["--deadline", str(deadline)] if deadline else []
-        arguments += ["--patience", str(args.patience)]
         screen = Screen(args.name)
-        status = launch.run_ranks(settings.ranks, settings.threads, arguments, state / "log.txt", screen.show)
+        ranks, threads, log = settings.ranks, settings.threads, state / "log.txt"
+        status = launch.run_ranks(place, ranks, threads, arguments, log, screen.show, gpus.names)
         screen.close()
         if is_finished(state):
             publish(state, args.out)
             return 0
         return unfinished(state, settings, status)
     finally:
+        gpus.release()
         lock.release()
+
+
+def worker_arguments(
+    args: argparse.Namespace,
+    settings: Run,
+    fingerprint: str,
+    state: Path,
+    blend: Sequence[Path],
+    deadline: float | None,
+) -> list[str]:
+    """The command line of the ranks, the same on every node. `deadline`: when they must have ended, in Unix time."""
+    arguments = ["--name", args.name, "--fingerprint", fingerprint, "--settings", settings.model_dump_json()]
+    paths = {"--model": args.model, "--heldout": args.heldout, "--root": args.root, "--state": state}
+    for flag, path in paths.items():
+        arguments += [flag, str(path)]
+    arguments += ["--blend", *map(str, blend)]
+    arguments += ["--pixels", *map(str, args.pixels)] if args.pixels else []
+    arguments += ["--deadline", str(deadline)] if deadline else []
+    return [*arguments, "--patience", str(args.patience)]
+
+
+def follow(place: nodes.Place, arguments: Sequence[str], state: Path, settings: Run) -> int:
+    """Add this node's ranks to the run that node 0 launches; return the exit status, which node 0 explains."""
+    launch.wait_for_launcher(state / "lock", place.own)
+    log = state / f"log.node-{place.own}.txt"
+    launch.run_ranks(place, settings.ranks, settings.threads, arguments, log, lambda message: None)
+    # Not torchrun's own exit status: it loses its store when node 0 is the first to go.
+    share = settings.ranks // settings.nodes
+    files = [state / "ranks" / f"{rank}.json" for rank in range(place.own * share, (place.own + 1) * share)]
+    ends = {read_json(path)["status"] if path.exists() else "killed" for path in files}
+    if ends <= {"finished", "stopped"}:
+        return NOT_FINISHED if "stopped" in ends else 0
+    print(f"node {place.own} ended early; node 0 tells why, and this node's log is {log}", file=sys.stderr)
+    return 1
 
 
 def tell_other_plans(name: str, state: Path, facts: list[dict[str, Any]]) -> None:
@@ -209,6 +247,11 @@ def environment() -> dict[str, Any]:
 
 def main() -> int:
     """Run the program."""
+    if "--estimate" in sys.argv[1:]:
+        sys.argv.remove("--estimate")
+        # By name: the estimate reads whole configurations, and must not become a cause of training.
+        importlib.import_module("scripts.estimate").main()
+        return 0
     arguments = parser(__doc__)
     arguments.add_argument("--name", required=True, help="name of the run")
     arguments.add_argument("--settings", required=True, help="section `runs.<name>` as JSON, or @file")

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,17 +39,25 @@ class Lab:
     blends: list[Path]
     heldout: Path
 
-    def start(
-        self, out: Path, model: Path | None = None, flags: Sequence[str] = (), **changes: Any
-    ) -> subprocess.Popen:
-        """Start a run. The search path is empty, so that nothing can be compiled: training must not need a compiler."""
+    def command(self, out: Path, model: Path | None = None, **changes: Any) -> list[str]:
+        """The command line of a run; `changes` are settings."""
         settings = json.dumps(SETTINGS | changes)
         command = [sys.executable, "-m", "scripts.train", "--name", "tiny", "--settings", settings, "--out", str(out)]
         command += ["--model", str(model or self.model), "--blend", *map(str, self.blends)]
-        command += ["--heldout", str(self.heldout), "--root", str(self.root)]
-        command += flags
-        environment = os.environ | {"PATH": "", "PYTHONPATH": str(REPOSITORY)}
-        return subprocess.Popen(command, cwd=self.root, env=environment, stderr=subprocess.PIPE, text=True)
+        return [*command, "--heldout", str(self.heldout), "--root", str(self.root)]
+
+    def start(
+        self,
+        out: Path,
+        model: Path | None = None,
+        flags: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        **changes: Any,
+    ) -> subprocess.Popen:
+        """Start a run. The search path is empty, so that nothing can be compiled: training must not need a compiler."""
+        own = os.environ | {"PATH": "", "PYTHONPATH": str(REPOSITORY)} | (environment or {})
+        command = [*self.command(out, model, **changes), *flags]
+        return subprocess.Popen(command, cwd=self.root, env=own, stderr=subprocess.PIPE, text=True)
 
     def train(self, out: Path, **changes: Any) -> tuple[int, str]:
         """Run to the end; return the exit status and what was said."""

@@ -76,7 +76,7 @@ def _tally(
 ) -> list[dict[str, Any]]:
     """How many rounds of a dialogue each column answered right, of those that can be judged."""
     tallies = []
-    for column, turns in zip(columns, answers):
+    for column, turns in zip(columns, answers, strict=True):
         judged = [turns[key]["correct"] for key in keys if key in turns and turns[key]["correct"] is not None]
         if judged:
             tallies.append({"run": column.label, "colour": column.colour, "right": sum(judged), "judged": len(judged)})
@@ -137,7 +137,7 @@ def _answers(key: tuple[str, int], columns: Sequence[Column], answers: Sequence[
             "correct": turns[key]["correct"],
             "worth": score(turns[key]),
         }
-        for column, turns in zip(columns, answers)
+        for column, turns in zip(columns, answers, strict=True)
         if key in turns
     ]
 

@@ -105,7 +105,7 @@ def _cell(account: Mapping[str, Any] | None) -> dict[str, str]:
 def _dataset_row(dataset: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
     accounts = [part["datasets"].get(dataset) for part in parts]
     unused: dict[str, int] = {}
-    for part, account in zip(parts, accounts):
+    for part, account in zip(parts, accounts, strict=True):
         if account and part["epoch"] != HELDOUT:
             reasons = account.get("dropped", {}) | {"too long": account.get("too_long", 0)}
             # The same records stand in every epoch, so reasons are not added up over epochs.

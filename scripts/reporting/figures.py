@@ -64,7 +64,7 @@ def step_chart(title: str, curves: Sequence[Curve], confidence: float, logarithm
     rows = [(height(tick), _number(tick)) for tick in ticks]
     columns = [(100 * tick / last, _number(tick)) for tick in _linear_ticks(last)]
     drawn = [_GRID.format(" ".join(f"M0 {y:.2f}H100" for y, _ in rows))]
-    for curve, line, points in zip(curves, lines, dots):
+    for curve, line, points in zip(curves, lines, dots, strict=True):
         edges = [(100 * x / last, height(v.low), height(v.high)) for x, v in line if v.low is not None]
         if len(edges) > 1:
             around = [(x, top) for x, _, top in edges] + [(x, bottom) for x, bottom, _ in reversed(edges)]

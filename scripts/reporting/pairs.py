@@ -72,7 +72,7 @@ def _row(
     is_group: bool,
 ) -> dict[str, Any]:
     cells = []
-    for column, answers in zip(columns[1:], others):
+    for column, answers in zip(columns[1:], others, strict=True):
         pairs = [(right, right_first) for kind, right, right_first in answers if kind in kinds]
         cells.append(_cell(pairs, column.colour, confidence) if pairs else None)
     return {"label": label, "is_group": is_group, "cells": cells}

@@ -83,7 +83,7 @@ class Pictures:
         places = {}
         for source, folder in sorted(self._media.items()):
             index = pq.read_table(folder / "index.parquet", columns=["sha256", "key"])
-            for sha256, key in zip(index["sha256"].to_pylist(), index["key"].to_pylist()):
+            for sha256, key in zip(index["sha256"].to_pylist(), index["key"].to_pylist(), strict=True):
                 places.setdefault(sha256, (source, key))
         return places
 

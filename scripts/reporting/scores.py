@@ -112,7 +112,7 @@ def _comparison_row(
         "chance": asked[0]["chance"] if asked else None,
         "cells": [
             {"row": row, "bar": accuracy_bar(row), "colour": column.colour} if row and row["n"] else None
-            for row, column in zip(rows, columns)
+            for row, column in zip(rows, columns, strict=True)
         ],
     }
 

@@ -7,6 +7,7 @@ places of their own, a few sweeps of averages reduce crossings, and a few more p
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -80,7 +81,7 @@ def layers(reads: Reads) -> list[list[Place]]:
             way = route(read, name, level)
             for place in way[1:-1]:
                 rows[place[1]].append(place)
-            for upper, lower in zip(way, way[1:]):
+            for upper, lower in pairwise(way):
                 above.setdefault(lower, []).append(upper)
                 below.setdefault(upper, []).append(lower)
     for sweep in range(_SWEEPS):
@@ -131,29 +132,29 @@ def _centres(rows: Sequence[Sequence[Place]], ways: Sequence[Sequence[Place]]) -
     """Where places have their middle, in pixels: near the middles of what they are joined with, in order, apart."""
     joined: dict[Place, list[Place]] = {}
     for way in ways:
-        for upper, lower in zip(way, way[1:]):
+        for upper, lower in pairwise(way):
             joined.setdefault(upper, []).append(lower)
             joined.setdefault(lower, []).append(upper)
     centre = {place: 0.0 for row in rows for place in row}
     for sweep in range(4 * _SWEEPS):
         for row in rows if sweep % 2 == 0 else rows[::-1]:
             wanted = [fmean(centre[other] for other in joined.get(place, [place])) for place in row]
-            centre |= zip(row, _apart(wanted, [_breadth(place) for place in row]))
+            centre |= zip(row, _apart(wanted, [_breadth(place) for place in row]), strict=True)
     return centre
 
 
 def _apart(wanted: Sequence[float], breadths: Sequence[float]) -> list[float]:
     """Middles nearest to the wanted ones, in this order and without overlap: least squares by pooling neighbours."""
     offsets = [0.0]
-    for before, after in zip(breadths, breadths[1:]):
+    for before, after in pairwise(breadths):
         offsets.append(offsets[-1] + (before + after) / 2 + _GAP)
     pools: list[list[float]] = []
-    for value, offset in zip(wanted, offsets):
+    for value, offset in zip(wanted, offsets, strict=True):
         pools.append([value - offset])
         while len(pools) > 1 and fmean(pools[-2]) > fmean(pools[-1]):
             last = pools.pop()
             pools[-1] += last
-    return [fmean(pool) + offset for pool, offset in zip((p for p in pools for _ in p), offsets)]
+    return [fmean(pool) + offset for pool, offset in zip((p for p in pools for _ in p), offsets, strict=True)]
 
 
 def _breadth(place: Place) -> float:
@@ -163,7 +164,7 @@ def _breadth(place: Place) -> float:
 def _edge(way: Sequence[Place], centre: Mapping[Place, float]) -> Markup:
     """From the foot of a box, straight through the rows that it passes, to the head of another."""
     path = ""
-    for (upper, row), (lower, next_row) in zip(way, way[1:]):
+    for (upper, row), (lower, next_row) in pairwise(way):
         x, x_next = centre[upper, row], centre[lower, next_row]
         foot, head = row * _PITCH + _HEIGHT, next_row * _PITCH
         path += f"V{foot}" if path else f"M{x:.0f} {foot}"

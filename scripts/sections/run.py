@@ -22,7 +22,7 @@ class Run(Section):
 
     SAME_NUMBERS: ClassVar[frozenset[str]] = frozenset(
         {"ranks", "nodes", "micro_batch", "zero", "offload", "gradient_checkpointing", "workers", "pixels"}
-        | {"checkpoint_every", "keep_checkpoints", "export", "trackers", "project"}
+        | {"checkpoint_every", "keep_checkpoints", "export", "trackers", "project", "memory_gb"}
     )
     LATER: ClassVar[frozenset[str]] = frozenset({"early_stop"})
     """Settings that change numbers and came later than the first runs: left out where they are as if they were not."""
@@ -93,6 +93,9 @@ class Run(Section):
     """Processes that share the work, on all nodes together: one per GPU, or one per core (or few) on a CPU."""
     nodes: Positive = 1
     """Machines that the ranks are spread over, equally many on each."""
+    memory_gb: Natural = 0
+    """Memory that a job of this run asks for on every node, in GB; `python -m scripts.train --estimate` tells how much it
+    needs. 0: 4 GB for every rank there, enough for the miniature."""
     micro_batch: Positive = 8
     """Conversations, or packs, that a rank computes at once: as many as memory allows. Gradients add up to the global
     batch."""

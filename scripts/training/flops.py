@@ -24,7 +24,7 @@ VARIABLE = "VISUALCHAT_DEVICE_FLOPS"
 
 # Dense bf16 or fp16 with fp32 sums, operations per second, from the vendors' data sheets. The first name that occurs
 # in the device's counts.
-_PEAKS = {
+PEAKS = {
     "GB200": 2.5e15,
     "B200": 2.25e15,
     "H200": 989e12,
@@ -70,14 +70,18 @@ class Flops:
     def matrices(self, batch: Batch) -> float:
         """Those of encoder, projector, the decoder's layers and the head, without attention between text tokens."""
         images = len(batch.tensors.get("pixel_values", ()))
-        return self._decoder * batch.tokens + self._head * sum(batch.labels.values()) + self._image * images
+        return self.count(batch.tokens, sum(batch.labels.values()), images)
 
     def attention(self, batch: Batch) -> float:
         """Those of the decoder's attention: every token looks at itself and at what lies before it in its document."""
         modality = batch.tensors["modality"]
         seen = positions_of(modality, batch.tensors.get("document_ids")) + 1
         images = seen[modality == IMAGE].sum() if self._image_rows == "causal" else (modality == IMAGE).sum()
-        return self._pair * float(seen[modality == TEXT].sum() + images)
+        return self.count(pairs=float(seen[modality == TEXT].sum() + images))
+
+    def count(self, tokens: float = 0, labels: float = 0, images: float = 0, pairs: float = 0) -> float:
+        """The operations of so many tokens, labels, images, and pairs of a token with one that it looks at."""
+        return self._decoder * tokens + self._head * labels + self._image * images + self._pair * pairs
 
 
 def _cost(part: nn.Module, backward: bool = True) -> float:
@@ -111,4 +115,4 @@ def peak(ranks: int) -> float | None:
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
-    return next((value * ranks for known, value in _PEAKS.items() if known in name), None)
+    return next((value * ranks for known, value in PEAKS.items() if known in name), None)

@@ -17,7 +17,9 @@ from scripts.common.errors import UserError
 from scripts.common.files import write_json
 from scripts.common.program import load_settings
 from scripts.sections.run import Run
-from scripts.training.launch import RunLock, channel, die_with_parent
+from scripts.training.guard import die_with_parent
+from scripts.training.launch import channel
+from scripts.training.runlock import RunLock
 
 # Ranks wait at least so long for each other before the first step: rank 0 alone hashes the bases.
 _PATIENCE = timedelta(hours=1)

@@ -76,7 +76,7 @@ def write_run(folder: Path, name: str) -> None:
 
 def write_media(folder: Path, blend: BlendReader) -> None:
     samples = [blend[unit] for unit in range(len(blend))]
-    images = {sha: data for sample in samples for sha, data in zip(sample.image_sha256, sample.images)}
+    images = {sha: data for sample in samples for sha, data in zip(sample.image_sha256, sample.images, strict=True)}
     rows = []
     with ShardWriter(folder / "coco-00000-of-00001.tar") as shard:
         for sha256, data in sorted(images.items()):
@@ -263,7 +263,7 @@ def colours(text: str) -> set[str]:
     found = set()
     for uri in re.findall(r'src="data:image/png;base64,([^"]+)"', text):
         pixel = Image.open(BytesIO(base64.b64decode(uri))).getpixel((5, 5))
-        found.add(min(COLOURS, key=lambda name: sum(abs(a - b) for a, b in zip(COLOURS[name], pixel))))
+        found.add(min(COLOURS, key=lambda name: sum(abs(a - b) for a, b in zip(COLOURS[name], pixel, strict=True))))
     return found
 
 

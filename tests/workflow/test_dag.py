@@ -142,6 +142,26 @@ def test_every_profile_is_readable():
         assert isinstance(yaml.safe_load(path.read_text()), dict), path
 
 
+def test_a_run_on_a_cpu_asks_for_no_gpu_and_one_task(tiny):
+    wanted = dag.training_resources(tiny, "first")
+    assert {name: wanted[name] for name in ("gpu", "nodes", "tasks", "tasks_per_gpu", "mpi")} == dict.fromkeys(
+        ("gpu", "nodes", "tasks", "tasks_per_gpu", "mpi")
+    )
+    assert wanted["mem_mb"] == 4000 and wanted["slurm_extra"] == "--signal=TERM@300"
+
+
+def test_a_run_on_several_nodes_asks_for_one_launcher_on_each_and_all_of_its_gpus(tiny):
+    run = tiny.runs["first"].model_copy(
+        update={"nodes": 2, "ranks": 16, "precision": "bf16", "memory_gb": 500, "threads": 2, "workers": 3}
+    )
+    large = tiny.model_copy(update={"runs": {"first": run}})
+    wanted = dag.training_resources(large, "first")
+    assert (wanted["gpu"], wanted["nodes"], wanted["tasks"], wanted["tasks_per_gpu"]) == (16, 2, 2, 0)
+    assert wanted["mpi"] == "srun" and wanted["mem_mb"] == 500_000
+    assert wanted["slurm_extra"].split()[1:] == ["--ntasks-per-node=1", "--gpus-per-node=8"]
+    assert dag.training_threads(large, "first") == 8 * 5, "of a node, not of all"
+
+
 def test_suites_are_the_miniatures_or_the_users_with_their_data(tiny, tmp_path):
     (tmp_path / "task.yaml").write_text(
         "task: t\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ndoc_to_text: !function utils.text\n"

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.training import launch
+from scripts.training import launch, runlock
+from scripts.training.runlock import RunLock
 from tests.runs import REPOSITORY
 
 PARENT = """
@@ -24,7 +25,8 @@ time.sleep(60)
 RANK = """
 import sys, time
 from pathlib import Path
-from scripts.training.launch import RunLock, die_with_parent
+from scripts.training.guard import die_with_parent
+from scripts.training.runlock import RunLock
 die_with_parent()
 lock = RunLock(Path(sys.argv[1]))
 lock.take_rank(1)
@@ -49,18 +51,18 @@ def wait_for(path: Path) -> None:
 def test_a_second_launcher_is_refused_and_told_who_is_at_work(tmp_path: Path):
     ready = tmp_path / "ready"
     code = (
-        "import sys, time; from pathlib import Path; from scripts.training.launch import RunLock\n"
+        "import sys, time; from pathlib import Path; from scripts.training.runlock import RunLock\n"
         "lock = RunLock(Path(sys.argv[1])); lock.take_all(); Path(sys.argv[2]).touch(); time.sleep(60)"
     )
     first = start(code, tmp_path / "lock", ready)
     try:
         wait_for(ready)
         with pytest.raises(UserError, match=f"is being trained by process {first.pid}"):
-            launch.RunLock(tmp_path / "lock").take_all()
+            RunLock(tmp_path / "lock").take_all()
     finally:
         first.kill()
         first.wait()
-    launch.RunLock(tmp_path / "lock").take_all()
+    RunLock(tmp_path / "lock").take_all()
 
 
 def test_a_rank_dies_with_its_parent_and_frees_the_lock(tmp_path: Path):
@@ -70,7 +72,7 @@ def test_a_rank_dies_with_its_parent_and_frees_the_lock(tmp_path: Path):
     wait_for(ready)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    launch.RunLock(tmp_path / "lock").take_all()
+    RunLock(tmp_path / "lock").take_all()
     assert not rank.is_running() or rank.status() == psutil.STATUS_ZOMBIE
 
 
@@ -79,9 +81,9 @@ def test_ranks_that_live_on_are_waited_for_and_then_named(tmp_path: Path, monkey
     parent = start(PARENT, RANK, tmp_path / "lock", ready)
     try:
         wait_for(ready)
-        monkeypatch.setattr(launch, "_SECONDS_TO_DIE", 0.3)
+        monkeypatch.setattr(runlock, "_SECONDS_TO_DIE", 0.3)
         with pytest.raises(UserError, match="ranks of an earlier run still live"):
-            launch.RunLock(tmp_path / "lock").take_all()
+            RunLock(tmp_path / "lock").take_all()
     finally:
         parent.kill()
         parent.wait()
@@ -93,9 +95,3 @@ def test_the_number_of_threads_comes_from_the_settings(monkeypatch):
     environment = launch.environment(threads=3)
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "3"
     assert environment["PYTHONPATH"].split(os.pathsep) == [str(REPOSITORY), "/elsewhere"]
-
-
-def test_the_command_is_torchrun_with_a_module():
-    command = launch.command(4, ["--name", "x"])
-    assert command[command.index("--nproc-per-node") + 1] == "4"
-    assert command[-4:] == ["-m", "scripts.training.worker", "--name", "x"]

@@ -1,0 +1,110 @@
+"""GPUs of this machine, each for one run at a time.
+
+Two runs that share a GPU by accident are slow, or die for lack of memory an hour later. So the launcher takes a lock on
+every GPU before it starts ranks, and tells them which ones they may see. The kernel frees the locks of a dead process.
+Where a scheduler hands GPUs out (Slurm, Kubernetes), that is its work, and nothing is locked.
+"""
+
+import fcntl
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from scripts.common.errors import UserError
+
+_SCHEDULERS = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")
+
+
+class Devices:
+    """The GPUs that a run has taken, as CUDA_VISIBLE_DEVICES names them; `names` is None if all may be seen.
+
+    None of them (an empty list): the run computes on the CPU.
+    """
+
+    def __init__(self, names: list[str] | None, files: list[int]):
+        self.names, self._files = names, files
+
+    def release(self) -> None:
+        """Let others have them."""
+        while self._files:
+            os.close(self._files.pop())
+
+
+def present(environment: Mapping[str, str], system: Path = Path("/dev")) -> list[str]:
+    """The GPUs that a program started here would see: those of CUDA_VISIBLE_DEVICES, or all of the machine."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    found = [path for path in system.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
+    if not found:
+        return []
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    return [str(number) for number in range(len(found))]
+
+
+def take(
+    run: str,
+    count: int,
+    environment: Mapping[str, str],
+    precision: str = "bf16",
+    folder: Path | None = None,
+    system: Path = Path("/dev"),
+) -> Devices:
+    """Take `count` free GPUs for `run`; none where the machine has none, or where a scheduler hands them out.
+
+    A run in fp32 with more ranks than there are GPUs, as the miniature's on a laptop, takes none and uses the CPU.
+
+    Raises:
+        UserError: there are not so many, or not so many are free; the message names who has them.
+    """
+    names = [] if any(name in environment for name in _SCHEDULERS) else present(environment, system)
+    if not names:
+        return Devices(None, [])
+    if len(names) < count and precision == "fp32":
+        print(f"{run}: more ranks ({count}) than GPUs ({len(names)}), so it trains on the CPU", file=sys.stderr)
+        return Devices([], [])
+    if len(names) < count:
+        raise UserError(
+            f"{run} has {count} ranks and needs as many GPUs, but sees {len(names)}; set ranks to {len(names)}"
+        )
+    folder = folder or Path(tempfile.gettempdir())
+    taken, files, others = [], [], []
+    for name in names:
+        if len(taken) == count:
+            break
+        file = _open(folder / f"visualchat-gpu-{re.sub(r'[^A-Za-z0-9-]', '_', name)}.lock")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
+            others.append(f"GPU {name} by {owner}")
+            os.close(file)
+            continue
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"run {run}, process {os.getpid()}\n".encode(), 0)
+        taken.append(name)
+        files.append(file)
+    if len(taken) < count:
+        Devices(taken, files).release()
+        used = ", ".join(others)
+        raise UserError(
+            f"{run} needs {count} of the GPUs {', '.join(names)}, and {len(taken)} are free; in use: {used}. "
+            "Wait for it, give the run fewer ranks, or let Snakemake do the waiting: --resources gpu=1"
+        )
+    return Devices(taken, files)
+
+
+def _open(path: Path) -> int:
+    try:
+        # Without O_CREAT first: in a sticky folder the kernel may forbid creating over somebody else's file.
+        return os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        os.fchmod(file, 0o666)
+        return file
+    except PermissionError:
+        raise UserError(
+            f"{path}, which tells who uses a GPU, cannot be opened; remove it if nobody uses the GPU"
+        ) from None

@@ -1,0 +1,139 @@
+"""Where the ranks of a run are started, and with which command: one machine, the nodes of a Slurm job, or pods.
+
+    one node            torchrun here
+    a Slurm job         srun starts one torchrun on every node of the job; this process is the only launcher
+    one process a node  somebody (Kubernetes, a shell) has started this program on every node: number 0 launches and
+                        speaks, the others follow it; each starts the torchrun of its node
+
+Inside a job of Snakemake's Slurm plugin almost every variable of Slurm is gone (only the job's number stays), so
+nothing is taken from them: the controller is asked, and `srun` is told everything.
+"""
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.common.errors import UserError
+
+# Below 32768, where systems begin to hand out ports by themselves.
+_PORTS = range(15000, 32000)
+_DEFAULT_PORT = 29500
+_NUMBERS = ("PET_NODE_RANK", "NODE_RANK", "JOB_COMPLETION_INDEX", "RANK")
+
+
+@dataclass(frozen=True)
+class Place:
+    """How the nodes of a run come together. `own` is this process's node where each has a process, else None."""
+
+    nodes: int = 1
+    address: str = ""
+    port: int = 0
+    own: int | None = None
+
+    @property
+    def follows(self) -> bool:
+        """Whether another process launches the run, and this one only adds its node."""
+        return bool(self.own)
+
+    @property
+    def through_srun(self) -> bool:
+        """Whether `srun` reaches the other nodes."""
+        return self.nodes > 1 and self.own is None
+
+    def command(self, ranks: int, lock: Path, arguments: Sequence[str]) -> list[str]:
+        """The command line that runs the workers with `arguments`: all `ranks`, or the share of this node."""
+        workers = ["-m", "scripts.training.worker", *arguments]
+        node = [sys.executable, "-m", "scripts.training.torchrun"]
+        share = ["--nproc-per-node", str(ranks // self.nodes)]
+        if self.nodes == 1:
+            return [*node, "--standalone", *share, *workers]
+        node += ["--watch", str(lock), *([] if self.own is None else ["--node-rank", str(self.own)])]
+        node += ["--nnodes", str(self.nodes), "--rdzv-backend", "static", "--max-restarts", "0"]
+        node += ["--master-addr", self.address, "--master-port", str(self.port), *share, *workers]
+        return [*_srun(self.nodes), *node] if self.through_srun else node
+
+
+def find(nodes: int, ranks: int, environment: Mapping[str, str], ask: Callable[[Sequence[str]], str]) -> Place:
+    """Find out where this process is.
+
+    `environment` holds the process's variables; `ask` runs a command and returns what it prints.
+
+    Raises:
+        UserError: the ranks cannot be divided among the nodes, or there are no `nodes` nodes here.
+    """
+    if ranks % nodes:
+        raise UserError(f"{ranks} ranks cannot be divided among {nodes} nodes; let ranks be a multiple of nodes")
+    if nodes == 1:
+        return Place()
+    number = next((name for name in _NUMBERS if name in environment), None)
+    address = environment.get("PET_MASTER_ADDR") or environment.get("MASTER_ADDR")
+    if number and address:
+        return _one_process_a_node(nodes, int(environment[number]), number, address, environment)
+    if job := environment.get("SLURM_JOB_ID"):
+        if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+            raise UserError("srun has started this program several times; start it once, it calls srun for its nodes")
+        return _slurm(nodes, job, ask)
+    raise UserError(
+        f"the run wants {nodes} nodes, and this is one machine: neither a Slurm job (SLURM_JOB_ID) nor one process per "
+        "node (NODE_RANK and MASTER_ADDR). Submit it with --profile profiles/slurm, or set nodes: 1"
+    )
+
+
+def _one_process_a_node(nodes: int, own: int, number: str, address: str, environment: Mapping[str, str]) -> Place:
+    if not 0 <= own < nodes:
+        raise UserError(f"{number} is {own}, but the run has {nodes} nodes, numbered from 0; let both agree")
+    port = environment.get("PET_MASTER_PORT") or environment.get("MASTER_PORT") or str(_DEFAULT_PORT)
+    return Place(nodes, address, int(port), own)
+
+
+def _slurm(nodes: int, job: str, ask: Callable[[Sequence[str]], str]) -> Place:
+    facts = _facts(ask(["scontrol", "-o", "show", "job", job]))
+    if int(facts["NumNodes"].split("-")[0]) != nodes:
+        raise UserError(f"the run wants {nodes} nodes, but Slurm job {job} has {facts['NumNodes']}; ask for as many")
+    first = ask(["scontrol", "show", "hostnames", facts["NodeList"]]).split()[0]
+    # The address by which Slurm itself reaches the node: its name need not be known to the resolver.
+    address = _facts(ask(["scontrol", "-o", "show", "node", first]))["NodeAddr"]
+    return Place(nodes, address, port_of(job))
+
+
+def port_of(job: str) -> int:
+    """A port that follows from the job's number, so that all nodes know it and two jobs on a node rarely share it."""
+    return _PORTS[int.from_bytes(hashlib.blake2b(job.encode(), digest_size=8).digest(), "little") % len(_PORTS)]
+
+
+def ask_command(command: Sequence[str]) -> str:
+    """Run a short command and return what it prints.
+
+    Raises:
+        UserError: it is not there or fails.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"{command[0]} cannot be run here: {error}") from None
+    if done.returncode:
+        raise UserError(f"{' '.join(command)} failed: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def _srun(nodes: int) -> list[str]:
+    """One task on every node with all that the job has there; a node that fails ends the others."""
+    count = str(nodes)
+    # torchrun starts the ranks of its node, so one task: with one per GPU, each would start all of them.
+    tasks = ["--nodes", count, "--ntasks", count, "--ntasks-per-node", "1", "--cpu-bind", "none"]
+    # However long the first rank takes to write its last checkpoint; the launcher's lock ends who hangs.
+    ends = ["--kill-on-bad-exit=1", "--wait=0"]
+    return [sys.executable, "-m", "scripts.training.guard", "srun", *tasks, *ends, "--export=ALL"]
+
+
+def _facts(line: str) -> dict[str, str]:
+    """`A=1 B=2` as a dictionary; the first of a name counts."""
+    facts: dict[str, str] = {}
+    for word in line.split():
+        name, sign, value = word.partition("=")
+        if sign:
+            facts.setdefault(name, value)
+    return facts

@@ -1,0 +1,79 @@
+"""The lock of a run: a file on which the launcher and every rank hold one byte each, on whatever machine they are.
+
+It is free exactly when all of them are gone, whatever they died of, because the kernel lets go of a dead process's
+locks. They are POSIX record locks, which NFS 4, Lustre (mounted with `flock`), BeeGFS and GPFS carry between nodes; a
+file system that does not is found out before anything starts (`torchrun.py`).
+"""
+
+import fcntl
+import os
+import socket
+import struct
+import time
+from pathlib import Path
+
+from scripts.common.errors import UserError
+
+_SECONDS_TO_DIE = 20.0
+# struct flock of Linux on 64 bits: type, whence, start, length, process.
+_FLOCK = "hhqqi"
+
+
+class RunLock:
+    """A lock file with one byte for the launcher (0) and one for each rank (1, 2, ...)."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "r+" if path.exists() else "w+", encoding="utf-8")
+
+    def take_all(self) -> None:
+        """Take the launcher's byte, and wait until no rank of an earlier, killed launcher lives.
+
+        Raises:
+            UserError: a living process trains this run.
+        """
+        if not self._try(fcntl.LOCK_EX, 1, 0):
+            self._file.seek(0)
+            owner = self._file.read().strip() or "another process"
+            raise UserError(f"{self._path.parent} is being trained by {owner}; wait for it or stop it")
+        deadline = time.monotonic() + _SECONDS_TO_DIE
+        while not self._try(fcntl.LOCK_EX, 0, 1):
+            if time.monotonic() > deadline:
+                raise UserError(f"ranks of an earlier run still live and hold {self._path}; stop them and try again")
+            time.sleep(0.1)
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 0, 1)
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._file.flush()
+
+    def take_rank(self, rank: int) -> None:
+        """Take the byte of a rank; held until the process ends."""
+        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, 1 + rank)
+
+    def release(self) -> None:
+        """Let go of everything this process holds."""
+        self._file.close()
+
+    def _try(self, kind: int, length: int, start: int) -> bool:
+        try:
+            fcntl.lockf(self._file, kind | fcntl.LOCK_NB, length, start)
+        except OSError:
+            return False
+        return True
+
+
+def launcher_lives(path: Path) -> bool:
+    """Whether another process, on this machine or another, holds the launcher's byte of the lock at `path`.
+
+    It only asks (F_GETLK), so that it can never be in the way of who wants to take it. Not for a process that holds a
+    byte itself: closing the file would free that.
+    """
+    try:
+        with open(path, "r+") as file:
+            question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
+    except FileNotFoundError:
+        return False
+    return struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK

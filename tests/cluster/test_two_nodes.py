@@ -1,0 +1,147 @@
+"""A run on two nodes of a real Slurm: its numbers, and that it saves, ends and continues whatever happens to it.
+
+The job's environment is what a job of Snakemake's plugin has: no variable of Slurm but the job's number.
+"""
+
+import os
+import shlex
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.cluster.slurm import Slurm
+from tests.runs import REPOSITORY, Lab, finished, lines_written, metrics, state_of
+
+TWO = {"nodes": 2, "ranks": 2}
+STRIP = "for v in $(compgen -v SLURM_); do case $v in SLURM_JOB_ID|SLURM_JOBID|SLURM_CONF) ;; *) unset $v;; esac; done"
+
+
+def submit(slurm: Slurm, lab: Lab, out: Path, after: str = "", **changes) -> str:
+    """Submit a run; `after` is what the job does when the run has ended. Returns the job's number."""
+    script = lab.root / f"{out.name}.sh"
+    command = shlex.join(lab.command(out, **TWO | changes))
+    script.write_text(
+        f"#!/bin/bash\n{STRIP}\nexport PYTHONPATH={REPOSITORY}\ncd {lab.root}\n{command}\necho status $?\n{after}\n"
+    )
+    options = ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1", f"--output={said_in(lab, out)}"]
+    return slurm.run("sbatch", "--parsable", *options, str(script)).strip()
+
+
+def said_in(lab: Lab, out: Path) -> Path:
+    return lab.root / f"{out.name}.said"
+
+
+def wait(happened, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def end(slurm: Slurm, lab: Lab, out: Path, job: str) -> str:
+    """Wait for the end of a job and return what it said."""
+    wait(lambda: job not in slurm.jobs())
+    return said_in(lab, out).read_text()
+
+
+def ranks(out: Path) -> list[psutil.Process]:
+    """The living ranks of a run, on both nodes: they are processes of this machine."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        words = process.info["cmdline"] or []
+        if "scripts.training.worker" in words and str(state_of(out)) in words and "RANK" in process.environ():
+            found.append(process)
+    return found
+
+
+def process(out: Path, *words: str) -> psutil.Process:
+    """The process of a run whose command line has `words`; the first one, where it has split itself."""
+    found = [
+        each
+        for each in psutil.process_iter(["cmdline"])
+        if (line := each.info["cmdline"]) and all(word in line for word in words) and str(out) in " ".join(line)
+    ]
+    return min(found, key=lambda each: each.pid)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lab: Lab) -> Path:
+    """A run of two ranks on one node."""
+    status, said = lab.train(lab.root / "train/undisturbed")
+    assert status == 0, said
+    return lab.root / "train/undisturbed"
+
+
+def test_two_nodes_have_the_losses_and_the_weights_of_one(slurm: Slurm, lab: Lab, undisturbed: Path):
+    out = lab.root / "train/two"
+    said = end(slurm, lab, out, submit(slurm, lab, out))
+    assert "status 0" in said and "training tiny: 26/26" in said, said
+    assert metrics(out) == metrics(undisturbed) and finished(out) == finished(undisturbed)
+    for which in ("final", "best"):
+        weights = finished(out)[which]["weights"]
+        assert (out / weights).read_bytes() == (undisturbed / weights).read_bytes()
+    assert (state_of(out) / "log.node-1.txt").exists(), "the second node keeps a log of its own"
+
+
+@pytest.mark.parametrize("how", [["--signal=TERM"], ["--signal=TERM", "--full"], []], ids=["steps", "batch", "cancel"])
+def test_a_job_that_is_asked_to_end_saves_and_the_next_one_continues(
+    slurm: Slurm, lab: Lab, undisturbed: Path, how: list[str]
+):
+    out = lab.root / f"train/asked{len(how)}"
+    job = submit(slurm, lab, out)
+    wait(lambda: lines_written(out) >= 7)
+    slurm.run("scancel", *how, job)
+    said = end(slurm, lab, out, job)
+    assert not (out / "finished.json").exists() and not ranks(out)
+    # Where the whole job is cancelled, its shell is gone before the launcher can say so.
+    assert "stopped and saved" in said or not how, said
+    newest = max(path.name for path in (state_of(out) / "checkpoints").iterdir())
+    assert newest > "step-00000004", "more than the last one of those that are due every four steps"
+    said = end(slurm, lab, out, submit(slurm, lab, out))
+    assert "status 0" in said and "continuing after step" in said, said
+    assert metrics(out) == metrics(undisturbed)
+
+
+@pytest.mark.parametrize("victim", ["launcher", "srun", "torchrun", "rank"])
+def test_kill_9_of_any_part_ends_all_ranks_on_both_nodes(slurm: Slurm, lab: Lab, undisturbed: Path, victim: str):
+    out = lab.root / f"train/{victim}"
+    # The job lives on, so that it is not Slurm that clears up.
+    job = submit(slurm, lab, out, after="sleep 120")
+    wait(lambda: lines_written(out) >= 6)
+    alive = ranks(out)
+    assert len(alive) == 2
+    victims = {
+        "launcher": lambda: process(out, "scripts.train"),
+        "srun": lambda: process(out, "srun"),
+        "torchrun": lambda: next(each.parent() for each in alive if each.environ()["RANK"] == "1"),
+        "rank": lambda: next(each for each in alive if each.environ()["RANK"] == "1"),
+    }
+    os.kill(victims[victim]().pid, signal.SIGKILL)
+    wait(lambda: not ranks(out), 60)
+    if victim != "launcher":
+        wait(lambda: "status 1" in said_in(lab, out).read_text(), 60)
+        assert "Traceback" not in said_in(lab, out).read_text()
+    slurm.run("scancel", job)
+    end(slurm, lab, out, job)
+    said = end(slurm, lab, out, submit(slurm, lab, out))
+    assert "status 0" in said, said
+    assert metrics(out) == metrics(undisturbed)
+
+
+def test_a_second_job_on_another_node_is_told_who_trains(slurm: Slurm, lab: Lab):
+    out = lab.root / "train/second"
+    job = submit(slurm, lab, out)
+    wait(lambda: lines_written(out) >= 1)
+    status, said = lab.train(out)
+    assert status == 1 and "is being trained by process" in said and " on " in said
+    slurm.run("scancel", job)
+    end(slurm, lab, out, job)
+
+
+def test_a_job_with_too_few_nodes_is_one_clear_error(slurm: Slurm, lab: Lab):
+    out = lab.root / "train/few"
+    said = end(slurm, lab, out, submit(slurm, lab, out, nodes=3, ranks=3))
+    assert "wants 3 nodes" in said and "has 2" in said and "Traceback" not in said

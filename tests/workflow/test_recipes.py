@@ -1,0 +1,47 @@
+"""The recipes of real models: each is planned by Snakemake as a whole, and its training asks for what it needs."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.workflow.project import ROOT
+
+RECIPES = ["paper-7b", "paper-13b", "paper-70b", "qwen3"]
+
+
+def dry_run(recipe: str, folder, *arguments: str) -> str:
+    """What Snakemake would do for a recipe; paths that the recipe takes for given lie below `folder`."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    command += ["--configfile", str(ROOT / f"recipes/{recipe}.yaml"), "--dry-run", "--printshellcmds", "--nocolor"]
+    done = subprocess.run([*command, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_planned_to_the_report(recipe: str, tmp_path):
+    planned = dry_run(recipe, tmp_path, "--cores", "8")
+    stats = planned.split("Job stats:", 1)[1]
+    for rule in ("fetch", "convert", "plan", "make_model", "train_run", "export", "evaluate_run", "report"):
+        assert re.search(rf"^{rule} +\d+$", stats, re.M), rule
+    (first, *_) = re.findall(r"python -m scripts\.train .*", planned)
+    assert "--minutes 0" in first
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("profile", ["slurm", "kubernetes"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_planned_under_every_profile(recipe: str, profile: str, tmp_path):
+    plugin = {"slurm": "slurm", "kubernetes": "cluster_generic"}[profile]
+    pytest.importorskip(f"snakemake_executor_plugin_{plugin}", reason="pip install -r envs/requirements-cluster.txt")
+    planned = dry_run(recipe, tmp_path, "--profile", str(ROOT / f"profiles/{profile}"))
+    (training, *_) = re.findall(r"^    resources: (.*runtime=1440.*)$", planned, re.M)
+    assert "--minutes 1440" in planned
+    words = dict(re.findall(r"(\w+)=([^,]+)", training))
+    if recipe == "paper-70b":
+        assert (words["gpu"], words["nodes"], words["tasks"], words["mpi"]) == ("32", "4", "4", "srun")
+        assert "--gpus-per-node=8" in words["slurm_extra"] and words["mem_mb"] == "1300000"
+    else:
+        assert words["gpu"] == "8" and "nodes" not in words and "mpi" not in words
