@@ -41,6 +41,7 @@ from scripts.serving.served import Served
 
 PAGE = Path(__file__).parent / "page"
 _ALIVE = 10.0  # seconds without a piece after which a stream says that it is still there
+_GRACE = 10.0  # seconds that an engine may take to notice that a deadline has passed
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -236,17 +237,24 @@ class Answer:
         yield "[DONE]"
 
     async def _next(self, gone: asyncio.Task, patience: float | None = None) -> Piece | None:
-        """The next piece; None if the client is gone, an empty one if `patience` (seconds) is over."""
+        """The next piece; None if the client is gone, an empty one if `patience` (seconds) is over.
+
+        The engine keeps the deadline; should it hang, nobody waits for it much longer.
+        """
+        left = self.job.deadline + _GRACE - time.monotonic()
         if not self.pieces.empty() and not gone.done():
             return self.pieces.get_nowait()
         waiting = asyncio.create_task(self.pieces.get())
-        await asyncio.wait({waiting, gone}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        patience = left if patience is None else min(left, patience)
+        await asyncio.wait({waiting, gone}, timeout=max(patience, 0), return_when=asyncio.FIRST_COMPLETED)
         if waiting.done() and not gone.done():
             return waiting.result()
         waiting.cancel()
         with suppress(asyncio.CancelledError):
             await waiting
-        return None if gone.done() else Piece()
+        if gone.done():
+            return None
+        return Piece() if self.job.deadline + _GRACE > time.monotonic() else Piece(finish=TIMEOUT)
 
     def failure(self, piece: Piece) -> ApiError | None:
         """The error that an answer ended with, if it did."""

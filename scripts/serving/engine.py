@@ -146,6 +146,7 @@ class Engine:
 
     def _admit(self) -> None:
         """Read as many of the waiting prompts as there are places for, in the order in which they came."""
+        self._sweep()
         group, longest, reused = [], 0, []
         size = max((_size(speaker.job) for speaker in self._running), default=0)
         while len(self._running) + len(group) < self.settings.batch:
@@ -153,9 +154,6 @@ class Engine:
                 job = self._waiting.popleft() if self._waiting else None
             if job is None:
                 break
-            if (finish := _unwanted(job)) is not None:
-                _tell(job, Piece(finish=finish))
-                continue
             prefix = self._prefixes.longest(job)
             new = len(job.encoded) - prefix[1]
             rows, size = len(self._running) + len(group) + 1, max(size, _size(job))
@@ -182,6 +180,15 @@ class Engine:
                 except Exception as error:
                     log.exception("a prompt failed")
                     _tell(job, Piece(finish=ERROR, error=f"the model cannot read this: {error}"))
+
+    def _sweep(self) -> None:
+        """Let go of those who wait in vain, so that they take no place in the queue."""
+        with self._changed:
+            waiting = list(self._waiting)
+            unwanted = {job: finish for job in waiting if (finish := _unwanted(job)) is not None}
+            self._waiting = deque(job for job in waiting if job not in unwanted)
+        for job, finish in unwanted.items():
+            _tell(job, Piece(finish=finish))
 
     def _read(self, group: Sequence[Job], prefixes: Sequence[tuple[Batch | None, int]]) -> None:
         """Compute the prompts of `group` behind what is known of them, choose first tokens, and join the batch."""

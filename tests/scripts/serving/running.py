@@ -15,7 +15,7 @@ from scripts.serving.app import Limits, Service, create_app
 from scripts.serving.engine import EngineSettings
 from scripts.serving.served import Served
 
-DEFAULT = Limits()
+DEFAULT = Limits(timeout=600)
 COLOUR, COUNT = "Which colour is the first image?", "How many images are there?"
 
 
@@ -36,7 +36,7 @@ def serving(*models: Served, limits: Limits = DEFAULT, key: str | None = None, h
     server = make_server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not server.started:
         assert thread.is_alive() and time.monotonic() < until
         time.sleep(0.02)

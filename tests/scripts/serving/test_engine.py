@@ -20,7 +20,7 @@ from tests.tiny import user
 __all__ = ["trained"]
 
 COLOURS = ("red", "green", "blue", "white")
-PATIENCE = 60
+PATIENCE = 300
 
 
 @pytest.fixture
@@ -91,7 +91,9 @@ def test_answers_in_a_crowd_are_those_of_a_chat_alone(lively):
             messages, answers = [], []
             for text, shown in talks[number]:
                 messages.append(user(text, *shown))
-                answers.append(ask(engine, processor, messages, max_new_tokens=9 + len(text))[0])
+                answer, finish, _ = ask(engine, processor, messages, max_new_tokens=9 + len(text))
+                assert finish == LENGTH
+                answers.append(answer)
                 messages.append({"role": "assistant", "content": answers[-1]})
             said[copy, number] = answers
 
@@ -173,6 +175,24 @@ def test_late_and_unwanted_jobs_are_given_up(served):
     stream.cancel()
     assert rest(pieces)[1] == CANCELLED
     assert ask(served.engine, served.processor, [user(COLOUR, 0)])[0] == "It is red."
+
+
+def test_those_who_wait_in_vain_are_told_in_time(trained):
+    served = load(trained.model, batch=1, queue=2)
+    long, pieces = make_job(served.processor, [user(COLOUR, 0)], max_new_tokens=900, temperature=9.0, seed=0)
+    hook = served.engine.model.get_decoder().register_forward_pre_hook(lambda *args: time.sleep(0.02))
+    served.engine.submit(long)
+    pieces.get(timeout=PATIENCE)
+    late, late_pieces = make_job(served.processor, [user(COLOUR, 0)], timeout=0.1)
+    gone, gone_pieces = make_job(served.processor, [user(COLOUR, 0)])
+    served.engine.submit(late)
+    served.engine.submit(gone)
+    gone.cancel()
+    assert (rest(late_pieces)[1], rest(gone_pieces)[1]) == (TIMEOUT, CANCELLED)
+    assert served.engine.state()["running"] == 1, "the long answer is still being made"
+    long.cancel()
+    hook.remove()
+    served.engine.close()
 
 
 def test_a_prompt_that_fails_fails_alone(served):

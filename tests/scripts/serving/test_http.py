@@ -18,8 +18,8 @@ from tests.scripts.serving.running import COLOUR, COUNT, data_url, load, png, qu
 
 __all__ = ["trained"]
 
-PATIENCE = 60
-LIMITS = Limits(images=5, image=100_000, body=400_000, uploads=150_000, pixels=100_000)
+PATIENCE = 300
+LIMITS = Limits(timeout=600, images=5, image=100_000, body=400_000, uploads=150_000, pixels=100_000)
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,7 @@ def test_a_client_that_goes_away_frees_its_place(server, client):
 
 def test_back_pressure_and_timeouts(trained):
     served = load(trained.model, batch=1, queue=1)
-    with serving(served, limits=Limits(timeout=2.0)) as server:
+    with serving(served, limits=Limits(timeout=4.0)) as server:
         hook = served.engine.model.get_decoder().register_forward_pre_hook(lambda *args: time.sleep(0.1))
         answers = []
         long = {"max_tokens": 900, "temperature": 2.0, "seed": 3}
@@ -274,12 +274,13 @@ def test_back_pressure_and_timeouts(trained):
         assert json.loads(events[-3].removeprefix("data: "))["error"]["code"] == "timeout"
         assert events[-2] == "data: [DONE]"
         hook.remove()
+        server.service.limits = LIMITS
         works(server)
 
 
 def test_bodies_share_a_bounded_memory(trained):
     """While one client sends slowly, another large one is told to come back, and small ones are served."""
-    with serving(load(trained.model), limits=Limits(body=100_000, bodies=150_000)) as server:
+    with serving(load(trained.model), limits=Limits(timeout=600, body=100_000, bodies=150_000)) as server:
         url = urlsplit(server.url)
         with socket.create_connection((url.hostname, url.port), PATIENCE) as slow:
             head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: application/json\r\n"

@@ -18,7 +18,7 @@ from tests.tiny import make_model
 __all__ = ["trained"]
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the chat page is tested with playwright")
-PATIENCE = 60_000  # milliseconds
+PATIENCE = 300_000  # milliseconds
 
 
 def find_browser() -> str | None:
@@ -54,7 +54,7 @@ def server(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     examples = read_examples(write_suite(folder / "suite"))
     models = load(trained.model, "tiny"), load(make_model(folder / "other", lively=True), "other")
-    with serving(*models, examples=examples, limits=Limits(images=4, image=50_000)) as server:
+    with serving(*models, examples=examples, limits=Limits(timeout=600, images=4, image=50_000)) as server:
         yield server
 
 
