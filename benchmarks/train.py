@@ -15,8 +15,10 @@ conversations, in a process of its own; they take turns.
 Where the original would be slower without need (it builds its masks in a Python loop), `plain` is not. Both predict the
 same tokens from the same inputs, and a check before the first turn compares the loss of the first conversations.
 
-What counts is supervised tokens per second, over all steps after the first; and peak memory: on a GPU what PyTorch has
-allocated, on a CPU the process's largest resident size, whole and above what it was before the first step.
+What counts is supervised tokens per second over all steps after the first: of the clock, and of this process's one CPU
+thread, which other work on the machine does not slow down (on a GPU only the clock means something); and peak memory:
+on a GPU what PyTorch has allocated, on a CPU the process's largest resident size, whole and above what it was before
+the first step.
 """
 
 import argparse
@@ -161,7 +163,7 @@ def load(folder: Path) -> tuple[Any, Any]:
     return model, VisualChatProcessor.from_bases(folder / "vision", tokenizer, model.config.image_tokens)
 
 
-# ---- the contestants: each yields None when it is ready, then (seconds, supervised tokens, loss) of its steps
+# ---- the contestants: each yields None when it is ready, then what each step was like
 
 
 def settings() -> Any:
@@ -172,7 +174,7 @@ def settings() -> Any:
     return Run(model="m", blend="b", ranks=1, zero=2, micro_batch=1, schedule="constant", precision=precision)
 
 
-def ours(folder: Path) -> Iterator[tuple[float, int, float] | None]:
+def ours(folder: Path) -> Iterator[dict[str, float] | None]:
     """What `scripts.train` runs: packs, and the engine."""
     from scripts.training.batches import Batches
     from scripts.training.engine import Engine
@@ -188,12 +190,12 @@ def ours(folder: Path) -> Iterator[tuple[float, int, float] | None]:
     feed = batches.load(0, 0)
     yield None
     for step in range(batches.steps):
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         result = engine.step(step, [next(feed) for _ in range(batches.accumulation)])
-        yield time.perf_counter() - begin, result.measured.supervised, result.measured.loss
+        yield taken(begin, cpu, result.measured.supervised, result.measured.loss)
 
 
-def plain(folder: Path) -> Iterator[tuple[float, int, float] | None]:
+def plain(folder: Path) -> Iterator[dict[str, float] | None]:
     """The loop of the original's manner."""
     import deepspeed
 
@@ -218,7 +220,7 @@ def plain(folder: Path) -> Iterator[tuple[float, int, float] | None]:
     place = 0
     yield None
     while place < len(reader):
-        begin, labels, losses = time.perf_counter(), 0, 0.0
+        begin, cpu, labels, losses = time.perf_counter(), time.process_time(), 0, 0.0
         for _ in range(micros):
             rows = range(place, min(place + MICRO, len(reader)))
             place = rows.stop
@@ -230,7 +232,13 @@ def plain(folder: Path) -> Iterator[tuple[float, int, float] | None]:
             engine.step()
             count = int((inputs["labels"] >= 0).sum())
             labels, losses = labels + count, losses + float(loss) * count
-        yield time.perf_counter() - begin, labels, losses / labels
+        yield taken(begin, cpu, labels, losses / labels)
+
+
+def taken(begin: float, cpu: float, labels: int, loss: float) -> dict[str, float]:
+    """What a step was like that began at `begin` of the clock and `cpu` of the process's time."""
+    spent = {"seconds": time.perf_counter() - begin, "cpu": time.process_time() - cpu}
+    return spent | {"labels": labels, "loss": loss}
 
 
 def padded(reader: Any, processor: Any, rows: range) -> dict[str, Tensor]:
@@ -321,9 +329,13 @@ def contestant(name: str, folder: Path) -> None:
         memory = torch.cuda.max_memory_allocated()
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    facts = {"rate": sum(labels for _, labels, _ in timed) / sum(seconds for seconds, _, _ in timed)}
-    facts |= {"memory": memory, "added": memory - before, "steps": len(steps), "loss": steps[0][2], "end": steps[-1][2]}
-    print(json.dumps(facts | {"labels": sum(labels for _, labels, _ in steps)}))
+    labels = sum(step["labels"] for step in timed)
+    facts = {
+        f"per_{of}": labels / sum(step[key] for step in timed) for of, key in (("second", "seconds"), ("cpu", "cpu"))
+    }
+    facts |= {"memory": memory, "added": memory - before, "steps": len(steps)}
+    facts |= {"first_loss": steps[0]["loss"], "last_loss": steps[-1]["loss"]}
+    print(json.dumps(facts | {"labels": sum(step["labels"] for step in steps)}))
 
 
 def resident() -> int:
@@ -399,13 +411,17 @@ def table(found: dict[str, list[dict[str, float]]], args: argparse.Namespace) ->
     print(
         f"{device}, {versions}, load {os.getloadavg()[0]:.1f}, {args.runs} runs of {args.conversations} conversations"
     )
-    print("| | supervised tokens/s | peak memory | of it training | steps |\n|---|---|---|---|---|")
+    print(
+        "| | supervised tokens/s | per CPU second | peak memory | of it training | steps |\n|---|---|---|---|---|---|"
+    )
     for name, runs in found.items():
         middle = SimpleNamespace(**{key: median(run[key] for run in runs) for key in runs[0]})
         gib = (middle.memory / 2**30, middle.added / 2**30)
-        print(f"| {name} | {middle.rate:,.1f} | {gib[0]:.2f} GiB | {gib[1]:.2f} GiB | {middle.steps:.0f} |")
+        rates = f"{middle.per_second:,.1f} | {middle.per_cpu:,.1f}"
+        print(f"| {name} | {rates} | {gib[0]:.2f} GiB | {gib[1]:.2f} GiB | {middle.steps:.0f} |")
     pairs = list(zip(found["ours"], found["plain"], strict=True))
-    for what, key in (("speed", "rate"), ("peak memory", "memory"), ("of it training", "added")):
+    keys = {"speed": "per_second", "per CPU second": "per_cpu", "peak memory": "memory", "of it training": "added"}
+    for what, key in keys.items():
         ratios = [our[key] / their[key] for our, their in pairs]
         print(f"{what}: ours / plain = {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 

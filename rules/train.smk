@@ -1,5 +1,9 @@
 # A run: training from the blend's parts, and the self-contained folders it leaves.
 
+# Where jobs go to a cluster, this machine's limit does not count.
+resource_scopes:
+    trainings="local",
+
 
 rule train_run:
     input:
@@ -19,6 +23,7 @@ rule train_run:
         "../envs/train.yaml"
     threads: lambda w: dag.training_threads(SETTINGS, w.run)
     resources:
+        trainings=1,
         gpu=training("gpu"),
         mem_mb=training("mem_mb"),
         nodes=training("nodes"),

@@ -41,7 +41,6 @@ def export(run: Path, model: Path, root: Path, out: Path, form: str = "full") ->
         if not (run / entry["weights"]).is_file() or file_sha256(run / entry["weights"]) != entry["sha256"]:
             raise UserError(f"{run / entry['weights']} is missing or has changed; run train again, which makes it anew")
 
-    import torch
     from safetensors.torch import load_file
     from transformers.utils import logging
 

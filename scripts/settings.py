@@ -195,8 +195,8 @@ def _dangling(settings: Settings) -> list[str]:
             of_model, of_blend = settings.models[run.model].tokens, settings.blends[run.blend].tokens
             if of_model != of_blend:
                 problems.append(
-                    f"runs.{name}: model {run.model!r} counts tokens as {of_model!r}, blend {run.blend!r} as {of_blend!r}; "
-                    "they must name the same entry of `tokens`"
+                    f"runs.{name}: model {run.model!r} counts tokens as {of_model!r}, blend {run.blend!r} as "
+                    f"{of_blend!r}; they must name the same entry of `tokens`"
                 )
     if settings.download == "missing" and not settings.data_path:
         problems.append("download: needs a `data_path`, the folder to fetch into")
@@ -231,8 +231,8 @@ def reference(section: type[Section] = Settings) -> str:
     lines = [
         "# Configuration reference",
         "",
-        "Generated from `scripts/sections/` by `python -m scripts.settings --write`. Every key is checked before anything runs; unknown",
-        "keys are refused.",
+        "Generated from `scripts/sections/` by `python -m scripts.settings --write`. Every key is checked before",
+        "anything runs; unknown keys are refused.",
     ]
     for model in (section, *_subsections(section)):
         lines += ["", f"## {model.__name__}", "", " ".join((model.__doc__ or "").split()), ""]

@@ -147,7 +147,8 @@ class Joiner:
 
         def purposes(some: np.ndarray) -> Iterable[bytes]:
             uids = self.corpus.uids_at(records[owners[some]])
-            return (b"choose %b of %b" % pair for pair in zip(map(labels.__getitem__, codes[some].tolist()), uids))
+            named = map(labels.__getitem__, codes[some].tolist())
+            return (b"choose %b of %b" % pair for pair in zip(named, uids, strict=True))
 
         choices = Ragged(self._below(sizes, joins[owners], purposes), groups.starts)
         return _Shown(joins, records, offsets, choices, shown_rounds(self.corpus, records, choices))

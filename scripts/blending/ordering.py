@@ -86,8 +86,8 @@ def shuffle(keys: np.ndarray, starts: np.ndarray, global_batch: int, names: Sequ
         if before > early.sum():
             name = names[int(np.flatnonzero(late)[0])]
             raise UserError(
-                f"{name} starts at {moment:g} of the epoch, after {before} conversations or packs, but the datasets that "
-                f"come before it have only {early.sum()}: let it start earlier, or give them more samples"
+                f"{name} starts at {moment:g} of the epoch, after {before} conversations or packs, but the datasets "
+                f"that come before it have only {early.sum()}: let it start earlier, or give them more samples"
             )
         reached = np.partition(times[early], before - 1)[before - 1]
         times[late] = reached + (1 - reached) * times[late]

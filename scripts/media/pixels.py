@@ -29,7 +29,7 @@ _NOT_PIXELS = ("processor_class", "image_processor_type", "_processor_class", "a
 
 
 def pixels_key(settings: Mapping[str, Any]) -> str:
-    """Sixteen hex digits of what decides the crops: an image processor's settings (`to_dict()`) and Pillow's version."""
+    """Sixteen hex digits of what decides the crops: an image processor's settings (`to_dict()`), Pillow's version."""
     known = {name: value for name, value in settings.items() if value is not None and name not in _NOT_PIXELS}
     facts = {"v": _VERSION, "pillow": PIL.__version__, "processor": known}
     return text_sha256(canonical(facts))[:16]

@@ -94,8 +94,8 @@ class Run(Section):
     nodes: Positive = 1
     """Machines that the ranks are spread over, equally many on each."""
     memory_gb: Natural = 0
-    """Memory that a job of this run asks for on every node, in GB; `python -m scripts.train --estimate` tells how much it
-    needs. 0: 4 GB for every rank there, enough for the miniature."""
+    """Memory that a job of this run asks for on every node, in GB; `python -m scripts.train --estimate` tells how much
+    it needs. 0: 4 GB for every rank there, enough for the miniature."""
     micro_batch: Positive = 8
     """Conversations, or packs, that a rank computes at once: as many as memory allows. Gradients add up to the global
     batch."""

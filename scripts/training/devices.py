@@ -91,7 +91,7 @@ def take(
         used = ", ".join(others)
         raise UserError(
             f"{run} needs {count} of the GPUs {', '.join(names)}, and {len(taken)} are free; in use: {used}. "
-            "Wait for it, give the run fewer ranks, or let Snakemake do the waiting: --resources gpu=1"
+            "Wait for it, give the run fewer ranks, or let Snakemake do the waiting: --resources trainings=1"
         )
     return Devices(taken, files)
 

@@ -1,10 +1,10 @@
 """Reads a blend folder: a number in, conversations with their image bytes out. Used by training and by evaluation.
 
-A blend folder holds tar shards in plan order, an `.idx` beside each (little-endian uint64 offsets of every conversation
-and of the end), `units.idx` (the first conversation of every unit, and the end) and `manifest.json`, which says how many
-conversations each shard holds. So conversation i is found by arithmetic and read with one `pread`, in any order, from
-any process, without a decoder state to save; a unit is one conversation or a pack of several. Images lie in the shard
-itself (`embedded`) or in the media shards that the JSON member names (`referenced`).
+A blend folder holds tar shards in plan order, an `.idx` beside each (little-endian uint64 offsets of every
+conversation and of the end), `units.idx` (the first conversation of every unit, and the end) and `manifest.json`,
+which says how many conversations each shard holds. So conversation i is found by arithmetic and read with one `pread`,
+in any order, from any process, without a decoder state to save; a unit is one conversation or a pack of several.
+Images lie in the shard itself (`embedded`) or in the media shards that the JSON member names (`referenced`).
 
 Everything that can be missing is looked for when a folder is opened: a run of days must not fail on its last shard.
 """

@@ -90,7 +90,7 @@ def test_loss_is_the_mean_over_supervised_tokens(trained, run, tmp_path):
     total, tokens, dataset_total, dataset_tokens = 0.0, 0, 0.0, 0
     for unit in range(len(blend)):
         sample = blend[unit]
-        pixels = [images.get(*pair) for pair in zip(sample.image_sha256, sample.images)]
+        pixels = [images.get(*pair) for pair in zip(sample.image_sha256, sample.images, strict=True)]
         batch = processor.collate([(processor.encode(sample.messages), pixels)])
         with torch.no_grad():
             summed = model(**batch, num_items_in_batch=1).loss.item()

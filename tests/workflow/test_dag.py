@@ -142,6 +142,14 @@ def test_every_profile_is_readable():
         assert isinstance(yaml.safe_load(path.read_text()), dict), path
 
 
+def test_no_profile_says_what_the_default_one_says_too():
+    """Snakemake merges them, and the default one would win: a cluster would get its limits and its retries."""
+    default = yaml.safe_load((ROOT / "profiles/default/profile.yaml").read_text())
+    for path in (ROOT / "profiles").glob("*/profile.yaml"):
+        if path.parent.name != "default":
+            assert not set(default) & set(yaml.safe_load(path.read_text())), path
+
+
 def test_a_run_on_a_cpu_asks_for_no_gpu_and_one_task(tiny):
     wanted = dag.training_resources(tiny, "first")
     assert {name: wanted[name] for name in ("gpu", "nodes", "tasks", "tasks_per_gpu", "mpi")} == dict.fromkeys(

@@ -1,4 +1,4 @@
-"""Packs: within their limits, nothing lost, nearly full; and in a plan shuffled, balanced and starting when they may."""
+"""Packs: within their limits, nothing lost, nearly full; in a plan shuffled, balanced and starting when they may."""
 
 import numpy as np
 import pytest

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from PIL import Image
+from PIL import Image, ImageFile
 
 lmms_eval = pytest.importorskip(
     "lmms_eval", reason="lmms-eval is not installed here; `make test-lmms` runs these tests"
@@ -37,10 +37,12 @@ def rounds(doc, results): return {"rounds": len(results[0] if isinstance(results
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def home(tmp_path_factory):
     """No cache of the user's is read or written, and no hub is asked."""
     with pytest.MonkeyPatch.context() as patch:
+        # The harness lets Pillow read truncated images from then on; other tests must not inherit that.
+        patch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path_factory.mktemp("sets")))

@@ -51,11 +51,10 @@ def _train(root: Path) -> Trained:
     blend = BlendReader(write_blend(root / "train", CONVERSATIONS, folder, shards=1), root)
     model, processor = load_model(folder)
     images = ImageCache(processor)
-    samples = [blend[unit] for unit in range(len(blend))]
-    encoded = [
-        (processor.encode(sample.messages), [images.get(*pair) for pair in zip(sample.image_sha256, sample.images)])
-        for sample in samples
-    ]
+    encoded = []
+    for sample in (blend[unit] for unit in range(len(blend))):
+        pictures = map(images.get, sample.image_sha256, sample.images)
+        encoded.append((processor.encode(sample.messages), list(pictures)))
     model.vision_tower.requires_grad_(False)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     model.train()
