@@ -112,14 +112,22 @@ class ChatSession:
         return question, shown
 
     def save(self, folder: str | Path) -> None:
-        """Write the conversation into `folder`: conversation.json, and the images as PNG, which keeps every pixel."""
+        """Write the conversation into `folder`: conversation.json, and the images as PNG, which keeps every pixel.
+
+        One that was saved there before stays whole until the new one is: images are named by their pixels, and the
+        file that names them is replaced last.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        names = [f"image-{number:04d}.png" for number in range(1, len(self.images) + 1)]
+        hashes = [hashlib.sha256(repr(image.size).encode() + image.tobytes()) for image in self.images]
+        names = [f"image-{digest.hexdigest()[:16]}.png" for digest in hashes]
         for name, image in zip(names, self.images, strict=True):
-            image.save(folder / name)
+            image.save(folder / f"{name}.part", format="PNG")
+            (folder / f"{name}.part").replace(folder / name)
         content = {"v": 1, "system": self.system, "history": self.history, "images": names}
-        (folder / _FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        (folder / f"{_FILE}.part").write_text(text, encoding="utf-8")
+        (folder / f"{_FILE}.part").replace(folder / _FILE)
 
     @classmethod
     def load(

@@ -218,6 +218,17 @@ def test_what_stops_a_forward_half_way_leaves_a_clean_cache(session, model):
     assert session.ask("Two?", [BLUE], max_new_tokens=8) == expected
 
 
+def test_a_save_that_fails_leaves_the_conversation_saved_before(session, model, processor, tmp_path):
+    session.ask("One?", [RED], max_new_tokens=3)
+    session.save(tmp_path)
+    before = list(session.history)
+    session.ask("Two?", [BLUE], max_new_tokens=3)
+    (tmp_path / "conversation.json.part").mkdir()  # in the way
+    with pytest.raises(OSError):
+        session.save(tmp_path)
+    assert ChatSession.load(tmp_path, model, processor).history == before
+
+
 def test_a_saved_conversation_goes_on_as_if_nothing_had_happened(session, model, processor, tmp_path):
     session.system = "Be brief."
     session.ask("One?", [RED], max_new_tokens=3)
@@ -229,7 +240,7 @@ def test_a_saved_conversation_goes_on_as_if_nothing_had_happened(session, model,
     assert again.ask("Three?", max_new_tokens=4) == session.ask("Three?", max_new_tokens=4)
     file = tmp_path / "talk/conversation.json"
     saved = json.loads(file.read_text())
-    outside = saved | {"images": ["../talk/image-0001.png", "image-0002.png"]}
+    outside = saved | {"images": ["../talk/" + saved["images"][0], saved["images"][1]]}
     for broken in ({}, [], outside, saved | {"images": saved["images"][:1]}, saved | {"history": saved["history"][:3]}):
         file.write_text(json.dumps(broken))
         with pytest.raises(ValueError, match="holds no conversation"):
