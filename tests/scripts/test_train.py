@@ -142,7 +142,8 @@ def test_packs_are_trained_on_killed_at_random_and_continued_by_another_number_o
     out = lab.root / "train/packed"
     settings = {"micro_batch": 2, "evaluate_every": 0, "checkpoint_every": 1}
     process = packed.start(out, **settings, ranks=2)
-    stop = random.randint(1, 6)
+    # The record begins with step 0, and a step's checkpoint follows its line: after two more lines there is one.
+    stop = random.randint(2, 6)
     wait_until(process, lambda: lines_written(out) > stop)
     victims = family(process.pid)
     process.kill()

@@ -119,6 +119,10 @@ def test_a_round_goes_on_from_the_round_before(served):
     served.engine.submit(other)
     assert rest(pieces)[0] == "It is blue." and answer == "It is red."
     assert other.reused <= list(other.encoded.modality).index(2), "another image is another conversation"
+    # What was said is kept a moment after the last word has gone out.
+    deadline = time.monotonic() + 60
+    while len(served.engine._prefixes) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert len(served.engine._prefixes) == 2, "a conversation that went on takes the place of its beginning"
 
 
