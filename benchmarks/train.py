@@ -7,10 +7,8 @@ conversations over JPEGs, one rank, ZeRO 2, AdamW, fp32 on a CPU and bf16 on a G
 conversations, in a process of its own; they take turns.
 
     ours    `Batches` and `Engine` on a packed blend: what `python -m scripts.train` runs
-    plain   a loop around `deepspeed.initialize` as the original has it, written from its description: conversations in
-            random order, padded to the longest of the batch; encoder inside the engine; logits of every place, whose
-            cross entropy ignores what has no label; MMCA with two T x T masks and two softmaxes; JPEGs decoded by the
-            main process when the batch is due
+    plain   a loop around `deepspeed.initialize` as the original has it: conversations in random order, padded; JPEGs
+            decoded by the main process; encoder inside the engine, logits everywhere, dense MMCA (`train_plain.py`)
 
 Where the original would be slower without need (it builds its masks in a Python loop), `plain` is not. Both predict the
 same tokens from the same inputs, and a check before the first turn compares the loss of the first conversations.
@@ -22,12 +20,9 @@ the first step.
 """
 
 import argparse
-import hashlib
-import io
 import json
 import os
 import platform
-import random
 import resource
 import subprocess
 import sys
@@ -39,128 +34,13 @@ from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from scripts.common.files import canonical, read_json, write_json
+from benchmarks.train_data import load, write_data, write_model
+from benchmarks.train_plain import PlainModel, padded
 
 ROOT = Path(__file__).resolve().parents[1]
-SEQUENCE, PACK_IMAGES, MICRO = 2048, 8, 4
-WORDS = "the a red blue small large cat dog house tree on under beside left right of and with there is what how".split()
-
-
-# ---- the data: one set of conversations, as a blend folder
-
-
-def conversation(chooser: random.Random) -> list[dict[str, Any]]:
-    """A chat about one to three images in one to three rounds, short or long."""
-
-    def text(least: int, most: int) -> str:
-        return " ".join(chooser.choice(WORDS) for _ in range(chooser.randint(least, most)))
-
-    messages: list[dict[str, Any]] = []
-    images = [{"type": "image", "index": index} for index in range(chooser.choice((1, 1, 1, 2, 3)))]
-    for turn in range(chooser.choice((1, 1, 2, 3))):
-        question = [*(images if turn == 0 else []), {"type": "text", "text": text(4, 15) + "?"}]
-        messages.append({"role": "user", "content": question})
-        answer = {"type": "text", "text": text(5, 60) + "."}
-        messages.append({"role": "assistant", "content": [answer]})
-    return messages
-
-
-def write_data(folder: Path, count: int, step_tokens: int, processor: Any) -> None:
-    """Write `count` conversations, in random order, to `folder`/plain and packed to `folder`/packed."""
-    from benchmarks.convert import _picture
-    from scripts.blending.packing import pack
-
-    chooser = random.Random(0)
-    samples, pictures = [], []
-    for place in range(count):
-        messages = conversation(chooser)
-        encoded = processor.encode(messages)
-        shown = sum(part["type"] == "image" for part in messages[0]["content"])
-        first = len(pictures)
-        for number in range(first, first + shown):
-            buffer = io.BytesIO()
-            _picture(number, 640, 428, 18.0).save(buffer, "JPEG", quality=90)
-            pictures.append(buffer.getvalue())
-        counted = {"n_tokens": len(encoded), "n_labels": sum(label >= 0 for label in encoded.labels)}
-        samples.append({"uids": [f"one:{place}"], "dataset": "one", "messages": messages, **counted, "first": first})
-    lengths = np.array([sample["n_tokens"] for sample in samples])
-    images = np.array([sum(part["type"] == "image" for part in s["messages"][0]["content"]) for s in samples])
-    packed = pack(lengths, images, SEQUENCE, PACK_IMAGES)
-    packs = [members.tolist() for members in np.split(packed.values, packed.starts[1:-1])]
-    write_blend(folder / "plain", samples, pictures, [[place] for place in range(count)], range(count))
-    write_blend(folder / "packed", samples, pictures, packs, packed.values.tolist())
-    for name in ("plain", "packed"):
-        manifest = read_json(folder / name / "manifest.json")
-        per_step = max(1, round(manifest["units"] * step_tokens / int(lengths.sum())))
-        write_json(folder / name / "manifest.json", manifest | {"global_batch": per_step})
-
-
-def write_blend(folder: Path, samples: list, pictures: list[bytes], packs: list[list[int]], order) -> None:
-    """Write a blend folder whose units are `packs`, with the conversations in `order`."""
-    from scripts.blend_manifest import UNITS
-    from scripts.media.tarshard import ShardWriter, shard_name
-
-    folder.mkdir(parents=True)
-    with ShardWriter(folder / shard_name("train", 0, 1)) as shard:
-        for position, number in enumerate(order):
-            sample = dict(samples[number]) | {"position": position}
-            first = sample.pop("first")
-            shown = sum(part["type"] == "image" for part in sample["messages"][0]["content"])
-            data = pictures[first : first + shown]
-            hashes = [hashlib.sha256(image).hexdigest() for image in data]
-            sample["images"] = [{"source": "one", "key": f"{h[:9]}", "sha256": h} for h in hashes]
-            members = [("json", canonical(sample).encode())] + [(f"i{n}.jpg", image) for n, image in enumerate(data)]
-            shard.add(f"e000-{position:09d}", members)
-    np.cumsum([0, *map(len, packs)]).astype("<u8").tofile(folder / UNITS)
-    units = len(packs)
-    listed = {"name": shard.path.name, "bytes": shard.bytes, "conversations": len(samples), "units": units}
-    facts = {"plan": "", "units": units, "conversations": len(samples), "datasets": {"one": {}}, "shards": [listed]}
-    write_json(folder / "manifest.json", facts | {"images": "embedded"})
-
-
-def write_model(folder: Path, args: argparse.Namespace) -> None:
-    """Write the folders of the encoder, the language model and the tokenizer."""
-    from transformers import (
-        AutoTokenizer,
-        CLIPImageProcessorPil,
-        CLIPVisionConfig,
-        CLIPVisionModel,
-        LlamaConfig,
-        LlamaForCausalLM,
-    )
-
-    from benchmarks.chat import write_tokenizer
-
-    torch.manual_seed(0)
-    vision = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 2}
-    CLIPVisionModel(CLIPVisionConfig(**vision, image_size=224, patch_size=14)).save_pretrained(folder / "vision")
-    CLIPImageProcessorPil().save_pretrained(folder / "vision")
-    tokenizer = AutoTokenizer.from_pretrained(write_tokenizer(folder / "tokenizer"))
-    # As many tokens as a real model has, though the texts use few of them.
-    text = {"vocab_size": args.vocabulary, "hidden_size": args.width, "intermediate_size": int(args.width * 2.75)}
-    text |= {"num_hidden_layers": args.layers, "num_attention_heads": args.width // 64, "max_position_embeddings": 4096}
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    LlamaForCausalLM(LlamaConfig(**text, **ids)).save_pretrained(folder / "language")
-
-
-def load(folder: Path) -> tuple[Any, Any]:
-    """The model, in the format that is trained in, and its processor."""
-    from transformers import AutoTokenizer
-
-    from model.modeling import VisualChatForConditionalGeneration
-    from model.processing import VisualChatProcessor
-
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    torch.manual_seed(1)
-    bases = (folder / "vision", folder / "language", tokenizer)
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    model = VisualChatForConditionalGeneration.from_bases(*bases, dtype=dtype)
-    return model, VisualChatProcessor.from_bases(folder / "vision", tokenizer, model.config.image_tokens)
+MICRO = 4
 
 
 # ---- the contestants: each yields None when it is ready, then what each step was like
@@ -239,76 +119,6 @@ def taken(begin: float, cpu: float, labels: int, loss: float) -> dict[str, float
     """What a step was like that began at `begin` of the clock and `cpu` of the process's time."""
     spent = {"seconds": time.perf_counter() - begin, "cpu": time.process_time() - cpu}
     return spent | {"labels": labels, "loss": loss}
-
-
-def padded(reader: Any, processor: Any, rows: range) -> dict[str, Tensor]:
-    """Read, decode and pad some conversations, here and now."""
-    from scripts.media.opening import open_image
-
-    encoded = []
-    for position in rows:
-        sample = reader[position]
-        images = []
-        for data in sample.images:
-            with open_image(data) as picture:
-                images.append(processor.image(picture))
-        encoded.append((processor.encode(sample.messages), images))
-    return processor.collate(encoded, padding_side="right")
-
-
-class PlainModel(nn.Module):
-    """Encoder, projector and decoder in one module, which returns the mean cross entropy of a padded batch."""
-
-    def __init__(self, model: Any, folder: Path):
-        """`model` gives encoder and projector; the language model is read again, with the library's own layers."""
-        from transformers import AttentionInterface, LlamaForCausalLM
-
-        super().__init__()
-        AttentionInterface.register("dense_mmca", dense_mmca)
-        self.tower, self.projector = model.vision_tower, model.projector
-        self.language = LlamaForCausalLM.from_pretrained(
-            folder / "language", attn_implementation="dense_mmca", dtype=model.dtype
-        )
-
-    def forward(self, input_ids: Tensor, modality: Tensor, labels: Tensor, pixel_values: Tensor, **_: Tensor) -> Tensor:
-        embeds = self.language.get_input_embeddings()(input_ids)
-        features = self.projector(self.tower(pixel_values))
-        embeds = embeds.masked_scatter((modality == 2)[..., None], features.to(embeds.dtype))
-        text, image = dense_masks(modality, embeds.dtype)
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        logits = self.language(
-            inputs_embeds=embeds,
-            attention_mask=torch.zeros(1, 1, 1, 1, device=embeds.device),
-            position_ids=positions,
-            use_cache=False,
-            text_mask=text,
-            image_mask=image,
-        ).logits
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
-
-
-def dense_masks(modality: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What is added to the scores of the two branches, (B, 1, T, T): 0 where a token looks, very little elsewhere.
-
-    Text looks at all earlier text, and at all earlier images; an image token looks at itself, as text.
-    """
-    length = modality.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=modality.device).tril()
-    rows, columns = modality[:, :, None] == 1, modality[:, None, :]
-    itself = torch.eye(length, dtype=torch.bool, device=modality.device)
-    looks = (causal & rows & (columns == 1) | itself & ~rows, causal & rows & (columns == 2))
-    low = torch.finfo(dtype).min
-    return tuple(torch.zeros_like(look, dtype=dtype).masked_fill(~look, low)[:, None] for look in looks)
-
-
-def dense_mmca(module, query, key, value, attention_mask, scaling=None, text_mask=None, image_mask=None, **_):
-    """softmax(QK masked to text) V + softmax(QK masked to images) V, each over all T x T scores."""
-    scores = query @ key.transpose(2, 3) * scaling
-    text = torch.softmax(scores + text_mask, -1) @ value
-    # Where no image lies before, the branch adds nothing.
-    some = (image_mask == 0).any(-1, keepdim=True)
-    image = torch.softmax(scores + image_mask, -1) @ value * some
-    return (text + image).transpose(1, 2).contiguous(), None
 
 
 # ---- the race

@@ -41,7 +41,7 @@ class Site(Section):
     """Image with the environment of envs/; the same that Snakemake itself runs in."""
     claim: str
     """PersistentVolumeClaim (ReadWriteMany) that holds repository, data and results."""
-    mount: Annotated[str, Field(pattern="^/.+")] = "/work"
+    mount: Annotated[str, Field(pattern="^/.+")] = "/data"
     """Where the claim is mounted, in every pod; Snakemake is started below it."""
     gpu: str = "nvidia.com/gpu"
     """What the cluster calls a GPU."""
@@ -67,8 +67,8 @@ def manifest(site: Site, properties: dict[str, Any], script: str) -> dict[str, A
         )
     memory = f"{resources.get('mem_mb', 1000)}M"
     requests, limits = {"cpu": str(properties.get("threads", 1)), "memory": memory}, {"memory": memory}
-    mounts = [{"name": "work", "mountPath": site.mount}]
-    volumes: list[dict[str, Any]] = [{"name": "work", "persistentVolumeClaim": {"claimName": site.claim}}]
+    mounts = [{"name": "data", "mountPath": site.mount}]
+    volumes: list[dict[str, Any]] = [{"name": "data", "persistentVolumeClaim": {"claimName": site.claim}}]
     pod: dict[str, Any] = {"restartPolicy": "Never", "terminationGracePeriodSeconds": site.grace_seconds}
     if gpus := resources.get("gpu"):
         limits[site.gpu] = str(gpus)

@@ -71,10 +71,7 @@ def build(settings: Model, run: Run, root: Path) -> VisualChatForConditionalGene
             vision_config=vision,
             text_config=language,
             attention=run.attention,
-            projector=settings.projector,
-            projector_queries=settings.projector_queries,
-            vision_feature_layer=settings.vision_layer,
-            vision_class_token=settings.class_token,
+            **settings.joining(),
             tie_word_embeddings=language.tie_word_embeddings,
         )
         with torch.device("meta"):

@@ -84,14 +84,16 @@ class Function:
         return self._function(document, outputs)
 
 
-def load_yaml(path: Path, allow_code: bool, call: bool = True) -> dict[str, Any]:
+def load_yaml(path: Path, allow_code: bool, call: bool = True, within: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a task file and the files that it includes; the keys of the including one win.
 
-    Without `call`, functions are noted and their modules not loaded.
+    Without `call`, functions are noted and their modules not loaded. `within` are the files that include this one.
 
     Raises:
-        UserError: no such file, no YAML of keys, or a function without permission.
+        UserError: no such file, no YAML of keys, files that include each other, or a function without permission.
     """
+    if path.resolve() in within:
+        raise UserError(f"{path} includes itself" + (f", through {within[-1]}" if within[-1] != path.resolve() else ""))
     loader = _loader(path.parent, allow_code, call)
     try:
         # A subclass of SafeLoader: it builds nothing but plain values and, if allowed, functions.
@@ -105,9 +107,7 @@ def load_yaml(path: Path, allow_code: bool, call: bool = True) -> dict[str, Any]
     included = content.pop("include", [])
     base: dict[str, Any] = {}
     for name in [included] if isinstance(included, str) else included:
-        if (path.parent / name).resolve() == path.resolve():
-            raise UserError(f"{path} includes itself")
-        base |= load_yaml(path.parent / name, allow_code, call)
+        base |= load_yaml(path.parent / name, allow_code, call, (*within, path.resolve()))
     return base | content
 
 

@@ -1,6 +1,6 @@
 """Settings of a model before training: which parts it is joined from and how (read by `make_model`)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -28,3 +28,12 @@ class Model(Section):
     """Whether the encoder's class token is one of the image's tokens; encoders without one need `drop`."""
     seed: int = 0
     """Seed of the weights that no base provides: the projector's, and rows of new tokens."""
+
+    def joining(self) -> dict[str, Any]:
+        """How encoder and projector are used, in the words of `VisualChatConfig`."""
+        return {
+            "projector": self.projector,
+            "projector_queries": self.projector_queries,
+            "vision_feature_layer": self.vision_layer,
+            "vision_class_token": self.class_token,
+        }

@@ -266,4 +266,6 @@ def _tell(job: Job, piece: Piece) -> None:
     try:
         job.on_piece(piece)
     except Exception:
+        # Whatever it is, the others must not suffer for it.
+        log.warning("nobody takes the answer any more", exc_info=True)
         job.cancel()

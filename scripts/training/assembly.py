@@ -56,10 +56,7 @@ def make_model(settings: Model, tokens: Tokens, bases: dict[str, str], root: Pat
             processor.tokenizer,
             template=template,
             dtype=torch.float32,
-            projector=settings.projector,
-            projector_queries=settings.projector_queries,
-            vision_feature_layer=settings.vision_layer,
-            vision_class_token=settings.class_token,
+            **settings.joining(),
         )
     except ValueError as error:
         raise UserError(f"{bases['vision']} and {bases['language']} cannot be joined: {error}") from None

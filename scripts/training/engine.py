@@ -163,7 +163,8 @@ class Engine:
         labels, tokens, places, flops, stops = self._add_up(batches, stop)
         # DeepSpeed averages gradients over ranks; the loss is a mean over the labels of all ranks.
         scale = self.ranks / float(labels.sum())
-        factor = self._set_rates(learning_rate(self.settings, step, self.steps))
+        factor = learning_rate(self.settings, step, self.steps)
+        self._set_rates(factor)
         if self.loss_scale:
             self._engine.optimizer.loss_scale = self.loss_scale.scale
             # At stage 0 DeepSpeed divides the gradient by the scale, and leaves it to others to multiply the loss.
@@ -317,11 +318,10 @@ class Engine:
             values.copy_(moved)
         return values
 
-    def _set_rates(self, factor: float) -> float:
-        """Set every group's rate to its peak times `factor`, and return that."""
+    def _set_rates(self, factor: float) -> None:
+        """Set every group's rate to its peak times `factor`."""
         for group in self._adam.param_groups:
             group["lr"] = group["peak"] * factor
-        return factor
 
     def _count_updates(self) -> None:
         """Tell AdamW how many updates lie behind it."""

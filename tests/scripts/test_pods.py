@@ -49,7 +49,7 @@ def test_a_training_pod_has_gpus_shared_memory_the_volume_and_time_to_save():
     container = pod["containers"][0]
     assert container["resources"]["limits"] == {"memory": "320000M", "nvidia.com/gpu": "8"}
     assert container["resources"]["requests"] == {"cpu": "8", "memory": "320000M"}
-    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/work", "/dev/shm"}
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/data", "/dev/shm"}
     assert pod["nodeSelector"] == {"gpu": "h100"} and pod["terminationGracePeriodSeconds"] == 300
     assert job["spec"]["backoffLimit"] == 0 and job["spec"]["activeDeadlineSeconds"] == 3600
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.disks import small_disk
 from tests.runs import REPOSITORY, SETTINGS, STEPS, Lab, finished, lines_written, metrics, wait_until
 from tests.scripts.test_train import family, wait_for_death
 
@@ -90,23 +91,17 @@ def test_a_rank_that_waits_for_a_dead_disk_is_told_with_the_place(lab: Lab):
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 32 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"this machine lets us mount no file system: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", 32) as folder:
+        yield folder
 
 
-def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(lab: Lab, small_disk: Path):
-    out, ballast = small_disk / "run", small_disk / "ballast"
+def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(lab: Lab, disk: Path):
+    out, ballast = disk / "run", disk / "ballast"
     process = lab.start(out, ranks=1)
     wait_until(process, lambda: list(out.glob("state/*/checkpoints/step-*")))
-    free = os.statvfs(small_disk)
+    free = os.statvfs(disk)
     # Room for lines of metrics, not for another checkpoint beside the one that is there.
     ballast.write_bytes(bytes(max(0, free.f_bavail * free.f_bsize - 200_000)))
     said = process.communicate()[1]

@@ -14,6 +14,7 @@ from scripts.evaluation.generation import Generation
 from scripts.evaluation.reading import read_suite
 from scripts.evaluation.suites import Suite
 from scripts.evaluation.tasks import task_data
+from scripts.evaluation.templates import load_yaml
 
 ROWS = [
     {"id": "a", "image": "images/red.png", "question": "Which colour?", "answer": "red"},
@@ -180,6 +181,14 @@ def test_choices_may_be_a_template_or_a_table(folder):
     for choices in ("{{ ['red', 'blue'] }}", {"A": "red", "B": "blue"}, ["red", "blue"]):
         suite = read(folder, output_type="multiple_choice", doc_to_choice=choices, doc_to_target="{{ 'A' }}")
         assert suite.dialogues[0].rounds[0].choices == ("red", "blue")
+
+
+@pytest.mark.parametrize(("first", "second"), [("a.yaml", "a.yaml"), ("b.yaml", "a.yaml")])
+def test_files_that_include_each_other_are_refused(tmp_path, first, second):
+    (tmp_path / "a.yaml").write_text(f"include: {first}\ntask: a\n")
+    (tmp_path / "b.yaml").write_text(f"include: {second}\ntask: b\n")
+    with pytest.raises(UserError, match="a.yaml includes itself"):
+        load_yaml(tmp_path / "a.yaml", allow_code=False)
 
 
 def test_prompts_around_the_question_and_files_that_include_others(folder):

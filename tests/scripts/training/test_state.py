@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import nn
 from scripts.common.errors import UserError
 from scripts.common.files import file_sha256
 from scripts.training.state import Checkpoints, load_weights, weights_of, write_tensors
+from tests.disks import small_disk
 
 FACTS = {"metrics_bytes": 10, "best": None}
 
@@ -100,21 +100,15 @@ def test_half_written_drafts_are_swept_away(checkpoints: Checkpoints):
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"this machine lets us mount no file system: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", 1) as folder:
+        yield folder
 
 
-def test_a_full_disk_costs_the_newest_checkpoint_at_most(small_disk: Path):
+def test_a_full_disk_costs_the_newest_checkpoint_at_most(disk: Path):
     """Checkpoints of 300 kB on a disk for three: older ones make room, and at last the newest whole one stays."""
-    checkpoints, said = Checkpoints(small_disk / "checkpoints", keep=3), []
+    checkpoints, said = Checkpoints(disk / "checkpoints", keep=3), []
 
     def big(value: float) -> dict[str, torch.Tensor]:
         return {"weight/a": torch.full((75_000,), value)}
@@ -126,7 +120,7 @@ def test_a_full_disk_costs_the_newest_checkpoint_at_most(small_disk: Path):
     assert said == ["no room for the checkpoint of step 4: removing step-00000001, step-00000002 for it"]
     assert checkpoints.steps() == [3, 4]
     shutil.rmtree(checkpoints.folder / "step-00000003")
-    (small_disk / "ballast").write_bytes(bytes(600_000))
+    (disk / "ballast").write_bytes(bytes(600_000))
     for _ in range(2):
         with pytest.raises(OSError, match="No space left on device"):
             checkpoints.save(5, big(5.0), FACTS, said.append)
