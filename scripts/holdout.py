@@ -9,10 +9,9 @@ import hashlib
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import table_sha256, write_json, write_table
+from scripts.common.files import read_table, table_sha256, write_json, write_table
 from scripts.common.program import load_settings, parser
 from scripts.media.folders import add_folders, named_folders
 from scripts.media.store import INDEX, MANIFEST
@@ -33,7 +32,7 @@ def write_split(settings: Holdout, media: dict[str, Path], out: Path) -> dict:
     rows, images = [], 0
     for source, folder in sorted(media.items()):
         try:
-            index = pq.read_table(folder / INDEX, columns=["key", "sha256"])
+            index = read_table(folder / INDEX, columns=["key", "sha256"])
         except FileNotFoundError:
             raise UserError(f"{folder / INDEX} does not exist: run scripts.index for {source!r} first") from None
         images += index.num_rows

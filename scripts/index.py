@@ -8,6 +8,7 @@ on.
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from scripts.adapters.raw import CARD
 from scripts.adapters.statistics import summary
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import read_json, table_sha256, write_json, write_table
+from scripts.common.files import read_json, read_table, table_sha256, write_json, write_table
 from scripts.common.program import parser
 from scripts.media.store import INDEX, INDEX_SCHEMA, MANIFEST, REJECTED, REJECTED_SCHEMA
 from scripts.media.tarshard import read_index, shard_name
@@ -60,7 +61,7 @@ def write_index(source: str, shards: int, raw: Path, out: Path, tolerated: float
         "rejected": dict(reasons),
         "flags": dict(Counter(flag for flags in index["flags"].to_pylist() for flag in flags)),
         "shards": [_shard(out, name, count) for name, count in described],
-        "sizes": {name: summary(index[name].to_numpy()) for name in ("width", "height", "length")},
+        "sizes": {name: summary(np.array(index[name].to_pylist())) for name in ("width", "height", "length")},
         "index_sha256": table_sha256(index),
     }
     write_json(out / MANIFEST, manifest)
@@ -69,7 +70,7 @@ def write_index(source: str, shards: int, raw: Path, out: Path, tolerated: float
 
 def _part(out: Path, name: str) -> pa.Table:
     try:
-        return pq.read_table(part_path(out, name), schema=PART_SCHEMA)
+        return read_table(part_path(out, name), schema=PART_SCHEMA)
     except FileNotFoundError:
         raise UserError(f"{part_path(out, name)} does not exist: build that shard first") from None
 

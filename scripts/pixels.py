@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from model.processing import load_image_processor, to_rgb
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import atomic, read_json, write_json
+from scripts.common.files import atomic, read_json, read_table, write_json
 from scripts.common.program import parser
 from scripts.common.progress import track
 from scripts.media.opening import open_image
@@ -39,7 +38,7 @@ def write_pixels(processor: str, source: str, media: Path, shard: str, out: Path
     names = [entry["name"] for entry in read_json(media / MANIFEST)["shards"]]
     if f"{shard}.tar" not in names:
         raise UserError(f"{media / MANIFEST} names no shard {shard}: run shard and index for {source} first")
-    index = pq.read_table(media / INDEX, columns=["key", "shard", "sha256"])
+    index = read_table(media / INDEX, columns=["key", "shard", "sha256"])
     rows = index.filter(pc.equal(index["shard"], names.index(f"{shard}.tar"))).to_pylist()
     place, store, shape = out / shard, MediaStore({source: media}), [0, 0, 0]
     with atomic(place.with_suffix(PIXELS)) as file:

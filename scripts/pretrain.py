@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import file_sha256, write_json
+from scripts.common.files import file_sha256, read_table, write_json
 from scripts.common.program import load_settings, parser
 from scripts.sections.miniature import Miniature
 from scripts.sections.pretrain import PretrainLanguage, PretrainTokenizer, PretrainVision
@@ -67,9 +67,8 @@ def _heldout(split: Path | None) -> set[str]:
     """sha256 of the images that are kept for evaluation."""
     if split is None:
         raise UserError("pretrain vision needs --split: the folder that `holdout` wrote")
-    import pyarrow.parquet as pq
 
-    return set(pq.read_table(split / "heldout.parquet", columns=["sha256"])["sha256"].to_pylist())
+    return set(read_table(split / "heldout.parquet", columns=["sha256"])["sha256"].to_pylist())
 
 
 def _belongs(path: Path) -> bool:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from scripts.adapters.raw import FILES, IMAGES, IMAGES_SCHEMA, LISTING, changed
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import bytes_sha256, write_table
+from scripts.common.files import bytes_sha256, read_table, write_table
 from scripts.common.program import parser
 from scripts.common.progress import track
 from scripts.media.check import Unreadable, check_image
@@ -38,7 +37,7 @@ def part_path(out: Path, shard: str) -> Path:
 
 def candidates(raw: Path) -> list[tuple[str, Entry]]:
     """The images of a source and their keys, sorted by key."""
-    columns = pq.read_table(raw / IMAGES, schema=IMAGES_SCHEMA).to_pydict()
+    columns = read_table(raw / IMAGES, schema=IMAGES_SCHEMA).to_pydict()
     entries = list(map(Entry._make, zip(*columns.values(), strict=True)))
     # Two members of an archive may claim one path; only the first can have it, and the others need keys for their
     # reasons.
@@ -65,7 +64,7 @@ def write_shard(source: str, raw: Path, shards: int, index: int, out: Path) -> p
     """
     name = shard_name(source, index, shards)
     rows = share(candidates(raw), shards, index)
-    listing = pq.read_table(raw / LISTING).to_pylist()
+    listing = read_table(raw / LISTING).to_pylist()
     hashes = {row["path"]: row["sha256"] for row in listing}
     originals = Originals(raw / FILES, {row["path"]: row["bytes"] for row in listing}, [entry for _, entry in rows])
     part = []

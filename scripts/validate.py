@@ -8,13 +8,11 @@ in the verdict.
 from collections import Counter
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from scripts.adapters.images import Images
 from scripts.adapters.raw import IMAGES, LISTING, Raw
 from scripts.adapters.run import Conversion, dataset_entry
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import read_json, write_json
+from scripts.common.files import read_json, read_table, write_json
 from scripts.common.program import parser
 from scripts.media.folders import add_folders, named_folders
 
@@ -29,8 +27,8 @@ def validate_source(source: str, raw: Path) -> dict:
     """
     found = Raw({source: raw})
     card = found.card(source)
-    listing = {row["path"]: row for row in pq.read_table(raw / LISTING).to_pylist()}
-    images = pq.read_table(raw / IMAGES, columns=["path", "fault"])
+    listing = {row["path"]: row for row in read_table(raw / LISTING).to_pylist()}
+    images = read_table(raw / IMAGES, columns=["path", "fault"])
     faults = Counter(fault for fault in images["fault"].to_pylist() if fault)
     sets = {
         folder: {"images": sum(path.startswith(folder) for path in images["path"].to_pylist()), **entry}

@@ -3,11 +3,10 @@
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from scripts.adapters.base import RowFault
 from scripts.adapters.raw import IMAGES, Raw
 from scripts.common.errors import UserError
+from scripts.common.files import read_table
 from scripts.media.store import INDEX, REJECTED
 from scripts.records_schema import ImageName
 
@@ -47,8 +46,8 @@ class Images:
         keys, rejected = {}, {}
         for source, folder in folders.items():
             try:
-                index = pq.read_table(Path(folder) / INDEX, columns=["path", "key"])
-                bad = pq.read_table(Path(folder) / REJECTED, columns=["path", "reason"])
+                index = read_table(Path(folder) / INDEX, columns=["path", "key"])
+                bad = read_table(Path(folder) / REJECTED, columns=["path", "reason"])
             except FileNotFoundError as error:
                 raise UserError(f"{error.filename or folder} does not exist: run shard and index first") from None
             keys[source] = dict(zip(index["path"].to_pylist(), index["key"].to_pylist(), strict=True))
@@ -62,7 +61,7 @@ class Images:
         """The images that are in the raw folders, readable or not: for judging data before images are read."""
         keys, rejected = {}, {}
         for source in sources:
-            table = pq.read_table(raw.folder(source) / IMAGES, columns=["path", "fault"])
+            table = read_table(raw.folder(source) / IMAGES, columns=["path", "fault"])
             pairs = list(zip(table["path"].to_pylist(), table["fault"].to_pylist(), strict=True))
             keys[source] = {path: path for path, fault in pairs if not fault}
             rejected[source] = {path: fault for path, fault in pairs if fault}

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json
+from scripts.common.files import read_json, read_table
 from scripts.media.containers import embedded_id, image_bytes
 
 FILES = "files"
@@ -128,7 +129,8 @@ class Raw:
         )
 
     def _listed(self, source: str, path: str) -> dict:
-        return pq.read_table(self.folder(source) / LISTING, filters=[("path", "=", path)]).to_pylist()[0]
+        listing = read_table(self.folder(source) / LISTING)
+        return listing.filter(pc.equal(listing["path"], path)).to_pylist()[0]
 
 
 def read_listed(place: Path, sha256: str) -> bytes:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from scripts.blending.ragged import Ragged, flat, list_starts
 from scripts.common.errors import UserError
+from scripts.common.files import read_table
 
 PERMUTE = "permute"
 _BORDER = "\0"
@@ -170,7 +171,7 @@ class _Tables:
 def _strangers(rows: _Tables, counts: _Tables) -> str:
     """Say which token table does not belong to its records."""
     for name, path in rows.paths.items():
-        if not pq.read_table(path, columns=["uid"]).equals(pq.read_table(counts.paths[name], columns=["uid"])):
+        if not read_table(path, columns=["uid"]).equals(read_table(counts.paths[name], columns=["uid"])):
             return f"{counts.paths[name]} does not belong to {path}: run count_tokens for {name} again"
     raise AssertionError("each table has the uids of its records, but all together have not")
 

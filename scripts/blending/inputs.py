@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from scripts.blending.corpus import Corpus
 from scripts.blending.lengths import Constants
 from scripts.common.errors import UserError
-from scripts.common.files import read_json
+from scripts.common.files import read_json, read_table
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def check_images(corpus: Corpus, media: Mapping[str, Path]) -> None:
         if not index.exists():
             raise UserError(f"{index} does not exist: run shard and index for the source {source} first")
         named = keys.filter(pc.equal(sources, source))
-        absent = named.filter(pc.invert(pc.is_in(named, value_set=pq.read_table(index, columns=["key"])["key"])))
+        absent = named.filter(pc.invert(pc.is_in(named, value_set=read_table(index, columns=["key"])["key"])))
         if len(absent):
             raise UserError(
                 f"the records show {len(absent)} images that {index} does not hold, such as {absent[0].as_py()}: "
@@ -117,7 +116,7 @@ def read_held_out(corpus: Corpus, split: Path) -> np.ndarray:
     path = split / "heldout.parquet"
     if not path.exists():
         raise UserError(f"{path} does not exist: run holdout first")
-    names: pa.Table = pq.read_table(path, columns=["source", "key"])
+    names: pa.Table = read_table(path, columns=["source", "key"])
     return corpus.images_in(names)
 
 

@@ -20,7 +20,7 @@ from scripts.blending.corpus import Corpus
 from scripts.blending.lengths import Cut
 from scripts.blending.ragged import Ragged, nested
 from scripts.common.errors import UserError
-from scripts.common.files import read_json
+from scripts.common.files import read_json, read_table
 
 SCHEMA = pa.schema(
     [
@@ -106,7 +106,7 @@ def read_plan(path: str | Path) -> tuple[pa.Table, dict]:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist: run plan first")
-    manifest, table = read_json(manifest_path(path)), pq.read_table(path)
+    manifest, table = read_json(manifest_path(path)), read_table(path)
     if table.schema != SCHEMA or content_sha256(table) != manifest["sha256"]:
         raise UserError(f"{path} is not the table that {manifest_path(path)} describes: run plan again")
     return table, manifest
@@ -121,7 +121,7 @@ def packs_of(path: str | Path) -> np.ndarray:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist: run plan first")
-    return pq.read_table(path, columns=["pack"])["pack"].to_numpy()
+    return read_table(path, columns=["pack"])["pack"].to_numpy()
 
 
 def read_rows(path: str | Path, first: int, end: int) -> pa.Table:

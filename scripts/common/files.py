@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -78,6 +78,31 @@ def write_table(path: str | Path, table: pa.Table) -> None:
     version)."""
     with atomic(path) as file:
         pq.write_table(table, file, compression="zstd", row_group_size=65536, store_schema=True)
+
+
+def read_table(path: str | Path, columns: Sequence[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
+    """Read a Parquet file: all of it, some `columns`, or the columns of `schema` as its types.
+
+    For files of our own. `pyarrow.parquet.read_table` reads folders of them and much else; importing what it takes to
+    do so costs more than reading most of ours.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is no Parquet file, or has other columns.
+    """
+    wanted = schema.names if schema else None if columns is None else list(columns)
+    with open(path, "rb") as file:
+        try:
+            with pq.ParquetFile(file) as stored:
+                absent = sorted(set(wanted or ()) - set(stored.schema_arrow.names))
+                if absent:
+                    raise UserError(f"{path} has no column {absent[0]!r}: build it again")
+                table = stored.read(wanted)
+            # A file has its columns in its own order.
+            table = table if wanted is None else table.select(wanted)
+            return table.cast(schema) if schema else table
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path} is damaged or no Parquet file, build it again: {error}") from None
 
 
 def table_sha256(table: pa.Table) -> str:

@@ -7,12 +7,13 @@ fault.
 """
 
 import mmap
+import posixpath
 import re
 import stat
 import struct
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -88,7 +89,7 @@ def _zip_entries(place: Path, container: str, folder: str) -> Iterator[Entry]:
         for member in archive.infolist():
             if member.is_dir() or not is_image(member.filename):
                 continue
-            path, fault = _named(folder, PurePosixPath(member.filename).name)
+            path, fault = _named(folder, posixpath.basename(member.filename))
             if member.filename.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", member.filename):
                 path, fault = f"{folder}{member.filename!r:.100}", "unsafe_path"
             elif stat.S_ISLNK(member.external_attr >> 16):

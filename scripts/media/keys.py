@@ -6,10 +6,10 @@ path.
 """
 
 import hashlib
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import PurePosixPath
 
 MAX_KEY_BYTES = 90
 _IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -20,8 +20,8 @@ _HASH_DIGITS = 16
 
 def is_image(path: str) -> bool:
     """Whether the name of a file says that it is an image; hidden files are not."""
-    name = PurePosixPath(path)
-    return name.suffix.lower() in _IMAGE_EXTENSIONS and not name.name.startswith(".")
+    name = posixpath.basename(path)
+    return posixpath.splitext(name)[1].lower() in _IMAGE_EXTENSIONS and not name.startswith(".")
 
 
 def keys_of(paths: Iterable[str]) -> dict[str, str]:
@@ -29,7 +29,7 @@ def keys_of(paths: Iterable[str]) -> dict[str, str]:
 
     Two files that differ only in their extension, or in the case of letters, both get a hash.
     """
-    stems = {path: str(PurePosixPath(path).with_suffix("")) for path in paths}
+    stems = {path: posixpath.splitext(path)[0] for path in paths}
     uses = Counter(stem.lower() for stem in stems.values())
     return {path: stem if _is_safe(stem) and uses[stem.lower()] == 1 else _hashed(path) for path, stem in stems.items()}
 
@@ -40,5 +40,5 @@ def _is_safe(stem: str) -> bool:
 
 def _hashed(path: str) -> str:
     digest = hashlib.sha256(path.encode()).hexdigest()[:_HASH_DIGITS]
-    readable = _UNSAFE.sub("_", str(PurePosixPath(path).with_suffix(""))).strip("/")
+    readable = _UNSAFE.sub("_", posixpath.splitext(path)[0]).strip("/")
     return f"{readable[: MAX_KEY_BYTES - _HASH_DIGITS - 1]}-{digest}"

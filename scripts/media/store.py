@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json
+from scripts.common.files import read_json, read_table
 
 INDEX = "index.parquet"
 REJECTED = "rejected.parquet"
@@ -125,7 +124,7 @@ class MediaStore:
             raise UserError(f"no media folder was given for the source {source!r}; given: {sorted(self._folders)}")
         folder = self._folders[source]
         manifest = read_json(folder / MANIFEST)
-        table = pq.read_table(folder / INDEX, schema=INDEX_SCHEMA)
+        table = read_table(folder / INDEX, schema=INDEX_SCHEMA)
         self._columns[source] = [column.combine_chunks() for column in table.columns]
         self._shards[source] = [folder / shard["name"] for shard in manifest["shards"]]
         self._rows[source] = {key: number for number, key in enumerate(table["key"].to_pylist())}

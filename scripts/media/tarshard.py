@@ -10,11 +10,12 @@ import sys
 import tarfile
 from array import array
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from scripts.common.errors import UserError
 from scripts.common.files import atomic
+from scripts.media.direct import DirectWriter
 
 _BLOCK = tarfile.BLOCKSIZE
 _RECORD = tarfile.RECORDSIZE
@@ -46,15 +47,17 @@ class ShardWriter:
 
     def __enter__(self) -> "ShardWriter":
         self._stack = ExitStack()
-        self._file = self._stack.enter_context(atomic(self.path))
+        file = self._stack.enter_context(atomic(self.path))
+        self._out = self._stack.enter_context(closing(DirectWriter(file.fileno())))
         return self
 
     def __exit__(self, *error) -> None:
-        if error[0] is None:
-            end = self.bytes
-            # Two empty blocks end an archive; tar pads the whole to a multiple of its record size.
-            self._write(bytes(2 * _BLOCK + -(end + 2 * _BLOCK) % _RECORD))
-            write_index(self.path, [*self._offsets, end])
+        try:
+            if error[0] is None:
+                self._end()
+        except BaseException:
+            self._stack.__exit__(*sys.exc_info())
+            raise
         self._stack.__exit__(*error)
 
     @property
@@ -74,13 +77,20 @@ class ShardWriter:
         self._offsets.append(self.bytes)
         return [self._add_member(f"{key}.{extension}", data) for extension, data in members]
 
+    def _end(self) -> None:
+        end = self.bytes
+        # Two empty blocks end an archive; tar pads the whole to a multiple of its record size.
+        self._write(bytes(2 * _BLOCK + -(end + 2 * _BLOCK) % _RECORD))
+        self._out.finish()
+        write_index(self.path, [*self._offsets, end])
+
     def _add_member(self, name: str, data: bytes) -> int:
         offset = self.bytes + _BLOCK
         self._write(b"".join((_header(name, len(data)), data, bytes(-len(data) % _BLOCK))))
         return offset
 
     def _write(self, data: bytes) -> None:
-        self._file.write(data)
+        self._out.write(data)
         self._digest.update(data)
         self.bytes += len(data)
 

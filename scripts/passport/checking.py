@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from scripts.common.code import ROOT, code_files
 from scripts.common.errors import UserError
-from scripts.common.files import file_sha256, read_json
+from scripts.common.files import file_sha256, read_json, read_table
 from scripts.lock import ENVIRONMENT, libraries, lock_sha256
 
 
@@ -133,7 +131,7 @@ def _listed(root: Path, locks: list[Path], raw: Path | None, verdict: Verdict) -
             folder = _inside(root, below, lock["run"]) if below else raw
             if folder is None or any(fault.startswith(f"{table}:") for fault in verdict.differences):
                 continue
-            for row in pq.read_table(table, columns=["path", "bytes", "sha256"]).to_pylist():
+            for row in read_table(table, columns=["path", "bytes", "sha256"]).to_pylist():
                 path = _inside(folder, row["path"], lock["run"])
                 found.setdefault(path, Promise(path, row["bytes"], row["sha256"], lock["run"]))
     return found

@@ -14,6 +14,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from scripts.common.errors import UserError
+from scripts.common.files import read_table
 from scripts.evaluation.images import decode, image_root
 
 LONGEST_SIDE = 320
@@ -78,11 +79,10 @@ class Pictures:
     @cached_property
     def _places(self) -> dict[str, tuple[str, str]]:
         """Where each image is stored: sha256 to (source, key)."""
-        import pyarrow.parquet as pq
 
         places = {}
         for source, folder in sorted(self._media.items()):
-            index = pq.read_table(folder / "index.parquet", columns=["sha256", "key"])
+            index = read_table(folder / "index.parquet", columns=["sha256", "key"])
             for sha256, key in zip(index["sha256"].to_pylist(), index["key"].to_pylist(), strict=True):
                 places.setdefault(sha256, (source, key))
         return places

@@ -4,7 +4,16 @@ import pyarrow as pa
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.common.files import atomic, canonical, file_sha256, read_json, table_sha256, write_json, write_table
+from scripts.common.files import (
+    atomic,
+    canonical,
+    file_sha256,
+    read_json,
+    read_table,
+    table_sha256,
+    write_json,
+    write_table,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -41,3 +50,25 @@ def test_a_tables_hash_is_of_its_content(tmp_path):
     write_table(tmp_path / "1.parquet", table)
     write_table(tmp_path / "2.parquet", table)
     assert file_sha256(tmp_path / "1.parquet") == file_sha256(tmp_path / "2.parquet")
+
+
+def test_a_table_is_read_whole_or_by_columns_in_the_order_asked_for(tmp_path):
+    table = pa.table({"a": pa.array([1, 2], pa.int64()), "b": [["x"], []], "c": ["u", "v"]})
+    write_table(tmp_path / "t.parquet", table)
+    assert read_table(tmp_path / "t.parquet").equals(table)
+    assert read_table(tmp_path / "t.parquet", ["c", "b"]).equals(table.select(["c", "b"]))
+    narrow = read_table(tmp_path / "t.parquet", schema=pa.schema([("c", pa.string()), ("a", pa.int32())]))
+    assert narrow.schema == pa.schema([("c", pa.string()), ("a", pa.int32())])
+    assert narrow.to_pylist() == [{"c": "u", "a": 1}, {"c": "v", "a": 2}]
+
+
+def test_a_table_that_is_absent_damaged_or_another_is_named(tmp_path):
+    path = tmp_path / "t.parquet"
+    with pytest.raises(FileNotFoundError, match=r"t\.parquet"):
+        read_table(path)
+    write_table(path, pa.table({"a": [1]}))
+    with pytest.raises(UserError, match=r"t\.parquet has no column 'b': build it again"):
+        read_table(path, ["a", "b"])
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"t\.parquet is damaged or no Parquet file"):
+        read_table(path)
