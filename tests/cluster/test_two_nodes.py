@@ -50,9 +50,10 @@ def end(slurm: Slurm, lab: Lab, out: Path, job: str) -> str:
 def ranks(out: Path) -> list[psutil.Process]:
     """The living ranks of a run, on both nodes: they are processes of this machine."""
     found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        words = process.info["cmdline"] or []
-        if "scripts.training.worker" in words and str(state_of(out)) in words and "RANK" in process.environ():
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        # Of a process that ended meanwhile there is nothing to know.
+        words, environment = process.info["cmdline"] or [], process.info["environ"] or {}
+        if "scripts.training.worker" in words and str(state_of(out)) in words and "RANK" in environment:
             found.append(process)
     return found
 
