@@ -16,20 +16,25 @@ from .vision import VisionTower
 
 
 def load_bases(
-    vision_folder: Path, language_folder: Path, tokenizer: Any, dtype: torch.dtype | None
+    vision_folder: Path, language_folder: Path, tokenizer: Any, dtype: torch.dtype | None, as_stored: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Load encoder and decoder; `tokenizer` gets the image placeholder, and the decoder's embedding a row for it.
+
+    `as_stored`: the decoder's weights keep the dtype that they are stored in, which `dtype` may not be.
 
     Raises ValueError for a folder that lacks weights, or a decoder that cannot be used.
     """
     vision_config = AutoConfig.from_pretrained(vision_folder)
     vision_config = getattr(vision_config, "vision_config", vision_config)
     refuse_misread_decoder(AutoConfig.from_pretrained(language_folder))
-    language = _load_strictly(AutoModelForCausalLM, language_folder, dtype=dtype or "auto")
-    encoder = _load_strictly(AutoModel, vision_folder, config=vision_config, dtype=language.dtype)
+    language = _load_strictly(AutoModelForCausalLM, language_folder, dtype="auto" if as_stored else dtype or "auto")
+    encoder = _load_strictly(AutoModel, vision_folder, config=vision_config, dtype=dtype or language.dtype)
     add_image_token(tokenizer)
     if len(tokenizer) > language.get_input_embeddings().num_embeddings:
         language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        for table in (language.get_input_embeddings(), language.get_output_embeddings()):
+            # These are no longer what is stored, and their new rows must not be rounded to it.
+            table.to(dtype or language.dtype)
     language.config.name_or_path = encoder.config.name_or_path = ""  # a folder must not depend on where it was made
     return encoder, language
 

@@ -81,19 +81,25 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         *,
         template: Template | dict[str, str] | None = None,
         dtype: torch.dtype | None = None,
+        as_stored: bool = False,
         **options: Any,
     ) -> VisualChatForConditionalGeneration:
         """Join a vision encoder and a language model, each an ordinary folder of `transformers`, with a new projector.
 
         `tokenizer` is the language model's. It gets the image placeholder if it lacks it, and only then may the
         embedding grow. `options` are fields of `VisualChatConfig` (attention, projector, vision_feature_layer, ...).
-        `dtype` defaults to the language model's own.
+        `dtype` defaults to the language model's own. With `as_stored` the language model keeps that, whatever `dtype`
+        says: its weights are then pages of its files, not copies. It must be converted before it is used.
         """
-        encoder, language = load_bases(vision_folder, language_folder, tokenizer, dtype)
+        encoder, language = load_bases(vision_folder, language_folder, tokenizer, dtype, as_stored)
+        dtype = dtype or language.dtype
         config = joined_config(vision_folder, encoder, language, tokenizer, template, options)
-        model = cls(config, encoder, language).to(language.dtype).eval()
+        model = cls(config, encoder, language).eval()
+        # The parts were loaded so. To convert the whole would round buffers too, such as the frequencies of rotary
+        # positions, which a folder that is loaded has in full precision.
+        model.projector.to(dtype)
         with torch.no_grad():
-            config.image_tokens = model.projector(model.projector.blank(model.device, model.dtype)).shape[1]
+            config.image_tokens = model.projector(model.projector.blank(model.device, dtype)).shape[1]
         model.generation_config = generation_defaults(tokenizer, config)
         return model
 

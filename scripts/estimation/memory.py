@@ -143,8 +143,9 @@ def device_bytes(counts: Counts, choice: Choice, precision: str, shape: Shape, l
 def host_bytes(counts: Counts, choice: Choice, precision: str, ranks_here: int, workers: int) -> float:
     """What a machine with `ranks_here` ranks must have, in bytes.
 
-    That is processes, offloaded states, and each rank's weights as they are read, before they go to its GPU.
+    That is processes, offloaded states, and each rank's weights as they are read, before they go to its GPU. At stage 3
+    the decoder's are not among them: they are pages of its files until they are shared out, one after the other.
     """
-    reading = BYTES[precision] * (counts.inside + counts.tower)
+    reading = BYTES[precision] * (counts.tower + (0 if choice.zero == 3 else counts.inside))
     held = sum(states(counts, choice, precision).host.values())
     return ranks_here * (_PROCESS + workers * _WORKER + max(reading, held))

@@ -85,12 +85,18 @@ def make_model(settings: Model, tokens: Tokens, bases: dict[str, str], root: Pat
 
 
 def load_model(
-    folder: Path, root: Path, attention: str, dtype: "torch.dtype | None" = None, check: bool = True
+    folder: Path,
+    root: Path,
+    attention: str,
+    dtype: "torch.dtype | None" = None,
+    check: bool = True,
+    as_stored: bool = False,
 ) -> "tuple[VisualChatForConditionalGeneration, VisualChatProcessor]":
     """Take up the model that `folder` describes, with the given attention.
 
     `dtype` is that of all weights (default float32). `check` compares the hashes of folder and bases with the
-    manifest; one process of several may do it for all.
+    manifest; one process of several may do it for all. `as_stored` leaves the decoder in the dtype of its files, see
+    `partition.py`.
 
     Raises:
         UserError: a base is missing or is not the one that the model was made from.
@@ -101,7 +107,7 @@ def load_model(
     found = _found_bases(manifest["bases"], root, folder, check)
     if check and folder_sha256(folder) != manifest["sha256"]:
         raise UserError(f"{folder} has changed since it was made; make the model again")
-    return _join(folder, found, attention, dtype or torch.float32)
+    return _join(folder, found, attention, dtype or torch.float32, as_stored)
 
 
 def _found_bases(bases: dict[str, dict[str, str]], root: Path, folder: Path, check: bool = True) -> dict[str, Path]:
@@ -118,7 +124,7 @@ def _found_bases(bases: dict[str, dict[str, str]], root: Path, folder: Path, che
 
 
 def _join(
-    folder: Path, found: dict[str, Path], attention: str, dtype: "torch.dtype"
+    folder: Path, found: dict[str, Path], attention: str, dtype: "torch.dtype", as_stored: bool = False
 ) -> "tuple[VisualChatForConditionalGeneration, VisualChatProcessor]":
     """Join the bases in `found` as `folder` describes it, with its new weights."""
     import torch
@@ -135,6 +141,7 @@ def _join(
         processor.tokenizer,
         template=processor.template,
         dtype=dtype,
+        as_stored=as_stored,
         attention=attention,
         **{name: config[name] for name in _CHOICES},
     )

@@ -35,6 +35,7 @@ from scripts.sections.run import Run
 from scripts.training.batches import Batch
 from scripts.training.deepspeed_config import deepspeed_config
 from scripts.training.flops import Flops
+from scripts.training.partition import partition
 from scripts.training.precision import LossScale, dtype_of
 from scripts.training.trainable import parameter_groups, part_of, peak_rates
 
@@ -128,7 +129,7 @@ class Engine:
         self.tower = None
         self._flops = Flops(model)
         if not any(value.requires_grad for value in model.vision_tower.parameters()):
-            self.tower = model.detach_vision_tower().to(self.device, dtype_of(settings.precision)).eval()
+            self.tower = model.detach_vision_tower().to(self.device).eval()
         if settings.gradient_checkpointing:
             model.activation_checkpointing_enable()
         groups = parameter_groups(model, settings)
@@ -143,6 +144,8 @@ class Engine:
         self.config = deepspeed_config(
             settings, accumulation, sum(value.numel() for value in self.trained.values()), self.device.type != "cpu"
         )
+        if settings.zero == 3:
+            partition(model, self.config, self.device, dtype_of(settings.precision))
         self._engine, *_ = deepspeed.initialize(
             model=RowLosses(model),
             optimizer=optimizer,

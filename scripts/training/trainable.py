@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from model.modeling import VisualChatForConditionalGeneration
 from scripts.common.errors import UserError
 from scripts.sections.run import Run
+from scripts.training.precision import dtype_of
 
 PARTS = ("language", "embeddings", "projector", "vision")
 _A, _B = ".lora_A.default.weight", ".lora_B.default.weight"
@@ -39,7 +40,7 @@ def prepare(model: VisualChatForConditionalGeneration, settings: Run) -> None:
         (vision.encoder, settings.train_vision, settings.vision_rank),
     ):
         if how == "lora":
-            _add_adapters(part, rank, settings.lora_scale, settings.lora_dropout, model.dtype)
+            _add_adapters(part, rank, settings.lora_scale, settings.lora_dropout, dtype_of(settings.precision))
     if settings.train_language == "full":
         model.language_model.requires_grad_(True)
     model.get_input_embeddings().requires_grad_(settings.train_embeddings)

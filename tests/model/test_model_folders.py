@@ -96,6 +96,34 @@ def test_a_tokenizer_without_placeholder_gets_one_and_the_embedding_a_row(tmp_pa
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
+def test_in_half_precision_a_joined_model_computes_what_its_folder_does(tmp_path, processor):
+    """Positions too: frequencies of rotary embeddings that are rounded to bfloat16 are another model."""
+    bases = make_bases(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
+    parts = bases["vision"], bases["language"], tokenizer
+    joined = VisualChatForConditionalGeneration.from_bases(*parts, dtype=torch.bfloat16)
+    joined.save_pretrained(tmp_path / "joined")
+    loaded = VisualChatForConditionalGeneration.from_pretrained(tmp_path / "joined", dtype=torch.bfloat16)
+    batch = batch_of(processor, TWO_IMAGES, TEXT_ONLY)
+    with torch.no_grad():
+        assert torch.equal(joined(**batch).logits, loaded(**batch).logits)
+
+
+def test_a_decoder_may_keep_the_dtype_of_its_files(tmp_path):
+    bases = make_bases(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
+    parts = bases["vision"], bases["language"], tokenizer
+    plain = VisualChatForConditionalGeneration.from_bases(*parts, dtype=torch.bfloat16)
+    model = VisualChatForConditionalGeneration.from_bases(*parts, dtype=torch.bfloat16, as_stored=True)
+    assert {value.dtype for value in model.language_model.parameters()} == {torch.float32}
+    assert {value.dtype for part in (model.vision_tower, model.projector) for value in part.parameters()} == {
+        torch.bfloat16
+    }
+    model.projector.load_state_dict(plain.projector.state_dict())
+    for name, value in model.named_parameters():
+        assert torch.equal(value.to(torch.bfloat16), plain.get_parameter(name)), name
+
+
 def attentions_of(decoder) -> set[str]:
     """What the attention modules of a decoder call."""
     return {module.config._attn_implementation for module in decoder.modules() if hasattr(module, "layer_idx")}

@@ -55,7 +55,8 @@ def main(root: Path, out: Path) -> None:
     ) -> tuple[list[float], tuple]:
         options = {"precision": "fp32", "train_language": "full", "learning_rate": 3e-3} | options
         settings = Run(model="m", blend="b", epochs=1, micro_batch=1, **options)
-        model, processor = load_model(root / "models/tiny", root, "mmca", dtype_of(settings.precision))
+        dtype, as_stored = dtype_of(settings.precision), settings.zero == 3
+        model, processor = load_model(root / "models/tiny", root, "mmca", dtype, as_stored=as_stored)
         # Batches of three: in each one, a rank has two conversations and the other one and a filler.
         batches = Batches([reader], processor, global_batch=3, micro_batch=1, **share)
         prepare(model, settings)
