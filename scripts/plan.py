@@ -22,6 +22,7 @@ from scripts.blending.inputs import check_images, media_folders, read_held_out, 
 from scripts.blending.plan_table import manifest_path, read_plan
 from scripts.blending.planning import HELDOUT, make_plan
 from scripts.blending.summary import describe
+from scripts.common.allocation import keep_freed_memory
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import write_json, write_table
 from scripts.common.program import load_settings, parser
@@ -65,6 +66,7 @@ def main() -> None:
             print(describe(*read_plan(path)))
         return
     settings = load_settings(Planned, args.settings)
+    keep_freed_memory()
     _warn(
         write_plan(
             args.name,

@@ -62,7 +62,8 @@ def single_dataset(
     corpus: Corpus, draws: Draws, name: str, entry: Entry, records: np.ndarray, copies: np.ndarray
 ) -> Conversations:
     """Drawn records of one dataset as conversations, concatenated by 1 to `entry.concat`."""
-    order, sizes = concatenate(draws, name, corpus.uids_at(records), copies, entry.concat)
+    uids = list(corpus.uids_at(records)) if entry.concat > 1 else []
+    order, sizes = concatenate(draws, name, uids, copies, entry.concat)
     records, copies = records[order], copies[order]
     starts = starts_of(sizes)
     images = corpus.images.lengths[records]
@@ -87,14 +88,14 @@ def concatenate(
     """Cut records, in an order by hash, into groups of 1 to `limit`.
 
     Returns the order (n,) and the sizes of the groups, which add up to n. A group never holds two copies of one record,
-    so groups end where the next copy begins.
+    so groups end where the next copy begins. With a limit of 1 no `uids` are needed.
     """
     if limit == 1:
-        return np.arange(len(uids)), np.ones(len(uids), np.int64)
+        return np.arange(len(copies)), np.ones(len(copies), np.int64)
     order = np.lexsort((draws.keys(uids, copies, f"{name} group"), copies))
     # A size belongs to the record that begins a group. Drawing one for every record is faster than finding out first
     # which of them do.
-    drawn = 1 + draws.below(np.full(len(uids), limit), uids, copies, f"{name} size")[order]
+    drawn = 1 + draws.below(np.full(len(copies), limit), uids, copies, f"{name} size")[order]
     ends = np.searchsorted(copies[order], copies[order], side="right")
     reach = np.minimum(drawn, ends - np.arange(len(order))).tolist()
     sizes, place = [], 0

@@ -5,8 +5,10 @@ record is from then on a row number, an image a code into one catalogue. *Rounds
 record r are the rows `round_starts[r]` to `round_starts[r + 1]`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_table
 
 PERMUTE = "permute"
+_CHUNK = 1 << 14
 _BORDER = "\0"
 
 
@@ -93,9 +96,11 @@ class Corpus:
         """Row numbers of a dataset's records."""
         return np.flatnonzero(self.dataset == self.datasets.index(dataset))
 
-    def uids_at(self, rows: np.ndarray) -> list[bytes]:
-        """The uids of the given rows, as bytes: what is hashed."""
-        return self.uids.cast(pa.binary()).take(pa.array(rows)).to_pylist()
+    def uids_at(self, rows: np.ndarray) -> Iterator[bytes]:
+        """The uids of the given rows, as bytes: what is hashed. They are made a few at a time, on the way there."""
+        uids = self.uids.cast(pa.binary())
+        chunks = (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK))
+        return chain.from_iterable(uids.take(pa.array(chunk)).to_pylist() for chunk in chunks)
 
     def images_in(self, names: pa.Table) -> np.ndarray:
         """Whether each image of the catalogue is among `names` (columns source and key)."""

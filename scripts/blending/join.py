@@ -18,7 +18,7 @@ import numpy as np
 from scripts.blending.conversations import Conversations, choice_groups, shown_rounds
 from scripts.blending.corpus import Corpus
 from scripts.blending.ragged import Ragged, ranges
-from scripts.blending.randomness import Draws
+from scripts.blending.randomness import Draws, python_values
 from scripts.blending.selection import NO_CONVERSATION, REPEATS_IMAGE, USABLE
 from scripts.sections.blend import Entry
 
@@ -62,7 +62,7 @@ class Joiner:
     def conversations(self, records: np.ndarray, copies: np.ndarray) -> Conversations:
         """One conversation per record and copy; `records` have been judged usable."""
         joins, zeros = np.arange(len(records)), np.zeros(len(records), np.int64)
-        self._uids, self._copies = self.corpus.uids_at(records), copies
+        self._uids, self._copies = list(self.corpus.uids_at(records)), copies
         talk, shown, used = self._talk(records)
         over = self._shown(joins, records, zeros)
         compared = 1 + self._below(over.rounds.lengths, joins, _always(b"comparisons"))
@@ -114,7 +114,9 @@ class Joiner:
         last = (place == images.lengths[join] - 1) & (place > 0)
         least, most = (~last).astype(np.int64), np.minimum(available, self.entry.conversations)
         count = least + self._below(
-            most - least + 1, join, lambda some: (b"conversations on %d" % offset for offset in place[some].tolist())
+            most - least + 1,
+            join,
+            lambda some: (b"conversations on %d" % offset for offset in python_values(place[some])),
         )
 
         about = self._about.take(images.values)
@@ -147,7 +149,7 @@ class Joiner:
 
         def purposes(some: np.ndarray) -> Iterable[bytes]:
             uids = self.corpus.uids_at(records[owners[some]])
-            named = map(labels.__getitem__, codes[some].tolist())
+            named = map(labels.__getitem__, python_values(codes[some]))
             return (b"choose %b of %b" % pair for pair in zip(named, uids, strict=True))
 
         choices = Ragged(self._below(sizes, joins[owners], purposes), groups.starts)
@@ -168,9 +170,9 @@ class Joiner:
 
     def _drawers(
         self, joins: np.ndarray, purposes: "_Purposes", some: np.ndarray
-    ) -> tuple[list[bytes], np.ndarray, Iterable[bytes]]:
+    ) -> tuple[Iterable[bytes], np.ndarray, Iterable[bytes]]:
         """Whose draws they are, in the form that `Draws` takes."""
-        uids = [self._uids[join] for join in joins[some].tolist()]
+        uids = map(self._uids.__getitem__, python_values(joins[some]))
         return uids, self._copies[joins[some]], (b"%b %b" % (self.name, purpose) for purpose in purposes(some))
 
 

@@ -10,8 +10,8 @@ everything around it is done on arrays.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from itertools import repeat
+from collections.abc import Iterable, Iterator
+from itertools import chain, repeat
 
 import numpy as np
 
@@ -19,6 +19,7 @@ Purpose = str | Iterable[bytes]
 _BYTES = 16
 _LIMB = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
+_CHUNK = 1 << 14
 
 
 class Draws:
@@ -28,26 +29,32 @@ class Draws:
         # A keyed state is copied for every draw: hashing the key once instead of a million times.
         self._keyed = hashlib.blake2b(key=f"{seed}:{epoch}".encode(), digest_size=_BYTES)
 
-    def below(self, sizes: np.ndarray, uids: Sequence[bytes], copies: np.ndarray, purpose: Purpose) -> np.ndarray:
+    def below(self, sizes: np.ndarray, uids: Iterable[bytes], copies: np.ndarray, purpose: Purpose) -> np.ndarray:
         """Whole numbers in [0, size) for sizes, uids and copies (n,): (n,) int64, uniform to within 2**-64.
 
         `purpose` is one for all, or one for each.
         """
         return _scaled(self._digests(uids, copies, purpose), sizes)
 
-    def keys(self, uids: Sequence[bytes], copies: np.ndarray, purpose: Purpose) -> np.ndarray:
+    def keys(self, uids: Iterable[bytes], copies: np.ndarray, purpose: Purpose) -> np.ndarray:
         """Numbers of 64 bits to sort by, for uids and copies (n,): (n,) uint64."""
         return np.frombuffer(self._digests(uids, copies, purpose), ">u8")[::2].astype(np.uint64)
 
-    def _digests(self, uids: Sequence[bytes], copies: np.ndarray, purpose: Purpose) -> bytes:
-        """The digests of many draws, one after the other."""
-        purposes = repeat(purpose.encode(), len(uids)) if isinstance(purpose, str) else purpose
+    def _digests(self, uids: Iterable[bytes], copies: np.ndarray, purpose: Purpose) -> bytes:
+        """The digests of many draws, one after the other; uids and purposes may be made on the way."""
+        copies = np.asarray(copies)
+        purposes = repeat(purpose.encode(), len(copies)) if isinstance(purpose, str) else purpose
         fresh, digests = self._keyed.copy, bytearray()
-        for uid, copy, purposed in zip(uids, np.asarray(copies).tolist(), purposes, strict=True):
+        for uid, copy, purposed in zip(uids, python_values(copies), purposes, strict=True):
             state = fresh()
             state.update(b"%b#%d|%b" % (uid, copy, purposed))
             digests += state.digest()
         return bytes(digests)
+
+
+def python_values(values: np.ndarray) -> Iterator[int]:
+    """The numbers of an array as Python's own, a few at a time: as a list, millions of them would leave the caches."""
+    return chain.from_iterable(values[start : start + _CHUNK].tolist() for start in range(0, len(values), _CHUNK))
 
 
 def _scaled(digests: bytes, sizes: np.ndarray) -> np.ndarray:
