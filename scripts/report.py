@@ -114,7 +114,7 @@ def contents(args: argparse.Namespace) -> dict[str, Any]:
         "anchors": [(anchor, label) for part, anchor, label in _ANCHORS if parts[part]],
         "unfolded": answers.UNFOLDED,
         "confidence": f"{confidence:.0%}",
-        "bar_key": scores.bar_key(confidence),
+        "bar_key": scores.bar_key(confidence, columns),
     }
 
 

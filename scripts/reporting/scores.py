@@ -181,13 +181,14 @@ def _by_dataset(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def bar_key(confidence: float) -> Markup:
-    """What the marks of an accuracy bar mean."""
-    marks = (
+def bar_key(confidence: float, columns: Sequence[Column]) -> Markup:
+    """What the marks of an accuracy bar mean; that of blanked images only where a run of `columns` was asked so."""
+    marks = [
         ("fill", "width:100%", "accuracy"),
         ("interval", "left:0;width:100%", f"{confidence:.0%} interval"),
         ("chance", "left:50%", "chance: always the commonest answer"),
-        ("blanked", "left:50%", "the same model, images blanked"),
-    )
+    ]
+    if any("blanked" in group["row"] for column in columns for group in column.groups):
+        marks.append(("blanked", "left:50%", "the same model, images blanked"))
     entry = Markup('<span><span class="bar run-0"><i class="{}" style="{}"></i></span>{}</span>')
     return Markup('<div class="key">{}</div>').format(Markup("").join(entry.format(*mark) for mark in marks))

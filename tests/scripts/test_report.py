@@ -215,6 +215,26 @@ def test_scores_beside_chance(build, results):
         assert f"chance {100 * row['chance']:.1f} %" in text
         assert f"{100 * row['blanked']['accuracy']:.1f} %, {100 * row['drop']['value']:.1f} points lower" in text
     assert f"kind {HOSTILE}" in text
+    assert "images blanked" in text
+
+
+def test_a_run_that_was_not_asked_with_blanked_images_says_nothing_of_them(build, results):
+    path = results / "evaluate/mmca/metrics.json"
+    whole = path.read_text()
+    metrics = json.loads(whole)
+    for checkpoint in metrics["checkpoints"].values():
+        rows = [*checkpoint["heldout"]["groups"].values(), *checkpoint["heldout"]["kinds"]]
+        for row in rows:
+            row.pop("blanked", None), row.pop("drop", None)
+    path.write_text(json.dumps(metrics))
+    others = results / "evaluate/causal", results / "aside"
+    others[0].rename(others[1])
+    try:
+        text = Page(build("metrics")).text
+    finally:
+        others[1].rename(others[0])
+        path.write_text(whole)
+    assert "Scores" in text and "blanked" not in text
 
 
 def test_attentions_that_were_trained_alike_are_compared_by_conversations_seen(build, results):
