@@ -3,7 +3,7 @@
     python -m benchmarks.convert [--gigabytes 1.0] [--processes 2] [--runs 5] [--folder DIR]
 
 Makes a JSON object of base64 PNGs (224 x 224, as MIMIC-IT's) and a zip of JPEGs (640 x 428, as COCO's) of the given
-size. Each run measures, one after the other, on the same files with a warm page cache:
+size. Each run measures, one after the other, each right after its files were read once, so that no disk is timed:
 
     ours      fetch (list the images), shard (read, decode, hash and write every one of them), index: the programs
               that the rules run, one shard per process
@@ -171,6 +171,15 @@ def main() -> None:
         shutil.rmtree(folder)
 
 
+def _warm(folder: Path) -> None:
+    """Read every file below `folder`, so that the page cache has it."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                while file.read(1 << 20):
+                    pass
+
+
 def _case(folder: Path, title: str, source: str, path: str, make, plain: str, args: argparse.Namespace) -> None:
     data, work, alone = folder / "data", folder / "work", folder / "alone"
     (data / path).parent.mkdir(parents=True)
@@ -181,8 +190,11 @@ def _case(folder: Path, title: str, source: str, path: str, make, plain: str, ar
     script = [[sys.executable, "-c", plain, str(data / path)]]
     results: dict[str, list[tuple[float, float]]] = {"ours": [], "decoding": [], "plain": []}
     for _ in range(args.runs):
+        _warm(alone)
         results["decoding"].append(run(decoders))
+        _warm(data)
         results["ours"].append(ours(source, data, work, args.processes))
+        _warm(data)
         results["plain"].append(run(script))
     images = json.loads((work / "media/manifest.json").read_text())["images"]
     print(f"\n{title}: {(data / path).stat().st_size / 1e9:.2f} GB, {images} images")
