@@ -37,6 +37,7 @@ test-all: $(READY) neighbours test-lmms
 
 # A real Slurm of two nodes on this machine (Debian's packages; needs root): training on both, interrupted in every way.
 test-cluster: $(READY)
+	@[ "$$(id -u)" = 0 ] || { echo "test-cluster starts a Slurm of its own, which takes root: run it as root"; exit 1; }
 	@PATH="$$PATH:/usr/sbin"; { command -v slurmctld && command -v munged; } > /dev/null || \
 		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge; }
 	$(BIN)/python -m pip install --quiet -r envs/requirements-cluster.txt

@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _DISTINCT = 256
 
 
-def _picture(number: int, width: int, height: int, noise: float) -> Image.Image:
+def picture(number: int, width: int, height: int, noise: float) -> Image.Image:
     """Smooth colours under noise: compresses about as well as a photograph."""
     draw = np.random.default_rng(number)
     coarse = Image.fromarray(draw.integers(0, 256, (7, 9, 3), np.uint8)).resize(
@@ -52,7 +52,7 @@ def _encoded(format_: str, width: int, height: int, noise: float) -> list[bytes]
     images = []
     for number in range(_DISTINCT):
         buffer = io.BytesIO()
-        _picture(number, width, height, noise).save(buffer, format_, quality=90)
+        picture(number, width, height, noise).save(buffer, format_, quality=90)
         images.append(buffer.getvalue())
     return images
 

@@ -35,7 +35,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from benchmarks.convert import _picture
+from benchmarks.convert import picture
 from scripts.blend_manifest import UNITS
 from scripts.common.files import canonical, write_json
 from scripts.media.pixels import HASHES, PIXELS, pixels_key
@@ -186,7 +186,7 @@ def prepare(folder: Path, count: int, width: int, height: int, distinct: int) ->
     pictures = []
     for number in range(distinct):
         buffer = io.BytesIO()
-        _picture(number, width, height, 18.0).save(buffer, "JPEG", quality=90)
+        picture(number, width, height, 18.0).save(buffer, "JPEG", quality=90)
         pictures.append(buffer.getvalue())
     hashes = [hashlib.sha256(data).hexdigest() for data in pictures]
     names = []

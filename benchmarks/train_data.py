@@ -35,7 +35,7 @@ def conversation(chooser: random.Random) -> list[dict[str, Any]]:
 
 def write_data(folder: Path, count: int, step_tokens: int, processor: Any) -> None:
     """Write `count` conversations, in random order, to `folder`/plain and packed to `folder`/packed."""
-    from benchmarks.convert import _picture
+    from benchmarks.convert import picture
     from scripts.blending.packing import pack
 
     chooser = random.Random(0)
@@ -47,7 +47,7 @@ def write_data(folder: Path, count: int, step_tokens: int, processor: Any) -> No
         first = len(pictures)
         for number in range(first, first + shown):
             buffer = io.BytesIO()
-            _picture(number, 640, 428, 18.0).save(buffer, "JPEG", quality=90)
+            picture(number, 640, 428, 18.0).save(buffer, "JPEG", quality=90)
             pictures.append(buffer.getvalue())
         counted = {"n_tokens": len(encoded), "n_labels": sum(label >= 0 for label in encoded.labels)}
         samples.append({"uids": [f"one:{place}"], "dataset": "one", "messages": messages, **counted, "first": first})

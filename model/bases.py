@@ -20,7 +20,7 @@ def load_bases(
 ) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Load encoder and decoder; `tokenizer` gets the image placeholder, and the decoder's embedding a row for it.
 
-    `as_stored`: the decoder's weights keep the dtype that they are stored in, which `dtype` may not be.
+    `as_stored`: the decoder keeps the dtype that its folder names, which `dtype` may not be.
 
     Raises ValueError for a folder that lacks weights, or a decoder that cannot be used.
     """

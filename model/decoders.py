@@ -101,6 +101,7 @@ def rehearse(language_model: nn.Module, attention: str) -> None:
         with torch.no_grad():
             functional_call(decoder, tensors, kwargs=inputs | {"layout": layout}, strict=False)
     except Exception as error:  # a decoder that knows nothing of this attention may fail in any way
+        # What is for lack of values is no verdict: the first real forward gives it, with `check_calls`.
         if isinstance(error, NotImplementedError | RuntimeError) and (layout.calls or "meta" in str(error)):
             return
         raise ValueError(f"{type(language_model).__name__} cannot run with this attention: {error}") from error

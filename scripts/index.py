@@ -52,6 +52,8 @@ def write_index(source: str, shards: int, raw: Path, out: Path, tolerated: float
     counts = [pc.sum(pc.is_null(part["reason"])).as_py() or 0 for part in parts]
     described = zip(names, counts, strict=True)
     card = read_json(raw / CARD)
+    # By way of lists, since `to_numpy` would import pandas.
+    numbers = {name: np.array(index[name].to_pylist()) for name in ("width", "height", "length")}
     manifest = {
         "v": 1,
         "source": source,
@@ -61,7 +63,7 @@ def write_index(source: str, shards: int, raw: Path, out: Path, tolerated: float
         "rejected": dict(reasons),
         "flags": dict(Counter(flag for flags in index["flags"].to_pylist() for flag in flags)),
         "shards": [_shard(out, name, count) for name, count in described],
-        "sizes": {name: summary(np.array(index[name].to_pylist())) for name in ("width", "height", "length")},
+        "sizes": {name: summary(values) for name, values in numbers.items()},
         "index_sha256": table_sha256(index),
     }
     write_json(out / MANIFEST, manifest)

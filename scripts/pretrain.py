@@ -67,7 +67,6 @@ def _heldout(split: Path | None) -> set[str]:
     """sha256 of the images that are kept for evaluation."""
     if split is None:
         raise UserError("pretrain vision needs --split: the folder that `holdout` wrote")
-
     return set(read_table(split / "heldout.parquet", columns=["sha256"])["sha256"].to_pylist())
 
 

@@ -1,4 +1,4 @@
-"""A small file system of its own, to fill up: what a full disk does can then be seen without one."""
+"""File systems of a test's own: small ones to fill up, and kinds that behave in another way than the usual."""
 
 import subprocess
 from collections.abc import Iterator
@@ -9,11 +9,10 @@ import pytest
 
 
 @contextmanager
-def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """Mount `megabytes` of memory at the new folder `folder`; the test is skipped where that is not allowed."""
+def mounted(folder: Path, kind: str, *options: str) -> Iterator[Path]:
+    """Mount a file system that lies in memory at the new folder `folder`; where that is not allowed, skip the test."""
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True)
+    done = subprocess.run(["mount", "-t", kind, *options, kind, str(folder)], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"this machine lets us mount no file system: {done.stderr.strip()}")
     try:
@@ -21,3 +20,10 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
     finally:
         # Lazily: a process that has just been ended may still hold a file open.
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A file system of `megabytes`: what a full disk does can be seen without one."""
+    with mounted(folder, "tmpfs", "-o", f"size={megabytes}m"):
+        yield folder

@@ -16,12 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scripts.blending.ragged import Ragged, flat, list_starts
+from scripts.blending.ragged import Ragged, flat, list_starts, pieces
 from scripts.common.errors import UserError
 from scripts.common.files import read_table
 
 PERMUTE = "permute"
-_CHUNK = 1 << 14
 _BORDER = "\0"
 
 
@@ -99,8 +98,7 @@ class Corpus:
     def uids_at(self, rows: np.ndarray) -> Iterator[bytes]:
         """The uids of the given rows, as bytes: what is hashed. They are made a few at a time, on the way there."""
         uids = self.uids.cast(pa.binary())
-        chunks = (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK))
-        return chain.from_iterable(uids.take(pa.array(chunk)).to_pylist() for chunk in chunks)
+        return chain.from_iterable(uids.take(pa.array(piece)).to_pylist() for piece in pieces(rows))
 
     def images_in(self, names: pa.Table) -> np.ndarray:
         """Whether each image of the catalogue is among `names` (columns source and key)."""

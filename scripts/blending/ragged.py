@@ -3,11 +3,13 @@
 Row i of a `Ragged` is `values[starts[i]:starts[i + 1]]`, exactly as Arrow stores a list column.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+
+_PIECE = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def pieces(values: np.ndarray) -> Iterator[np.ndarray]:
+    """An array a little at a time, for what makes Python objects of it: millions at once would leave the caches."""
+    return (values[start : start + _PIECE] for start in range(0, len(values), _PIECE))
 
 
 def running(values: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -15,11 +15,12 @@ from itertools import chain, repeat
 
 import numpy as np
 
+from scripts.blending.ragged import pieces
+
 Purpose = str | Iterable[bytes]
 _BYTES = 16
 _LIMB = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
-_CHUNK = 1 << 14
 
 
 class Draws:
@@ -53,8 +54,8 @@ class Draws:
 
 
 def python_values(values: np.ndarray) -> Iterator[int]:
-    """The numbers of an array as Python's own, a few at a time: as a list, millions of them would leave the caches."""
-    return chain.from_iterable(values[start : start + _CHUNK].tolist() for start in range(0, len(values), _CHUNK))
+    """The numbers of an array as Python's own, made a few at a time."""
+    return chain.from_iterable(piece.tolist() for piece in pieces(values))
 
 
 def _scaled(digests: bytes, sizes: np.ndarray) -> np.ndarray:

@@ -12,8 +12,8 @@ def keep_freed_memory() -> None:
     """Use memory that was freed again instead of giving it back to the system and asking for it anew.
 
     A plan of millions makes and drops hundreds of large arrays. By default each of them is mapped for itself, and the
-    system clears every page of it, which takes a fifth of the whole time. Affects this process alone, costs it a tenth
-    more memory, and does nothing where the C library is not glibc.
+    system clears every page of it anew, which is a good part of the time. Affects this process alone; where
+    the C library is not glibc, only Arrow's arrays.
     """
     pa.set_memory_pool(pa.system_memory_pool())
     try:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -80,7 +80,7 @@ def write_table(path: str | Path, table: pa.Table) -> None:
         pq.write_table(table, file, compression="zstd", row_group_size=65536, store_schema=True)
 
 
-def read_table(path: str | Path, columns: Sequence[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
+def read_table(path: str | Path, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
     """Read a Parquet file: all of it, some `columns`, or the columns of `schema` as its types.
 
     For files of our own. `pyarrow.parquet.read_table` reads folders of them and much else; importing what it takes to
@@ -90,7 +90,7 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None, schema: p
         FileNotFoundError: there is no such file.
         UserError: it is no Parquet file, or has other columns.
     """
-    wanted = schema.names if schema else None if columns is None else list(columns)
+    wanted = schema.names if schema else columns
     with open(path, "rb") as file:
         try:
             with pq.ParquetFile(file) as stored:

@@ -46,18 +46,14 @@ class ShardWriter:
         self._offsets: list[int] = []
 
     def __enter__(self) -> "ShardWriter":
-        self._stack = ExitStack()
-        file = self._stack.enter_context(atomic(self.path))
-        self._out = self._stack.enter_context(closing(DirectWriter(file.fileno())))
+        with ExitStack() as stack:
+            file = stack.enter_context(atomic(self.path))
+            self._out = stack.enter_context(closing(DirectWriter(file.fileno())))
+            stack.push(self._end)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error) -> None:
-        try:
-            if error[0] is None:
-                self._end()
-        except BaseException:
-            self._stack.__exit__(*sys.exc_info())
-            raise
         self._stack.__exit__(*error)
 
     @property
@@ -77,7 +73,9 @@ class ShardWriter:
         self._offsets.append(self.bytes)
         return [self._add_member(f"{key}.{extension}", data) for extension, data in members]
 
-    def _end(self) -> None:
+    def _end(self, *error) -> None:
+        if error[0] is not None:
+            return
         end = self.bytes
         # Two empty blocks end an archive; tar pads the whole to a multiple of its record size.
         self._write(bytes(2 * _BLOCK + -(end + 2 * _BLOCK) % _RECORD))

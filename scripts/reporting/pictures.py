@@ -79,7 +79,6 @@ class Pictures:
     @cached_property
     def _places(self) -> dict[str, tuple[str, str]]:
         """Where each image is stored: sha256 to (source, key)."""
-
         places = {}
         for source, folder in sorted(self._media.items()):
             index = read_table(folder / "index.parquet", columns=["sha256", "key"])

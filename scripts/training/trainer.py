@@ -67,9 +67,14 @@ class Trainer:
         readers = {folder: BlendReader(folder, args.root) for folder in dict.fromkeys([*args.blend, args.heldout])}
         epochs = [readers[folder] for folder in args.blend]
         # One rank checks the hashes for all: reading a large base twice from a shared disk costs minutes.
-        loading = {"check": self.rank == 0, "as_stored": settings.zero == 3}
-        dtype = dtype_of(settings.precision)
-        model, processor = load_model(args.model, args.root, settings.attention, dtype, **loading)
+        model, processor = load_model(
+            args.model,
+            args.root,
+            settings.attention,
+            dtype_of(settings.precision),
+            check=self.rank == 0,
+            as_stored=settings.zero == 3,
+        )
 
         share = {
             "global_batch": epochs[0].global_batch,

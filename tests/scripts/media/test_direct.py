@@ -4,7 +4,6 @@ import errno
 import fcntl
 import os
 import random
-import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -12,19 +11,30 @@ import pytest
 
 from scripts.media.direct import BLOCK, DirectWriter
 from scripts.media.tarshard import ShardWriter
-from tests.disks import small_disk
+from tests.disks import mounted, small_disk
+
+DIRECT = getattr(os, "O_DIRECT", 0)
 
 
-def write(path: Path, pieces: list[bytes]) -> int:
-    """Write `pieces` one after the other; return the flags that the file had before the last was."""
+def write(path: Path, pieces: list[bytes]) -> bool:
+    """Write `pieces` one after the other; return whether the last of them went past the page cache."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
     with closing(DirectWriter(descriptor)) as writer:
         for piece in pieces:
             writer.write(piece)
-        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        direct = bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & DIRECT)
         writer.finish()
     os.close(descriptor)
-    return flags
+    return direct
+
+
+def allows_direct(folder: Path) -> bool:
+    """Whether the file system of `folder` writes past the page cache."""
+    try:
+        os.close(os.open(folder / "probe", os.O_WRONLY | os.O_CREAT | DIRECT))
+    except OSError:
+        return False
+    return bool(DIRECT)
 
 
 @pytest.mark.parametrize("sizes", [[], [0, 1], [BLOCK], [BLOCK - 1, 2], [3 * BLOCK + 5, 0, 7], [100_003] * 130])
@@ -35,20 +45,18 @@ def test_every_byte_arrives_in_its_place(tmp_path, sizes):
     assert (tmp_path / "file").read_bytes() == b"".join(pieces)
 
 
-@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this system has no direct writes")
+def test_only_files_of_a_block_and_more_pass_the_page_cache_by(tmp_path):
+    assert write(tmp_path / "large", [bytes(2 * BLOCK)]) == allows_direct(tmp_path)
+    assert not write(tmp_path / "small", [bytes(BLOCK - 1)])
+
+
 def test_a_file_system_without_direct_writes_is_written_as_usual(tmp_path):
     """ramfs is nothing but the page cache, and refuses."""
-    folder = tmp_path / "ram"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "ramfs", "ramfs", str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"this machine lets us mount no file system: {done.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "ram", "ramfs") as folder:
+        assert not allows_direct(folder)
         data = random.Random(0).randbytes(2 * BLOCK + 100)
-        assert not write(folder / "file", [data]) & os.O_DIRECT
+        assert not write(folder / "file", [data])
         assert (folder / "file").read_bytes() == data
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("blocks", [1, 5])
