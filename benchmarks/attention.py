@@ -5,7 +5,7 @@
 
 Forward and backward of one layer's attention, on one conversation whose text lies evenly between its images of 256
 tokens. All contestants take turns within one run; the table gives the median time of each, and as ratios the median
-over the turns. Peak memory is what a forward and backward add, each contestant in a process of its own.
+over the turns. Peak memory is what a forward and backward add, on a CPU each contestant in a process of its own.
 
     dense    two softmaxes over T x T scores with masks, as the paper writes it; the masks are not timed
     causal   scaled_dot_product_attention(is_causal=True), which on a GPU in half precision is flash attention
@@ -31,6 +31,7 @@ from model.documents import IMAGE, PAD, TEXT
 from model.layout import SWITCHES, Layout
 from model.masks import Masks, attend_with_weights
 from model.varlen import VarlenPlan
+from scripts.training.worker import repeat_exactly
 
 IMAGE_TOKENS = 256
 CASES = ((1, 600), (4, 600), (8, 600), (8, 2048), (8, 6144), (28, 1024))
@@ -96,7 +97,7 @@ def measure(images: int, text: int, args: argparse.Namespace) -> dict[str, list[
 
 
 def peak(images: int, text: int, name: str, args: argparse.Namespace) -> float:
-    """MiB that a forward and backward add to what the inputs take; to be run in a process that did nothing else."""
+    """MiB that a forward and backward add to what the inputs take; on a CPU in a process that did nothing else."""
     kinds = conversation(images, text)
     tensors, function = inputs(kinds, args), contestant(name, kinds, args)
     # A small run first: libraries take memory when they are used for the first time.
@@ -156,7 +157,8 @@ def table(args: argparse.Namespace) -> None:
     """Print everything as Markdown."""
     device = torch.cuda.get_device_name() if args.device.type == "cuda" else f"{processor()}, {args.threads} threads"
     print(f"{device}; torch {torch.__version__}; {args.dtype}, {args.heads} heads of {args.width}, ", end="")
-    print(f"{args.groups} for keys; median of {args.repeats} turns; forward + backward in ms, peak memory in MiB\n")
+    keys = f"{args.groups} for keys{', deterministic' if args.deterministic else ''}"
+    print(f"{keys}; median of {args.repeats} turns; forward + backward in ms, peak memory in MiB\n")
     print("| images | text | tokens |", " | ".join(NAMES), "| mmca to dense | mmca to causal | dattn to causal |")
     print("|" + "---|" * (len(NAMES) + 6))
     for images, text in CASES:
@@ -164,7 +166,7 @@ def table(args: argparse.Namespace) -> None:
         cells = [f"{images}", f"{text}", f"{images * IMAGE_TOKENS + text}"]
         for name in NAMES:
             if name in seconds:
-                memory = "" if args.no_memory else f" ({peak_apart(images, text, name):.0f})"
+                memory = "" if args.no_memory else f" ({peak_of(images, text, name, args):.0f})"
                 cells.append(f"{1000 * median(seconds[name]):.1f}{memory}")
             else:
                 cells.append("–")
@@ -175,8 +177,10 @@ def table(args: argparse.Namespace) -> None:
         print("|", " | ".join(cells), "|", flush=True)
 
 
-def peak_apart(images: int, text: int, name: str) -> float:
-    """`peak` in a process of its own."""
+def peak_of(images: int, text: int, name: str, args: argparse.Namespace) -> float:
+    """`peak`, measured where it can be."""
+    if args.device.type == "cuda":
+        return peak(images, text, name, args)
     command = [sys.executable, "-m", "benchmarks.attention", *sys.argv[1:], "--peak", json.dumps([images, text, name])]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -200,11 +204,16 @@ def main() -> None:
     arguments.add_argument("--repeats", type=int, default=7, help="turns that count")
     arguments.add_argument("--dense-up-to", type=int, default=4096, metavar="T", help="longest conversation for dense")
     arguments.add_argument("--no-memory", action="store_true", help="leave out peak memory")
+    arguments.add_argument(
+        "--deterministic", action="store_true", help="as training: algorithms that repeat, for a GPU"
+    )
     arguments.add_argument("--check", action="store_true", help="compare the back-ends with the formula instead")
     arguments.add_argument("--peak", type=json.loads, help=argparse.SUPPRESS)
     args = arguments.parse_args()
     args.dtype = getattr(torch, args.dtype or ("bfloat16" if args.device.type == "cuda" else "float32"))
     torch.set_num_threads(args.threads)
+    if args.deterministic:
+        repeat_exactly()
     if args.peak:
         print(peak(*args.peak, args))
     elif args.check:

@@ -6,7 +6,8 @@ The same small model (a CLIP encoder, a Llama, the paper's projector; projector 
 conversations over JPEGs, one rank, ZeRO 2, AdamW, fp32 on a CPU and bf16 on a GPU. Each contestant trains once over all
 conversations, in a process of its own; they take turns.
 
-    ours    `Batches` and `Engine` on a packed blend: what `python -m scripts.train` runs
+    ours    `Batches` and `Engine` on a packed blend: what `python -m scripts.train` runs, on a GPU with algorithms
+            that repeat their results
     plain   a loop around `deepspeed.initialize` as the original has it: conversations in random order, padded; JPEGs
             decoded by the main process; encoder inside the engine, logits everywhere, dense MMCA (`train_plain.py`)
 
@@ -60,8 +61,10 @@ def ours(folder: Path) -> Iterator[dict[str, float] | None]:
     from scripts.training.engine import Engine
     from scripts.training.loader import BlendReader
     from scripts.training.trainable import prepare
+    from scripts.training.worker import repeat_exactly
 
     run = settings()
+    repeat_exactly()
     reader = BlendReader(folder / "packed", folder)
     model, processor = load(folder)
     batches = Batches([reader], processor, global_batch=reader.global_batch, micro_batch=run.micro_batch)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,11 @@ from .sdpa import Sdpa
 
 try:
     from torch.nn.attention.varlen import varlen_attn
+
+    # Its options grew from release to release.
+    _OPTIONS = frozenset(signature(varlen_attn).parameters)
 except ImportError:  # an older torch
-    varlen_attn = None
+    _OPTIONS = frozenset()
 
 _WIDEST_HEAD = 256
 
@@ -86,7 +90,7 @@ class VarlenPlan:
     def runs(device: torch.device, dtype: torch.dtype, width: int, dropout: float) -> bool:
         """Whether the kernel can compute heads of this width on this device in this precision, without dropout."""
         return (
-            varlen_attn is not None
+            "window_size" in _OPTIONS
             and device.type == "cuda"
             and torch.version.hip is None
             and dtype in (torch.float16, torch.bfloat16)
@@ -127,6 +131,12 @@ def _call(sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, part: Stretches
         take(rows(x), index).unflatten(1, (-1, width))
         for x, index in ((query, part.queries), (key, part.keys), (value, part.keys))
     )
+    grouped = {}
+    if query.shape[1] != key.shape[1]:
+        if "enable_gqa" in _OPTIONS:
+            grouped = {"enable_gqa": True}
+        else:
+            key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     # A causal window aligns the last query of a stretch with its last key.
     out = varlen_attn(
         query,
@@ -138,7 +148,7 @@ def _call(sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, part: Stretches
         part.longest_key,
         scale=sdpa.scaling,
         window_size=(-1, 0) if causal else (-1, -1),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )
     return out.flatten(1)
 

@@ -16,13 +16,13 @@ class Run(Section):
     """One training run of one model on one blend.
 
     The global batch belongs to the blend. `ranks`, `nodes`, `micro_batch`, `zero`, `offload`, `gradient_checkpointing`,
-    `workers`, `pixels`, `export`, the trackers and the checkpoint settings only say how the same batches are computed,
-    kept and shown: changing them continues an unfinished run instead of starting a new one.
+    `workers`, `pixels`, `deterministic`, `export`, the trackers and the checkpoint settings only say how the same
+    batches are computed, kept and shown: changing them continues an unfinished run instead of starting a new one.
     """
 
     SAME_NUMBERS: ClassVar[frozenset[str]] = frozenset(
         {"ranks", "nodes", "micro_batch", "zero", "offload", "gradient_checkpointing", "workers", "pixels"}
-        | {"checkpoint_every", "keep_checkpoints", "export", "trackers", "project", "memory_gb"}
+        | {"checkpoint_every", "keep_checkpoints", "export", "trackers", "project", "memory_gb", "deterministic"}
     )
     LATER: ClassVar[frozenset[str]] = frozenset({"early_stop"})
     """Settings that change numbers and came later than the first runs: left out where they are as if they were not."""
@@ -113,6 +113,9 @@ class Run(Section):
     """Decode and resize every image once, into a store that all epochs and ranks read (150 kB an image of 224 pixels,
     below `pixels/`), instead of in every epoch. The batches are the same, bit for bit; it pays where decoding is slower
     than the model."""
+    deterministic: bool = True
+    """On a GPU, compute only with algorithms whose results repeat, so that a run that was interrupted ends with the
+    same numbers as one that was not. A decoder whose code calls an operation that has none must go without."""
     checkpoint_every: Positive = 100
     """Steps between checkpoints; a killed run repeats at most as many."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]

@@ -58,6 +58,29 @@ def check_precision(settings: Run) -> None:
         )
 
 
+def repeat_exactly() -> None:
+    """Let a GPU use only algorithms whose results repeat: those that are fastest add numbers in whatever order they
+    come. A CPU's always repeat."""
+    import torch
+
+    if torch.cuda.is_available():
+        # Read when cuBLAS is first called. Without it streams share a workspace, and sums depend on who came first.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        # By default this would also fill all new memory, which is for finding mistakes and takes time.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def unrepeatable(error: Exception) -> str | None:
+    """What to do about an operation that has no algorithm whose results repeat; None if `error` is another."""
+    if "does not have a deterministic implementation" not in str(error):
+        return None
+    return (
+        f"{str(error).partition(' does not ')[0]} has no algorithm on this GPU whose results repeat. Set "
+        "`deterministic: false` for this run: it then trains, but once interrupted it ends with slightly other numbers"
+    )
+
+
 def parse() -> argparse.Namespace:
     """Read the command line that `launch.py` writes."""
     arguments = argparse.ArgumentParser(description=__doc__)
@@ -99,6 +122,8 @@ def main() -> int:
         from scripts.training.trainer import HopelessError, Trainer
 
         torch.set_num_threads(settings.threads)
+        if settings.deterministic:
+            repeat_exactly()
         # The watchdog names a rank that hangs, so collectives must wait longer than it does.
         start_distributed(max(_PATIENCE, timedelta(minutes=2 * args.patience)))
         check_precision(settings)
@@ -109,9 +134,11 @@ def main() -> int:
         end = {"status": "error", "message": str(error), "hopeless": isinstance(error, HopelessError)}
     except OSError as error:
         end = disk_error(error, args.state)
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
         end = {"status": "crash", "message": traceback.format_exc(limit=-3)}
+        if told := unrepeatable(error):
+            end = {"status": "error", "message": told, "hopeless": False}
     try:
         write_json(args.state / "ranks" / f"{rank}.json", end)
     except OSError as error:

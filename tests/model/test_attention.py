@@ -30,7 +30,9 @@ from tests.model.layouts import (
 ALL_SWITCHES = [{"image_rows": rows, "merge": merge} for rows in ("self", "causal") for merge in ("sum", "lse")]
 
 
-def flash_of_any_length(query, key, value, query_starts, key_starts, most_q, most_k, *, scale, window_size, enable_gqa):
+def flash_of_any_length(
+    query, key, value, query_starts, key_starts, most_q, most_k, *, scale, window_size, enable_gqa=False
+):
     """What the CUDA kernel computes, by its documentation: stretch by stretch, causal from the last query backwards."""
     assert (query.shape[1] != key.shape[1]) == enable_gqa
     out = []
@@ -49,12 +51,15 @@ def flash_of_any_length(query, key, value, query_starts, key_starts, most_q, mos
     return torch.cat(out)
 
 
-@pytest.fixture(params=["gather", "varlen", "weights"])
+@pytest.fixture(params=["gather", "varlen", "varlen of an older torch", "weights"])
 def backend(request, monkeypatch) -> dict:
     """Options of a layout for each back-end. Varlen needs a GPU, so its kernel is replaced by its definition."""
-    if request.param == "varlen":
+    if request.param.startswith("varlen"):
         monkeypatch.setattr(varlen, "varlen_attn", flash_of_any_length)
         monkeypatch.setattr(varlen.VarlenPlan, "runs", staticmethod(lambda *args: True))
+        if "older" in request.param:  # its kernel had no option for grouped heads
+            monkeypatch.setattr(varlen, "_OPTIONS", frozenset({"window_size"}))
+        return {"backend": "varlen"}
     return {"weights": True} if request.param == "weights" else {"backend": request.param}
 
 

@@ -1,0 +1,60 @@
+"""Training on a GPU: interrupted or not, a run ends with the same numbers, which are those of the CPU to rounding."""
+
+import pytest
+import torch
+
+from tests.runs import STEPS, Lab, finished, lines_written, make_lab, metrics, wait_until
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+ALONE = {"ranks": 1, "micro_batch": 3}
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory) -> Lab:
+    return make_lab(tmp_path_factory.mktemp("gpu"))
+
+
+def test_it_has_the_losses_of_the_cpu(laboratory: Lab):
+    found = {}
+    for name, shown in (("gpu", {}), ("cpu", {"CUDA_VISIBLE_DEVICES": ""})):
+        out = laboratory.root / "train" / name
+        process = laboratory.start(out, environment=shown, **ALONE)
+        said = process.communicate()[1]
+        assert process.returncode == 0, said
+        found[name] = [line["loss"] for line in metrics(out) if "loss" in line]
+    assert len(found["gpu"]) == STEPS and found["gpu"] == pytest.approx(found["cpu"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"zero": 2},
+        {"zero": 3, "gradient_checkpointing": True},
+        {"zero": 0, "attention": "causal"},
+        {"zero": 2, "attention": "dattn", "train_vision": "full"},
+    ],
+    ids=["stage 2", "stage 3", "causal", "dattn"],
+)
+def test_killed_in_bf16_it_ends_with_the_same_losses_and_weights(laboratory: Lab, settings, request):
+    settings = ALONE | {"precision": "bf16"} | settings
+    place = laboratory.root / "train" / request.node.callspec.id.replace(" ", "_")
+    status, said = laboratory.train(place / "undisturbed", **settings)
+    assert status == 0, said
+
+    process = laboratory.start(place / "disturbed", **settings)
+    wait_until(process, lambda: lines_written(place / "disturbed") >= 11)
+    process.kill()
+    process.communicate()
+    assert not (place / "disturbed/finished.json").exists()
+    status, said = laboratory.train(place / "disturbed", **settings)
+    assert status == 0 and "continuing after step" in said, said
+
+    assert metrics(place / "disturbed") == metrics(place / "undisturbed")
+    assert finished(place / "disturbed") == finished(place / "undisturbed")
+    weights = [finished(place / name)["final"]["weights"] for name in ("disturbed", "undisturbed")]
+    both = [
+        (place / name / path).read_bytes() for name, path in zip(("disturbed", "undisturbed"), weights, strict=True)
+    ]
+    assert both[0] == both[1]
+    first, last = (finished(place / "undisturbed")["curve"][which] for which in ("first_loss", "last_loss"))
+    assert last < 0.8 * first
