@@ -89,13 +89,13 @@ def heads(table: Tensor, batch: int, count: int) -> Tensor:
 def take(table: Tensor, index: Tensor) -> Tensor:
     """Rows of a matrix by their number.
 
-    A look-up in an embedding table, because its backward pass is faster than that of other gathers on the CPU and,
-    unlike theirs, deterministic on a GPU.
+    A look-up in an embedding table, because its backward pass is faster than that of other gathers on the CPU.
     """
     return F.embedding(index, table)
 
 
 def own_values(value: Tensor, query: Tensor) -> Tensor:
     """The values (B, G, K, D) of the queries' own tokens, which are the last T, for all heads: (B, T, H, D)."""
-    count, length = query.shape[1:3]
-    return value[:, :, -length:].transpose(1, 2).repeat_interleave(count // value.shape[1], 2)
+    repeats, length = query.shape[1] // value.shape[1], query.shape[2]
+    own = value[:, :, -length:].transpose(1, 2)
+    return own if repeats == 1 else own.repeat_interleave(repeats, 2)

@@ -98,7 +98,7 @@ class Layout:
             text_joint = not sum_ and image_rows == "self"
             joint = image_rows == "causal" or not (sum_ or text_joint)
             if varlen and backend != "gather":
-                layout.plan = VarlenPlan.build(documents, joint, text_joint, sum_)
+                layout.plan = VarlenPlan.build(documents, own, joint or text_joint, sum_)
             else:
                 layout.plan = GatherPlan.build(documents, own, joint or text_joint, sum_)
         return layout.to(device)

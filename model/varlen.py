@@ -4,6 +4,9 @@ The same two branches as in gather.py, but no block is padded: the kernel takes 
 end to end with the places where each begins. Where several segments of a document read the same images, these are
 repeated, so that each segment has its own stretch of keys.
 
+On a GPU it is the number of calls that costs, so tokens are moved as seldom as can be, and a softmax over all keys is
+taken over the image rows too, which are then replaced, rather than without them.
+
 `VarlenPlan.runs` tells where this can be used; everywhere else gather.py does the work.
 """
 
@@ -17,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .documents import IMAGE, TEXT, Documents, own_values, rows, take
+from .documents import TEXT, Documents, own_values, rows
+from .moves import Move
 from .sdpa import Sdpa
 
 try:
@@ -33,58 +37,98 @@ _WIDEST_HEAD = 256
 
 @dataclass
 class Stretches:
-    """One call of the kernel: queries and keys as flat indices in the batch, and where each stretch of them begins."""
+    """What one call of the kernel reads: where each stretch of queries and of keys begins, and the longest of each."""
 
-    queries: Tensor
-    keys: Tensor
     query_starts: Tensor  # (stretches + 1,) int32
     key_starts: Tensor
     longest_query: int
     longest_key: int
 
     @classmethod
-    def join(cls, queries: Sequence[Tensor], keys: Sequence[Tensor]) -> Stretches | None:
-        """Put stretches end to end; None if there are none."""
-        if not queries:
-            return None
-        lengths = [torch.tensor([len(part) for part in parts]) for parts in (queries, keys)]
-        starts = [F.pad(length.cumsum(0), (1, 0)).to(torch.int32) for length in lengths]
-        return cls(torch.cat(list(queries)), torch.cat(list(keys)), *starts, *(int(n.max()) for n in lengths))
+    def of(cls, queries: Sequence[int], keys: Sequence[int]) -> Stretches:
+        """Stretches of so many queries and keys, end to end."""
+        starts = [F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(torch.int32) for lengths in (queries, keys)]
+        return cls(*starts, max(queries), max(keys))
+
+    def __call__(self, sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, width: int, causal: bool) -> Tensor:
+        """Run the kernel on rows (n, heads*width). Returns (queries, H*width)."""
+        query, key, value = (x.unflatten(1, (-1, width)) for x in (query, key, value))
+        grouped = {}
+        if query.shape[1] != key.shape[1]:
+            if "enable_gqa" in _OPTIONS:
+                grouped = {"enable_gqa": True}
+            else:
+                key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+        # A causal window aligns the last query of a stretch with its last key.
+        out = varlen_attn(
+            query,
+            key,
+            value,
+            self.query_starts,
+            self.key_starts,
+            self.longest_query,
+            self.longest_key,
+            scale=sdpa.scaling,
+            window_size=(-1, 0) if causal else (-1, -1),
+            **grouped,
+        )
+        return out.flatten(1)
 
 
 @dataclass
 class VarlenPlan:
-    """The calls of a batch; those that are not needed are None."""
+    """The calls of a batch. `own` (B, T, 1, 1) marks queries that are no text.
 
-    whole: Stretches | None = None  # causal over all tokens of each document
-    text: Stretches | None = None  # causal over the text of each document
-    images: Stretches | None = None  # every text segment over the images before it
-    text_of_whole: Stretches | None = None  # every text segment, causal over all tokens up to its end
+    For `joint`: `whole` stretches over the documents, whose tokens `tokens` moves together (None: they lie so).
+    For `sum`: `parts` moves the text and behind it the images of all documents together, `text_rows` the text alone,
+    which has `texts` rows; `text` stretches over the text of each document. `segments` moves the text that reads images
+    together (None: it is all of it), and `seen` (n,) are the rows of images that its segments read (None: all, once);
+    `images` stretches over both, and is None where no text reads an image.
+    """
+
+    own: Tensor
+    whole: Stretches | None = None
+    tokens: Move | None = None
+    texts: int = 0
+    parts: Move | None = None
+    text_rows: Move | None = None
+    text: Stretches | None = None
+    segments: Move | None = None
+    seen: Tensor | None = None
+    images: Stretches | None = None
 
     @classmethod
-    def build(cls, documents: Documents, joint: bool, text_joint: bool, sum: bool) -> VarlenPlan:
-        """Plan a batch for those of the three methods that will be called."""
-        tokens = documents.tokens.split(documents.lengths.tolist())
-        kinds = documents.kinds.split(documents.lengths.tolist())
-        plan = cls()
+    def build(cls, documents: Documents, own: Tensor, joint: bool, sum: bool) -> VarlenPlan:
+        """Plan a batch for those of the methods that will be called: the two joint ones, or `sum`."""
+        plan, total = cls(own), own.shape[:2].numel()
         if joint:
-            plan.whole = Stretches.join(tokens, tokens)
+            lengths = documents.lengths.tolist()
+            plan.whole, plan.tokens = Stretches.of(lengths, lengths), Move.to(documents.tokens, total)
         if sum:
-            texts = [token[kind == TEXT] for token, kind in zip(tokens, kinds, strict=True)]
-            texts = [text for text in texts if len(text)]
-            plan.text = Stretches.join(texts, texts)
-        queries, images, before = [], [], []
-        for token, kind in zip(tokens, kinds, strict=True):
-            for start, end in _text_segments(kind):
-                queries.append(token[start:end])
-                images.append(token[:start][kind[:start] == IMAGE])
-                before.append(token[:end])
-        if text_joint:
-            plan.text_of_whole = Stretches.join(queries, before)
-        if sum:
-            seeing = [place for place, image in enumerate(images) if len(image)]
-            plan.images = Stretches.join([queries[place] for place in seeing], [images[place] for place in seeing])
+            is_text = documents.kinds == TEXT
+            order = torch.cat([documents.tokens[is_text], documents.tokens[~is_text]])
+            plan.texts = int(is_text.sum())
+            plan.parts = Move.to(order, total)
+            plan.text_rows = Move.to(order[: plan.texts], total)
+            lengths = [texts for texts in documents.texts.tolist() if texts]
+            plan.text = Stretches.of(lengths, lengths)
+            plan._plan_images(documents)
         return plan
+
+    def _plan_images(self, documents: Documents) -> None:
+        """Plan what text reads of images. A segment is text behind the same images, all of which it reads."""
+        is_text = documents.kinds == TEXT
+        first = (documents.images.cumsum(0) - documents.images)[documents.numbers]
+        before = (~is_text).cumsum(0) - first
+        reading = before[is_text] > 0
+        rows = torch.stack([first[is_text], before[is_text]])[:, reading]
+        (firsts, counts), lengths = rows.unique_consecutive(dim=1, return_counts=True)
+        if len(lengths):
+            seen = [torch.arange(first, first + count) for first, count in zip(firsts, counts, strict=True)]
+            seen, images = torch.cat(seen), torch.arange(int(documents.images.sum()))
+            self.segments = Move.to(reading.nonzero()[:, 0], len(reading))
+            self.seen = None if torch.equal(seen, images) else seen
+            self.images = Stretches.of(lengths.tolist(), counts.tolist())
 
     @staticmethod
     def runs(device: torch.device, dtype: torch.dtype, width: int, dropout: float) -> bool:
@@ -102,58 +146,46 @@ class VarlenPlan:
 
     def joint(self, sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         """One softmax over all keys of the document up to the query. Returns (B, T, H, D)."""
-        return _fill(query, value, self.whole, _call(sdpa, query, key, value, self.whole, causal=True))
+        move = self.tokens or _unmoved
+        out = self.whole(sdpa, *(move(rows(x)) for x in (query, key, value)), query.shape[-1], causal=True)
+        return _as_batch(out if self.tokens is None else self.tokens.back()(out), query)
 
     def text_joint(self, sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         """The same at text tokens alone; at image tokens their own value."""
-        return _fill(query, value, self.text_of_whole, _call(sdpa, query, key, value, self.text_of_whole, causal=True))
+        return torch.where(self.own, own_values(value, query), self.joint(sdpa, query, key, value, layer))
 
     def sum(self, sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         """The text branch plus the image branch, and at image tokens their own value. Returns (B, T, H, D)."""
-        out = _fill(query, value, self.text, _call(sdpa, query, key, value, self.text, causal=True))
-        if self.images is None:
-            return out
-        images = _call(sdpa, query, key, value, self.images, causal=False)
-        return out.flatten(0, 1).flatten(1).index_add(0, self.images.queries, images).view_as(out)
+        width = query.shape[-1]
+        move, move_text = self.parts or _unmoved, self.text_rows or _unmoved
+        text = move_text(rows(query))
+        keys, values = (move(rows(x)) for x in (key, value))
+        sizes = (self.texts, len(keys) - self.texts)
+        (text_key, image_key), (text_value, image_value) = keys.split(sizes), values.split(sizes)
+        out = self.text(sdpa, text, text_key, text_value, width, causal=True)
+        if self.images is not None:
+            reading = text if self.segments is None else self.segments(text)
+            seen = (image_key, image_value) if self.seen is None else (image_key[self.seen], image_value[self.seen])
+            images = self.images(sdpa, reading, *seen, width, causal=False)
+            out = out + (images if self.segments is None else self.segments.back()(images))
+        out = torch.cat([out, _for_all_heads(image_value, query)])
+        return _as_batch(out if self.parts is None else self.parts.back()(out), query)
 
 
-def _text_segments(kinds: Tensor) -> list[tuple[int, int]]:
-    """Where each stretch of text begins and ends in the kinds (n,) of a document's tokens."""
-    is_text = F.pad((kinds == TEXT).to(torch.int8), (1, 1))
-    edges = is_text.diff()
-    return list(zip((edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist(), strict=True))
+def _unmoved(table: Tensor) -> Tensor:
+    return table
 
 
-def _call(sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, part: Stretches, causal: bool) -> Tensor:
-    """Run the kernel on stretches. Returns (queries, H*D)."""
-    width = query.shape[-1]
-    query, key, value = (
-        take(rows(x), index).unflatten(1, (-1, width))
-        for x, index in ((query, part.queries), (key, part.keys), (value, part.keys))
+def _for_all_heads(table: Tensor, query: Tensor) -> Tensor:
+    """(n, G*D) -> (n, H*D): the values of a group for each of its heads."""
+    heads, width = query.shape[1], query.shape[3]
+    groups = table.shape[1] // width
+    return (
+        table if groups == heads else table.unflatten(1, (-1, width)).repeat_interleave(heads // groups, 1).flatten(1)
     )
-    grouped = {}
-    if query.shape[1] != key.shape[1]:
-        if "enable_gqa" in _OPTIONS:
-            grouped = {"enable_gqa": True}
-        else:
-            key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-    # A causal window aligns the last query of a stretch with its last key.
-    out = varlen_attn(
-        query,
-        key,
-        value,
-        part.query_starts,
-        part.key_starts,
-        part.longest_query,
-        part.longest_key,
-        scale=sdpa.scaling,
-        window_size=(-1, 0) if causal else (-1, -1),
-        **grouped,
-    )
-    return out.flatten(1)
 
 
-def _fill(query: Tensor, value: Tensor, part: Stretches, out: Tensor) -> Tensor:
-    """Put the results of stretches to their tokens, and own values everywhere else. Returns (B, T, H, D)."""
-    own = own_values(value, query)
-    return own.flatten(0, 1).flatten(1).index_copy(0, part.queries, out).view_as(own)
+def _as_batch(table: Tensor, query: Tensor) -> Tensor:
+    """(B*T, H*D) -> (B, T, H, D)"""
+    batch, heads, length, width = query.shape
+    return table.view(batch, length, heads, width)

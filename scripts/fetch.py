@@ -16,7 +16,7 @@ import pyarrow as pa
 from scripts.adapters.raw import CARD, FILES, IMAGES, IMAGES_SCHEMA, LISTING, LISTING_SCHEMA
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import file_sha256, read_json, table_sha256, write_json, write_table
-from scripts.common.program import load_settings, parser
+from scripts.common.program import leave_out_pandas, load_settings, parser
 from scripts.common.progress import track
 from scripts.fetching.receipts import is_partial, valid
 from scripts.media.containers import FILE, Entry, list_container
@@ -292,6 +292,7 @@ def _options(offline: bool) -> "Options":
 
 def main() -> None:
     """Run the program."""
+    leave_out_pandas()
     arguments = parser(__doc__)
     arguments.add_argument("--source", required=True, help=f"what to provide: one of {', '.join(sorted(SOURCES))}")
     arguments.add_argument("--own", help="section `own.<source>` as JSON, or @file: a source of the user's own")

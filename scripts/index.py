@@ -17,7 +17,7 @@ from scripts.adapters.raw import CARD
 from scripts.adapters.statistics import summary
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import read_json, read_table, table_sha256, write_json, write_table
-from scripts.common.program import parser
+from scripts.common.program import leave_out_pandas, parser
 from scripts.media.store import INDEX, INDEX_SCHEMA, MANIFEST, REJECTED, REJECTED_SCHEMA
 from scripts.media.tarshard import read_index, shard_name
 from scripts.shard import PART_SCHEMA, SHARD_BYTES, SHARD_SHA256, part_path
@@ -92,6 +92,7 @@ def _shard(out: Path, name: str, images: int) -> dict:
 
 def main() -> None:
     """Run the program."""
+    leave_out_pandas()
     arguments = parser(__doc__)
     arguments.add_argument("--source", required=True, help="whose shards")
     arguments.add_argument("--raw", type=Path, required=True, help="raw/<source>, as written by scripts.fetch")

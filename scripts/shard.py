@@ -14,7 +14,7 @@ import pyarrow as pa
 from scripts.adapters.raw import FILES, IMAGES, IMAGES_SCHEMA, LISTING, changed
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import bytes_sha256, read_table, write_table
-from scripts.common.program import parser
+from scripts.common.program import leave_out_pandas, parser
 from scripts.common.progress import track
 from scripts.media.check import Unreadable, check_image
 from scripts.media.containers import Entry
@@ -97,6 +97,7 @@ def _add(
 
 def main() -> None:
     """Run the program."""
+    leave_out_pandas()
     arguments = parser(__doc__)
     arguments.add_argument("--source", required=True, help="whose images")
     arguments.add_argument("--raw", type=Path, required=True, help="raw/<source>, as written by scripts.fetch")

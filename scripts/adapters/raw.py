@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scripts.common.errors import UserError
@@ -130,7 +129,7 @@ class Raw:
 
     def _listed(self, source: str, path: str) -> dict:
         listing = read_table(self.folder(source) / LISTING)
-        return listing.filter(pc.equal(listing["path"], path)).to_pylist()[0]
+        return listing.slice(listing["path"].to_pylist().index(path), 1).to_pylist()[0]
 
 
 def read_listed(place: Path, sha256: str) -> bytes:

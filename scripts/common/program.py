@@ -5,14 +5,37 @@ section (`scripts/sections/`). `@path` reads the object from a file, which is ha
 """
 
 import argparse
+import sys
 from pathlib import Path
-from typing import TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, TypeVar
 
 from scripts.common.errors import UserError
 
-Section = TypeVar("Section", bound=BaseModel)
+if TYPE_CHECKING:
+    # Many programs have no settings, and its import is a tenth of a short one's time.
+    from pydantic import BaseModel
+
+Section = TypeVar("Section", bound="BaseModel")
+
+
+class _Absent:
+    """Finder of modules that says of one that it is not installed."""
+
+    def __init__(self, module: str):
+        self._module = module
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == self._module:
+            raise ModuleNotFoundError(f"{name} is left out of this program", name=name)
+
+
+def leave_out_pandas() -> None:
+    """Let pyarrow believe that pandas is not installed: for programs that are done in a second or so.
+
+    pyarrow imports it when it is first given a list, to see whether that is one of its kind, which takes a fifth of a
+    second.
+    """
+    sys.meta_path.insert(0, _Absent("pandas"))
 
 
 def parser(description: str | None, **options) -> argparse.ArgumentParser:
@@ -28,6 +51,8 @@ def load_settings(section: type[Section], text: str) -> Section:
     Raises:
         UserError: not JSON, an unknown key or a bad value; the message lists each place.
     """
+    from pydantic import ValidationError
+
     if text.startswith("@"):
         text = Path(text[1:]).read_text(encoding="utf-8")
     try:

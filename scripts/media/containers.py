@@ -7,6 +7,7 @@ fault.
 """
 
 import mmap
+import os
 import posixpath
 import re
 import stat
@@ -99,14 +100,13 @@ def _zip_entries(place: Path, container: str, folder: str) -> Iterator[Entry]:
             elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 fault = "unsupported_compression"
             kind = STORED if member.compress_type == zipfile.ZIP_STORED else DEFLATED
-            offset = _data_offset(file, member)
+            offset = _data_offset(file.fileno(), member)
             yield Entry(path, container, kind, offset, member.compress_size, member.CRC, fault)
 
 
-def _data_offset(file, member: zipfile.ZipInfo) -> int:
+def _data_offset(file: int, member: zipfile.ZipInfo) -> int:
     """Where the data of a member begins: behind its local header, whose length may differ from the directory's."""
-    file.seek(member.header_offset)
-    header = file.read(_LOCAL_HEADER)
+    header = os.pread(file, _LOCAL_HEADER, member.header_offset)
     if len(header) < _LOCAL_HEADER or header[:4] != b"PK\x03\x04":
         raise zipfile.BadZipFile(f"no member where {member.filename!r} should begin")
     name, extra = struct.unpack_from("<HH", header, 26)

@@ -83,8 +83,10 @@ class ShardWriter:
         write_index(self.path, [*self._offsets, end])
 
     def _add_member(self, name: str, data: bytes) -> int:
-        offset = self.bytes + _BLOCK
-        self._write(b"".join((_header(name, len(data)), data, bytes(-len(data) % _BLOCK))))
+        self._write(_header(name, len(data)))
+        offset = self.bytes
+        self._write(data)
+        self._write(bytes(-len(data) % _BLOCK))
         return offset
 
     def _write(self, data: bytes) -> None:
