@@ -47,15 +47,15 @@ MICRO = 4
 # ---- the contestants: each yields None when it is ready, then what each step was like
 
 
-def settings() -> Any:
+def settings(micro_batch: int) -> Any:
     """What both train, and how."""
     from scripts.sections.run import Run
 
-    precision = "bf16" if torch.cuda.is_available() else "fp32"
-    return Run(model="m", blend="b", ranks=1, zero=2, micro_batch=1, schedule="constant", precision=precision)
+    options = {"micro_batch": micro_batch, "precision": "bf16" if torch.cuda.is_available() else "fp32"}
+    return Run(model="m", blend="b", ranks=1, zero=2, schedule="constant", **options)
 
 
-def ours(folder: Path) -> Iterator[dict[str, float] | None]:
+def ours(folder: Path, packs: int) -> Iterator[dict[str, float] | None]:
     """What `scripts.train` runs: packs, and the engine."""
     from scripts.training.batches import Batches
     from scripts.training.engine import Engine
@@ -63,7 +63,7 @@ def ours(folder: Path) -> Iterator[dict[str, float] | None]:
     from scripts.training.trainable import prepare
     from scripts.training.worker import repeat_exactly
 
-    run = settings()
+    run = settings(packs)
     repeat_exactly()
     reader = BlendReader(folder / "packed", folder)
     model, processor = load(folder)
@@ -78,14 +78,14 @@ def ours(folder: Path) -> Iterator[dict[str, float] | None]:
         yield taken(begin, cpu, result.measured.supervised, result.measured.loss)
 
 
-def plain(folder: Path) -> Iterator[dict[str, float] | None]:
+def plain(folder: Path, packs: int) -> Iterator[dict[str, float] | None]:
     """The loop of the original's manner."""
     import deepspeed
 
     from scripts.training.deepspeed_config import deepspeed_config
     from scripts.training.loader import BlendReader
 
-    run = settings().model_copy(update={"micro_batch": MICRO})
+    run = settings(MICRO)
     reader = BlendReader(folder / "plain", folder)
     model, processor = load(folder)
     model = PlainModel(model, folder)
@@ -127,13 +127,13 @@ def taken(begin: float, cpu: float, labels: int, loss: float) -> dict[str, float
 # ---- the race
 
 
-def contestant(name: str, folder: Path) -> None:
+def contestant(name: str, folder: Path, packs: int) -> None:
     """Run one contestant in this process and print what it was like as JSON."""
     from scripts.training.worker import start_distributed
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     start_distributed()
-    feed = {"ours": ours, "plain": plain}[name](folder)
+    feed = {"ours": ours, "plain": plain}[name](folder, packs)
     next(feed)
     before = torch.cuda.memory_allocated() if torch.cuda.is_available() else resident()
     steps = list(feed)
@@ -156,7 +156,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def race(folder: Path, runs: int) -> dict[str, list[dict[str, float]]]:
+def race(folder: Path, runs: int, packs: int) -> dict[str, list[dict[str, float]]]:
     """Let the contestants take turns."""
     variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     found: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
@@ -165,6 +165,7 @@ def race(folder: Path, runs: int) -> dict[str, list[dict[str, float]]]:
             port = {"MASTER_PORT": str(29600 + 2 * turn + (name == "plain"))}
             threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONPATH": str(ROOT)}
             command = [sys.executable, "-m", "benchmarks.train", "--contestant", name, "--folder", str(folder)]
+            command += ["--packs", str(packs)]
             done = subprocess.run(command, env=os.environ | variables | port | threads, capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"{name} failed:\n{done.stderr[-3000:]}")
@@ -196,6 +197,7 @@ def main() -> None:
     arguments.add_argument("--conversations", type=int, default=96)
     arguments.add_argument("--step-tokens", type=int, default=8192, help="tokens of a step, about")
     arguments.add_argument("--runs", type=int, default=5)
+    arguments.add_argument("--packs", type=int, default=1, help="packs that ours computes at once")
     arguments.add_argument("--width", type=int, default=256)
     arguments.add_argument("--layers", type=int, default=4)
     arguments.add_argument("--vocabulary", type=int, default=32000)
@@ -203,14 +205,14 @@ def main() -> None:
     arguments.add_argument("--contestant", choices=["ours", "plain"], help=argparse.SUPPRESS)
     args = arguments.parse_args()
     if args.contestant:
-        contestant(args.contestant, args.folder)
+        contestant(args.contestant, args.folder, args.packs)
         return
     with tempfile.TemporaryDirectory(prefix="train-", dir=args.folder) as scratch:
         folder = Path(scratch)
         write_model(folder, args)
         write_data(folder, args.conversations, args.step_tokens, load(folder)[1])
         check_losses(folder)
-        found = race(folder, args.runs)
+        found = race(folder, args.runs, args.packs)
     table(found, args)
 
 

@@ -139,3 +139,21 @@ def test_the_programs_run_by_hand(world, tmp_path):
     assert subprocess.run([*run, "scripts.index", *common, "--raw", str(tmp_path / "raw")]).returncode == 0
     bad = subprocess.run([*shard, "1"], capture_output=True, text=True)
     assert bad.returncode == 1 and "--index 1" in bad.stderr
+
+
+def test_the_programs_from_raw_files_to_shards_start_without_pandas(world, tmp_path):
+    """It takes longer to import than all else that they do before the first image, and pyarrow would import it."""
+    raw, media = ["--raw", str(tmp_path / "raw")], ["--out", str(tmp_path / "media"), "--shards", "1"]
+    steps = {
+        "fetch": ["--data-path", str(world), "--require", "coco/train2017/", "--out", str(tmp_path / "raw")],
+        "shard": [*raw, *media, "--index", "0"],
+        "index": [*raw, *media],
+    }
+    for name, arguments in steps.items():
+        command = [sys.executable, "-X", "importtime", "-m", f"scripts.{name}", "--source", "coco", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        imported = {
+            line.rsplit("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")
+        }
+        assert "pyarrow" in imported and "pandas.core" not in imported  # a refused import leaves a line too
