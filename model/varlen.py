@@ -121,8 +121,8 @@ class VarlenPlan:
         first = (documents.images.cumsum(0) - documents.images)[documents.numbers]
         before = (~is_text).cumsum(0) - first
         reading = before[is_text] > 0
-        rows = torch.stack([first[is_text], before[is_text]])[:, reading]
-        (firsts, counts), lengths = rows.unique_consecutive(dim=1, return_counts=True)
+        segments = torch.stack([first[is_text], before[is_text]])[:, reading]
+        (firsts, counts), lengths = segments.unique_consecutive(dim=1, return_counts=True)
         if len(lengths):
             seen = [torch.arange(first, first + count) for first, count in zip(firsts, counts, strict=True)]
             seen, images = torch.cat(seen), torch.arange(int(documents.images.sum()))
