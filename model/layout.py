@@ -24,6 +24,7 @@ from torch import Tensor
 from .documents import IMAGE, TEXT, Documents
 from .gather import GatherPlan
 from .masks import MaskedPlan, Masks, SplitPlan
+from .moves import Move
 from .varlen import VarlenPlan
 
 SWITCHES = {
@@ -44,6 +45,7 @@ class Layout:
     has_images: bool
     plan: GatherPlan | VarlenPlan | MaskedPlan | SplitPlan | None
     masks: Masks | None = None  # only where attention weights are wanted
+    order: Move | None = None  # brings the rows of a batch, (B*T, width), into the order of a flat layout
     _calls: dict[str, int] = field(default_factory=lambda: {"calls": 0})  # shared with copies on other devices
     _copies: dict[torch.device, Layout] = field(default_factory=dict, repr=False)
 
@@ -62,12 +64,15 @@ class Layout:
         dtype: torch.dtype = torch.float32,
         width: int = 0,
         dropout: float = 0.0,
+        flat: bool = False,
     ) -> Layout:
         """Compute the layout of a forward over the last `length` (all, if None) of the tokens in `modality`.
 
         `modality` (B, K) holds 0 for padding, 1 for text and 2 for image; `document_ids` (B, K), 0 at padding and from
         1 elsewhere, tells packed documents apart. `weights` prepares for attention weights. `backend` is one of
         `BACKENDS`; 'auto' takes the varlen kernel where it can compute heads of `width` in `dtype` with `dropout`.
+        With `flat` the layout may be that of one row without padding, into whose order its `order` then brings tokens:
+        for forwards in which nothing but the attention minds where tokens lie.
         Works on the CPU, because sizes are needed there, and returns tensors on the device of `modality`.
 
         Raises ValueError for document ids that do not fit, packed documents behind a cache, or a back-end that cannot
@@ -99,6 +104,9 @@ class Layout:
             joint = image_rows == "causal" or not (sum_ or text_joint)
             if varlen and backend != "gather":
                 layout.plan = VarlenPlan.build(documents, own, joint or text_joint, sum_)
+                if flat and (found := layout.plan.flattened()):
+                    layout.plan, layout.order = found
+                    layout.own, layout.key_length = layout.plan.own, layout.plan.own.shape[1]
             else:
                 layout.plan = GatherPlan.build(documents, own, joint or text_joint, sum_)
         return layout.to(device)

@@ -299,11 +299,18 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
             dtype=embeds.dtype,
             width=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             dropout=getattr(config, "attention_dropout", 0.0) if self.training else 0.0,
+            # Caches, and whoever asks for inner states, want the batch as it was given.
+            flat=not (use_cache or past_key_values is not None or output_attentions or output_hidden_states)
+            and not config.output_hidden_states,
         )
         embeds = self._with_images(embeds, modality[:, past:] == IMAGE, images)
         if position_ids is None:
             position_ids = positions_of(modality, document_ids)[:, past:]
         asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        shape = embeds.shape
+        if (order := layout.to(embeds.device).order) is not None:
+            embeds = order(embeds.flatten(0, 1))[None]
+            position_ids = position_ids.to(embeds.device).expand(shape[:2]).flatten()[order.source][None]
         outputs = self.get_decoder()(
             inputs_embeds=embeds,
             attention_mask=no_mask(embeds),
@@ -314,6 +321,9 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
             **{name: value for name, value in asked.items() if value is not None},
         )
         check_calls(self.language_model, self.config.attention, layout)
+        hidden = outputs.last_hidden_state
+        if (order := layout.to(hidden.device).order) is not None:
+            outputs.last_hidden_state = order.back()(hidden[0]).view(shape)
         return outputs
 
     def _decode_text(

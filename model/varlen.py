@@ -4,8 +4,9 @@ The same two branches as in gather.py, but no block is padded: the kernel takes 
 end to end with the places where each begins. Where several segments of a document read the same images, these are
 repeated, so that each segment has its own stretch of keys.
 
-On a GPU it is the number of calls that costs, so tokens are moved as seldom as can be, and a softmax over all keys is
-taken over the image rows too, which are then replaced, rather than without them.
+On a GPU it is the number of calls that costs. So a softmax over all keys is taken over the image rows too, which are
+then replaced, rather than without them; and the tokens of a batch should already lie as the calls read them, since
+nothing else in a decoder minds their order: `VarlenPlan.flattened` gives the move that the model then makes once.
 
 `VarlenPlan.runs` tells where this can be used; everywhere else gather.py does the work.
 """
@@ -13,7 +14,7 @@ taken over the image rows too, which are then replaced, rather than without them
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 
 import torch
@@ -76,48 +77,47 @@ class Stretches:
 
 
 @dataclass
-class VarlenPlan:
-    """The calls of a batch. `own` (B, T, 1, 1) marks queries that are no text.
+class Whole:
+    """One softmax over a document. `order` puts the documents end to end (None: they lie so already)."""
 
-    For `joint`: `whole` stretches over the documents, whose tokens `tokens` moves together (None: they lie so).
-    For `sum`: `parts` moves the text and behind it the images of all documents together, `text_rows` the text alone,
-    which has `texts` rows; `text` stretches over the text of each document. `segments` moves the text that reads images
-    together (None: it is all of it), and `seen` (n,) are the rows of images that its segments read (None: all, once);
-    `images` stretches over both, and is None where no text reads an image.
+    order: Move | None
+    stretches: Stretches
+
+    @classmethod
+    def build(cls, documents: Documents, total: int) -> Whole:
+        """Plan a batch of `total` tokens, padding included."""
+        lengths = documents.lengths.tolist()
+        return cls(Move.to(documents.tokens, total), Stretches.of(lengths, lengths))
+
+    def __call__(self, sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, width: int) -> Tensor:
+        """Attend from rows (M, H*width) to rows (M, G*width) in this order. Returns (M, H*width)."""
+        return self.stretches(sdpa, query, key, value, width, causal=True)
+
+
+@dataclass
+class Branches:
+    """Two softmaxes, over text and over images. `order` puts the text of all documents first, then their images.
+
+    There are `texts` rows of text; `text` stretches over that of each document. `segments` moves the text that reads
+    images together (None: it is all of it), and `seen` (n,) are the rows of images that its segments read (None: all,
+    once); `images` stretches over both, and is None where no text reads an image.
     """
 
-    own: Tensor
-    whole: Stretches | None = None
-    tokens: Move | None = None
-    texts: int = 0
-    parts: Move | None = None
-    text_rows: Move | None = None
-    text: Stretches | None = None
+    order: Move | None
+    texts: int
+    text: Stretches
     segments: Move | None = None
     seen: Tensor | None = None
     images: Stretches | None = None
 
     @classmethod
-    def build(cls, documents: Documents, own: Tensor, joint: bool, sum: bool) -> VarlenPlan:
-        """Plan a batch for those of the methods that will be called: the two joint ones, or `sum`."""
-        plan, total = cls(own), own.shape[:2].numel()
-        if joint:
-            lengths = documents.lengths.tolist()
-            plan.whole, plan.tokens = Stretches.of(lengths, lengths), Move.to(documents.tokens, total)
-        if sum:
-            is_text = documents.kinds == TEXT
-            order = torch.cat([documents.tokens[is_text], documents.tokens[~is_text]])
-            plan.texts = int(is_text.sum())
-            plan.parts = Move.to(order, total)
-            plan.text_rows = Move.to(order[: plan.texts], total)
-            lengths = [texts for texts in documents.texts.tolist() if texts]
-            plan.text = Stretches.of(lengths, lengths)
-            plan._plan_images(documents)
-        return plan
-
-    def _plan_images(self, documents: Documents) -> None:
-        """Plan what text reads of images. A segment is text behind the same images, all of which it reads."""
+    def build(cls, documents: Documents, total: int) -> Branches:
+        """Plan a batch of `total` tokens, padding included. A segment is text behind the same images: it reads them."""
         is_text = documents.kinds == TEXT
+        order = torch.cat([documents.tokens[is_text], documents.tokens[~is_text]])
+        lengths = [texts for texts in documents.texts.tolist() if texts]
+        plan = cls(Move.to(order, total), int(is_text.sum()), Stretches.of(lengths, lengths))
+
         first = (documents.images.cumsum(0) - documents.images)[documents.numbers]
         before = (~is_text).cumsum(0) - first
         reading = before[is_text] > 0
@@ -126,9 +126,59 @@ class VarlenPlan:
         if len(lengths):
             seen = [torch.arange(first, first + count) for first, count in zip(firsts, counts, strict=True)]
             seen, images = torch.cat(seen), torch.arange(int(documents.images.sum()))
-            self.segments = Move.to(reading.nonzero()[:, 0], len(reading))
-            self.seen = None if torch.equal(seen, images) else seen
-            self.images = Stretches.of(lengths.tolist(), counts.tolist())
+            plan.segments = Move.to(reading.nonzero()[:, 0], len(reading))
+            plan.seen = None if torch.equal(seen, images) else seen
+            plan.images = Stretches.of(lengths.tolist(), counts.tolist())
+        return plan
+
+    def __call__(self, sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, width: int) -> Tensor:
+        """Attend from rows (M, H*width) to rows (M, G*width) in this order. Returns (M, H*width)."""
+        sizes = (self.texts, len(key) - self.texts)
+        text, (text_key, image_key), (text_value, image_value) = (
+            query[: self.texts],
+            key.split(sizes),
+            value.split(sizes),
+        )
+        out = self.text(sdpa, text, text_key, text_value, width, causal=True)
+        if self.images is not None:
+            reading = text if self.segments is None else self.segments(text)
+            seen = (image_key, image_value) if self.seen is None else (image_key[self.seen], image_value[self.seen])
+            images = self.images(sdpa, reading, *seen, width, causal=False)
+            out = out + (images if self.segments is None else self.segments.back()(images))
+        own = image_value
+        if repeats := query.shape[1] // value.shape[1] - 1:
+            own = own.unflatten(1, (-1, width)).repeat_interleave(repeats + 1, 1).flatten(1)
+        return torch.cat([out, own])
+
+
+@dataclass
+class VarlenPlan:
+    """The calls of a batch; those that are not needed are None. `own` (B, T, 1, 1) marks queries that are no text."""
+
+    own: Tensor
+    whole: Whole | None = None
+    branches: Branches | None = None
+
+    @classmethod
+    def build(cls, documents: Documents, own: Tensor, joint: bool, sum: bool) -> VarlenPlan:
+        """Plan a batch for those of the methods that will be called: the two joint ones, or `sum`."""
+        total = own.shape[:2].numel()
+        whole = Whole.build(documents, total) if joint else None
+        return cls(own, whole, Branches.build(documents, total) if sum else None)
+
+    def flattened(self) -> tuple[VarlenPlan, Move] | None:
+        """The plan of a batch of one row, without padding, whose tokens lie as the calls read them; and the move there.
+
+        None if they lie so already, or if two kinds of calls want them in different orders.
+        """
+        calls = {name: part for name in ("whole", "branches") if (part := getattr(self, name)) is not None}
+        if len(calls) != 1:
+            return None
+        ((name, part),) = calls.items()
+        if part.order is None:
+            return None
+        own = self.own.flatten()[part.order.source].view(1, -1, 1, 1)
+        return VarlenPlan(own, **{name: replace(part, order=None)}), part.order
 
     @staticmethod
     def runs(device: torch.device, dtype: torch.dtype, width: int, dropout: float) -> bool:
@@ -146,9 +196,7 @@ class VarlenPlan:
 
     def joint(self, sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         """One softmax over all keys of the document up to the query. Returns (B, T, H, D)."""
-        move = self.tokens or _unmoved
-        out = self.whole(sdpa, *(move(rows(x)) for x in (query, key, value)), query.shape[-1], causal=True)
-        return _as_batch(out if self.tokens is None else self.tokens.back()(out), query)
+        return _run(self.whole, sdpa, query, key, value)
 
     def text_joint(self, sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         """The same at text tokens alone; at image tokens their own value."""
@@ -156,36 +204,13 @@ class VarlenPlan:
 
     def sum(self, sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         """The text branch plus the image branch, and at image tokens their own value. Returns (B, T, H, D)."""
-        width = query.shape[-1]
-        move, move_text = self.parts or _unmoved, self.text_rows or _unmoved
-        text = move_text(rows(query))
-        keys, values = (move(rows(x)) for x in (key, value))
-        sizes = (self.texts, len(keys) - self.texts)
-        (text_key, image_key), (text_value, image_value) = keys.split(sizes), values.split(sizes)
-        out = self.text(sdpa, text, text_key, text_value, width, causal=True)
-        if self.images is not None:
-            reading = text if self.segments is None else self.segments(text)
-            seen = (image_key, image_value) if self.seen is None else (image_key[self.seen], image_value[self.seen])
-            images = self.images(sdpa, reading, *seen, width, causal=False)
-            out = out + (images if self.segments is None else self.segments.back()(images))
-        out = torch.cat([out, _for_all_heads(image_value, query)])
-        return _as_batch(out if self.parts is None else self.parts.back()(out), query)
+        return _run(self.branches, sdpa, query, key, value)
 
 
-def _unmoved(table: Tensor) -> Tensor:
-    return table
-
-
-def _for_all_heads(table: Tensor, query: Tensor) -> Tensor:
-    """(n, G*D) -> (n, H*D): the values of a group for each of its heads."""
-    heads, width = query.shape[1], query.shape[3]
-    groups = table.shape[1] // width
-    return (
-        table if groups == heads else table.unflatten(1, (-1, width)).repeat_interleave(heads // groups, 1).flatten(1)
-    )
-
-
-def _as_batch(table: Tensor, query: Tensor) -> Tensor:
-    """(B*T, H*D) -> (B, T, H, D)"""
+def _run(calls: Whole | Branches, sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Make the calls on tokens that lie in the batch's order. Returns (B, T, H, D); 0 at padding."""
     batch, heads, length, width = query.shape
-    return table.view(batch, length, heads, width)
+    moved = (rows(x) if calls.order is None else calls.order(rows(x)) for x in (query, key, value))
+    out = calls(sdpa, *moved, width)
+    out = out if calls.order is None else calls.order.back()(out)
+    return out.view(batch, length, heads, width)

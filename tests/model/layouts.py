@@ -91,3 +91,24 @@ def oracle(query, key, value, kinds, ids, image_rows: str, merge: str) -> torch.
 
     rows = [[[row(b, t, h) for h in range(heads)] for t in range(length)] for b in range(batch)]
     return torch.stack([torch.stack([torch.stack(r) for r in of_row]) for of_row in rows])
+
+
+def flash_of_any_length(
+    query, key, value, query_starts, key_starts, most_q, most_k, *, scale, window_size, enable_gqa=False
+):
+    """What the CUDA kernel computes, by its documentation: stretch by stretch, causal from the last query backwards."""
+    assert (query.shape[1] != key.shape[1]) == enable_gqa
+    out = []
+    for stretch in range(len(query_starts) - 1):
+        q, k, v = (
+            x[starts[stretch] : starts[stretch + 1]].transpose(0, 1)
+            for x, starts in ((query, query_starts), (key, key_starts), (value, key_starts))
+        )
+        assert q.shape[1] <= most_q and k.shape[1] <= most_k
+        repeats = q.shape[0] // k.shape[0]
+        scores = q @ k.repeat_interleave(repeats, 0).transpose(1, 2) * (WIDTH**-0.5 if scale is None else scale)
+        if window_size == (-1, 0):
+            hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(k.shape[1] - q.shape[1] + 1)
+            scores = scores.masked_fill(hidden, -torch.inf)
+        out.append((scores.softmax(-1) @ v.repeat_interleave(repeats, 0)).transpose(0, 1))
+    return torch.cat(out)

@@ -1,0 +1,75 @@
+"""The model over the kernel for sequences of any length, which needs a GPU: here its definition stands in for it.
+
+A decoder then gets the tokens of a batch in the order in which the kernel reads them, without padding.
+"""
+
+import pytest
+import torch
+
+from model import varlen
+from model.configuration import VisualChatConfig
+from model.documents import PAD
+from model.modeling import VisualChatForConditionalGeneration
+from tests.model.conversations import ATTENTIONS, ONE_IMAGE, TEXT_ONLY, TWO_IMAGES, batch_of
+from tests.model.layouts import flash_of_any_length
+
+
+@pytest.fixture(params=ATTENTIONS)
+def model(request, folder, monkeypatch):
+    monkeypatch.setattr(varlen, "varlen_attn", flash_of_any_length)
+    monkeypatch.setattr(varlen.VarlenPlan, "runs", staticmethod(lambda *args: True))
+    config = VisualChatConfig.from_pretrained(folder, attention=request.param)
+    return VisualChatForConditionalGeneration.from_pretrained(folder, config=config).double()
+
+
+@pytest.fixture
+def seen(model) -> list[torch.Tensor]:
+    """What the decoder is given, forward by forward."""
+    given = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: given.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    yield given
+    hook.remove()
+
+
+def packed(batch: dict) -> dict:
+    """The second row's tokens as two documents, cut in the middle."""
+    kinds = batch["modality"]
+    ids = (kinds != PAD).long()
+    ids[1, int(ids[1].sum()) // 2 :] *= 2
+    return batch | {"document_ids": ids}
+
+
+def losses(model, backend: str, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    model.zero_grad()
+    model.attention_backend = backend
+    found, _ = model.token_losses(**batch)
+    (found * torch.linspace(1, 2, len(found))).sum().backward()
+    return found.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("change", [dict, packed])
+def test_losses_and_gradients_are_those_of_the_other_back_end(model, seen, processor, change, side):
+    batch = change(batch_of(processor, TWO_IMAGES, ONE_IMAGE, TEXT_ONLY, side=side))
+    expected, found = losses(model, "gather", batch), losses(model, "varlen", batch)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+    tokens = int((batch["modality"] != PAD).sum())
+    assert [x.shape[:2].numel() for x in seen] == [batch["input_ids"].numel(), tokens]
+
+
+def test_whoever_asks_for_inner_states_or_a_cache_gets_the_batch_as_it_was_given(model, seen, processor):
+    batch = batch_of(processor, TWO_IMAGES, ONE_IMAGE)
+    del batch["labels"]
+    real = batch["modality"] != PAD
+    model.attention_backend = "varlen"
+    plain = model(**batch, use_cache=False)
+    assert seen[-1].shape[:2] == (1, int(real.sum()))
+    states = model(**batch, use_cache=False, output_hidden_states=True)
+    cached = model(**batch, use_cache=True)
+    assert [x.shape[:2] for x in seen[1:]] == [batch["input_ids"].shape] * 2
+    assert states.hidden_states[0].shape[:2] == batch["input_ids"].shape
+    for other in (states, cached):
+        torch.testing.assert_close(other.logits[real], plain.logits[real], rtol=1e-8, atol=1e-8)
