@@ -56,7 +56,9 @@ def inputs(kinds: Tensor, args: argparse.Namespace) -> list[Tensor]:
 def contestant(name: str, kinds: Tensor, args: argparse.Namespace) -> Callable[..., Tensor]:
     """An attention as a function of query, key and value."""
     if name in SWITCHES and name != "causal":
-        layout = Layout.build(kinds.to(args.device), **SWITCHES[name], dtype=args.dtype, width=args.width)
+        # The tokens lie as the model hands them to its decoder.
+        options = {"dtype": args.dtype, "width": args.width, "flat": True}
+        layout = Layout.build(kinds.to(args.device), **SWITCHES[name], **options)
         return lambda q, k, v: attend(None, q, k, v, **SWITCHES[name], layout=layout)[0]
     if name == "causal":
         gqa = args.groups != args.heads
