@@ -8,6 +8,7 @@ model and engine, at the end of the backward pass and after the step; of the ran
 
 import gc
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -81,3 +82,5 @@ def main(root: Path, out: Path, variants: dict[str, dict]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
+    # Past the interpreter's own end, where libraries' threads are torn down in no fixed order, and sometimes abort.
+    os._exit(0)
