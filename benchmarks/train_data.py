@@ -113,7 +113,7 @@ def write_model(folder: Path, args: argparse.Namespace) -> None:
     LlamaForCausalLM(LlamaConfig(**text, **ids)).save_pretrained(folder / "language")
 
 
-def load(folder: Path) -> tuple[Any, Any]:
+def load(folder: Path, attention: str = "mmca") -> tuple[Any, Any]:
     """The model, in the format that is trained in, and its processor."""
     from transformers import AutoTokenizer
 
@@ -124,5 +124,5 @@ def load(folder: Path) -> tuple[Any, Any]:
     torch.manual_seed(1)
     bases = (folder / "vision", folder / "language", tokenizer)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    model = VisualChatForConditionalGeneration.from_bases(*bases, dtype=dtype)
+    model = VisualChatForConditionalGeneration.from_bases(*bases, attention=attention, dtype=dtype)
     return model, VisualChatProcessor.from_bases(folder / "vision", tokenizer, model.config.image_tokens)

@@ -134,20 +134,16 @@ class Branches:
     def __call__(self, sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, width: int) -> Tensor:
         """Attend from rows (M, H*width) to rows (M, G*width) in this order. Returns (M, H*width)."""
         sizes = (self.texts, len(key) - self.texts)
-        text, (text_key, image_key), (text_value, image_value) = (
-            query[: self.texts],
-            key.split(sizes),
-            value.split(sizes),
-        )
+        text, (text_key, image_key), (text_value, own) = query[: self.texts], key.split(sizes), value.split(sizes)
         out = self.text(sdpa, text, text_key, text_value, width, causal=True)
         if self.images is not None:
             reading = text if self.segments is None else self.segments(text)
-            seen = (image_key, image_value) if self.seen is None else (image_key[self.seen], image_value[self.seen])
+            seen = (image_key, own) if self.seen is None else (image_key[self.seen], own[self.seen])
             images = self.images(sdpa, reading, *seen, width, causal=False)
             out = out + (images if self.segments is None else self.segments.back()(images))
-        own = image_value
-        if repeats := query.shape[1] // value.shape[1] - 1:
-            own = own.unflatten(1, (-1, width)).repeat_interleave(repeats + 1, 1).flatten(1)
+        repeats = query.shape[1] // value.shape[1]
+        if repeats > 1:
+            own = own.unflatten(1, (-1, width)).repeat_interleave(repeats, 1).flatten(1)
         return torch.cat([out, own])
 
 

@@ -8,7 +8,6 @@ on.
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -52,8 +51,7 @@ def write_index(source: str, shards: int, raw: Path, out: Path, tolerated: float
     counts = [pc.sum(pc.is_null(part["reason"])).as_py() or 0 for part in parts]
     described = zip(names, counts, strict=True)
     card = read_json(raw / CARD)
-    # By way of lists, since `to_numpy` would import pandas.
-    numbers = {name: np.array(index[name].to_pylist()) for name in ("width", "height", "length")}
+    numbers = {name: index[name].to_numpy() for name in ("width", "height", "length")}
     manifest = {
         "v": 1,
         "source": source,

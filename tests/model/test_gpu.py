@@ -17,7 +17,7 @@ from tests.model.layouts import CASES, HEADS, WIDTH, document_ids, modality, ora
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
-# How far results may lie from exact ones, relative to the largest: rounding of the format, a few times.
+# The norm of an error by that of the exact result: a few times the format's rounding.
 CLOSE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 METHODS = [("gather", torch.float32), ("gather", torch.bfloat16), ("varlen", torch.float16), ("varlen", torch.bfloat16)]
 
