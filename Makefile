@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 .PHONY: demo chat browser test test-all test-cluster test-lmms neighbours docs clean
 
 demo: $(READY)
-	@$(BIN)/python -m scripts.unlock
+	@$(BIN)/python -m scripts.workflow.unlock
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG) --quiet rules host
 	@$(BIN)/python -m scripts.summary --config $(CONFIG) --root "$$($(BIN)/python -m scripts.settings --results $(CONFIG))"
 
@@ -64,7 +64,7 @@ test-lmms: .neighbours/lmms/.ready
 
 docs: $(READY)
 	$(BIN)/python -m scripts.settings --write
-	$(BIN)/python -m scripts.rules_reference --write
+	$(BIN)/python -m scripts.workflow.rules_reference --write
 	dot -Tsvg docs/graph.dot -o docs/graph.svg
 
 clean:

@@ -27,11 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.attention import attend
+from model.attention_plan import SWITCHES, AttentionPlan
 from model.documents import IMAGE, PAD, TEXT
-from model.layout import SWITCHES, Layout
 from model.masks import Masks, attend_with_weights
-from model.varlen import VarlenPlan
-from scripts.training.worker import repeat_exactly
+from model.varlen import VarlenFlash
+from scripts.training.worker import enable_determinism
 
 IMAGE_TOKENS = 256
 CASES = ((1, 600), (4, 600), (8, 600), (8, 2048), (8, 6144), (28, 1024))
@@ -58,8 +58,8 @@ def contestant(name: str, kinds: Tensor, args: argparse.Namespace) -> Callable[.
     if name in SWITCHES and name != "causal":
         # The tokens lie as the model hands them to its decoder.
         options = {"dtype": args.dtype, "width": args.width, "flat": True}
-        layout = Layout.build(kinds.to(args.device), **SWITCHES[name], **options)
-        return lambda q, k, v: attend(None, q, k, v, **SWITCHES[name], layout=layout)[0]
+        attention_plan = AttentionPlan.build(kinds.to(args.device), **SWITCHES[name], **options)
+        return lambda q, k, v: attend(None, q, k, v, **SWITCHES[name], attention_plan=attention_plan)[0]
     if name == "causal":
         gqa = args.groups != args.heads
         return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
@@ -128,29 +128,33 @@ def check(args: argparse.Namespace) -> None:
     kinds = torch.tensor([[".ti".index(c) for c in text.replace("|", "")]] * 2)
     ids = torch.tensor([[n for n, piece in enumerate(text.split("|"), start=1) for _ in piece]] * 2)
     kinds[1, -1], ids[1, -1] = PAD, 0
-    backends = ["gather"]
-    if VarlenPlan.runs(args.device, args.dtype, args.width, 0.0):
+    backends = ["sdpa"]
+    if VarlenFlash.is_supported(args.device, args.dtype, args.width, 0.0):
         backends.append("varlen")
     for name, switches in SWITCHES.items():
         torch.manual_seed(0)
         shapes = [(2, heads, kinds.shape[1], args.width) for heads in (args.heads, args.groups, args.groups)]
         exact = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-        layout = Layout.build(kinds, document_ids=ids, **switches, weights=True)
-        wanted = results(exact, layout, switches, kinds)
+        attention_plan = AttentionPlan.build(kinds, document_ids=ids, **switches, weights=True)
+        wanted = results(exact, attention_plan, switches, kinds)
         for backend in backends:
             tensors = [x.detach().to(args.device, args.dtype).requires_grad_() for x in exact]
             options = {"backend": backend, "dtype": args.dtype, "width": args.width}
-            layout = Layout.build(kinds.to(args.device), document_ids=ids.to(args.device), **switches, **options)
-            found = results(tensors, layout, switches, kinds)
+            attention_plan = AttentionPlan.build(
+                kinds.to(args.device), document_ids=ids.to(args.device), **switches, **options
+            )
+            found = results(tensors, attention_plan, switches, kinds)
             errors = [(x.double().cpu() - y).abs().max().item() for x, y in zip(found, wanted, strict=True)]
             limit = 1e-5 if args.dtype == torch.float32 else 5e-2
             verdict = "ok" if max(errors) < limit else "WRONG"
             print(f"{name:7} {backend:7} output, dq, dk, dv off by {', '.join(f'{e:.1e}' for e in errors)}  {verdict}")
 
 
-def results(tensors: list[Tensor], layout: Layout, switches: dict, kinds: Tensor) -> list[Tensor]:
+def results(tensors: list[Tensor], attention_plan: AttentionPlan, switches: dict, kinds: Tensor) -> list[Tensor]:
     """The output, with padding at zero, and the gradients of a weighted sum of it."""
-    out = attend(None, *tensors, **switches, layout=layout)[0] * (kinds != PAD)[:, :, None, None].to(tensors[0])
+    out = attend(None, *tensors, **switches, attention_plan=attention_plan)[0] * (kinds != PAD)[:, :, None, None].to(
+        tensors[0]
+    )
     weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(out)
     return [out, *torch.autograd.grad((out * weights).sum(), tensors)]
 
@@ -215,7 +219,7 @@ def main() -> None:
     args.dtype = getattr(torch, args.dtype or ("bfloat16" if args.device.type == "cuda" else "float32"))
     torch.set_num_threads(args.threads)
     if args.deterministic:
-        repeat_exactly()
+        enable_determinism()
     if args.peak:
         print(peak(*args.peak, args))
     elif args.check:

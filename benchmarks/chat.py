@@ -37,8 +37,8 @@ from transformers import (
 )
 
 from benchmarks.attention import processor as processor_name
-from model.cache import ImageCache
 from model.chat import ChatSession
+from model.conversation_cache import ImageCache
 from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
 
@@ -78,7 +78,7 @@ def make_model(folder: Path, attention: str, args: argparse.Namespace) -> Visual
     vision.save_pretrained(folder / "vision")
     CLIPImageProcessorPil().save_pretrained(folder / "vision")
     language.save_pretrained(folder / "language")
-    model = VisualChatForConditionalGeneration.from_bases(
+    model = VisualChatForConditionalGeneration.from_base_models(
         folder / "vision", folder / "language", tokenizer, attention=attention, dtype=args.dtype
     )
     model.generation_config.suppress_tokens += tokenizer.all_special_ids
@@ -139,7 +139,7 @@ def measure(attention: str, args: argparse.Namespace) -> Iterator[tuple[str, int
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(Path(folder), attention, args)
         parts = (Path(folder) / "vision", Path(folder) / "tokenizer", model.config.image_tokens)
-        processor = VisualChatProcessor.from_bases(*parts)
+        processor = VisualChatProcessor.from_base_models(*parts)
     last = picture(ROUNDS)
     for situation, images in (("shown", ROUNDS), ("seen", ROUNDS - 1), ("new", ROUNDS - 1)):
         talk, brought = begin(model, processor, images), [] if situation == "shown" else [last]
@@ -150,7 +150,7 @@ def measure(attention: str, args: argparse.Namespace) -> Iterator[tuple[str, int
             anew.append(to_first_token(fresh, brought))
             session = copied(talk)
             if situation == "seen":
-                session._image_cache.inputs([processor.image(last)])
+                session._image_cache.model_inputs([processor.preprocess_image(last)])
             by_session.append(to_first_token(session, brought))
         # The first turn does not count.
         yield situation, len(processor.encode(fresh.history[:-1])), anew[1:], by_session[1:]

@@ -104,7 +104,7 @@ def ours(source: str, data: Path, work: Path, processes: int) -> tuple[float, fl
     fetch = [*python, "scripts.fetch", "--source", source, "--data-path", str(data), "--require", images, "--out", raw]
     common = ["--source", source, "--raw", raw, "--shards", str(processes), "--out", media]
     shards = [[*python, "scripts.shard", *common, "--index", str(index)] for index in range(processes)]
-    phases = [run([fetch]), run(shards), run([[*python, "scripts.index", *common]])]
+    phases = [run([fetch]), run(shards), run([[*python, "scripts.media_index", *common]])]
     return sum(seconds for seconds, _ in phases), max(peak for _, peak in phases)
 
 

@@ -26,9 +26,9 @@ from benchmarks.attention import processor as processor_name
 from benchmarks.chat import QUESTION, make_model, picture
 from model.processing import VisualChatProcessor
 from scripts.common.files import bytes_sha256
-from scripts.evaluation.answering import Answerer, Prompt
-from scripts.evaluation.journal import Journal
-from scripts.sections.evaluate import Evaluate
+from scripts.config.evaluate import EvaluationConfig
+from scripts.inference.answer_cache import AnswerCache
+from scripts.inference.answering import ModelRunner, Prompt
 
 IMAGES, ANSWER, BATCH = 4, 16, 16
 
@@ -50,13 +50,13 @@ def suite(sets: int, questions: int) -> list[Prompt]:
     return prompts
 
 
-def seconds(answerer: Answerer, prompts: list[Prompt], batch: int, anew: bool) -> float:
+def seconds(answerer: ModelRunner, prompts: list[Prompt], batch: int, anew: bool) -> float:
     """Time to answer all prompts, from a cache of images without any."""
     answerer.settings = answerer.settings.model_copy(update={"batch": batch})
     answerer._states.clear()
     start = time.perf_counter()
     for each in [[prompt] for prompt in prompts] if anew else [prompts]:
-        answerer.answers(each, "answers")
+        answerer.generate(each, "answers")
         if anew:
             answerer._states.clear()
     return time.perf_counter() - start
@@ -86,14 +86,16 @@ def main() -> None:
             model = make_model(root, attention, args)
             model.save_pretrained(root / "model")
             parts = (root / "vision", root / "tokenizer", model.config.image_tokens)
-            VisualChatProcessor.from_bases(*parts).save_pretrained(root / "model")
-            answerer = Answerer(root / "model", Evaluate(max_new_tokens=ANSWER, threads=args.threads, device="cpu"))
+            VisualChatProcessor.from_base_models(*parts).save_pretrained(root / "model")
+            answerer = ModelRunner(
+                root / "model", EvaluationConfig(max_new_tokens=ANSWER, threads=args.threads, device="cpu")
+            )
             ways = {"anew": (1, True), "cached": (1, False), "batched": (BATCH, False)}
             times: dict[str, list[float]] = {name: [] for name in ways}
             for _ in range(args.repeats):
                 for name, (batch, anew) in ways.items():
                     times[name].append(seconds(answerer, prompts, batch, anew))
-            answerer.journal = Journal(root / "journal.jsonl", {})
+            answerer.journal = AnswerCache(root / "journal.jsonl", {})
             seconds(answerer, prompts, BATCH, False)
             again = seconds(answerer, prompts, BATCH, False)
         ratio = median(slow / fast for slow, fast in zip(times["anew"], times["batched"], strict=True))

@@ -37,8 +37,8 @@ import PIL
 
 from benchmarks.convert import picture
 from scripts.blend_manifest import UNITS
-from scripts.common.files import canonical, write_json
-from scripts.media.pixels import HASHES, PIXELS, pixels_key
+from scripts.common.files import canonical_json, write_json
+from scripts.media.pixel_store import HASHES, PIXELS, pixels_key
 from scripts.media.tarshard import ShardWriter, shard_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,9 +86,9 @@ OURS = (
     """
 from pathlib import Path
 from types import SimpleNamespace
-from scripts.media.pixels import PixelStore, pixels_key
-from scripts.training.batches import ImageCache
-from scripts.training.loader import BlendReader
+from scripts.media.pixel_store import PixelStore, pixels_key
+from scripts.training.dataset import ImageCache
+from scripts.inference.blend_reader import BlendReader
 form = sys.argv[4]
 def open_data():
     reader = BlendReader(Path(data) / ("refs" if form == "refs" else "embedded"), data)
@@ -224,7 +224,7 @@ def prepare(folder: Path, count: int, width: int, height: int, distinct: int) ->
 
 
 def _json(sample: dict, image: dict) -> bytes:
-    return canonical(sample | {"images": [image]}).encode()
+    return canonical_json(sample | {"images": [image]}).encode()
 
 
 def contestants(folder: Path) -> dict[str, list[str]]:

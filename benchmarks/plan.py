@@ -25,12 +25,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scripts.blending.content import content_sha256
-from scripts.blending.ragged import nested, starts_of
-from scripts.blending.summary import padding
+from scripts.blending.plan_summary import padding
+from scripts.blending.ragged import nested, starts_from_lengths
+from scripts.blending.table_hash import logical_sha256
 from scripts.common.files import write_json, write_table
-from scripts.count_tokens import SCHEMA as TOKENS
-from scripts.records_schema import SCHEMA as RECORDS
+from scripts.common.records import RECORD_SCHEMA
+from scripts.count_tokens import TOKENS_SCHEMA
 
 ROOT = Path(__file__).resolve().parents[1]
 _IMAGE_TOKENS = 257
@@ -54,7 +54,7 @@ ENTRIES = {
 
 
 def _lists(values: pa.Array, lengths: np.ndarray) -> pa.ListArray:
-    return nested(starts_of(lengths), values)
+    return nested(starts_from_lengths(lengths), values)
 
 
 def _filled(kind: pa.DataType, lengths: np.ndarray, value) -> pa.ListArray:
@@ -67,7 +67,7 @@ def draw(name: str, conversations: int, images: int, folder: Path) -> None:
     share, shown, least, most, permuted, alternatives = SHAPES[name]
     count, random = int(share * conversations), np.random.default_rng(len(name))
     rounds = random.integers(least, most + 1, count)
-    total, firsts = int(rounds.sum()), starts_of(rounds)[:-1]
+    total, firsts = int(rounds.sum()), starts_from_lengths(rounds)[:-1]
     uids = pa.array([f"{name}:{number:09d}" for number in range(count)])
     first = random.integers(0, images, count)
     codes = np.stack([first, (first + 1 + random.integers(0, 50, count)) % images], axis=1)[:, :shown].ravel()
@@ -81,7 +81,7 @@ def draw(name: str, conversations: int, images: int, folder: Path) -> None:
     grouped = (
         np.stack([sizes["permute" if kind == "permute" else role] for role, kind in groups], 1) if groups else None
     )
-    kinds = RECORDS.field("groups").type.value_type
+    kinds = RECORD_SCHEMA.field("groups").type.value_type
     columns = [
         pa.array([role for role, _ in groups] * count, pa.string()),
         pa.array([kind for _, kind in groups] * count, pa.string()),
@@ -100,16 +100,18 @@ def draw(name: str, conversations: int, images: int, folder: Path) -> None:
         [
             uids,
             _lists(struct.take(pa.array(codes)), np.full(count, shown)),
-            _lists(pa.StructArray.from_arrays(said, fields=list(RECORDS.field("rounds").type.value_type)), rounds),
+            _lists(
+                pa.StructArray.from_arrays(said, fields=list(RECORD_SCHEMA.field("rounds").type.value_type)), rounds
+            ),
             pa.array([""] * count),
             _lists(pa.StructArray.from_arrays(columns, fields=list(kinds)), np.full(count, len(groups))),
             pa.array(["free"] * count),
             pa.array(["train"] * count),
         ],
-        schema=RECORDS,
+        schema=RECORD_SCHEMA,
     )
     write_table(folder / f"records/{name}.parquet", table)
-    sha256 = content_sha256(table)
+    sha256 = logical_sha256(table)
     write_json(folder / f"records/{name}.report.json", {"v": 1, "sha256": sha256})
 
     def counts(size: int, mean: float) -> pa.ListArray:
@@ -117,9 +119,9 @@ def draw(name: str, conversations: int, images: int, folder: Path) -> None:
         return _lists(_lists(pa.array(lengths), np.ones(total * size, np.int64)), np.full(total, size))
 
     fields = [counts(alternatives[0], 15), counts(1, 20), counts(alternatives[1], 60 if name != "llava" else 110)]
-    lengths = pa.StructArray.from_arrays(fields, fields=list(TOKENS.field("rounds").type.value_type))
+    lengths = pa.StructArray.from_arrays(fields, fields=list(TOKENS_SCHEMA.field("rounds").type.value_type))
     measured = pa.Table.from_arrays(
-        [uids, pa.array(np.zeros(count), pa.int32()), _lists(lengths, rounds)], schema=TOKENS
+        [uids, pa.array(np.zeros(count), pa.int32()), _lists(lengths, rounds)], schema=TOKENS_SCHEMA
     )
     write_table(folder / f"tokens/{name}.parquet", measured)
     fixed = {

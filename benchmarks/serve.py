@@ -42,7 +42,7 @@ from transformers import TextStreamer
 from benchmarks.attention import processor as processor_name
 from benchmarks.chat import make_model
 from model.processing import VisualChatProcessor
-from scripts.evaluation.answering import load_model
+from scripts.inference.model_loading import load_model
 
 IMAGES = 8  # that all clients share
 QUESTIONS = (
@@ -172,7 +172,7 @@ def random_model(folder: Path, args: argparse.Namespace) -> Path:
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder / "model")
     parts = (folder / "vision", folder / "tokenizer", model.config.image_tokens)
-    VisualChatProcessor.from_bases(*parts).save_pretrained(folder / "model")
+    VisualChatProcessor.from_base_models(*parts).save_pretrained(folder / "model")
     return folder / "model"
 
 

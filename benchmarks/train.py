@@ -6,7 +6,7 @@ The same small model (a CLIP encoder, a Llama, the paper's projector; projector 
 conversations over JPEGs, one rank, ZeRO 2, AdamW, fp32 on a CPU and bf16 on a GPU. Each contestant trains once over all
 conversations, in a process of its own; they take turns.
 
-    ours    `Batches` and `Engine` on a packed blend: what `python -m scripts.train` runs, on a GPU with algorithms
+    ours    `MicroBatchDataset` and `TrainingEngine` on a packed blend: what `python -m scripts.train` runs, on a GPU with algorithms
             that repeat their results
     plain   a loop around `deepspeed.initialize` as the original has it: conversations in random order, padded; JPEGs
             decoded by the main process; encoder inside the engine, logits everywhere, dense MMCA (`train_plain.py`)
@@ -37,8 +37,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.train_baseline import BaselineModel, padded
 from benchmarks.train_data import load, write_data, write_model
-from benchmarks.train_plain import PlainModel, padded
 
 ROOT = Path(__file__).resolve().parents[1]
 MICRO = 4
@@ -49,27 +49,27 @@ MICRO = 4
 
 def settings(micro_batch: int) -> Any:
     """What both train, and how."""
-    from scripts.sections.run import Run
+    from scripts.config.run import RunConfig
 
     options = {"micro_batch": micro_batch, "precision": "bf16" if torch.cuda.is_available() else "fp32"}
-    return Run(model="m", blend="b", ranks=1, zero=2, schedule="constant", **options)
+    return RunConfig(model="m", blend="b", ranks=1, zero=2, schedule="constant", **options)
 
 
 def ours(folder: Path, packs: int) -> Iterator[dict[str, float] | None]:
     """What `scripts.train` runs: packs, and the engine."""
-    from scripts.training.batches import Batches
-    from scripts.training.engine import Engine
-    from scripts.training.loader import BlendReader
-    from scripts.training.trainable import prepare
-    from scripts.training.worker import repeat_exactly
+    from scripts.inference.blend_reader import BlendReader
+    from scripts.training.dataset import MicroBatchDataset
+    from scripts.training.engine import TrainingEngine
+    from scripts.training.trainable import mark_trainable
+    from scripts.training.worker import enable_determinism
 
     run = settings(packs)
-    repeat_exactly()
+    enable_determinism()
     reader = BlendReader(folder / "packed", folder)
     model, processor = load(folder)
-    batches = Batches([reader], processor, global_batch=reader.global_batch, micro_batch=run.micro_batch)
-    prepare(model, run)
-    engine = Engine(model, run, datasets=["one"], accumulation=batches.accumulation, steps=batches.steps)
+    batches = MicroBatchDataset([reader], processor, global_batch=reader.global_batch, micro_batch=run.micro_batch)
+    mark_trainable(model, run)
+    engine = TrainingEngine(model, run, datasets=["one"], accumulation=batches.accumulation, steps=batches.steps)
     feed = batches.load(0, 0)
     yield None
     for step in range(batches.steps):
@@ -82,13 +82,13 @@ def plain(folder: Path, packs: int) -> Iterator[dict[str, float] | None]:
     """The loop of the original's manner."""
     import deepspeed
 
+    from scripts.inference.blend_reader import BlendReader
     from scripts.training.deepspeed_config import deepspeed_config
-    from scripts.training.loader import BlendReader
 
     run = settings(MICRO)
     reader = BlendReader(folder / "plain", folder)
     model, processor = load(folder)
-    model = PlainModel(model, folder)
+    model = BaselineModel(model, folder)
     model.requires_grad_(False)
     for part in (model.projector, model.language.get_input_embeddings()):
         part.requires_grad_(True)
@@ -176,8 +176,8 @@ def race(folder: Path, runs: int, packs: int) -> dict[str, list[dict[str, float]
 
 def check_losses(folder: Path) -> None:
     """Refuse to compare contestants that do not compute the same: the loss of the first conversations must agree."""
-    from model.template import IGNORE
-    from scripts.training.loader import BlendReader
+    from model.template import IGNORE_INDEX
+    from scripts.inference.blend_reader import BlendReader
 
     reader = BlendReader(folder / "plain", folder)
     model, processor = load(folder)
@@ -185,8 +185,8 @@ def check_losses(folder: Path) -> None:
     with torch.no_grad():
         losses, _ = model.token_losses(**inputs)
         expected = losses.mean()
-        found = PlainModel(model, folder)(**inputs)
-    assert losses.numel() == int((inputs["labels"][:, 1:] != IGNORE).sum())
+        found = BaselineModel(model, folder)(**inputs)
+    assert losses.numel() == int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
     if abs(float(expected - found)) > (0.05 if torch.cuda.is_available() else 1e-4):
         raise RuntimeError(f"the contestants disagree about a loss: {expected} and {found}")
 

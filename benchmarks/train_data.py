@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scripts.common.files import canonical, read_json, write_json
+from scripts.common.files import canonical_json, read_json, write_json
 
 SEQUENCE, PACK_IMAGES = 2048, 8
 WORDS = "the a red blue small large cat dog house tree on under beside left right of and with there is what how".split()
@@ -79,7 +79,9 @@ def write_blend(
             data = pictures[first : first + shown]
             hashes = [hashlib.sha256(image).hexdigest() for image in data]
             sample["images"] = [{"source": "one", "key": f"{h[:9]}", "sha256": h} for h in hashes]
-            members = [("json", canonical(sample).encode())] + [(f"i{n}.jpg", image) for n, image in enumerate(data)]
+            members = [("json", canonical_json(sample).encode())] + [
+                (f"i{n}.jpg", image) for n, image in enumerate(data)
+            ]
             shard.add(f"e000-{position:09d}", members)
     np.cumsum([0, *map(len, packs)]).astype("<u8").tofile(folder / UNITS)
     units = len(packs)
@@ -124,5 +126,5 @@ def load(folder: Path, attention: str = "mmca") -> tuple[Any, Any]:
     torch.manual_seed(1)
     bases = (folder / "vision", folder / "language", tokenizer)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    model = VisualChatForConditionalGeneration.from_bases(*bases, attention=attention, dtype=dtype)
-    return model, VisualChatProcessor.from_bases(folder / "vision", tokenizer, model.config.image_tokens)
+    model = VisualChatForConditionalGeneration.from_base_models(*bases, attention=attention, dtype=dtype)
+    return model, VisualChatProcessor.from_base_models(folder / "vision", tokenizer, model.config.image_tokens)

@@ -19,7 +19,7 @@ value. The switches:
     dattn     self         lse       D-Attn, arXiv 2502.01906
 
 Importing this module registers the names in the AttentionInterface of `transformers` and, on purpose, not in its
-AttentionMaskInterface: so the library builds no mask. How it is computed is the layout's plan (layout.py); how a
+AttentionMaskInterface: so the library builds no mask. How it is computed is the layout's plan (attention_plan.py); how a
 decoder gets it, decoders.py.
 
 Shapes: B batch, H heads, G key-value heads, D head width, T tokens of this forward, K tokens including the cache.
@@ -33,8 +33,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from .documents import own_values
-from .layout import SWITCHES, Layout
+from .attention_plan import SWITCHES, AttentionPlan
+from .documents import self_values
 from .masks import attend_with_weights
 from .sdpa import Sdpa
 
@@ -53,7 +53,7 @@ def attend(
     merge: str,
     scaling: float | None = None,
     dropout: float = 0.0,
-    layout: Layout | None = None,
+    attention_plan: AttentionPlan | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention function in the form that `transformers` calls.
@@ -62,14 +62,14 @@ def attend(
     (B, T, H, D), whose rows of padding are without meaning, and the weights (B, H, T, K) if the layout wants them.
     Raises ValueError without a layout, or if the decoder asks for something that is not computed here.
     """
-    if layout is None:
+    if attention_plan is None:
         raise ValueError(
             "this attention needs to know where text and images lie: call VisualChatForConditionalGeneration, "
             "not its language model alone"
         )
-    if layout.key_length != key.shape[2]:
+    if attention_plan.key_length != key.shape[2]:
         raise ValueError(
-            f"the attention got {key.shape[2]} keys, but the modality of {layout.key_length} tokens; "
+            f"the attention got {key.shape[2]} keys, but the modality of {attention_plan.key_length} tokens; "
             "only a DynamicCache that this model filled can be continued"
         )
     for name in _UNSUPPORTED:
@@ -77,23 +77,23 @@ def attend(
             raise ValueError(f"the decoder asks its attention for {name!r}, which is not computed here")
     if attention_mask is not None and attention_mask.numel() > 1:
         raise ValueError("the decoder brings an attention mask of its own, which would be left out here")
-    layout.called()
+    attention_plan.record_call()
 
-    if layout.masks is not None:
+    if attention_plan.masks is not None:
         switches = {"image_rows": image_rows, "merge": merge, "dropout": dropout, "scaling": scaling}
-        return attend_with_weights(query, key, value, layout.masks, layout.own, **switches)
-    if layout.plan is None:  # nothing but images, each of which is its own value
-        return own_values(value, query), None
+        return attend_with_weights(query, key, value, attention_plan.masks, attention_plan.own, **switches)
+    if attention_plan.backend is None:  # nothing but images, each of which is its own value
+        return self_values(value, query), None
     inputs = (Sdpa(dropout, scaling), query, key, value, 0 if module is None else module.layer_idx)
     # A batch without an image has no second branch, and the first is the softmax over all keys.
-    if merge == "sum" and layout.has_images and layout.has_text:
-        out = layout.plan.sum(*inputs)
+    if merge == "sum" and attention_plan.has_images and attention_plan.has_text:
+        out = attention_plan.backend.sum(*inputs)
         if image_rows == "causal":
-            return torch.where(layout.own, layout.plan.joint(*inputs), out), None
+            return torch.where(attention_plan.own, attention_plan.backend.joint(*inputs), out), None
     elif image_rows == "causal":
-        return layout.plan.joint(*inputs), None
+        return attention_plan.backend.joint(*inputs), None
     else:
-        out = layout.plan.text_joint(*inputs)
+        out = attention_plan.backend.text_joint(*inputs)
     return out, None
 
 

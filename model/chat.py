@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from transformers import DynamicCache, TextStreamer
 
-from .cache import ConversationCache, ImageCache
+from .conversation_cache import ConversationCache, ImageCache
 from .modeling import VisualChatForConditionalGeneration
 from .processing import VisualChatProcessor, to_rgb
-from .template import IMAGE, Encoded
+from .template import IMAGE, EncodedConversation
 
 Content = str | Sequence[str | Image.Image]
 _FILE = "conversation.json"
@@ -158,7 +158,7 @@ class ChatSession:
 
     def _restore(self, history: list[dict[str, Any]], images: list[Image.Image]) -> None:
         self.history, self.images = history, images
-        self._pixels = [self.processor.image(image) for image in images]
+        self._pixels = [self.processor.preprocess_image(image) for image in images]
 
     def _answer(
         self,
@@ -169,7 +169,7 @@ class ChatSession:
         sampling: dict[str, Any],
     ) -> str:
         pictures = [to_rgb(image) for image in shown]
-        pixels = self._pixels + [self.processor.image(picture) for picture in pictures]
+        pixels = self._pixels + [self.processor.preprocess_image(picture) for picture in pictures]
         asked = [*self.history, question]
         encoded = self.processor.encode(self._with_system(asked))
         room = getattr(self.model.config.text_config, "max_position_embeddings", None)
@@ -188,7 +188,9 @@ class ChatSession:
             self.images, self._pixels = [*self.images, *pictures], pixels
         return answer
 
-    def _generate(self, encoded: Encoded, pixels: Sequence[np.ndarray], options: dict[str, Any]) -> list[int]:
+    def _generate(
+        self, encoded: EncodedConversation, pixels: Sequence[np.ndarray], options: dict[str, Any]
+    ) -> list[int]:
         """Generate behind `encoded`, going on from the longest beginning that the cache holds already."""
         names = self._names(encoded, pixels)
         # The last token is always computed: the answer's first one follows from it.
@@ -196,7 +198,7 @@ class ChatSession:
         same = next((n for n in range(limit) if names[n] != self._cached[n]), limit)
         self._tokens.crop(same - self._tokens.get_seq_length())
         known = sum(kind == IMAGE for kind in encoded.modality[:same]) // self.processor.image_tokens
-        images = self._image_cache.inputs([pixels[index] for index in encoded.image_indices[known:]])
+        images = self._image_cache.model_inputs([pixels[index] for index in encoded.image_indices[known:]])
         ids = torch.tensor([encoded.input_ids], device=self.model.device)
         try:
             out = self.model.generate(
@@ -213,7 +215,7 @@ class ChatSession:
         self._cached = [*names, *tokens][: self._tokens.get_seq_length()]
         return tokens
 
-    def _names(self, encoded: Encoded, pixels: Sequence[np.ndarray]) -> list[int | bytes]:
+    def _names(self, encoded: EncodedConversation, pixels: Sequence[np.ndarray]) -> list[int | bytes]:
         """The tokens, with the image's hash in place of every placeholder."""
         hashes = iter([hashlib.sha256(pixels[index].tobytes()).digest() for index in encoded.image_indices])
         names: list[int | bytes] = []
@@ -229,7 +231,7 @@ class ChatSession:
     def _forget_tokens(self) -> None:
         """Start with an empty cache; the conversation stays."""
         config = self.model.config
-        split = self.model.has_image_states
+        split = self.model.supports_image_states
         self._tokens = ConversationCache(config) if split else DynamicCache(config=config.get_text_config(decoder=True))
         self._cached: list[int | bytes] = []
 

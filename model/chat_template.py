@@ -1,6 +1,6 @@
 """A chat-tuned decoder's own prompt, taken out of its tokenizer's chat template: the alternative to the default one.
 
-Such a decoder answers well only in the form that it was tuned on. `template_of` writes two conversations with the
+Such a decoder answers well only in the form that it was tuned on. `template_from_tokenizer` writes two conversations with the
 tokenizer's Jinja template, cuts them at what was said, and puts the pieces into a `Template`; then it checks that the
 two write the same. So labels stay exact and token counts still add up, which a Jinja template alone cannot promise.
 Images are shown inside the user's turn, numbered as ever.
@@ -17,7 +17,7 @@ from .template import Template, segments
 _SYSTEM, _QUESTION, _ANSWER, _AGAIN = "SYSTEMTEXT", "QUESTIONTEXT", "ANSWERTEXT", "SECONDQUESTION"
 
 
-def template_of(
+def template_from_tokenizer(
     tokenizer: Any, image_header: str = "Image {number}:\n", image_end: str = "\n", system: str | None = None
 ) -> Template:
     """Take the prompt template out of a tokenizer with a chat template.

@@ -1,7 +1,7 @@
 """Where the documents of a batch lie, and how their tokens move between a batch and blocks of rows.
 
 A *document* is what attends to itself alone: a whole row of the batch, or one of several packed into a row. Every
-back-end of the attention starts from the table of documents that `Documents.find` makes, on the CPU, because sizes are
+back-end of the attention starts from the table of documents that `Documents.from_modality` makes, on the CPU, because sizes are
 needed there.
 
 Shapes: B rows, T tokens of a row, M tokens that are not padding, D documents.
@@ -22,37 +22,37 @@ PAD, TEXT, IMAGE = 0, 1, 2
 class Documents:
     """The tokens of a batch without its padding, document by document, each in its own order.
 
-    tokens (M,): their flat index in the batch (B*T). kinds (M,): TEXT or IMAGE. numbers (M,): the document of each.
-    lengths, texts, images (D,): how many tokens each document has, and how many of each kind.
+    tokens (M,): their flat index in the batch (B*T). modality (M,): TEXT or IMAGE. numbers (M,): the document of each.
+    lengths, text_lengths, image_lengths (D,): how many tokens each document has, and how many of each kind.
     """
 
     tokens: Tensor
-    kinds: Tensor
+    modality: Tensor
     numbers: Tensor
     lengths: Tensor
-    texts: Tensor
-    images: Tensor
+    text_lengths: Tensor
+    image_lengths: Tensor
 
     @classmethod
-    def find(cls, kinds: Tensor, document_ids: Tensor | None = None) -> Documents:
-        """Find the documents in `kinds` (B, T) on the CPU: each row is one, or `document_ids` (B, T) tells them apart.
+    def from_modality(cls, modality: Tensor, document_ids: Tensor | None = None) -> Documents:
+        """Find the documents in `modality` (B, T) on the CPU: each row is one, or `document_ids` (B, T) tells them apart.
 
         Raises ValueError if `document_ids` is 0 at a token, anything else at padding, or if a document lies in pieces.
         """
-        tokens = (kinds != PAD).flatten().nonzero()[:, 0]
-        names = tokens // max(kinds.shape[1], 1)
+        tokens = (modality != PAD).flatten().nonzero()[:, 0]
+        names = tokens // max(modality.shape[1], 1)
         if document_ids is not None:
-            if document_ids.shape != kinds.shape or ((document_ids > 0) != (kinds != PAD)).any():
+            if document_ids.shape != modality.shape or ((document_ids > 0) != (modality != PAD)).any():
                 raise ValueError("document_ids must have the shape of the batch, be 0 at padding and above 0 elsewhere")
             names = names * (int(document_ids.max()) + 1) + document_ids.flatten()[tokens]
         runs, numbers, lengths = names.unique_consecutive(return_inverse=True, return_counts=True)
         if len(runs.unique()) != len(runs):
             raise ValueError("the tokens of a document must lie together in its row of the batch")
-        kinds = kinds.flatten()[tokens]
-        images = torch.bincount(numbers[kinds == IMAGE], minlength=len(lengths))
-        return cls(tokens, kinds, numbers, lengths, lengths - images, images)
+        modality = modality.flatten()[tokens]
+        images = torch.bincount(numbers[modality == IMAGE], minlength=len(lengths))
+        return cls(tokens, modality, numbers, lengths, lengths - images, images)
 
-    def table(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    def padded_indices(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Lay documents beside each other: for `chosen` (n,) numbers, the place in `tokens` (n, longest) of each token.
 
         The second tensor (n, longest) tells where there is one; elsewhere the first is 0.
@@ -63,7 +63,7 @@ class Documents:
         return (starts[:, None] + torch.arange(filled.shape[1])).masked_fill(~filled, 0), filled
 
 
-def move_together(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def compact_left(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Move the true places of each row of `mask` (n, L) to its left.
 
     Returns the flat index (n, N) of what lies at each new place, the flat new place (n, L) of each old one (both 0
@@ -76,17 +76,17 @@ def move_together(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return index, slot, filled
 
 
-def rows(x: Tensor) -> Tensor:
+def merge_heads(x: Tensor) -> Tensor:
     """(B, heads, T, width) -> (B*T, heads*width)"""
     return x.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
-def heads(table: Tensor, batch: int, count: int) -> Tensor:
+def split_heads(table: Tensor, batch: int, count: int) -> Tensor:
     """(batch*T, count*width) -> (batch, count, T, width)"""
     return table.view(batch, len(table) // batch, count, table.shape[1] // count).transpose(1, 2)
 
 
-def take(table: Tensor, index: Tensor) -> Tensor:
+def select_rows(table: Tensor, index: Tensor) -> Tensor:
     """Rows of a matrix by their number.
 
     A look-up in an embedding table, because its backward pass is faster than that of other gathers on the CPU.
@@ -94,7 +94,7 @@ def take(table: Tensor, index: Tensor) -> Tensor:
     return F.embedding(index, table)
 
 
-def own_values(value: Tensor, query: Tensor) -> Tensor:
+def self_values(value: Tensor, query: Tensor) -> Tensor:
     """The values (B, G, K, D) of the queries' own tokens, which are the last T, for all heads: (B, T, H, D)."""
     repeats, length = query.shape[1] // value.shape[1], query.shape[2]
     own = value[:, :, -length:].transpose(1, 2)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .documents import IMAGE, PAD, TEXT, own_values
+from .documents import IMAGE, PAD, TEXT, self_values
 from .sdpa import Sdpa
 
 
@@ -26,22 +26,22 @@ class Masks:
     no_image: Tensor  # (B, 1, T, 1) bool: queries without an image before them
 
     @classmethod
-    def build(cls, kinds: Tensor, length: int, document_ids: Tensor | None = None) -> Masks:
-        """Write down what the last `length` tokens of `kinds` (B, K) read within their document."""
-        place = torch.arange(kinds.shape[1])
-        before = (place <= place[-length:, None]).expand(len(kinds), 1, -1, -1)
+    def build(cls, modality: Tensor, length: int, document_ids: Tensor | None = None) -> Masks:
+        """Write down what the last `length` tokens of `modality` (B, K) read within their document."""
+        place = torch.arange(modality.shape[1])
+        before = (place <= place[-length:, None]).expand(len(modality), 1, -1, -1)
         if document_ids is not None:
             before = before & (document_ids[:, None, -length:, None] == document_ids[:, None, None])
         itself = place == place[-length:, None]
-        image = (kinds == IMAGE)[:, None, None] & before
+        image = (modality == IMAGE)[:, None, None] & before
         # A query that reads nothing would be 0/0: it reads everything, and its answer is not used.
         no_image = ~image.any(-1, keepdim=True)
-        text = ((kinds == TEXT)[:, None, None] & before) | itself
-        return cls(((kinds != PAD)[:, None, None] & before) | itself, text, image | no_image, no_image)
+        text = ((modality == TEXT)[:, None, None] & before) | itself
+        return cls(((modality != PAD)[:, None, None] & before) | itself, text, image | no_image, no_image)
 
 
 @dataclass
-class MaskedPlan:
+class MaskedSdpa:
     """The last T of K tokens, whose keys and values lie in one tensor. Masks that hide nothing are None.
 
     `own` (B, T, 1, 1) marks queries that are no text; None if there are none.
@@ -54,9 +54,9 @@ class MaskedPlan:
     no_image: Tensor | None  # (B, T, 1, 1)
 
     @classmethod
-    def build(cls, kinds: Tensor, length: int, own: Tensor) -> MaskedPlan:
-        """Plan a forward of the last `length` tokens of `kinds` (B, K), the others being cached."""
-        masks = Masks.build(kinds, length)
+    def build(cls, modality: Tensor, length: int, own: Tensor) -> MaskedSdpa:
+        """Plan a forward of the last `length` tokens of `modality` (B, K), the others being cached."""
+        masks = Masks.build(modality, length)
         no_image = masks.no_image.transpose(1, 2)
         hiding = (unless_all(mask) for mask in (masks.everything, masks.text, masks.image))
         return cls(own if own.any() else None, *hiding, no_image if no_image.any() else None)
@@ -75,11 +75,11 @@ class MaskedPlan:
         return self._with_own(query, value, sdpa(query, key, value, mask=self.text) + image)
 
     def _with_own(self, query: Tensor, value: Tensor, out: Tensor) -> Tensor:
-        return out if self.own is None else torch.where(self.own, own_values(value, query), out)
+        return out if self.own is None else torch.where(self.own, self_values(value, query), out)
 
 
 @dataclass
-class SplitPlan:
+class SplitCacheSdpa:
     """T text queries whose keys and values lie apart: text in a cache of its own, images given here for every layer.
 
     `images` holds (keys, values), each (B, G, Ki, D), or is empty. `text` (B, 1, T, Kt) and `image` (B, 1, T, Ki) are

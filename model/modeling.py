@@ -32,23 +32,29 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils.generic import can_return_tuple
 
 from .attention import SWITCHES
-from .bases import generation_defaults, joined_config, load_bases, refuse_gaps
-from .cache import ConversationCache, ImageStates
+from .attention_plan import AttentionPlan
+from .base_models import check_loading_info, generation_defaults, joined_config, load_base_models
 from .configuration import VisualChatConfig
-from .decoders import check_calls, no_mask, refuse_misread_decoder, rehearse, take_over
+from .conversation_cache import ConversationCache, ImageStates
+from .decoders import (
+    check_attention_calls,
+    check_decoder_supported,
+    dry_run_decoder,
+    install_attention,
+    placeholder_mask,
+)
 from .documents import IMAGE, PAD, TEXT
-from .generation import VisualChatGenerationMixin
-from .images import ImageMixin
-from .layout import Layout
+from .generation_mixin import VisualChatGenerationMixin
+from .image_mixin import ImageMixin
 from .projector import build_projector
 from .resampler import Resampler
 from .rotation import KeyRotation
-from .template import IGNORE, Template
+from .template import IGNORE_INDEX, Template
 from .vision import VisionTower
 
 
 class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, PreTrainedModel):
-    """See the module's docstring. Build one with `from_bases` or `from_pretrained`."""
+    """See the module's docstring. Build one with `from_base_models` or `from_pretrained`."""
 
     config_class = VisualChatConfig
     main_input_name = "input_ids"
@@ -62,18 +68,18 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         self, config: VisualChatConfig, encoder: nn.Module | None = None, language_model: nn.Module | None = None
     ):
         super().__init__(config)
-        refuse_misread_decoder(config.text_config)
+        check_decoder_supported(config.text_config)
         self.vision_tower = VisionTower(config, encoder)
         self.projector = build_projector(config)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
-        take_over(self.language_model, config.attention)
+        install_attention(self.language_model, config.attention)
         self.attention_backend = "auto"  # which one runs is a matter of the machine, so no configuration names it
         self._rotation: KeyRotation | None = None
         self.post_init()
-        rehearse(self.language_model, config.attention)
+        dry_run_decoder(self.language_model, config.attention)
 
     @classmethod
-    def from_bases(
+    def from_base_models(
         cls,
         vision_folder: Path,
         language_folder: Path,
@@ -81,17 +87,17 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         *,
         template: Template | dict[str, str] | None = None,
         dtype: torch.dtype | None = None,
-        as_stored: bool = False,
+        keep_language_dtype: bool = False,
         **options: Any,
     ) -> VisualChatForConditionalGeneration:
         """Join a vision encoder and a language model, each an ordinary folder of `transformers`, with a new projector.
 
         `tokenizer` is the language model's. It gets the image placeholder if it lacks it, and only then may the
         embedding grow. `options` are fields of `VisualChatConfig` (attention, projector, vision_feature_layer, ...).
-        `dtype` defaults to the language model's own. With `as_stored` the language model keeps that, whatever `dtype`
+        `dtype` defaults to the language model's own. With `keep_language_dtype` the language model keeps that, whatever `dtype`
         says: its weights are then pages of its files, not copies. It must be converted before it is used.
         """
-        encoder, language = load_bases(vision_folder, language_folder, tokenizer, dtype, as_stored)
+        encoder, language = load_base_models(vision_folder, language_folder, tokenizer, dtype, keep_language_dtype)
         dtype = dtype or language.dtype
         config = joined_config(vision_folder, encoder, language, tokenizer, template, options)
         model = cls(config, encoder, language).eval()
@@ -113,7 +119,7 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **options)
         if wants_info:
             return model, info
-        refuse_gaps(pretrained_model_name_or_path, info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        check_loading_info(pretrained_model_name_or_path, info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
         return model
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **options: Any) -> None:
@@ -237,7 +243,7 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the head where a label follows. Returns logits (n, vocabulary), labels (n,) and documents (n,)."""
         labels = labels[:, 1:].to(hidden.device)
-        labelled = labels != IGNORE
+        labelled = labels != IGNORE_INDEX
         if document_ids is None:
             documents = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
         else:
@@ -276,7 +282,7 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         if modality is None:
             if past and not isinstance(past_key_values, ConversationCache):
                 raise ValueError("a forward that continues a cache needs the modality of all tokens in it")
-            modality = self.modality_of(input_ids, attention_mask, inputs_embeds)
+            modality = self.infer_modality(input_ids, attention_mask, inputs_embeds)
             if modality.shape[1] < past + length:  # what the cache holds is known to the cache
                 modality = F.pad(modality, (past, 0), value=TEXT)
         modality = F.pad(modality, (0, past + length - modality.shape[1]), value=TEXT)
@@ -289,7 +295,7 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         config = self.config.text_config
         if output_attentions is None and (self.config.output_attentions or config.output_attentions):
             output_attentions = True
-        layout = Layout.build(
+        attention_plan = AttentionPlan.build(
             modality,
             length,
             document_ids=document_ids,
@@ -300,30 +306,30 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
             width=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             dropout=getattr(config, "attention_dropout", 0.0) if self.training else 0.0,
             # Caches, and whoever asks for inner states, want the batch as it was given.
-            flat=not (use_cache or past_key_values is not None or output_attentions or output_hidden_states)
+            unpad=not (use_cache or past_key_values is not None or output_attentions or output_hidden_states)
             and not config.output_hidden_states,
         )
         embeds = self._with_images(embeds, modality[:, past:] == IMAGE, images)
         if position_ids is None:
-            position_ids = positions_of(modality, document_ids)[:, past:]
+            position_ids = compute_position_ids(modality, document_ids)[:, past:]
         asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         shape = embeds.shape
-        if (order := layout.to(embeds.device).order) is not None:
+        if (order := attention_plan.to(embeds.device).order) is not None:
             embeds = order(embeds.flatten(0, 1))[None]
             position_ids = position_ids.to(embeds.device).expand(shape[:2]).flatten()[order.source][None]
         outputs = self.get_decoder()(
             inputs_embeds=embeds,
-            attention_mask=no_mask(embeds),
+            attention_mask=placeholder_mask(embeds),
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            layout=layout,
+            attention_plan=attention_plan,
             **{name: value for name, value in asked.items() if value is not None},
         )
-        check_calls(self.language_model, self.config.attention, layout)
+        check_attention_calls(self.language_model, self.config.attention, attention_plan)
         hidden = outputs.last_hidden_state
-        if (order := layout.to(hidden.device).order) is not None:
-            outputs.last_hidden_state = order.back()(hidden[0]).view(shape)
+        if (order := attention_plan.to(hidden.device).order) is not None:
+            outputs.last_hidden_state = order.inverse()(hidden[0]).view(shape)
         return outputs
 
     def _decode_text(
@@ -337,22 +343,22 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         if states is None:
             given = self._projected(images)
             states = [] if given is None else self._states_of(torch.stack(list(given)))
-        step = cache.begin(modality, states, self.key_rotation, embeds.device)
-        hidden = step.gather(embeds)
+        step = cache.prepare_step(modality, states, self.key_rotation, embeds.device)
+        hidden = step.select_text(embeds)
         if hidden.shape[1]:
             hidden = self.get_decoder()(
                 inputs_embeds=hidden,
-                attention_mask=no_mask(hidden),
+                attention_mask=placeholder_mask(hidden),
                 position_ids=step.positions,
                 past_key_values=cache,
                 use_cache=True,
-                layout=step.layout,
+                attention_plan=step.attention_plan,
             ).last_hidden_state
-            check_calls(self.language_model, self.config.attention, step.layout)
-        return BaseModelOutputWithPast(step.spread(hidden, embeds.shape[1]), past_key_values=cache)
+            check_attention_calls(self.language_model, self.config.attention, step.attention_plan)
+        return BaseModelOutputWithPast(step.scatter_text(hidden, embeds.shape[1]), past_key_values=cache)
 
 
-def positions_of(modality: Tensor, document_ids: Tensor | None = None) -> Tensor:
+def compute_position_ids(modality: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """The position (B, T) of every token in its document, padding not counted."""
     place = (modality != PAD).cumsum(1) - 1
     if document_ids is not None:

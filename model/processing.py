@@ -26,7 +26,7 @@ from transformers import (
 from transformers.image_utils import load_image
 
 from .configuration import VisualChatConfig
-from .template import IGNORE, IMAGE_TOKEN, Encoded, Template, count_segments, end_ids, render
+from .template import IGNORE_INDEX, IMAGE_TOKEN, EncodedConversation, Template, count_segments, end_ids, render
 from .template import encode as encode_messages
 
 
@@ -48,7 +48,7 @@ class VisualChatProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer)
 
     @classmethod
-    def from_bases(
+    def from_base_models(
         cls, vision_folder: Path, tokenizer, image_tokens: int, template: Template | dict | None = None
     ) -> VisualChatProcessor:
         """Build a processor from the folder of a vision encoder and a tokenizer (an object, or its folder)."""
@@ -56,17 +56,17 @@ class VisualChatProcessor(ProcessorMixin):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         return cls(load_image_processor(vision_folder), tokenizer, image_tokens, template)
 
-    def image(self, image: Image.Image) -> np.ndarray:
+    def preprocess_image(self, image: Image.Image) -> np.ndarray:
         """Turn an image of any mode into what the encoder sees: uint8 (3, height, width), resized and cropped."""
         batch = self.image_processor(to_rgb(image), do_rescale=False, do_normalize=False)
         return np.asarray(batch["pixel_values"][0], dtype=np.uint8)
 
-    def encode(self, messages: Sequence[dict[str, Any]]) -> Encoded:
+    def encode(self, messages: Sequence[dict[str, Any]]) -> EncodedConversation:
         """Turn a conversation into tokens, see `template.encode`."""
         return encode_messages(messages, self.tokenizer, self.template, self.image_tokens)
 
     def collate(
-        self, samples: Sequence[tuple[Encoded, Sequence[np.ndarray]]], padding_side: str = "right"
+        self, samples: Sequence[tuple[EncodedConversation, Sequence[np.ndarray]]], padding_side: str = "right"
     ) -> dict[str, torch.Tensor]:
         """Make a batch of (tokens, images of the conversation as uint8 (3, height, width)) pairs.
 
@@ -86,7 +86,7 @@ class VisualChatProcessor(ProcessorMixin):
 
         batch = {
             "input_ids": stack([encoded.input_ids for encoded, _ in samples], pad),
-            "labels": stack([encoded.labels for encoded, _ in samples], IGNORE),
+            "labels": stack([encoded.labels for encoded, _ in samples], IGNORE_INDEX),
             "modality": stack([encoded.modality for encoded, _ in samples], 0),
         }
         batch["attention_mask"] = (batch["modality"] != 0).long()
@@ -163,7 +163,9 @@ class VisualChatProcessor(ProcessorMixin):
         inputs = self._inputs(samples, padding_side)
         return inputs if return_dict else inputs["input_ids"]
 
-    def _inputs(self, samples: Sequence[tuple[Encoded, Sequence[Image.Image]]], padding_side: str) -> BatchFeature:
+    def _inputs(
+        self, samples: Sequence[tuple[EncodedConversation, Sequence[Image.Image]]], padding_side: str
+    ) -> BatchFeature:
         for encoded, gallery in samples:
             if any(not 0 <= index < len(gallery) for index in encoded.image_indices):
                 raise ValueError(f"a conversation shows images {encoded.image_indices} but {len(gallery)} were given")

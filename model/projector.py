@@ -15,13 +15,13 @@ _HEAD_WIDTH = {"vit": 64, "perceiver": 128}
 
 
 class Projector(nn.Module):
-    """What all projectors share. `features` is the shape (tokens, width) of one image from the tower."""
+    """What all projectors share. `feature_shape` is the shape (tokens, width) of one image from the tower."""
 
-    features: tuple[int, int]
+    feature_shape: tuple[int, int]
 
     def blank(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The features of an image that is not there: zeros (1, tokens, width)."""
-        return torch.zeros(1, *self.features, device=device, dtype=dtype)
+        return torch.zeros(1, *self.feature_shape, device=device, dtype=dtype)
 
 
 class LinearProjector(Projector):
@@ -29,8 +29,8 @@ class LinearProjector(Projector):
 
     def __init__(self, config: VisualChatConfig):
         super().__init__()
-        self.features = (config.vision_tokens, config.vision_config.hidden_size)
-        self.linear = nn.Linear(self.features[1], config.text_config.hidden_size)
+        self.feature_shape = (config.vision_tokens, config.vision_config.hidden_size)
+        self.linear = nn.Linear(self.feature_shape[1], config.text_config.hidden_size)
         self.norm = nn.LayerNorm(config.text_config.hidden_size)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -43,9 +43,9 @@ class MLPProjector(Projector):
 
     def __init__(self, config: VisualChatConfig):
         super().__init__()
-        self.features = (config.vision_tokens, config.vision_config.hidden_size)
+        self.feature_shape = (config.vision_tokens, config.vision_config.hidden_size)
         width = config.text_config.hidden_size
-        self.linear_1 = nn.Linear(self.features[1], width)
+        self.linear_1 = nn.Linear(self.feature_shape[1], width)
         self.activation = nn.GELU()
         self.linear_2 = nn.Linear(width, width)
 
@@ -59,7 +59,7 @@ class ViTProjector(LinearProjector):
 
     def __init__(self, config: VisualChatConfig):
         super().__init__(config)
-        width = self.features[1]
+        width = self.feature_shape[1]
         self.layer = nn.TransformerEncoderLayer(
             d_model=width,
             nhead=_heads(width, "vit"),
@@ -80,8 +80,11 @@ class PerceiverProjector(Projector):
 
     def __init__(self, config: VisualChatConfig):
         super().__init__()
-        self.features, self.patches = (config.vision_tokens, config.vision_config.hidden_size), config.vision_patches
-        width = self.features[1]
+        self.feature_shape, self.patches = (
+            (config.vision_tokens, config.vision_config.hidden_size),
+            config.vision_patches,
+        )
+        width = self.feature_shape[1]
         self.resampler = Resampler(config.projector_queries, width, _heads(width, "perceiver"), width)
         self.norm = nn.LayerNorm(width)
         self.linear = nn.Linear(width, config.text_config.hidden_size)

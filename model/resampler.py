@@ -30,22 +30,22 @@ class Resampler(nn.Module):
         self.ln_q = nn.LayerNorm(width, eps=eps)
         self.ln_kv = nn.LayerNorm(width, eps=eps)
         # Fixed, but saved with the weights: what they were trained with comes along, whoever computed it.
-        self.register_buffer("pos_embed", sines_and_cosines(math.isqrt(queries), width))
+        self.register_buffer("pos_embed", sincos_position_embedding(math.isqrt(queries), width))
 
     def init_weights(self) -> None:
         """Set what `PreTrainedModel` does not know how to set."""
         init.normal_(self.query, std=0.02)
-        init.copy_(self.pos_embed, sines_and_cosines(math.isqrt(len(self.query)), self.query.shape[1]))
+        init.copy_(self.pos_embed, sincos_position_embedding(math.isqrt(len(self.query)), self.query.shape[1]))
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, features, feature_width) -> (N, queries, width)"""
         keys = self.ln_kv(self.kv_proj(features))
         queries = (self.ln_q(self.query) + self.pos_embed).expand(len(features), -1, -1)
-        places = resized(self.pos_embed, features.shape[1])
+        places = interpolate_positions(self.pos_embed, features.shape[1])
         return self.attn(queries, keys + places, keys, need_weights=False)[0]
 
 
-def sines_and_cosines(side: int, width: int) -> Tensor:
+def sincos_position_embedding(side: int, width: int) -> Tensor:
     """2-D positions of a `side` x `side` grid, row by row: (side * side, width).
 
     The first half tells the column, the second the row; each half holds sines, then cosines, of position / 10000^(i/n)
@@ -57,7 +57,7 @@ def sines_and_cosines(side: int, width: int) -> Tensor:
     return torch.cat((line.repeat(side, 1), line.repeat_interleave(side, 0)), 1).float()
 
 
-def resized(positions: Tensor, count: int) -> Tensor:
+def interpolate_positions(positions: Tensor, count: int) -> Tensor:
     """Positions (n, width) of a square grid, interpolated bicubically to one of `count` places: (count, width)."""
     if len(positions) == count:
         return positions

@@ -1,7 +1,7 @@
 """Rotary positions as an operation of their own: keys computed at position 0, turned to any other position.
 
 Decoders rotate their keys inside the attention module, each in its own way: in halves or in pairs, all of a head or
-part of it, in all layers or only some. Rather than knowing every decoder, `KeyRotation.find` watches one: it computes
+part of it, in all layers or only some. Rather than knowing every decoder, `KeyRotation.detect` watches one: it computes
 the keys of two random tokens at position 0 and at others, looks for the way of turning that explains the difference,
 layer by layer, and refuses a decoder where none does. So a cached image can never be turned wrongly.
 """
@@ -30,7 +30,7 @@ class KeyRotation:
     paired: bool = False  # the decoder lists its angles in pairs (a a b b), not in halves (a b a b)
 
     @classmethod
-    def find(cls, decoder: nn.Module, keys_at: Callable[[Tensor], KeysAndValues]) -> KeyRotation:
+    def detect(cls, decoder: nn.Module, keys_at: Callable[[Tensor], KeysAndValues]) -> KeyRotation:
         """Find out how `decoder` turns its keys.
 
         `keys_at` takes positions (1, 2) and returns for every layer the keys and values (1, G, 2, D) of two tokens, the
@@ -54,14 +54,14 @@ class KeyRotation:
                 style
                 for style in ("none", "halves", "pairs")
                 if (rotary is not None or style == "none")
-                and _distance(cls(rotary, (style,), paired).turn([key[0]], places[0])[0], turned[0]) < close
+                and _distance(cls(rotary, (style,), paired).rotate([key[0]], places[0])[0], turned[0]) < close
             ]
             if not found or _distance(value, value_there) > close:
                 raise ValueError(f"layer {layer} does not turn its keys, and nothing else, with the position")
             styles.append(found[0])
         return cls(rotary, tuple(styles), paired)
 
-    def turn(self, keys: Sequence[Tensor], positions: Tensor) -> list[Tensor]:
+    def rotate(self, keys: Sequence[Tensor], positions: Tensor) -> list[Tensor]:
         """Turn the keys (G, n, D) of every layer from position 0 to `positions` (n,)."""
         if self.rotary is None:
             return list(keys)

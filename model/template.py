@@ -4,7 +4,7 @@ Reads a conversation in the chat form of `transformers` (role, and parts `{"type
 `{"type": "text", "text": ...}`) and lays it out as a list of *segments*. Every header, question and answer is a
 segment of its own and is tokenised by itself, for two reasons: the label mask is exact, because no token can straddle
 the border between a prompt and its answer; and token counts add up, so that a plan computes the length of any
-conversation from a table of lengths of its parts (`Counter`) without tokenising again.
+conversation from a table of lengths of its parts (`TokenCounter`) without tokenising again.
 
 With the default template a conversation about two images reads, `|` marking the borders of segments:
 
@@ -25,8 +25,8 @@ from functools import cached_property
 from typing import Any, Protocol
 
 IMAGE_TOKEN = "<image>"
-IGNORE = -100
-TEXT, IMAGE = 1, 2  # values of `Encoded.modality`; 0 is padding, which only a batch has
+IGNORE_INDEX = -100
+TEXT, IMAGE = 1, 2  # values of `EncodedConversation.modality`; 0 is padding, which only a batch has
 _END_PREVIEW = "</s>"
 _LATER = ("system_header", "answer_end", "bos", "images_inside", "special")
 
@@ -128,7 +128,7 @@ class Segment:
 
 
 @dataclass
-class Encoded:
+class EncodedConversation:
     """A conversation as tokens. The first three lists have one entry per token.
 
     `labels` equals `input_ids` where a token is supervised and -100 elsewhere; it is not shifted. `modality` is 1 for
@@ -146,13 +146,15 @@ class Encoded:
     def extend(self, ids: list[int], modality: int, supervised: bool) -> None:
         """Append tokens of one kind."""
         self.input_ids += ids
-        self.labels += ids if supervised else [IGNORE] * len(ids)
+        self.labels += ids if supervised else [IGNORE_INDEX] * len(ids)
         self.modality += [modality] * len(ids)
 
-    def without_last(self, count: int) -> Encoded:
+    def without_last(self, count: int) -> EncodedConversation:
         """The same without its last `count` tokens, which are text."""
         end = len(self) - count
-        return Encoded(self.input_ids[:end], self.labels[:end], self.modality[:end], list(self.image_indices))
+        return EncodedConversation(
+            self.input_ids[:end], self.labels[:end], self.modality[:end], list(self.image_indices)
+        )
 
 
 def segments(messages: Sequence[dict[str, Any]], template: Template) -> list[Segment]:
@@ -193,7 +195,9 @@ def segments(messages: Sequence[dict[str, Any]], template: Template) -> list[Seg
     return [segment for segment in result if segment.kind not in ("text", "fixed") or segment.text]
 
 
-def encode(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer, template: Template, image_tokens: int) -> Encoded:
+def encode(
+    messages: Sequence[dict[str, Any]], tokenizer: Tokenizer, template: Template, image_tokens: int
+) -> EncodedConversation:
     """Turn a conversation into tokens, labels, modality and the order of its images.
 
     `image_tokens` is the number of placeholders per image. Text is always encoded as plain text: a question that
@@ -206,7 +210,7 @@ def encode(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer, template: T
         kind: iter(tokenise(tokenizer, [part.text for part in layout if part.kind == kind], special=kind == "fixed"))
         for kind in ("text", "fixed")
     }
-    encoded = Encoded()
+    encoded = EncodedConversation()
     encoded.extend(_begin(tokenizer, template), TEXT, False)
     for segment in layout:
         if segment.kind in texts:
@@ -293,7 +297,7 @@ def count_image(number: int, tokenizer: Tokenizer, template: Template, image_tok
     return image_tokens + count_segments(tokenizer, around)
 
 
-class Counter:
+class TokenCounter:
     """Lengths of the parts of a conversation, which add up exactly to the length of `encode(...)`::
 
         prefix() + sum(image(k) for k in 1..images)

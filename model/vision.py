@@ -16,7 +16,7 @@ from transformers import AutoModel, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration import QwenVisionConfig, VisualChatConfig
-from .qwen import QwenVisionModel
+from .qwen_vision import QwenVisionModel
 
 
 class VisionTower(nn.Module):

@@ -15,7 +15,7 @@ rule plan:
     conda:
         "../envs/data.yaml"
     params:
-        settings=lambda w: dag.plan_cause(SETTINGS, w.blend),
+        settings=lambda w: targets.plan_rerun_key(SETTINGS, w.blend),
         tokens=lambda w: f"{ROOT}/tokens/{SETTINGS.blends[w.blend].tokens}",
         code=code("scripts.plan"),
         records=folder(f"{ROOT}/records"),
@@ -37,7 +37,7 @@ rule blend:
     output:
         tar=f"{ROOT}/blend/{{blend}}/{{part}}/{{stem}}-{{number}}-of-{{total}}.tar",
         offsets=f"{ROOT}/blend/{{blend}}/{{part}}/{{stem}}-{{number}}-of-{{total}}.tar.idx",
-        told=f"{ROOT}/blend/{{blend}}/{{part}}/parts/{{stem}}-{{number}}-of-{{total}}.json",
+        part_manifest=f"{ROOT}/blend/{{blend}}/{{part}}/parts/{{stem}}-{{number}}-of-{{total}}.json",
     log:
         f"{ROOT}/logs/blend/{{blend}}/{{part}}/{{stem}}-{{number}}-of-{{total}}.log",
     wildcard_constraints:
@@ -47,7 +47,7 @@ rule blend:
     conda:
         "../envs/data.yaml"
     params:
-        settings=lambda w: SETTINGS.blends[w.blend].cause(only=("images", "tokens")),
+        settings=lambda w: SETTINGS.blends[w.blend].rerun_key(only=("images", "tokens")),
         code=code("scripts.blend"),
         root=folder(ROOT),
         records=folder(f"{ROOT}/records"),
@@ -65,9 +65,11 @@ rule blend_manifest:
     input:
         plan=rules.plan.output.table,
         manifest=rules.plan.output.manifest,
-        tars=lambda w: [f"{ROOT}/{shard}.tar" for shard in dag.blend_shards(SETTINGS, w.blend, w.part)],
-        offsets=lambda w: [f"{ROOT}/{shard}.tar.idx" for shard in dag.blend_shards(SETTINGS, w.blend, w.part)],
-        told=lambda w: [f"{ROOT}/{shard}.json" for shard in dag.blend_shards(SETTINGS, w.blend, w.part, "parts/")],
+        tars=lambda w: [f"{ROOT}/{shard}.tar" for shard in targets.blend_shards(SETTINGS, w.blend, w.part)],
+        offsets=lambda w: [f"{ROOT}/{shard}.tar.idx" for shard in targets.blend_shards(SETTINGS, w.blend, w.part)],
+        part_manifests=lambda w: [
+            f"{ROOT}/{shard}.json" for shard in targets.blend_shards(SETTINGS, w.blend, w.part, "parts/")
+        ],
     output:
         units=f"{ROOT}/blend/{{blend}}/{{part}}/units.idx",
         manifest=f"{ROOT}/blend/{{blend}}/{{part}}/manifest.json",
@@ -102,7 +104,7 @@ rule preview:
     conda:
         "../envs/data.yaml"
     params:
-        settings=lambda w: SETTINGS.tokens[SETTINGS.blends[w.blend].tokens].cause(),
+        settings=lambda w: SETTINGS.tokens[SETTINGS.blends[w.blend].tokens].rerun_key(),
         tokenizer=lambda w: tokenizer_folder(SETTINGS.blends[w.blend].tokens),
         code=code("scripts.preview"),
         assets=assets("scripts/blending/*.jinja"),

@@ -9,25 +9,25 @@ sys.path.insert(0, str(workflow.basedir))
 
 from snakemake.exceptions import WorkflowError
 
-from scripts import dag, graph
-from scripts import settings as typed
-from scripts.common.code import asset_fingerprint as assets
-from scripts.common.code import code_fingerprint as code
+from scripts.workflow import targets, graph
+from scripts.config import settings as typed
+from scripts.common.fingerprint import asset_fingerprint as assets
+from scripts.common.fingerprint import code_fingerprint as code
 from scripts.common.errors import UserError
 
 try:
     SETTINGS = typed.load(config)
     ROOT = SETTINGS.results
-    dag.check_root(ROOT, SETTINGS.name)
+    targets.check_root(ROOT, SETTINGS.name)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
 CONDA = any(str(method) == "conda" for method in workflow.deployment_settings.deployment_method)
-shell.prefix(dag.shell_prefix(str(workflow.basedir), CONDA))
+shell.prefix(targets.shell_prefix(str(workflow.basedir), CONDA))
 
 REGISTRY = SETTINGS.registry()
-IMAGE_SOURCES = dag.image_sources(SETTINGS)
-TASTE_ROWS = sorted({source for name in dag.tasting(SETTINGS) for source in REGISTRY.annotation_sources(name)})
+IMAGE_SOURCES = targets.image_sources(SETTINGS)
+SUBSET_ANNOTATION_SOURCES = sorted({source for name in targets.subset_datasets(SETTINGS) for source in REGISTRY.annotation_sources(name)})
 BASES = f"{ROOT}/bases/miniature"
 
 
@@ -56,9 +56,9 @@ def raw_folders(wildcards):
     return " ".join(f"{source}={ROOT}/raw/{source}" for source in REGISTRY.sources_of(wildcards.dataset))
 
 
-def taste_of_dataset(wildcards):
+def subset_input(wildcards):
     """The choice of images that limits a dataset, where only a taste is asked for."""
-    return f"{ROOT}/raw/wanted.json" if wildcards.dataset in dag.tasting(SETTINGS) else []
+    return f"{ROOT}/raw/subset.json" if wildcards.dataset in targets.subset_datasets(SETTINGS) else []
 
 
 def tokenizer_folder(tokens):
@@ -86,18 +86,18 @@ def base_inputs(wildcards):
 
 def training(resource):
     """What a job of a run asks for of `resource`."""
-    return lambda wildcards: dag.training_resources(SETTINGS, wildcards.run)[resource]
+    return lambda wildcards: targets.training_resources(SETTINGS, wildcards.run)[resource]
 
 
 def records_inputs(wildcards):
     """The reports of every dataset that a blend reads; the tables lie beside them."""
-    return below_root("records/{dataset}.report.json", dataset=dag.datasets_of(SETTINGS, wildcards.blend))
+    return below_root("records/{dataset}.report.json", dataset=targets.datasets_of(SETTINGS, wildcards.blend))
 
 
 def tokens_inputs(wildcards):
     """The token tables' manifests of every dataset that a blend reads."""
     tokens = SETTINGS.blends[wildcards.blend].tokens
-    return below_root(f"tokens/{tokens}/{{dataset}}.json", dataset=dag.datasets_of(SETTINGS, wildcards.blend))
+    return below_root(f"tokens/{tokens}/{{dataset}}.json", dataset=targets.datasets_of(SETTINGS, wildcards.blend))
 
 
 def all_data(wildcards):
@@ -105,7 +105,7 @@ def all_data(wildcards):
     return [
         f"{ROOT}/blend/{blend}/{file}"
         for blend in SETTINGS.blends
-        for file in [*(f"{part}/manifest.json" for part in dag.blend_parts(SETTINGS, blend)), "preview.html"]
+        for file in [*(f"{part}/manifest.json" for part in targets.blend_parts(SETTINGS, blend)), "preview.html"]
     ]
 
 
@@ -120,7 +120,7 @@ def all_metrics(wildcards):
 
 
 onstart:
-    dag.claim_root(ROOT, SETTINGS.name)
+    targets.claim_root(ROOT, SETTINGS.name)
     if workflow.is_main_process:
         graph.write(workflow.dag, ROOT, sys.argv)
 

@@ -6,7 +6,7 @@ rule evaluate_run:
         model=expand(f"{ROOT}/exported/{{{{run}}}}/{{which}}/manifest.json", which=SETTINGS.evaluate.checkpoints),
         heldout=lambda w: f"{ROOT}/blend/{SETTINGS.runs[w.run].blend}/heldout/manifest.json",
         kinds=[] if SETTINGS.data_path else rules.miniature.output.kinds,
-        suites=dag.suite_inputs(SETTINGS, ROOT),
+        suites=targets.suite_inputs(SETTINGS, ROOT),
     output:
         report(
             f"{ROOT}/evaluate/{{run}}/metrics.json",
@@ -20,12 +20,12 @@ rule evaluate_run:
         "../envs/evaluate.yaml"
     threads: SETTINGS.evaluate.threads
     params:
-        settings=SETTINGS.evaluate.cause(),
+        settings=SETTINGS.evaluate.rerun_key(),
         code=code("scripts.evaluate"),
         model=folder(f"{ROOT}/exported/{{run}}"),
         heldout=lambda w, input: os.path.dirname(input.heldout),
         kinds=lambda w, input: f"--kinds {shlex.quote(input.kinds)}" if input.kinds else "",
-        suites=" ".join(f"--suite {shlex.quote(f'{name}={path}')}" for name, path in dag.suites(SETTINGS, ROOT).items()),
+        suites=" ".join(f"--suite {shlex.quote(f'{name}={path}')}" for name, path in targets.suites(SETTINGS, ROOT).items()),
         root=folder(ROOT),
         out=subpath(output[0], parent=True),
     message:

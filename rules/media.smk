@@ -18,7 +18,7 @@ rule shard:
         "../envs/data.yaml"
     params:
         # Archives are not hashed as a whole: without this, one that changed while nothing ran could go unnoticed.
-        digest=lambda w: dag.raw_digest(SETTINGS, w.source),
+        digest=lambda w: targets.raw_digest(SETTINGS, w.source),
         code=code("scripts.shard"),
         raw=folder(f"{ROOT}/raw/{{source}}"),
         out=subpath(output.tar, parent=True),
@@ -32,11 +32,11 @@ rule shard:
 rule media_index:
     input:
         card=f"{ROOT}/raw/{{source}}/source.json",
-        tars=lambda w: [f"{ROOT}/{shard}.tar" for shard in dag.media_shards(SETTINGS, w.source)],
-        offsets=lambda w: [f"{ROOT}/{shard}.tar.idx" for shard in dag.media_shards(SETTINGS, w.source)],
+        tars=lambda w: [f"{ROOT}/{shard}.tar" for shard in targets.media_shards(SETTINGS, w.source)],
+        offsets=lambda w: [f"{ROOT}/{shard}.tar.idx" for shard in targets.media_shards(SETTINGS, w.source)],
         parts=lambda w: [
             f"{ROOT}/{shard}.parquet".replace(f"media/{w.source}/", f"media/{w.source}/parts/")
-            for shard in dag.media_shards(SETTINGS, w.source)
+            for shard in targets.media_shards(SETTINGS, w.source)
         ],
     output:
         index=f"{ROOT}/media/{{source}}/index.parquet",
@@ -47,16 +47,16 @@ rule media_index:
     conda:
         "../envs/data.yaml"
     params:
-        code=code("scripts.index"),
+        code=code("scripts.media_index"),
         shards=lambda w, input: len(input.tars),
         raw=folder(f"{ROOT}/raw/{{source}}"),
-        tolerate=SETTINGS.tolerance.images,
+        tolerance=SETTINGS.tolerance.images,
         out=subpath(output.manifest, parent=True),
     message:
         "Indexing the images of {wildcards.source}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.index --source {wildcards.source} --shards {params.shards} --raw {params.raw:q} "
-        "--tolerate {params.tolerate} --out {params.out:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.media_index --source {wildcards.source} --shards {params.shards} --raw {params.raw:q} "
+        "--tolerance {params.tolerance} --out {params.out:q}"
 
 
 rule holdout:
@@ -70,7 +70,7 @@ rule holdout:
     conda:
         "../envs/data.yaml"
     params:
-        settings=SETTINGS.holdout.cause(without=("mixed",)),
+        settings=SETTINGS.holdout.rerun_key(without=("mixed",)),
         code=code("scripts.holdout"),
         media=" ".join(f"{source}={ROOT}/media/{source}" for source in IMAGE_SOURCES),
         out=subpath(output.manifest, parent=True),
@@ -80,16 +80,16 @@ rule holdout:
         "VISUALCHAT_LOG={log:q} python -m scripts.holdout --settings {params.settings:q} --media {params.media} --out {params.out:q}"
 
 
-rule pixels:
+rule preprocess_images:
     input:
         media=f"{ROOT}/media/{{source}}/manifest.json",
-        processor=lambda w: dag.processor_input(SETTINGS, w.encoder),
+        processor=lambda w: targets.processor_input(SETTINGS, w.encoder),
     output:
         crops=f"{ROOT}/pixels/{{encoder}}/{{source}}-{{number}}-of-{{total}}.u8",
         hashes=f"{ROOT}/pixels/{{encoder}}/{{source}}-{{number}}-of-{{total}}.sha256",
-        told=f"{ROOT}/pixels/{{encoder}}/{{source}}-{{number}}-of-{{total}}.json",
+        manifest=f"{ROOT}/pixels/{{encoder}}/{{source}}-{{number}}-of-{{total}}.json",
     log:
-        f"{ROOT}/logs/pixels/{{encoder}}/{{source}}-{{number}}-of-{{total}}.log",
+        f"{ROOT}/logs/preprocess_images/{{encoder}}/{{source}}-{{number}}-of-{{total}}.log",
     wildcard_constraints:
         encoder=r"[\w.-]+",
         number=r"\d{5}",
@@ -97,13 +97,13 @@ rule pixels:
     conda:
         "../envs/train.yaml"
     params:
-        processor=lambda w: dag.processor_folder(SETTINGS, w.encoder),
-        code=code("scripts.pixels"),
+        processor=lambda w: targets.processor_folder(SETTINGS, w.encoder),
+        code=code("scripts.preprocess_images"),
         pillow=version("pillow"),
         folder=folder(f"{ROOT}/media/{{source}}"),
         out=subpath(output.crops, parent=True),
     message:
         "Preparing the images of {wildcards.source} for the encoder {wildcards.encoder}, shard {wildcards.number} of {wildcards.total}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.pixels --processor {params.processor:q} --source {wildcards.source} "
+        "VISUALCHAT_LOG={log:q} python -m scripts.preprocess_images --processor {params.processor:q} --source {wildcards.source} "
         "--media {params.folder:q} --shard {wildcards.source}-{wildcards.number}-of-{wildcards.total} --out {params.out:q}"

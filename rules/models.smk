@@ -25,8 +25,8 @@ for _base in BASE_FILES:
             "../envs/train.yaml"
         params:
             part=_base,
-            world=dag.world_cause(SETTINGS),
-            settings=getattr(SETTINGS.pretrain, _base).cause(),
+            world=targets.world_rerun_key(SETTINGS),
+            settings=getattr(SETTINGS.pretrain, _base).rerun_key(),
             # Not scripts.pretrain, which only chooses among the three: a base depends on its own code.
             code=code(f"scripts.pretraining.{_base}"),
             extra=lambda w, input: (
@@ -52,8 +52,8 @@ rule make_model:
     conda:
         "../envs/train.yaml"
     params:
-        settings=lambda w: SETTINGS.models[w.model].cause(),
-        tokens=lambda w: SETTINGS.tokens[SETTINGS.models[w.model].tokens].cause(),
+        settings=lambda w: SETTINGS.models[w.model].rerun_key(),
+        tokens=lambda w: SETTINGS.tokens[SETTINGS.models[w.model].tokens].rerun_key(),
         tokenizer=lambda w: tokenizer_folder(SETTINGS.models[w.model].tokens),
         vision=lambda w: base_folder(w.model, "vision"),
         language=lambda w: base_folder(w.model, "language"),

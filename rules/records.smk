@@ -4,7 +4,7 @@
 rule convert:
     input:
         verdict=f"{ROOT}/validated/{{dataset}}.json",
-        wanted=taste_of_dataset,
+        subset=subset_input,
         media=lambda w: below_root("media/{source}/manifest.json", source=REGISTRY.image_sources(w.dataset)),
     output:
         table=f"{ROOT}/records/{{dataset}}.parquet",
@@ -20,18 +20,18 @@ rule convert:
     conda:
         "../envs/data.yaml"
     params:
-        entry=lambda w: dag.dataset_cause(SETTINGS, w.dataset),
+        entry=lambda w: targets.dataset_rerun_key(SETTINGS, w.dataset),
         code=lambda w: code("scripts.convert", f"scripts.adapters.{REGISTRY.datasets[w.dataset].adapter}"),
         raw=raw_folders,
         media=lambda w: " ".join(f"{source}={ROOT}/media/{source}" for source in REGISTRY.image_sources(w.dataset)),
-        tolerate=SETTINGS.tolerance.rows,
-        wanted=lambda w, input: f"--wanted {input.wanted}" if input.wanted else "",
+        tolerance=SETTINGS.tolerance.rows,
+        subset=lambda w, input: f"--subset {input.subset}" if input.subset else "",
         out=subpath(output.report, parent=True),
     message:
         "Turning {wildcards.dataset} into records"
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.convert --dataset {wildcards.dataset} --raw {params.raw} "
-        "--media {params.media} --tolerate {params.tolerate} {params.wanted} --out {params.out:q}"
+        "--media {params.media} --tolerance {params.tolerance} {params.subset} --out {params.out:q}"
 
 
 rule count_tokens:
@@ -47,9 +47,9 @@ rule count_tokens:
     conda:
         "../envs/data.yaml"
     params:
-        settings=lambda w: SETTINGS.tokens[w.tokens].cause(),
+        settings=lambda w: SETTINGS.tokens[w.tokens].rerun_key(),
         tokenizer=lambda w: tokenizer_folder(w.tokens),
-        followups=lambda w: "--followups" if dag.is_followed_up(SETTINGS, w.tokens, w.dataset) else "",
+        followups=lambda w: "--followups" if targets.needs_followups(SETTINGS, w.tokens, w.dataset) else "",
         code=code("scripts.count_tokens"),
         out=subpath(output.manifest, parent=True),
     message:

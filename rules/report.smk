@@ -6,11 +6,11 @@ rule report_page:
         records=below_root("records/{dataset}.report.json", dataset=SETTINGS.datasets()),
         validated=below_root("validated/{dataset}.json", dataset=SETTINGS.datasets()),
         media=below_root("media/{source}/manifest.json", source=IMAGE_SOURCES),
-        plans=[f"{ROOT}/plan/{b}/{part}.json" for b in SETTINGS.blends for part in dag.blend_parts(SETTINGS, b)],
+        plans=[f"{ROOT}/plan/{b}/{part}.json" for b in SETTINGS.blends for part in targets.blend_parts(SETTINGS, b)],
         finished=below_root("train/{run}/finished.json", run=SETTINGS.runs),
         metrics=below_root("evaluate/{run}/metrics.json", run=SETTINGS.runs),
         locks=below_root("train/{run}/lock.json", run=SETTINGS.runs),
-        suites=list(dag.suites(SETTINGS, ROOT).values()),
+        suites=list(targets.suites(SETTINGS, ROOT).values()),
     output:
         report(f"{ROOT}/report.html", caption="captions/report.rst", category="Report"),
     log:
@@ -23,7 +23,7 @@ rule report_page:
         graph=folder(f"{ROOT}/{graph.FILE}"),
         code=code("scripts.report"),
         assets=assets("scripts/reporting/*.jinja", "scripts/reporting/*.css"),
-        suites=" ".join(f"--suite {shlex.quote(f'{name}={path}')}" for name, path in dag.suites(SETTINGS, ROOT).items()),
+        suites=" ".join(f"--suite {shlex.quote(f'{name}={path}')}" for name, path in targets.suites(SETTINGS, ROOT).items()),
     message:
         "Writing the report"
     shell:

@@ -6,13 +6,13 @@ rule miniature:
         manifest=f"{ROOT}/raw/miniature/miniature.json",
         kinds=f"{ROOT}/raw/miniature/kinds.json",
         dialogues=f"{ROOT}/raw/miniature/dialogues/dialogues.json",
-        tasks=expand(f"{ROOT}/raw/miniature/tasks/{{task}}.yaml", task=dag.TASKS),
+        tasks=expand(f"{ROOT}/raw/miniature/tasks/{{task}}.yaml", task=targets.TASKS),
     log:
         f"{ROOT}/logs/miniature.log",
     conda:
         "../envs/data.yaml"
     params:
-        settings=SETTINGS.miniature.cause(),
+        settings=SETTINGS.miniature.rerun_key(),
         code=code("scripts.miniature"),
         out=subpath(output.manifest, parent=True),
     message:
@@ -22,32 +22,32 @@ rule miniature:
 
 
 # Which images a taste takes; they are chosen from the annotations before any image is there.
-rule wanted:
+rule select_subset:
     input:
-        below_root("raw/{source}/source.json", source=TASTE_ROWS),
+        below_root("raw/{source}/source.json", source=SUBSET_ANNOTATION_SOURCES),
     output:
-        f"{ROOT}/raw/wanted.json",
+        f"{ROOT}/raw/subset.json",
     log:
-        f"{ROOT}/logs/wanted.log",
+        f"{ROOT}/logs/select_subset.log",
     conda:
         "../envs/data.yaml"
     params:
-        settings=SETTINGS.taste.cause() if SETTINGS.taste else "",
-        datasets=" ".join(dag.tasting(SETTINGS)),
-        sources=" ".join(dag.tasted(SETTINGS)),
-        raw=" ".join(f"{source}={ROOT}/raw/{source}" for source in TASTE_ROWS),
-        code=code("scripts.wanted", *(f"scripts.adapters.{REGISTRY.datasets[name].adapter}" for name in dag.tasting(SETTINGS))),
+        settings=SETTINGS.subset.rerun_key() if SETTINGS.subset else "",
+        datasets=" ".join(targets.subset_datasets(SETTINGS)),
+        sources=" ".join(targets.subset_sources(SETTINGS)),
+        raw=" ".join(f"{source}={ROOT}/raw/{source}" for source in SUBSET_ANNOTATION_SOURCES),
+        code=code("scripts.select_subset", *(f"scripts.adapters.{REGISTRY.datasets[name].adapter}" for name in targets.subset_datasets(SETTINGS))),
     message:
         "Choosing the images of a taste"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.wanted --settings {params.settings:q} --datasets {params.datasets} "
+        "VISUALCHAT_LOG={log:q} python -m scripts.select_subset --settings {params.settings:q} --datasets {params.datasets} "
         "--sources {params.sources} --raw {params.raw} --out {output:q}"
 
 
 rule fetch:
     input:
-        miniature=lambda w: [] if SETTINGS.data_path or w.source in SETTINGS.own else rules.miniature.output.manifest,
-        wanted=lambda w: rules.wanted.output if w.source in dag.tasted(SETTINGS) else [],
+        miniature=lambda w: [] if SETTINGS.data_path or w.source in SETTINGS.custom else rules.miniature.output.manifest,
+        subset=lambda w: rules.select_subset.output if w.source in targets.subset_sources(SETTINGS) else [],
     output:
         manifest=f"{ROOT}/raw/{{source}}/source.json",
         files=f"{ROOT}/raw/{{source}}/files.parquet",
@@ -57,15 +57,15 @@ rule fetch:
     conda:
         "../envs/data.yaml"
     params:
-        data_path=lambda w: dag.data_path(SETTINGS, w.source),
+        data_path=lambda w: targets.data_path(SETTINGS, w.source),
         require=lambda w: " ".join(
             f"--require {shlex.quote(path)}" for path in REGISTRY.requirements(w.source, SETTINGS.datasets())
         ),
-        own=lambda w: f"--own {shlex.quote(SETTINGS.own[w.source].cause())}" if w.source in SETTINGS.own else "",
-        entry=lambda w: dag.source_cause(SETTINGS, w.source),
-        digest=lambda w: dag.raw_digest(SETTINGS, w.source),
-        download=lambda w: "--download" if SETTINGS.download == "missing" and w.source not in SETTINGS.own else "",
-        wanted=lambda w, input: f"--wanted {input.wanted}" if input.wanted else "",
+        own=lambda w: f"--custom {shlex.quote(SETTINGS.custom[w.source].rerun_key())}" if w.source in SETTINGS.custom else "",
+        entry=lambda w: targets.source_rerun_key(SETTINGS, w.source),
+        digest=lambda w: targets.raw_digest(SETTINGS, w.source),
+        download=lambda w: "--download" if SETTINGS.download == "missing" and w.source not in SETTINGS.custom else "",
+        subset=lambda w, input: f"--subset {input.subset}" if input.subset else "",
         code=code("scripts.fetch"),
         out=subpath(output.manifest, parent=True),
     resources:
@@ -75,7 +75,7 @@ rule fetch:
         "Listing the raw files of {wildcards.source}"
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.fetch --source {wildcards.source} {params.own} {params.download} "
-        "{params.wanted} --data-path {params.data_path:q} {params.require} --out {params.out:q}"
+        "{params.subset} --data-path {params.data_path:q} {params.require} --out {params.out:q}"
 
 
 rule validate_source:
@@ -98,7 +98,7 @@ rule validate_source:
 
 rule validate_dataset:
     input:
-        wanted=taste_of_dataset,
+        subset=subset_input,
         verdicts=lambda w: below_root("validated/source/{source}.json", source=REGISTRY.sources_of(w.dataset)),
     output:
         f"{ROOT}/validated/{{dataset}}.json",
@@ -107,12 +107,12 @@ rule validate_dataset:
     conda:
         "../envs/data.yaml"
     params:
-        entry=lambda w: dag.dataset_cause(SETTINGS, w.dataset),
+        entry=lambda w: targets.dataset_rerun_key(SETTINGS, w.dataset),
         code=lambda w: code("scripts.validate", f"scripts.adapters.{REGISTRY.datasets[w.dataset].adapter}"),
         raw=raw_folders,
-        wanted=lambda w, input: f"--wanted {input.wanted}" if input.wanted else "",
+        subset=lambda w, input: f"--subset {input.subset}" if input.subset else "",
     message:
         "Judging the rows of {wildcards.dataset}"
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.validate --dataset {wildcards.dataset} --raw {params.raw} "
-        "{params.wanted} --out {output:q}"
+        "{params.subset} --out {output:q}"

@@ -9,10 +9,10 @@ rule train_run:
     input:
         model=lambda w: f"{ROOT}/models/{SETTINGS.runs[w.run].model}/manifest.json",
         parts=lambda w: [
-            f"{ROOT}/blend/{SETTINGS.runs[w.run].blend}/{part}/manifest.json" for part in dag.epoch_parts(SETTINGS, w.run)
+            f"{ROOT}/blend/{SETTINGS.runs[w.run].blend}/{part}/manifest.json" for part in targets.epoch_parts(SETTINGS, w.run)
         ],
         heldout=lambda w: f"{ROOT}/blend/{SETTINGS.runs[w.run].blend}/heldout/manifest.json",
-        pixels=lambda w: dag.pixel_shards(SETTINGS, w.run),
+        pixels=lambda w: targets.pixel_manifests(SETTINGS, w.run),
     output:
         # `update` keeps the last good result until a newer one has succeeded. Checkpoints are no outputs: Snakemake would
         # delete them before a retry.
@@ -21,7 +21,7 @@ rule train_run:
         f"{ROOT}/logs/train/{{run}}.log",
     conda:
         "../envs/train.yaml"
-    threads: lambda w: dag.training_threads(SETTINGS, w.run)
+    threads: lambda w: targets.training_threads(SETTINGS, w.run)
     resources:
         trainings=1,
         gpu=training("gpu"),
@@ -34,8 +34,8 @@ rule train_run:
         # Minutes within which the run ends in order, to be continued by another attempt; 0 is no limit. Profiles set it.
         runtime=0,
     params:
-        settings=lambda w: SETTINGS.runs[w.run].cause(),
-        code=code("scripts.train", "scripts.training.torchrun", "scripts.training.worker"),
+        settings=lambda w: SETTINGS.runs[w.run].rerun_key(),
+        code=code("scripts.train", "scripts.training.node_launcher", "scripts.training.worker"),
         model=lambda w, input: os.path.dirname(input.model),
         parts=lambda w, input: " ".join(shlex.quote(os.path.dirname(part)) for part in input.parts),
         heldout=lambda w, input: os.path.dirname(input.heldout),

@@ -18,40 +18,29 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from scripts.blending.inputs import check_records, media_folders
-from scripts.blending.lookup import RecordLookup
-from scripts.blending.plan_table import manifest_path, packs_of, read_rows
-from scripts.blending.planning import HELDOUT
+from scripts.blending.plan_inputs import check_records, media_folders
+from scripts.blending.plan_table import manifest_path, read_rows, unit_ids
 from scripts.blending.ragged import flat
+from scripts.blending.record_store import RecordStore
 from scripts.blending.render import messages
+from scripts.blending.shard_parts import MANIFEST, part_path, stem_of
+from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import canonical, read_json, write_json
-from scripts.common.program import load_settings, parser
+from scripts.common.files import canonical_json, read_json, write_json
 from scripts.common.progress import Progress
+from scripts.config.blend import BlendStorageConfig
 from scripts.media.store import MediaStore
 from scripts.media.tarshard import ShardWriter, shard_name
-from scripts.sections.blend import Storage
 
-MANIFEST = "manifest.json"
 _ROWS_AT_ONCE = 512
 _MODULUS = 1 << 256
-
-
-def part_path(out: Path, shard: str) -> Path:
-    """Where it is told what `shard` holds."""
-    return out / "parts" / Path(shard).with_suffix(".json").name
-
-
-def stem_of(planned: dict) -> str:
-    """What the names of a part's shards begin with."""
-    return HELDOUT if planned["epoch"] == HELDOUT else "train"
 
 
 def write_shard(
     plan: Path,
     records: Path,
     media: dict[str, Path],
-    settings: Storage,
+    settings: BlendStorageConfig,
     root: Path,
     out: Path,
     index: int = 0,
@@ -64,7 +53,7 @@ def write_shard(
     Raises:
         UserError: inputs are missing or do not belong together.
     """
-    packs, planned = packs_of(plan), read_json(manifest_path(plan))
+    packs, planned = unit_ids(plan), read_json(manifest_path(plan))
     if planned["tokens_name"] != settings.tokens:
         found = planned["tokens_name"]
         raise UserError(f"{plan} was measured with the tokens {found!r}, not {settings.tokens!r}: run plan again")
@@ -72,7 +61,7 @@ def write_shard(
     units = planned["units"]
     first, end = (units * edge // shards for edge in (index, index + 1))
     table = read_rows(plan, *np.searchsorted(packs, [first, end]).tolist())
-    lookup = RecordLookup(records, flat(table, "uids").flatten().to_pylist())
+    lookup = RecordStore(records, flat(table, "uids").flatten().to_pylist())
     samples = _Samples(MediaStore(media), settings.images == "embedded", root)
 
     # A manifest beside shards that it does not describe would be believed.
@@ -97,7 +86,7 @@ def write_shard(
     return part
 
 
-def _rows(table: pa.Table, lookup: RecordLookup) -> Iterator[tuple[dict, dict]]:
+def _rows(table: pa.Table, lookup: RecordStore) -> Iterator[tuple[dict, dict]]:
     """Rows of the plan, each with the records that it and its neighbours name."""
     for batch in table.to_batches(_ROWS_AT_ONCE):
         rows = batch.to_pylist()
@@ -134,12 +123,12 @@ class _Samples:
             "images": [described for described, _, _ in images],
             "messages": messages(row, records),
         }
-        digest = hashlib.sha256(canonical(content).encode()).digest()
+        digest = hashlib.sha256(canonical_json(content).encode()).digest()
         self.content = (self.content + int.from_bytes(digest, "big")) % _MODULUS
         for described, reference, _ in images:
             described |= reference
         embedded = [member for _, _, member in images if member]
-        return f"e{row['epoch']:03d}-{row['position']:09d}", [("json", canonical(content).encode()), *embedded]
+        return f"e{row['epoch']:03d}-{row['position']:09d}", [("json", canonical_json(content).encode()), *embedded]
 
     def _image(self, place: int, source: str, key: str) -> tuple[dict, dict, tuple[str, bytes] | None]:
         """What the JSON says of an image and of where it lies, and its member where images are embedded."""
@@ -171,7 +160,7 @@ def main() -> None:
     arguments.add_argument("--index", required=True, type=int, help="which of them to write, from 0")
     arguments.add_argument("--out", required=True, type=Path, help="folder to write: blend/<blend>/<part>")
     args = arguments.parse_args()
-    settings, media = load_settings(Storage, args.settings), media_folders(args.media)
+    settings, media = load_settings(BlendStorageConfig, args.settings), media_folders(args.media)
     write_shard(args.plan, args.records, media, settings, args.root, args.out, args.index, args.shards)
 
 

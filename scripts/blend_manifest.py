@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.blend import MANIFEST, part_path, stem_of
-from scripts.blending.plan_table import packs_of, read_plan
+from scripts.blending.plan_table import read_plan, unit_ids
+from scripts.blending.shard_parts import MANIFEST, part_path, stem_of
+from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import atomic, read_json, write_json
-from scripts.common.program import parser
 from scripts.media.tarshard import index_path, shard_name
 
 UNITS = "units.idx"
@@ -26,7 +26,7 @@ _FROM_PLAN = (
     "sequence",
     "max_images",
     "packing",
-    "pack_images",
+    "max_images_per_pack",
     "epoch_size",
     "global_batch",
     "units",
@@ -51,7 +51,7 @@ def write_manifest(plan: Path, shards: int, out: Path) -> dict:
     if len(forms) > 1:
         raise UserError(f"{out} holds shards with {' and with '.join(forms)} images: build them again")
     with atomic(out / UNITS) as file:
-        file.write(np.searchsorted(packs_of(plan), np.arange(planned["units"] + 1)).astype("<u8").tobytes())
+        file.write(np.searchsorted(unit_ids(plan), np.arange(planned["units"] + 1)).astype("<u8").tobytes())
     manifest = {
         "v": 1,
         **{key: planned[key] for key in _FROM_PLAN},

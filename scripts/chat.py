@@ -20,10 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.chatting.line import read_line, read_paths
+from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.program import parser
-from scripts.evaluation.images import decode, read_file
+from scripts.inference.image_files import decode, read_file
+from scripts.terminal.input_line import read_line, read_paths
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,7 +52,7 @@ class Conversation:
     session: "ChatSession"
     max_new_tokens: int
     names: list[str] = field(default_factory=list)
-    waiting: list["Image"] = field(default_factory=list)
+    pending_images: list["Image"] = field(default_factory=list)
 
     def add(self, paths: Sequence[str]) -> None:
         """Read images and number them; either all of `paths` are added or none.
@@ -63,7 +63,7 @@ class Conversation:
         images = [decode(read_file(Path(path).expanduser(), path), path) for path in paths]
         for path, image in zip(paths, images, strict=True):
             self.names.append(path)
-            self.waiting.append(image)
+            self.pending_images.append(image)
             print(f"  image {len(self.names)}: {path} ({image.width} x {image.height})", file=sys.stderr)
 
     def ask(self, question: str) -> None:
@@ -74,17 +74,17 @@ class Conversation:
         """
         show = partial(print, end="", flush=True)
         with _told():
-            answer = self.session.ask(question, self.waiting, self.max_new_tokens, show)
+            answer = self.session.ask(question, self.pending_images, self.max_new_tokens, show)
         print()
         if answer:
-            self.waiting = []
+            self.pending_images = []
         else:
             print("  the model says nothing to this; ask in another way", file=sys.stderr)
 
     def take_back(self, count: int) -> None:
         """Forget the last `count` images that wait for a question."""
-        kept = len(self.waiting) - count
-        self.waiting, self.names = self.waiting[:kept], self.names[: len(self.names) - count]
+        kept = len(self.pending_images) - count
+        self.pending_images, self.names = self.pending_images[:kept], self.names[: len(self.names) - count]
 
     def regenerate(self) -> None:
         """Print another answer to the last question, drawn at random.
@@ -105,7 +105,7 @@ class Conversation:
         """
         with _told():
             self.session.undo()
-        shown = len(self.names) - len(self.waiting)
+        shown = len(self.names) - len(self.pending_images)
         self.names = self.names[: len(self.session.images)] + self.names[shown:]
 
     def save(self, folder: Path) -> None:
@@ -127,13 +127,13 @@ class Conversation:
         with _told():
             self.session = self.session.load(folder, self.session.model, self.session.processor)
         self.names = [f"{folder}, image {number}" for number in range(1, len(self.session.images) + 1)]
-        self.waiting = []
+        self.pending_images = []
         print(f"  {len(self.session.history) // 2} rounds", file=sys.stderr)
 
     def clear(self) -> None:
         """Forget everything said and shown."""
         self.session.clear()
-        self.names, self.waiting = [], []
+        self.names, self.pending_images = [], []
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def main() -> None:
     else:
         for line in sys.stdin:
             # To go on without an image that cannot be read would give wrong answers, so here errors end the program.
-            if not turn(conversation, line.strip()):
+            if not handle_line(conversation, line.strip()):
                 break
 
 
@@ -178,7 +178,7 @@ def arguments() -> argparse.ArgumentParser:
 def load_session(args: argparse.Namespace) -> "ChatSession":
     """The model, ready to talk."""
     from model.chat import ChatSession
-    from scripts.evaluation.answering import load_model
+    from scripts.inference.model_loading import load_model
 
     model, processor = load_model(args.model, args.device, args.bits)
     return ChatSession(model, processor, system=args.system)
@@ -186,7 +186,7 @@ def load_session(args: argparse.Namespace) -> "ChatSession":
 
 def talk(conversation: Conversation) -> None:
     """Converse with a person at a terminal until they end it; what goes wrong is said, and they may go on."""
-    from scripts.chatting.prompt import make_session
+    from scripts.terminal.line_editor import make_session
 
     prompt = make_session(COMMANDS)
     model = conversation.session.model
@@ -199,7 +199,7 @@ def talk(conversation: Conversation) -> None:
         except EOFError:
             return
         try:
-            if not turn(conversation, line, "model> "):
+            if not handle_line(conversation, line, "model> "):
                 return
         except UserError as error:
             print(f"  {error}", file=sys.stderr)
@@ -214,13 +214,13 @@ def describe(model: "VisualChatForConditionalGeneration") -> str:
     return f"{named} parameters, attention {model.config.attention}, {model.config.image_tokens} tokens an image"
 
 
-def turn(conversation: Conversation, line: str, label: str = "") -> bool:
+def handle_line(conversation: Conversation, line: str, label: str = "") -> bool:
     """Carry out a command, take in images or answer a question; return whether the conversation goes on."""
     # An absolute path also begins with a slash: a command is one word of letters.
     if (line.startswith("/") and line.split()[0][1:].isalpha() and not Path(line.split()[0]).exists()) or (
         line in PLAIN_COMMANDS
     ):
-        return obey(conversation, line)
+        return run_command(conversation, line)
     read = read_line(line, len(conversation.names) + 1)
     conversation.add(read.images)
     if read.text:
@@ -233,7 +233,7 @@ def turn(conversation: Conversation, line: str, label: str = "") -> bool:
     return True
 
 
-def obey(conversation: Conversation, line: str) -> bool:
+def run_command(conversation: Conversation, line: str) -> bool:
     """Carry out a command; return whether the conversation goes on.
 
     Raises:

@@ -13,12 +13,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import read_json, write_json
-from scripts.common.program import parser
-from scripts.evaluation.registry import METRICS as KNOWN
-from scripts.evaluation.results import HELDOUT, METRICS
-from scripts.evaluation.scoring import Asked, asked, compare
+from scripts.evaluation.metric_registry import METRICS
+from scripts.evaluation.results import HELDOUT, METRICS_FILE
+from scripts.evaluation.scoring import MetricSpec, compare, metric_spec
 from scripts.evaluation.turns import Turn
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     suites = [name for name in shared_suites(first, second) if not args.suite or name in args.suite]
     if not suites:
         raise UserError(f"{args.first} and {args.second} have no suite in common")
-    wanted = [asked(name) for name in args.metric]
+    wanted = [metric_spec(name) for name in args.metric]
     result = {name: compared(first, second, name, wanted, args.confidence) for name in suites}
     print("\n".join(table(result, args.confidence)))
     if args.out:
@@ -63,7 +63,7 @@ def shared_suites(first: tuple[Path, str], second: tuple[Path, str]) -> list[str
     """
     found = []
     for folder, checkpoint in (first, second):
-        checkpoints = read_json(folder / METRICS)["checkpoints"]
+        checkpoints = read_json(folder / METRICS_FILE)["checkpoints"]
         if checkpoint not in checkpoints:
             raise UserError(f"{folder} has evaluated {', '.join(sorted(checkpoints))}, but not {checkpoint!r}")
         found.append([HELDOUT, *checkpoints[checkpoint]["suites"]])
@@ -71,21 +71,21 @@ def shared_suites(first: tuple[Path, str], second: tuple[Path, str]) -> list[str
 
 
 def compared(
-    first: tuple[Path, str], second: tuple[Path, str], suite: str, wanted: Sequence[Asked], confidence: float
+    first: tuple[Path, str], second: tuple[Path, str], suite: str, wanted: Sequence[MetricSpec], confidence: float
 ) -> dict[str, dict]:
     """Every metric of one suite, first minus second."""
     ours, theirs = (read_turns(folder / suite / f"{checkpoint}.jsonl") for folder, checkpoint in (first, second))
     return compare(ours, theirs, wanted or own_metrics(first, suite), confidence)
 
 
-def own_metrics(evaluated: tuple[Path, str], suite: str) -> list[Asked]:
+def own_metrics(evaluated: tuple[Path, str], suite: str) -> list[MetricSpec]:
     """The metrics that a suite was judged by, as far as their names are known; options keep their defaults."""
     if suite == HELDOUT:
-        return [asked("exact_match")]
+        return [metric_spec("exact_match")]
     folder, checkpoint = evaluated
     rows = read_json(folder / suite / f"{checkpoint}.json").get("metrics", {})
     names = dict.fromkeys(name.partition("@")[0] for name in rows if "," not in name)
-    return [asked(name) for name in names if name in KNOWN]
+    return [metric_spec(name) for name in names if name in METRICS]
 
 
 def read_turns(path: Path) -> list[Turn]:

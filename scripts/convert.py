@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from scripts.adapters.images import OUTSIDE_TASTE, Images
-from scripts.adapters.raw import Raw
-from scripts.adapters.run import Conversion
+from scripts.adapters.conversion import Conversion
+from scripts.adapters.image_lookup import OUTSIDE_SUBSET, ImageLookup
+from scripts.adapters.raw import RawFiles
 from scripts.adapters.statistics import Statistics
+from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import read_json, table_sha256, write_json, write_table
-from scripts.common.program import parser
-from scripts.media.folders import add_folders, named_folders
-from scripts.records_schema import SCHEMA, Record, to_batch
+from scripts.common.records import RECORD_SCHEMA, Record, to_batch
+from scripts.media.source_folders import add_folders, named_folders
 
 _BATCH = 4096
 
@@ -40,8 +40,8 @@ def convert(
     Raises:
         UserError: a source is missing, a file is broken, or too few rows can be used.
     """
-    images = Images.of_media(media, wanted)
-    conversion = Conversion(dataset, Raw(raw_folders), images)
+    images = ImageLookup.from_media(media, wanted)
+    conversion = Conversion(dataset, RawFiles(raw_folders), images)
     licence = conversion.entry.licence
     statistics = Statistics()
     named = statistics.of(_with_uids(dataset, conversion))
@@ -49,7 +49,7 @@ def convert(
     while rows := list(islice(named, _BATCH)):
         batches.append(to_batch(rows, licence))
     _check_losses(conversion, tolerated)
-    table = pa.Table.from_batches(batches, SCHEMA)
+    table = pa.Table.from_batches(batches, RECORD_SCHEMA)
     write_table(out / f"{dataset}.parquet", table)
     report = {
         "v": 1,
@@ -72,7 +72,7 @@ def convert(
 
 def _check_losses(conversion: Conversion, tolerated: float) -> None:
     """Raise UserError if a larger share of rows than `tolerated` was dropped."""
-    outside = conversion.dropped.as_dict().get(OUTSIDE_TASTE, {"count": 0})["count"]
+    outside = conversion.dropped.as_dict().get(OUTSIDE_SUBSET, {"count": 0})["count"]
     lost, rows = conversion.rows - conversion.kept - outside, conversion.rows - outside
     if lost > tolerated * rows:
         first = next(iter(conversion.dropped.as_dict().values()))["examples"][0]
@@ -104,12 +104,12 @@ def main() -> None:
     add_folders(arguments, "--raw", "raw/<source> of every source that the dataset reads")
     add_folders(arguments, "--media", "media/<source> of every source of its images")
     arguments.add_argument("--out", type=Path, required=True, help="folder to write into: records")
-    arguments.add_argument("--tolerate", type=float, default=1.0, help="share of rows that may be dropped")
-    arguments.add_argument("--wanted", type=Path, help="raw/wanted.json, where only a taste is asked for")
+    arguments.add_argument("--tolerance", type=float, default=1.0, help="share of rows that may be dropped")
+    arguments.add_argument("--subset", type=Path, help="raw/subset.json, where only a taste is asked for")
     args = arguments.parse_args()
     raw, media = named_folders(args.raw, "--raw"), named_folders(args.media, "--media")
-    wanted = read_json(args.wanted)["images"] if args.wanted else None
-    report = convert(args.dataset, raw, media, args.out, args.tolerate, wanted)
+    wanted = read_json(args.subset)["images"] if args.subset else None
+    report = convert(args.dataset, raw, media, args.out, args.tolerance, wanted)
     lost = report["rows"] - report["kept"]
     print(f"{args.dataset}: {report['rows']} rows, {report['records']} records, {lost} rows dropped")
 

@@ -17,19 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from model.template import Counter
-from scripts.blending.content import content_sha256
-from scripts.blending.identity import load_tokenizer, tokens_identity
-from scripts.blending.ragged import Ragged, flat, list_starts, nested, starts_of
+from model.template import TokenCounter
+from scripts.blending.ragged import Ragged, flat, list_starts, nested, starts_from_lengths
 from scripts.blending.slots import has_slots, name_image, render_slots
+from scripts.blending.table_hash import logical_sha256
+from scripts.blending.tokens_identity import load_tokenizer, tokens_identity
+from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import read_json, write_json, write_table
-from scripts.common.program import load_settings, parser
 from scripts.common.progress import track
-from scripts.sections.tokens import Tokens
+from scripts.config.tokens import TokensConfig
 
 _COUNTS = pa.list_(pa.list_(pa.int32()))
-SCHEMA = pa.schema(
+TOKENS_SCHEMA = pa.schema(
     [
         ("uid", pa.string()),
         ("prefix", pa.int32()),
@@ -43,7 +43,7 @@ _TEXTS_AT_ONCE = 4096
 class TextCounter:
     """Counts of texts, each distinct text of a batch tokenised once."""
 
-    def __init__(self, counter: Counter, max_images: int):
+    def __init__(self, counter: TokenCounter, max_images: int):
         self.counter, self.max_images = counter, max_images
 
     def alternatives(self, column: pa.ListArray) -> pa.ListArray:
@@ -79,10 +79,10 @@ def count_batch(batch: pa.Table, counter: TextCounter, named: bool) -> pa.Table:
     one_image = pc.equal(pc.list_value_length(flat(batch, "images")), 1).to_numpy(zero_copy_only=False)
     with_name = np.repeat(one_image & named, np.diff(starts))
     columns = [counter.alternatives(texts) for texts in (questions, _named(questions, with_name), answers)]
-    rounds_type = SCHEMA.field("rounds").type
+    rounds_type = TOKENS_SCHEMA.field("rounds").type
     structs = pa.StructArray.from_arrays(columns, fields=list(rounds_type.value_type))
     prefixes = counter.prefixes(flat(batch, "system"))
-    return pa.Table.from_arrays([flat(batch, "uid"), prefixes, nested(starts, structs)], schema=SCHEMA)
+    return pa.Table.from_arrays([flat(batch, "uid"), prefixes, nested(starts, structs)], schema=TOKENS_SCHEMA)
 
 
 def _named(questions: pa.ListArray, wanted: np.ndarray) -> pa.ListArray:
@@ -91,7 +91,7 @@ def _named(questions: pa.ListArray, wanted: np.ndarray) -> pa.ListArray:
     texts = chosen.flatten().dictionary_encode()
     forms = pa.array([name_image(text) for text in texts.dictionary.to_pylist()], pa.string())
     lengths = np.where(wanted, np.diff(list_starts(questions)), 0)
-    return nested(starts_of(lengths), forms.take(texts.indices))
+    return nested(starts_from_lengths(lengths), forms.take(texts.indices))
 
 
 def count_tokens(
@@ -99,7 +99,7 @@ def count_tokens(
     records: Path,
     report: Path,
     tokenizer_name: str,
-    settings: Tokens,
+    settings: TokensConfig,
     out: Path,
     followups: bool = False,
 ) -> dict:
@@ -114,7 +114,7 @@ def count_tokens(
     if not records.exists():
         raise UserError(f"{records} does not exist: run convert for {dataset} first")
     tokenizer, template = load_tokenizer(tokenizer_name), settings.template.template()
-    counter = Counter(tokenizer, template, settings.image_tokens)
+    counter = TokenCounter(tokenizer, template, settings.image_tokens)
     try:
         identity = tokens_identity(tokenizer, template, settings.image_tokens)
         table = _count(records, TextCounter(counter, settings.max_images), dataset, followups)
@@ -137,7 +137,7 @@ def count_tokens(
         "end": counter.end(),
         "rows": table.num_rows,
         "records_sha256": records_sha256,
-        "sha256": content_sha256(table),
+        "sha256": logical_sha256(table),
     }
     write_json(out / f"{dataset}.json", manifest)
     return manifest
@@ -151,7 +151,7 @@ def _count(path: Path, counter: TextCounter, dataset: str, followups: bool) -> p
         count_batch(pa.Table.from_batches([batch]), counter, followups)
         for batch in track(batches, f"counting {dataset} ({_BATCH} records at a time)", total)
     ]
-    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+    return pa.concat_tables(tables) if tables else TOKENS_SCHEMA.empty_table()
 
 
 def main() -> None:
@@ -165,7 +165,7 @@ def main() -> None:
     arguments.add_argument("--followups", action="store_true", help="a join takes follow-ups from this dataset")
     arguments.add_argument("--out", required=True, type=Path, help="folder to write into: tokens/<tokens>")
     args = arguments.parse_args()
-    settings = load_settings(Tokens, args.settings)
+    settings = load_settings(TokensConfig, args.settings)
     count_tokens(args.dataset, args.records, args.report, args.tokenizer, settings, args.out, args.followups)
 
 

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from scripts import settings
+from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.program import parser
+from scripts.config import settings
 
 if TYPE_CHECKING:
     from model.modeling import VisualChatForConditionalGeneration
-    from scripts.estimation.memory import Choice, Shape
-    from scripts.estimation.skeleton import Counts
-    from scripts.sections.run import Run
+    from scripts.config.run import RunConfig
+    from scripts.estimation.memory import LayerSizes, ZeroPlacement
+    from scripts.estimation.meta_model import ParameterCounts
 
 # Memory in bytes, from the vendors' data sheets, and the name under which `flops.py` knows their speed.
 GPUS = {
@@ -52,21 +52,21 @@ class Estimate:
     """What is known of a run: its model without weights, and the settings that decide sizes."""
 
     name: str
-    run: "Run"
+    run: "RunConfig"
     model: "VisualChatForConditionalGeneration"
-    counts: "Counts"
-    shape: "Shape"
+    counts: "ParameterCounts"
+    shape: "LayerSizes"
     largest: int
 
     @classmethod
     def of(cls, configuration: settings.Settings, name: str) -> "Estimate":
         """Build the model of the run `name` on the meta device."""
-        from scripts.estimation import skeleton
-        from scripts.estimation.memory import Shape
+        from scripts.estimation import meta_model
+        from scripts.estimation.memory import LayerSizes
 
         run, root = configuration.runs[name], Path(configuration.results)
         section, blend = configuration.models[run.model], configuration.blends[run.blend]
-        model = skeleton.build(section, run, root)
+        model = meta_model.build(section, run, root)
         counted = configuration.tokens[section.tokens].image_tokens
         if model.config.image_tokens != counted:
             raise UserError(
@@ -75,7 +75,7 @@ class Estimate:
             )
         text, vision = model.config.text_config, model.config.vision_config
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        shape = Shape(
+        shape = LayerSizes(
             width=text.hidden_size,
             inner=text.intermediate_size,
             kv_width=head * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads),
@@ -84,33 +84,33 @@ class Estimate:
             tower_width=getattr(vision, "vit_width", None) or vision.hidden_size,
             tower_layers=vision.num_hidden_layers,
             tower_tokens=(model.config.image_size // vision.patch_size) ** 2,
-            places=run.micro_batch * blend.sequence,
-            images=run.micro_batch * (blend.pack_images if blend.packing else blend.max_images),
+            padded_tokens=run.micro_batch * blend.sequence,
+            images=run.micro_batch * (blend.max_images_per_pack if blend.packing else blend.max_images),
             checkpointing=run.gradient_checkpointing,
             learns_through_tower=run.train_vision != "frozen",
         )
-        return cls(name, run, model, skeleton.count(model, run), shape, skeleton.largest_layer(model))
+        return cls(name, run, model, meta_model.count(model, run), shape, meta_model.largest_layer(model))
 
-    def device(self, choice: "Choice") -> dict[str, float]:
+    def device(self, choice: "ZeroPlacement") -> dict[str, float]:
         """Bytes of a GPU by kind."""
         from scripts.estimation.memory import device_bytes
 
         return device_bytes(self.counts, choice, self.run.precision, self.shape, self.largest)
 
-    def host(self, choice: "Choice", ranks_here: int) -> float:
+    def host(self, choice: "ZeroPlacement", ranks_here: int) -> float:
         """Bytes of a node with so many ranks."""
         from scripts.estimation.memory import host_bytes
 
         return host_bytes(self.counts, choice, self.run.precision, ranks_here, self.run.workers)
 
-    def choices(self, ranks: int) -> Iterator["Choice"]:
+    def choices(self, ranks: int) -> Iterator["ZeroPlacement"]:
         """Every stage and offload that go together."""
-        from scripts.estimation.memory import Choice
+        from scripts.estimation.memory import ZeroPlacement
 
-        every = (Choice(zero, offload, ranks) for offload in OFFLOADS for zero in STAGES)
+        every = (ZeroPlacement(zero, offload, ranks) for offload in OFFLOADS for zero in STAGES)
         return (choice for choice in every if choice.possible)
 
-    def smallest(self, room: float, offload: bool) -> "tuple[Choice, float] | None":
+    def smallest(self, room: float, offload: bool) -> "tuple[ZeroPlacement, float] | None":
         """The fewest ranks, and then the least offloaded and the lowest stage, that fit into GPUs with `room` bytes.
 
         Only without `offload` are they fast. Returns the choice and the bytes that it takes of a GPU.
@@ -125,19 +125,19 @@ class Estimate:
 
 def report(configuration: settings.Settings, name: str, ranks: int, gpu: str, share: float) -> str:
     """The estimate of a run as text: `ranks` GPUs of the kind `gpu`, of whose peak a `share` is reached."""
-    from scripts.estimation.work import load_of, operations
+    from scripts.estimation.epoch_flops import epoch_totals, operations
     from scripts.training.flops import PEAKS
-    from scripts.training.trainable import table
+    from scripts.training.trainable import parameter_table
 
     estimate = Estimate.of(configuration, name)
     run = estimate.run
     blend = configuration.blends[run.blend]
     section = configuration.models[run.model]
-    load = load_of(blend, Path(configuration.results) / "plan" / run.blend, estimate.model.config.image_tokens)
+    load = epoch_totals(blend, Path(configuration.results) / "plan" / run.blend, estimate.model.config.image_tokens)
     flops = operations(estimate.model, load)
     days = run.epochs * flops / (ranks * PEAKS[GPUS[gpu][1]] * share) / 86400
     here = max(1, ranks // run.nodes)
-    lines = [f"run {name}: {section.language} with {section.vision}", "", table(estimate.model, run), ""]
+    lines = [f"run {name}: {section.language} with {section.vision}", "", parameter_table(estimate.model, run), ""]
     lines += [f"GB of a GPU: {ranks} ranks, micro_batch {run.micro_batch}, rows of {blend.sequence}, {run.precision}"]
     names = ("weights", "copies, moments", "gradients", "buckets", "gathered", "activations", "all")
     rows = [("zero", "offload", *names, f"node of {here}", "")]
@@ -169,7 +169,7 @@ def report(configuration: settings.Settings, name: str, ranks: int, gpu: str, sh
     return "\n".join([*lines, *columns(rows)]).rstrip() + "\n"
 
 
-def _fit(found: "tuple[Choice, float] | None") -> tuple[str, ...]:
+def _fit(found: "tuple[ZeroPlacement, float] | None") -> tuple[str, ...]:
     """Number of GPUs, stage, GB and what is offloaded, or nothing."""
     if found is None:
         return ()
@@ -200,7 +200,7 @@ def main() -> None:
         "--gpu", choices=GPUS, default="a100-80", help="kind of GPU, for the days (default: a100-80)"
     )
     share = "share of the GPU's peak that training reaches (default: 0.35; 0.3 to 0.5 is usual)"
-    arguments.add_argument("--share", type=float, default=0.35, help=share)
+    arguments.add_argument("--mfu", type=float, default=0.35, help=share)
     options = arguments.parse_args()
     try:
         configuration = settings.load(yaml.safe_load(options.configuration.read_text(encoding="utf-8")))

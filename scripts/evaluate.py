@@ -16,23 +16,23 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import write_json
-from scripts.common.program import load_settings, parser
-from scripts.evaluation.kinds import read_kinds
-from scripts.evaluation.reading import read_suite
-from scripts.evaluation.results import METRICS
-from scripts.evaluation.scoring import Asked, compare
+from scripts.config.evaluate import EvaluationConfig
+from scripts.evaluation.question_kinds import read_kinds
+from scripts.evaluation.results import METRICS_FILE
+from scripts.evaluation.scoring import MetricSpec, compare
+from scripts.evaluation.suite_reader import read_suite
 from scripts.evaluation.suites import suite_paths
-from scripts.evaluation.summary import result_lines
+from scripts.evaluation.text_summary import result_lines
 from scripts.evaluation.turns import Turn
-from scripts.sections.evaluate import Evaluate
-from scripts.training.loader import BlendReader
+from scripts.inference.blend_reader import BlendReader
 
 
 def main() -> None:
     args = arguments().parse_args()
-    settings = load_settings(Evaluate, args.settings)
+    settings = load_settings(EvaluationConfig, args.settings)
     models = checkpoints_of(args.model, settings.checkpoints)
     # Everything that a person may have got wrong is read before the model is loaded.
     allowed = {"allow_outside": args.allow_outside, "allow_code": args.allow_code or settings.allow_code}
@@ -43,12 +43,12 @@ def main() -> None:
         print("the held-out blend is empty: there will be suites, but no held-out scores", file=sys.stderr)
 
     # Late, so that --help and bad input answer at once.
-    from scripts.evaluation.evaluation import Evaluation, versions
+    from scripts.evaluation.checkpoint_evaluation import CheckpointEvaluation, versions
 
     checkpoints: dict[str, dict] = {}
     turns: dict[str, dict] = {name: {} for name in suites}
     for name, folder in models.items():
-        evaluation = Evaluation(name, folder, settings, args.out)
+        evaluation = CheckpointEvaluation(name, folder, settings, args.out)
         heldout = evaluation.heldout(blend, kinds)
         scores = {}
         for suite, content in suites.items():
@@ -69,7 +69,7 @@ def main() -> None:
             name: compared(content.metrics, turns[name], settings.confidence) for name, content in suites.items()
         },
     }
-    write_json(args.out / METRICS, metrics)
+    write_json(args.out / METRICS_FILE, metrics)
     print("\n".join(result_lines(metrics)), file=sys.stderr)
 
 
@@ -111,7 +111,7 @@ def checkpoints_of(values: Sequence[str], names: Iterable[str]) -> dict[str, Pat
     return found
 
 
-def compared(wanted: Sequence[Asked], turns: Mapping[str, Sequence[Turn]], confidence: float) -> dict[str, dict]:
+def compared(wanted: Sequence[MetricSpec], turns: Mapping[str, Sequence[Turn]], confidence: float) -> dict[str, dict]:
     """Every later checkpoint against the first one, "later - first", by metric."""
     first, *others = turns
     return {f"{other} - {first}": compare(turns[other], turns[first], wanted, confidence) for other in others}

@@ -15,10 +15,10 @@ older one, and has the same bytes each time it is made; `manifest.json` names th
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import canonical, file_sha256, read_json, text_sha256, write_json
-from scripts.common.program import parser
-from scripts.sections.run import Run
+from scripts.common.files import canonical_json, file_sha256, read_json, text_sha256, write_json
+from scripts.config.run import RunConfig
 
 if TYPE_CHECKING:
     from model.modeling import VisualChatForConditionalGeneration
@@ -44,23 +44,23 @@ def export(run: Path, model: Path, root: Path, out: Path, form: str = "full") ->
     from safetensors.torch import load_file
     from transformers.utils import logging
 
-    from scripts.training.assembly import load_model, write_delta
-    from scripts.training.folders import replaced
+    from scripts.common.atomic_folder import atomic_folder
+    from scripts.inference.lora import merge_weights
+    from scripts.inference.model_assembly import load_model, write_delta
     from scripts.training.precision import dtype_of
-    from scripts.training.trainable import apply_weights
 
     logging.disable_progress_bar()
-    settings = Run.model_validate(read_json(run / finished["state"] / "settings.json"))
+    settings = RunConfig.model_validate(read_json(run / finished["state"] / "settings.json"))
     dtype = dtype_of(finished["precision"])
     for which in ("final", "best"):
         weights = load_file(run / finished[which]["weights"])
-        with replaced(out / which) as draft:
+        with atomic_folder(out / which) as draft:
             if form == "delta":
                 write_delta(draft, out / which, model, root, finished["attention"], dtype, weights, settings.lora_scale)
             else:
                 # Built anew for each: adapters are added to the bases' own weights, never to a sum's.
                 network, processor = load_model(model, root, finished["attention"], dtype, check=which == "final")
-                apply_weights(network, weights, settings.lora_scale)
+                merge_weights(network, weights, settings.lora_scale)
                 _save(network, processor, draft, form)
             write_json(draft / "manifest.json", _manifest(draft, which, finished, form))
 
@@ -68,8 +68,8 @@ def export(run: Path, model: Path, root: Path, out: Path, form: str = "full") ->
 def _save(
     network: "VisualChatForConditionalGeneration", processor: "VisualChatProcessor", folder: Path, form: str
 ) -> None:
-    from model.llava import to_llava
-    from model.remote import save_with_code
+    from model.llava_export import to_llava
+    from model.remote_code import save_with_code
 
     if form == "full":
         save_with_code(network, processor, folder)
@@ -83,10 +83,10 @@ def _save(
 
 
 def _check_model(run: Path, finished: dict[str, Any], model: Path) -> None:
-    from scripts.training import identity
+    from scripts.training import fingerprint
 
     trained = read_json(run / finished["state"] / "inputs.json")["model"]
-    if identity.manifest_sha256(model) != trained:
+    if fingerprint.manifest_sha256(model) != trained:
         raise UserError(f"{run} was trained from another model than {model} holds now; train again")
 
 
@@ -103,7 +103,7 @@ def _manifest(folder: Path, which: str, finished: dict[str, Any], form: str) -> 
         "heldout_loss": finished[which]["heldout_loss"],
         "weights": finished[which]["sha256"],
         "files": files,
-        "sha256": text_sha256(canonical(files)),
+        "sha256": text_sha256(canonical_json(files)),
     }
 
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import read_json
-from scripts.common.program import parser
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,8 +38,8 @@ def extract(source: str, out: Path) -> None:
     from PIL.Image import Resampling
     from transformers import CLIPImageProcessorPil
 
-    from model.qwen import QwenVisionModel
-    from scripts.training.folders import replaced
+    from model.qwen_vision import QwenVisionModel
+    from scripts.common.atomic_folder import atomic_folder
 
     fetch = fetcher(source)
     config = encoder_config(read_json(fetch("config.json")), source)
@@ -54,7 +54,7 @@ def extract(source: str, out: Path) -> None:
     images = CLIPImageProcessorPil(
         size=side, do_center_crop=False, resample=Resampling.BICUBIC, image_mean=list(_MEAN), image_std=list(_STD)
     )
-    with replaced(out) as draft:
+    with atomic_folder(out) as draft:
         model.save_pretrained(draft)
         images.save_pretrained(draft)
 

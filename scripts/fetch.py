@@ -1,4 +1,4 @@
-"""Provide one source: get what is missing if that is wanted, find its files and images, write down what is there.
+"""Provide one source: get what is missing if that is subset, find its files and images, write down what is there.
 
 Reads the files of --source below --data-path, which are left where they are; with --download, those that are missing
 are fetched into it first. Writes, below --out, `files` (a link to the data path), `files.parquet` (path, bytes and
@@ -14,19 +14,28 @@ from typing import TYPE_CHECKING, NamedTuple
 import pyarrow as pa
 
 from scripts.adapters.raw import CARD, FILES, IMAGES, IMAGES_SCHEMA, LISTING, LISTING_SCHEMA
+from scripts.common.cli import leave_out_pandas, load_settings, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import file_sha256, read_json, table_sha256, write_json, write_table
-from scripts.common.program import leave_out_pandas, load_settings, parser
 from scripts.common.progress import track
+from scripts.config.custom import CustomDatasetConfig
+from scripts.config.registry import (
+    REGISTRY,
+    SOURCES,
+    AnnotationFile,
+    Dataset,
+    ImageSet,
+    Source,
+    custom_dataset,
+    custom_source,
+)
 from scripts.fetching.receipts import is_partial, valid
-from scripts.media.containers import FILE, Entry, list_container
+from scripts.media.containers import FILE, ImageEntry, list_container
 from scripts.media.keys import is_image
-from scripts.sections.own import Own
-from scripts.sources import REGISTRY, SOURCES, AnnotationFile, Dataset, ImageSet, Source, own_dataset, own_source
 
 if TYPE_CHECKING:
     # The libraries that fetch take a second to import, and most runs find everything in its place.
-    from scripts.fetching.connection import Options
+    from scripts.fetching.connection import FetchOptions
 
 
 def fetch(
@@ -35,15 +44,15 @@ def fetch(
     out: Path,
     require: Sequence[str] = (),
     dataset: Dataset | None = None,
-    wanted: Collection[str] | None = None,
-    download: "Options | None" = None,
+    subset: Collection[str] | None = None,
+    download: "FetchOptions | None" = None,
 ) -> dict:
     """List what `data_path` holds of `source`; return the card.
 
     Args:
         require: files, and folders ending in "/", below `data_path`; empty means all that belongs to the source.
         dataset: what the source is for, where the registry does not know it.
-        wanted: paths of the only images to list, where a taste is asked for.
+        subset: paths of the only images to list, where a taste is asked for.
         download: how to fetch what is missing; None: not at all.
 
     Raises:
@@ -56,19 +65,19 @@ def fetch(
     files = [file for file in source.files if file.path in required]
     sets = [images for images in source.images if images.folder in required]
     if download is not None:
-        _bring(source, data_path, files, sets, wanted, download)
+        _bring(source, data_path, files, sets, subset, download)
     annotations = {file.path: find_rows(source, data_path, file) for file in files}
-    stores = [find_images(source, data_path, images, wanted) for images in sets]
+    stores = [find_images(source, data_path, images, subset) for images in sets]
     optional = [path for path in source.optional_files if (data_path / path).is_file()]
 
     loose = {path for store in stores for path in store.loose}
     rows = {path for found in annotations.values() for path in found} | set(optional)
     listing = _hashed(source.name, data_path, sorted(rows | loose))
-    entries = [Entry(row["path"], "", FILE, 0, row["bytes"]) for row in listing if row["path"] in loose]
+    entries = [ImageEntry(row["path"], "", FILE, 0, row["bytes"]) for row in listing if row["path"] in loose]
     for store in stores:
         for container in store.containers:
             found = list_container(data_path / container, container, store.folder)
-            entries += [entry for entry in found if wanted is None or entry.path in wanted]
+            entries += [entry for entry in found if subset is None or entry.path in subset]
             listing.append(_container(source, data_path, container))
     table = pa.Table.from_pylist(sorted(listing, key=lambda row: row["path"]), LISTING_SCHEMA)
     columns = zip(*sorted(entries), strict=True) if entries else [[]] * len(IMAGES_SCHEMA)
@@ -89,7 +98,7 @@ def fetch(
         "image_sets": {store.folder: _image_set(source, store) for store in stores},
         "optional_files": optional,
         "fetched": _fetched(data_path, listing),
-        "taste": wanted is not None,
+        "subset": subset is not None,
         "files": table.num_rows,
         "images": images.num_rows,
         "bytes": sum(row["bytes"] for row in listing),
@@ -114,7 +123,7 @@ def find_rows(source: Source, data_path: Path, file: AnnotationFile) -> list[str
     raise missing(source, file.path, data_path / file.path)
 
 
-class ImageStore(NamedTuple):
+class FoundImages(NamedTuple):
     """Where the images of a set were found: files of their own, or containers."""
 
     folder: str
@@ -122,24 +131,26 @@ class ImageStore(NamedTuple):
     containers: list[str]
 
 
-def find_images(source: Source, data_path: Path, images: ImageSet, wanted: Collection[str] | None = None) -> ImageStore:
+def find_images(
+    source: Source, data_path: Path, images: ImageSet, subset: Collection[str] | None = None
+) -> FoundImages:
     """Find the images of a set below `data_path`: in their folder, else in the first container that is there.
 
-    A folder that was filled for a taste counts only where a taste is `wanted`, which then names the images.
+    A folder that was filled for a taste counts only where a taste is `subset`, which then names the images.
 
     Raises:
         UserError: there are none, and the set is not optional.
     """
     place = data_path / images.folder
-    whole = place.is_dir() and (wanted is not None or not is_partial(data_path, images.folder))
-    loose = [path for path in _images_in(data_path, place) if wanted is None or path in wanted] if whole else []
+    whole = place.is_dir() and (subset is not None or not is_partial(data_path, images.folder))
+    loose = [path for path in _images_in(data_path, place) if subset is None or path in subset] if whole else []
     if loose:
-        return ImageStore(images.folder, loose, [])
+        return FoundImages(images.folder, loose, [])
     for pattern in images.containers:
         if found := _matching(data_path, pattern):
-            return ImageStore(images.folder, [], found)
+            return FoundImages(images.folder, [], found)
     if images.optional:
-        return ImageStore(images.folder, [], [])
+        return FoundImages(images.folder, [], [])
     if whole:
         raise UserError(f"source {source.name!r}: {place} holds no image. To get them: {source.how_to_get}")
     raise missing(source, images.folder, place)
@@ -188,33 +199,33 @@ def _bring(
     data_path: Path,
     files: list[AnnotationFile],
     sets: list[ImageSet],
-    wanted: Collection[str] | None,
-    options: "Options",
+    subset: Collection[str] | None,
+    options: "FetchOptions",
 ) -> None:
     """Fetch what is missing of `files` and `sets`."""
-    from scripts.fetching.missing import bring, bring_images
+    from scripts.fetching.fetch_missing import fetch_missing, fetch_missing_images
 
     for file in files:
         if not any(_matching(data_path, form) for form in file.forms()):
-            bring(source, data_path, file.path, file.forms(), options)
-    lacking = [images for images in sets if not _is_there(source, data_path, images, wanted)]
-    if lacking and wanted is not None:
-        bring_images(source, data_path, wanted, options)
+            fetch_missing(source, data_path, file.path, file.forms(), options)
+    lacking = [images for images in sets if not _is_there(source, data_path, images, subset)]
+    if lacking and subset is not None:
+        fetch_missing_images(source, data_path, subset, options)
     elif lacking:
         for images in lacking:
-            bring(source, data_path, images.folder, images.containers, options)
+            fetch_missing(source, data_path, images.folder, images.containers, options)
 
 
-def _is_there(source: Source, data_path: Path, images: ImageSet, wanted: Collection[str] | None) -> bool:
+def _is_there(source: Source, data_path: Path, images: ImageSet, subset: Collection[str] | None) -> bool:
     try:
-        store = find_images(source, data_path, images, wanted)
+        store = find_images(source, data_path, images, subset)
     except UserError:
         return False
     if store.containers:
         return True
-    if wanted is None:
+    if subset is None:
         return bool(store.loose)
-    return not {path for path in wanted if path.startswith(images.folder)} - set(store.loose)
+    return not {path for path in subset if path.startswith(images.folder)} - set(store.loose)
 
 
 def _container(source: Source, data_path: Path, path: str) -> dict:
@@ -268,7 +279,7 @@ def _published(source: Source, listing: list[dict]) -> dict[str, dict]:
     return {row["path"]: known[row["path"]] for row in listing if row["path"] in known}
 
 
-def _image_set(source: Source, store: ImageStore) -> dict:
+def _image_set(source: Source, store: FoundImages) -> dict:
     expected = next(images.expected for images in source.images if images.folder == store.folder)
     return {"containers": store.containers, "expected": expected}
 
@@ -284,10 +295,10 @@ def _link(target: Path, link: Path) -> None:
         os.replace(temporary, link)
 
 
-def _options(offline: bool) -> "Options":
-    from scripts.fetching.connection import Options
+def _options(offline: bool) -> "FetchOptions":
+    from scripts.fetching.connection import FetchOptions
 
-    return Options(offline=offline)
+    return FetchOptions(offline=offline)
 
 
 def main() -> None:
@@ -295,13 +306,13 @@ def main() -> None:
     leave_out_pandas()
     arguments = parser(__doc__)
     arguments.add_argument("--source", required=True, help=f"what to provide: one of {', '.join(sorted(SOURCES))}")
-    arguments.add_argument("--own", help="section `own.<source>` as JSON, or @file: a source of the user's own")
+    arguments.add_argument("--custom", help="section `custom.<source>` as JSON, or @file: a source of the user's own")
     arguments.add_argument("--data-path", type=Path, required=True, help="folder with the raw files of all sources")
     arguments.add_argument(
         "--require", action="append", default=[], metavar="PATH", help="file or folder/ in it; repeatable; default: all"
     )
     arguments.add_argument("--out", type=Path, required=True, help="folder to write: raw/<source>")
-    arguments.add_argument("--wanted", type=Path, help="raw/wanted.json, where only a taste is asked for")
+    arguments.add_argument("--subset", type=Path, help="raw/subset.json, where only a taste is asked for")
     arguments.add_argument("--download", action="store_true", help="fetch what is missing into the data path")
     arguments.add_argument(
         "--offline",
@@ -310,17 +321,17 @@ def main() -> None:
         help="with --download: reach for nothing, but say what is missing (also: VISUALCHAT_OFFLINE=1)",
     )
     args = arguments.parse_args()
-    if not args.own and args.source not in SOURCES:
+    if not args.custom and args.source not in SOURCES:
         raise UserError(f"there is no source {args.source!r}; those known are {', '.join(sorted(SOURCES))}")
-    own = load_settings(Own, args.own) if args.own else None
-    source = own_source(args.source, own) if own else SOURCES[args.source]
+    own = load_settings(CustomDatasetConfig, args.custom) if args.custom else None
+    source = custom_source(args.source, own) if own else SOURCES[args.source]
     card = fetch(
         source,
         args.data_path,
         args.out,
         args.require,
-        dataset=own_dataset(args.source, own) if own else None,
-        wanted=frozenset(read_json(args.wanted)["images"][args.source]) if args.wanted else None,
+        dataset=custom_dataset(args.source, own) if own else None,
+        subset=frozenset(read_json(args.subset)["images"][args.source]) if args.subset else None,
         download=_options(args.offline) if args.download else None,
     )
     print(f"{args.source}: {card['files']} files, {card['images']} images, {card['bytes'] / 1e6:.1f} MB")

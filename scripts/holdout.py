@@ -10,31 +10,31 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import read_table, table_sha256, write_json, write_table
-from scripts.common.program import load_settings, parser
-from scripts.media.folders import add_folders, named_folders
+from scripts.config.holdout import HoldoutConfig
+from scripts.media.source_folders import add_folders, named_folders
 from scripts.media.store import INDEX, MANIFEST
-from scripts.sections.holdout import Holdout
 
 HELDOUT = "heldout.parquet"
 SCHEMA = pa.schema([("source", pa.string()), ("key", pa.string()), ("sha256", pa.string())])
 
 
-def is_held_out(sha256: str, settings: Holdout) -> bool:
+def is_held_out(sha256: str, settings: HoldoutConfig) -> bool:
     """Whether the image with this hash is kept for evaluation."""
     digest = hashlib.blake2b(sha256.encode(), key=str(settings.seed).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") < settings.share * 2**64
 
 
-def write_split(settings: Holdout, media: dict[str, Path], out: Path) -> dict:
+def write_split(settings: HoldoutConfig, media: dict[str, Path], out: Path) -> dict:
     """Split the images of all `media` folders, given by source; return the manifest."""
     rows, images = [], 0
     for source, folder in sorted(media.items()):
         try:
             index = read_table(folder / INDEX, columns=["key", "sha256"])
         except FileNotFoundError:
-            raise UserError(f"{folder / INDEX} does not exist: run scripts.index for {source!r} first") from None
+            raise UserError(f"{folder / INDEX} does not exist: run scripts.media_index for {source!r} first") from None
         images += index.num_rows
         rows += [{"source": source, **row} for row in index.to_pylist() if is_held_out(row["sha256"], settings)]
     table = pa.Table.from_pylist(rows, SCHEMA).sort_by([("source", "ascending"), ("key", "ascending")])
@@ -61,7 +61,7 @@ def main() -> None:
     media = named_folders(args.media, "--media")
     if not media:
         raise UserError("--media: at least one media folder is needed")
-    manifest = write_split(load_settings(Holdout, args.settings), media, args.out)
+    manifest = write_split(load_settings(HoldoutConfig, args.settings), media, args.out)
     print(f"{manifest['heldout']} of {manifest['images']} images are held out")
     if not manifest["heldout"]:
         print("NOTE: no image is held out, so there will be no held-out evaluation; raise holdout.share to have one")

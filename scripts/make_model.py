@@ -8,10 +8,10 @@ The weights of the bases are remembered by path and hash, not copied.
 
 from pathlib import Path
 
+from scripts.common.cli import load_settings, parser
 from scripts.common.errors import run_program
-from scripts.common.program import load_settings, parser
-from scripts.sections.model import Model
-from scripts.sections.tokens import Tokens
+from scripts.config.model import ModelConfig
+from scripts.config.tokens import TokensConfig
 
 
 def main() -> None:
@@ -24,11 +24,11 @@ def main() -> None:
     arguments.add_argument("--root", required=True, type=Path, help="results root; bases below it are named from there")
     arguments.add_argument("--out", required=True, type=Path, help="folder to write: models/<model>")
     args = arguments.parse_args()
-    settings, tokens = load_settings(Model, args.settings), load_settings(Tokens, args.tokens)
+    settings, tokens = load_settings(ModelConfig, args.settings), load_settings(TokensConfig, args.tokens)
     # Late, so that --help and bad settings answer at once.
     from transformers.utils import logging
 
-    from scripts.training.assembly import make_model
+    from scripts.inference.model_assembly import make_model
 
     logging.disable_progress_bar()
     bases = {"vision": args.vision, "language": args.language, "tokenizer": args.tokenizer}

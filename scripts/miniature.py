@@ -14,24 +14,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import file_sha256, write_json
-from scripts.common.program import load_settings, parser
 from scripts.common.progress import track
-from scripts.sections.miniature import Miniature
-from scripts.world.albums import TOP_FOLDERS, albums
-from scripts.world.clips import clips, instructions
-from scripts.world.dialogues import suite
-from scripts.world.faults import damage
-from scripts.world.formats import ANNOTATIONS
-from scripts.world.language import kinds
-from scripts.world.tasks import tasks
-from scripts.world.world import IMAGE_FOLDER, Album, World
+from scripts.config.miniature import MiniatureConfig
+from scripts.synthetic.albums import TOP_FOLDERS, albums
+from scripts.synthetic.clips import clips, instructions
+from scripts.synthetic.dialogues import suite
+from scripts.synthetic.faults import damage
+from scripts.synthetic.formats import ANNOTATIONS
+from scripts.synthetic.language import kinds
+from scripts.synthetic.tasks import tasks
+from scripts.synthetic.world import IMAGE_FOLDER, Album, World
 
 MANIFEST = "miniature.json"
 
 
-def write_world(settings: Miniature, out: Path) -> dict:
+def write_world(settings: MiniatureConfig, out: Path) -> dict:
     """Draw the world of `settings` into the folder `out` and return its manifest.
 
     The folder is built beside its final place and renamed, so it is whole or absent.
@@ -136,7 +136,7 @@ def main() -> None:
     arguments.add_argument("--settings", default="{}", help="JSON of the section `miniature`, or @file")
     arguments.add_argument("--out", type=Path, required=True, help="folder to write; replaced whole")
     args = arguments.parse_args()
-    manifest = write_world(load_settings(Miniature, args.settings), args.out)
+    manifest = write_world(load_settings(MiniatureConfig, args.settings), args.out)
     print(f"{args.out}: {manifest['images']} images, {sum(manifest['rows'].values())} rows of annotations")
 
 

@@ -18,20 +18,20 @@ from pathlib import Path
 import pyarrow as pa
 
 from scripts.blending.corpus import load_corpus
-from scripts.blending.inputs import check_images, media_folders, read_held_out, read_measure
+from scripts.blending.plan_inputs import check_images, media_folders, read_held_out, read_token_tables
+from scripts.blending.plan_summary import describe
 from scripts.blending.plan_table import manifest_path, read_plan
 from scripts.blending.planning import HELDOUT, make_plan
-from scripts.blending.summary import describe
 from scripts.common.allocation import keep_freed_memory
+from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import write_json, write_table
-from scripts.common.program import load_settings, parser
-from scripts.sections.blend import Planned
+from scripts.config.blend import PlanConfig
 
 
 def write_plan(
     name: str,
-    settings: Planned,
+    settings: PlanConfig,
     epoch: int | None,
     *,
     records: Path,
@@ -46,7 +46,7 @@ def write_plan(
         UserError: inputs are missing or do not belong together, or the plan would be empty.
     """
     datasets = settings.records()
-    measure = read_measure(records, tokens, datasets, settings.max_images, settings.followed_up())
+    measure = read_token_tables(records, tokens, datasets, settings.max_images, settings.followup_datasets())
     corpus = load_corpus(records, tokens, datasets)
     # What reading took and gave back would stay with the process, beside all that the plan needs.
     pa.default_memory_pool().release_unused()
@@ -65,7 +65,7 @@ def main() -> None:
         for path in args.show:
             print(describe(*read_plan(path)))
         return
-    settings = load_settings(Planned, args.settings)
+    settings = load_settings(PlanConfig, args.settings)
     keep_freed_memory()
     _warn(
         write_plan(
@@ -100,7 +100,7 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
-def _epoch(text: str, settings: Planned) -> int | None:
+def _epoch(text: str, settings: PlanConfig) -> int | None:
     if text == HELDOUT:
         return None
     match = re.fullmatch(r"(?:epoch-)?(\d{1,3})", text)

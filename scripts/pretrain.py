@@ -12,13 +12,13 @@ import os
 import sys
 from pathlib import Path
 
+from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import file_sha256, read_table, write_json
-from scripts.common.program import load_settings, parser
-from scripts.sections.miniature import Miniature
-from scripts.sections.pretrain import PretrainLanguage, PretrainTokenizer, PretrainVision
+from scripts.config.miniature import MiniatureConfig
+from scripts.config.pretrain import PretrainLanguageConfig, PretrainTokenizerConfig, PretrainVisionConfig
 
-SECTIONS = {"tokenizer": PretrainTokenizer, "vision": PretrainVision, "language": PretrainLanguage}
+SECTIONS = {"tokenizer": PretrainTokenizerConfig, "vision": PretrainVisionConfig, "language": PretrainLanguageConfig}
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     arguments.add_argument("--tokenizer", type=Path, metavar="DIR", help="language: folder of the tokenizer")
     arguments.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     options = arguments.parse_args()
-    world = load_settings(Miniature, options.world)
+    world = load_settings(MiniatureConfig, options.world)
     settings = load_settings(SECTIONS[options.part], options.settings)
     # One thread, set before torch is loaded: sums over another number of threads have other last digits.
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -43,7 +43,7 @@ def main() -> None:
     print(f"{options.part}: {', '.join(f'{key} {value}' for key, value in facts.items()) or 'made'}", file=sys.stderr)
 
 
-def _make(part: str, settings, world: Miniature, options) -> dict[str, float]:
+def _make(part: str, settings, world: MiniatureConfig, options) -> dict[str, float]:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()

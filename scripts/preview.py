@@ -14,13 +14,13 @@ from pathlib import Path
 import jinja2
 
 from model.template import Segment, Template, encode, segments
-from scripts.blending.identity import load_tokenizer, tokens_identity
+from scripts.blending.tokens_identity import load_tokenizer, tokens_identity
+from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import atomic
-from scripts.common.program import load_settings, parser
-from scripts.reporting.pictures import data_uri
-from scripts.sections.tokens import Tokens
-from scripts.training.loader import BlendReader, Sample
+from scripts.config.tokens import TokensConfig
+from scripts.inference.blend_reader import BlendReader, Sample
+from scripts.reporting.report_images import data_uri
 
 SHOWN = 10
 _LOOKED_AT = 400
@@ -28,7 +28,7 @@ _PAGE = Path(__file__).parent / "blending" / "preview.html.jinja"
 
 
 @dataclass(frozen=True)
-class Piece:
+class PreviewSpan:
     """A stretch of a rendered conversation; `kind` is header, text, image, answer or end.
 
     `tokens` are the texts of the tokens of an answer, one after the other.
@@ -46,11 +46,11 @@ class Shown:
     """One conversation of the page."""
 
     sample: Sample
-    pieces: list[Piece]
+    pieces: list[PreviewSpan]
     labels: int
 
 
-def write_preview(blend: Path, root: Path, tokenizer_name: str, settings: Tokens, out: Path) -> None:
+def write_preview(blend: Path, root: Path, tokenizer_name: str, settings: TokensConfig, out: Path) -> None:
     """Write the page.
 
     Raises:
@@ -91,19 +91,19 @@ def choose_units(reader: BlendReader) -> list[int]:
     return sorted(unit for _, _, unit in sorted(turns)[:SHOWN])
 
 
-def rendered(sample: Sample, tokenizer, template: Template) -> Iterator[Piece]:
+def rendered(sample: Sample, tokenizer, template: Template) -> Iterator[PreviewSpan]:
     """The conversation piece by piece, exactly as it is tokenised."""
     said = {part["text"] for message in sample.messages for part in message["content"] if part["type"] == "text"}
     for segment in segments(sample.messages, template):
         if segment.kind == "image":
             uri, small = data_uri(sample.images[segment.image])
-            yield Piece("image", f"image {segment.image + 1}", uri=uri, small=small)
+            yield PreviewSpan("image", f"image {segment.image + 1}", uri=uri, small=small)
         elif segment.kind == "end":
-            yield Piece("end", tokenizer.eos_token)
+            yield PreviewSpan("end", tokenizer.eos_token)
         elif segment.supervised:
-            yield Piece("answer", segment.text, tokens=_tokens(segment, tokenizer))
+            yield PreviewSpan("answer", segment.text, tokens=_tokens(segment, tokenizer))
         else:
-            yield Piece("text" if segment.text in said else "header", segment.text)
+            yield PreviewSpan("text" if segment.text in said else "header", segment.text)
 
 
 def _tokens(segment: Segment, tokenizer) -> tuple[str, ...]:
@@ -124,7 +124,7 @@ def main() -> None:
     arguments.add_argument("--settings", required=True, help="the section `tokens.<name>` as JSON, or @file")
     arguments.add_argument("--out", required=True, type=Path, help="page to write: blend/<blend>/preview.html")
     args = arguments.parse_args()
-    write_preview(args.blend, args.root, args.tokenizer, load_settings(Tokens, args.settings), args.out)
+    write_preview(args.blend, args.root, args.tokenizer, load_settings(TokensConfig, args.settings), args.out)
 
 
 if __name__ == "__main__":

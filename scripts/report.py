@@ -10,13 +10,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from scripts.common.cli import parser
 from scripts.common.errors import run_program
 from scripts.common.files import atomic, read_json
-from scripts.common.program import parser
 from scripts.evaluation.suites import suite_paths
-from scripts.reporting import answers, cards, data, pairs, provenance, scores, steps
+from scripts.reporting import answers, cards, data, provenance, rule_graph, run_comparison, scores
 from scripts.reporting.efficiency import studies
-from scripts.reporting.pictures import Pictures
+from scripts.reporting.report_images import ReportImages
 
 _TEMPLATES = Path(__file__).parent / "reporting"
 _ANCHORS = (
@@ -84,7 +84,7 @@ def contents(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that the template shows."""
     colours = scores.run_colours(args.metrics, args.finished)
     columns = scores.columns(args.metrics, colours)
-    pictures = Pictures(
+    pictures = ReportImages(
         media={read_json(path)["source"]: path.parent for path in args.media},
         suite_folders={name: args.image_root or path.parent for name, path in suite_paths(args.suite).items()},
     )
@@ -94,8 +94,8 @@ def contents(args: argparse.Namespace) -> dict[str, Any]:
         "studies": studies(columns, args.finished, args.plans, confidence),
         "columns": columns,
         "kinds": scores.comparison(columns),
-        "differences": pairs.differences(columns, confidence),
-        "settings": pairs.settings(args.finished, colours),
+        "differences": run_comparison.differences(columns, confidence),
+        "settings": run_comparison.settings(args.finished, colours),
         "losses": scores.losses(columns),
         "chart": chart,
         "told": told,
@@ -105,7 +105,7 @@ def contents(args: argparse.Namespace) -> dict[str, Any]:
         "cards": cards.cards(args.records, args.validated, args.plans, pictures),
         "sources": data.source_rows(args.media),
         "blends": data.blend_tables(args.plans),
-        "graph": steps.graph(args.graph),
+        "graph": rule_graph.graph(args.graph),
         "provenance": provenance.provenance(args.finished, args.metrics, args.locks, colours),
     }
     return parts | {

@@ -8,7 +8,7 @@ Then open http://127.0.0.1:8000/, or point any OpenAI client at http://127.0.0.1
 answered at once, a token for each at every step; images and conversations that were seen before are not computed again.
 
 It listens on this machine alone. For others give --host and a key, in the environment (VISUALCHAT_API_KEY) or as a
-file (--key-file), and put a server that speaks TLS before it.
+file (--api-key-file), and put a server that speaks TLS before it.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.program import parser
 
 if TYPE_CHECKING:
     import uvicorn
@@ -36,7 +36,7 @@ def main() -> None:
     loopback = args.host in ("localhost", "::1") or args.host.startswith("127.")
     if not loopback and key is None:
         raise UserError(
-            f"listening on {args.host} lets others in: set a key in {KEY} or --key-file, or leave out --host"
+            f"listening on {args.host} lets others in: set a key in {KEY} or --api-key-file, or leave out --host"
         )
     sock = listen(args.host, args.port)
     app = build(args, key, loopback)
@@ -52,7 +52,7 @@ def arguments() -> argparse.ArgumentParser:
     result.add_argument("--host", default="127.0.0.1", help="where to listen (default: this machine alone)")
     result.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
     result.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="also answer to this name")
-    result.add_argument("--key-file", type=Path, metavar="FILE", help="file that holds the key clients must send")
+    result.add_argument("--api-key-file", type=Path, metavar="FILE", help="file that holds the key clients must send")
     result.add_argument("--examples", type=Path, metavar="FILE", help="dialogues to offer in the page (a suite's JSON)")
     result.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "spread"), default="auto", help="default: a GPU if any"
@@ -60,9 +60,9 @@ def arguments() -> argparse.ArgumentParser:
     result.add_argument("--bits", type=int, choices=(4, 8), help="load the language model in so many bits")
     result.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     for name, default, what in (
-        ("batch", 32, "conversations answered at once"),
-        ("batch-tokens", 65536, "conversations at once times the longest, in tokens: bounds their memory"),
-        ("queue", 128, "questions that may wait; more are told to come back (429)"),
+        ("max-batch-size", 32, "conversations answered at once"),
+        ("max-batch-tokens", 65536, "conversations at once times the longest, in tokens: bounds their memory"),
+        ("max-queue-size", 128, "questions that may wait; more are told to come back (429)"),
         ("timeout", 120, "seconds after which a question is given up"),
         ("max-images", 32, "images in one request"),
         ("max-image-mb", 20, "size of one image"),
@@ -87,9 +87,9 @@ def build(args: argparse.Namespace, key: str | None, loopback: bool) -> "Starlet
 
     from scripts.serving.app import Limits, Service, create_app
     from scripts.serving.engine import EngineSettings
-    from scripts.serving.examples import find_examples, read_examples, results_root, training
-    from scripts.serving.guard import LOOPBACK
-    from scripts.serving.served import Served
+    from scripts.serving.examples import find_examples, read_examples, results_root, training_summary
+    from scripts.serving.request_guard import LOOPBACK
+    from scripts.serving.served_model import ServedModel
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -101,18 +101,18 @@ def build(args: argparse.Namespace, key: str | None, loopback: bool) -> "Starlet
         uploads=args.upload_mb * MEGABYTE,
     )
     settings = EngineSettings(
-        batch=args.batch,
-        queue=args.queue,
-        image_room=args.image_cache_mb * MEGABYTE,
-        prefix_room=args.prefix_cache_mb * MEGABYTE,
-        places=args.batch_tokens,
+        max_batch_size=args.batch,
+        max_queue_size=args.queue,
+        image_cache_bytes=args.image_cache_mb * MEGABYTE,
+        prefix_cache_bytes=args.prefix_cache_mb * MEGABYTE,
+        max_batch_tokens=args.batch_tokens,
     )
     served, about = [], {}
     folders = chosen(args)
     for name, folder in folders.items():
         print(f"loading {name} from {folder}", file=sys.stderr)
-        served.append(Served.load(name, folder, args.device, args.bits, settings))
-        about[name] = training(results_root(folder), served[-1].about["run"])
+        served.append(ServedModel.load(name, folder, args.device, args.bits, settings))
+        about[name] = training_summary(results_root(folder), served[-1].about["run"])
     root = results_root(next(iter(folders.values())))
     examples = read_examples(args.examples) if args.examples else find_examples(root)
     hosts = [*LOOPBACK, args.host, *args.allow_host] if loopback else args.allow_host or None
@@ -126,7 +126,7 @@ def chosen(args: argparse.Namespace) -> dict[str, Path]:
     Raises:
         UserError: two have the same name, or nothing was exported below the root.
     """
-    from scripts.serving.served import newest, served_name
+    from scripts.serving.served_model import newest, served_name
 
     folders: dict[str, Path] = {}
     for text in map(str, newest(args.root)) if args.root else args.model:

@@ -12,40 +12,29 @@ from typing import Any
 import pyarrow as pa
 
 from scripts.adapters.raw import FILES, IMAGES, IMAGES_SCHEMA, LISTING, changed
+from scripts.common.cli import leave_out_pandas, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import bytes_sha256, read_table, write_table
-from scripts.common.program import leave_out_pandas, parser
 from scripts.common.progress import track
-from scripts.media.check import Unreadable, check_image
-from scripts.media.containers import Entry
+from scripts.media.containers import ImageEntry
+from scripts.media.image_check import UnreadableImageError, check_image
 from scripts.media.keys import keys_of
-from scripts.media.originals import Originals
-from scripts.media.store import INDEX_SCHEMA
+from scripts.media.parts import PART_SCHEMA, SHARD_BYTES, SHARD_SHA256, part_path
+from scripts.media.raw_images import RawImageReader
 from scripts.media.tarshard import ShardWriter, shard_name
 
-SHARD_SHA256, SHARD_BYTES = b"shard_sha256", b"shard_bytes"
-"""What a part says of its shard, so that nobody has to read the shard again to know it."""
 
-PART_SCHEMA = INDEX_SCHEMA.append(pa.field("reason", pa.string())).append(pa.field("detail", pa.string()))
-"""The index and, for a rejected image, why; `reason` is null for a readable one."""
-
-
-def part_path(out: Path, shard: str) -> Path:
-    """Where the part of the index that describes `shard` lies."""
-    return out / "parts" / Path(shard).with_suffix(".parquet").name
-
-
-def candidates(raw: Path) -> list[tuple[str, Entry]]:
+def candidates(raw: Path) -> list[tuple[str, ImageEntry]]:
     """The images of a source and their keys, sorted by key."""
     columns = read_table(raw / IMAGES, schema=IMAGES_SCHEMA).to_pydict()
-    entries = list(map(Entry._make, zip(*columns.values(), strict=True)))
+    entries = list(map(ImageEntry._make, zip(*columns.values(), strict=True)))
     # Two members of an archive may claim one path; only the first can have it, and the others need keys for their
     # reasons.
     keys = keys_of(entry.path for entry in entries)
     return sorted((keys[entry.path], entry) for entry in entries)
 
 
-def share(rows: list[tuple[str, Entry]], shards: int, index: int) -> list[tuple[str, Entry]]:
+def share(rows: list[tuple[str, ImageEntry]], shards: int, index: int) -> list[tuple[str, ImageEntry]]:
     """Those of `rows` that belong to shard `index`: an image goes to that equal part of all bytes where it begins."""
     total = max(1, sum(entry.length for _, entry in rows))
     chosen, before = [], 0
@@ -66,7 +55,9 @@ def write_shard(source: str, raw: Path, shards: int, index: int, out: Path) -> p
     rows = share(candidates(raw), shards, index)
     listing = read_table(raw / LISTING).to_pylist()
     hashes = {row["path"]: row["sha256"] for row in listing}
-    originals = Originals(raw / FILES, {row["path"]: row["bytes"] for row in listing}, [entry for _, entry in rows])
+    originals = RawImageReader(
+        raw / FILES, {row["path"]: row["bytes"] for row in listing}, [entry for _, entry in rows]
+    )
     part = []
     with ShardWriter(out / name) as writer:
         for key, entry in track(rows, f"{name}: images checked", len(rows)):
@@ -79,7 +70,7 @@ def write_shard(source: str, raw: Path, shards: int, index: int, out: Path) -> p
 
 
 def _add(
-    writer: ShardWriter, originals: Originals, key: str, entry: Entry, shard: int, listed: str | None
+    writer: ShardWriter, originals: RawImageReader, key: str, entry: ImageEntry, shard: int, listed: str | None
 ) -> dict[str, Any]:
     """Check one image and append it if it is readable; return its row of the part."""
     row: dict[str, Any] = {"key": key, "path": entry.path, "shard": shard, "length": entry.length, "sha256": ""}
@@ -89,7 +80,7 @@ def _add(
         if listed not in (None, row["sha256"]):
             raise changed(originals.root / entry.path)
         picture = check_image(data, entry.path)
-    except Unreadable as fault:
+    except UnreadableImageError as fault:
         return row | {"reason": fault.reason, "detail": fault.detail}
     offset = writer.add(key, [(picture.format, data)])[0]
     return row | vars(picture) | {"offset": offset}

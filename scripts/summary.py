@@ -7,11 +7,11 @@ import shlex
 import sys
 from pathlib import Path
 
+from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import read_json
-from scripts.common.program import parser
-from scripts.evaluation.results import METRICS
-from scripts.evaluation.summary import result_lines
+from scripts.evaluation.results import METRICS_FILE
+from scripts.evaluation.text_summary import result_lines
 
 DEFAULT = "config.yaml"
 
@@ -30,7 +30,7 @@ def summary_lines(root: Path, config: str = DEFAULT) -> list[str]:
     Raises:
         UserError: no run has been evaluated below `root`.
     """
-    paths = sorted((root / "evaluate").glob(f"*/{METRICS}"))
+    paths = sorted((root / "evaluate").glob(f"*/{METRICS_FILE}"))
     if not paths:
         raise UserError(f"nothing has been evaluated in {root} yet: run snakemake first")
     lines = ["", "Exact answers about images that no training conversation shows"]

@@ -28,14 +28,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import atomic, file_sha256, read_json, write_json
-from scripts.common.program import load_settings, parser
 from scripts.common.progress import Progress
-from scripts.sections.run import Run
-from scripts.training import devices, identity, launch, nodes, watchdog
-from scripts.training.loader import BlendReader
-from scripts.training.plans import differences, plan_facts
+from scripts.config.run import RunConfig
+from scripts.inference.blend_reader import BlendReader
+from scripts.training import devices, launch, nodes, watchdog
+from scripts.training.fingerprint import input_hashes, run_fingerprint
+from scripts.training.plan_check import differences, plan_facts
 from scripts.training.runlock import RunLock
 from scripts.training.trackers import check_installed
 
@@ -43,7 +44,7 @@ NOT_FINISHED = 75
 _LIBRARIES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
 
 
-def train(args: argparse.Namespace, settings: Run) -> int:
+def train(args: argparse.Namespace, settings: RunConfig) -> int:
     """Run the training to its end, or until time is over, and return the exit status.
 
     Raises:
@@ -56,32 +57,32 @@ def train(args: argparse.Namespace, settings: Run) -> int:
         raise UserError(f"{settings.epochs} epochs need as many --blend folders, or one that repeats, not {len(blend)}")
     parts = [BlendReader(folder, args.root) for folder in dict.fromkeys([*blend, args.heldout])]
     check_identity(args.model, parts)
-    read = identity.inputs(args.model, blend, args.heldout)
-    fingerprint = identity.fingerprint(settings, read)
+    read = input_hashes(args.model, blend, args.heldout)
+    fingerprint = run_fingerprint(settings, read)
     state = args.out / "state" / fingerprint
     if is_finished(state):
         print(f"{args.name} is finished already; its state is {state}", file=sys.stderr)
         publish(state, args.out)
         return 0
 
-    place = nodes.find(settings.nodes, settings.ranks, os.environ, nodes.ask_command)
+    place = nodes.detect_topology(settings.nodes, settings.ranks, os.environ, nodes.ask_command)
     arguments = worker_arguments(args, settings, fingerprint, state, blend, deadline)
-    if place.follows:
-        return follow(place, arguments, state, settings)
+    if place.is_secondary:
+        return join_run(place, arguments, state, settings)
     lock = RunLock(state / "lock")
     lock.take_all()
-    gpus = devices.take(args.name, settings.ranks // settings.nodes, os.environ, settings.precision)
+    gpus = devices.reserve_gpus(args.name, settings.ranks // settings.nodes, os.environ, settings.precision)
     try:
-        refuse_hopeless(state, settings)
+        raise_recorded_failure(state, settings)
         write_json(state / "settings.json", settings.model_dump(mode="json"))
         readers = {part.folder: part for part in parts}
         facts = [plan_facts(readers[folder]) for folder in blend]
-        tell_other_plans(args.name, state, facts)
+        warn_changed_plans(args.name, state, facts)
         write_json(state / "inputs.json", read)
         write_json(state / "plans.json", facts)
         write_json(state / "environment.json", environment())
         shutil.rmtree(state / "ranks", ignore_errors=True)
-        screen = Screen(args.name)
+        screen = ConsoleReporter(args.name)
         ranks, threads, log = settings.ranks, settings.threads, state / "log.txt"
         status = launch.run_ranks(place, ranks, threads, arguments, log, screen.show, gpus.names)
         screen.close()
@@ -96,7 +97,7 @@ def train(args: argparse.Namespace, settings: Run) -> int:
 
 def worker_arguments(
     args: argparse.Namespace,
-    settings: Run,
+    settings: RunConfig,
     fingerprint: str,
     state: Path,
     blend: Sequence[Path],
@@ -110,10 +111,10 @@ def worker_arguments(
     arguments += ["--blend", *map(str, blend)]
     arguments += ["--pixels", *map(str, args.pixels)] if args.pixels else []
     arguments += ["--deadline", str(deadline)] if deadline else []
-    return [*arguments, "--patience", str(args.patience)]
+    return [*arguments, "--hang-timeout", str(args.hang_timeout)]
 
 
-def follow(place: nodes.Place, arguments: Sequence[str], state: Path, settings: Run) -> int:
+def join_run(place: nodes.Topology, arguments: Sequence[str], state: Path, settings: RunConfig) -> int:
     """Add this node's ranks to the run that node 0 launches; return the exit status, which node 0 explains."""
     launch.wait_for_launcher(state / "lock", place.own)
     log = state / f"log.node-{place.own}.txt"
@@ -128,7 +129,7 @@ def follow(place: nodes.Place, arguments: Sequence[str], state: Path, settings: 
     return 1
 
 
-def tell_other_plans(name: str, state: Path, facts: list[dict[str, Any]]) -> None:
+def warn_changed_plans(name: str, state: Path, facts: list[dict[str, Any]]) -> None:
     """Say it if a run begins anew because its plan has changed, beside an unfinished one that will not be continued."""
     if (state / "plans.json").exists():
         return
@@ -143,7 +144,7 @@ def tell_other_plans(name: str, state: Path, facts: list[dict[str, Any]]) -> Non
             )
 
 
-class Screen:
+class ConsoleReporter:
     """Shows the messages of rank 0: a progress bar or lines of it, and what it has to say."""
 
     def __init__(self, name: str):
@@ -152,7 +153,7 @@ class Screen:
 
     def show(self, message: dict[str, Any]) -> None:
         """Show one message."""
-        if "say" in message:
+        if "log" in message:
             # On a terminal the line may begin over a progress bar, which it then has to cover.
             text = f"{self._name}: {message['say']}"
             print(f"\r{text:<100}" if sys.stderr.isatty() else text, file=sys.stderr)
@@ -196,7 +197,7 @@ def publish(state: Path, out: Path) -> None:
         file.write((state / "finished.json").read_bytes())
 
 
-def refuse_hopeless(state: Path, settings: Run) -> None:
+def raise_recorded_failure(state: Path, settings: RunConfig) -> None:
     """Repeat the message of an attempt that could not succeed, unless the settings have changed since."""
     path = state / "failure.json"
     if path.exists():
@@ -206,18 +207,18 @@ def refuse_hopeless(state: Path, settings: Run) -> None:
         path.unlink()
 
 
-def unfinished(state: Path, settings: Run, status: int) -> int:
+def unfinished(state: Path, settings: RunConfig, status: int) -> int:
     """Say why the ranks ended early; return the exit status.
 
     Raises:
         UserError: what the first rank to fail had to say.
     """
-    if hang := watchdog.explain(state / "ranks", settings.ranks):
+    if hang := watchdog.hang_report(state / "ranks", settings.ranks):
         raise UserError(f"a rank made no progress and was ended; the same command continues. {hang}")
     files = sorted((state / "ranks").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     ends = [read_json(path) for path in files]
     if errors := [end for end in ends if end["status"] == "error"]:
-        if errors[0]["hopeless"]:
+        if errors[0]["permanent"]:
             failure = {"message": errors[0]["message"], "settings": settings.model_dump(mode="json")}
             write_json(state / "failure.json", failure)
         raise UserError(errors[0]["message"])
@@ -266,14 +267,14 @@ def main() -> int:
     minutes = "stop in order, with exit status 75, before so many minutes have passed (default: 0, which is no limit)"
     arguments.add_argument("--minutes", type=duration, default=0.0, help=minutes)
     patience = "minutes without any progress after which a rank is taken to hang and the job ended (default: 60)"
-    arguments.add_argument("--patience", type=duration, default=60.0, help=patience)
+    arguments.add_argument("--hang-timeout", type=duration, default=60.0, help=patience)
     args = arguments.parse_args()
-    if not args.patience:
-        arguments.error("--patience: give a rank some time")
+    if not args.hang_timeout:
+        arguments.error("--hang-timeout: give a rank some time")
     # Until the ranks are there to be told, nothing has begun that would have to be saved.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: sys.exit(NOT_FINISHED))
-    return train(args, load_settings(Run, args.settings))
+    return train(args, load_settings(RunConfig, args.settings))
 
 
 def duration(text: str) -> float:

@@ -8,13 +8,13 @@ in the verdict.
 from collections import Counter
 from pathlib import Path
 
-from scripts.adapters.images import Images
-from scripts.adapters.raw import IMAGES, LISTING, Raw
-from scripts.adapters.run import Conversion, dataset_entry
+from scripts.adapters.conversion import Conversion, dataset_entry
+from scripts.adapters.image_lookup import ImageLookup
+from scripts.adapters.raw import IMAGES, LISTING, RawFiles
+from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import read_json, read_table, write_json
-from scripts.common.program import parser
-from scripts.media.folders import add_folders, named_folders
+from scripts.media.source_folders import add_folders, named_folders
 
 _EXAMPLES = 20
 
@@ -25,7 +25,7 @@ def validate_source(source: str, raw: Path) -> dict:
     Raises:
         UserError: an annotation file is damaged, has another layout or no rows.
     """
-    found = Raw({source: raw})
+    found = RawFiles({source: raw})
     card = found.card(source)
     listing = {row["path"]: row for row in read_table(raw / LISTING).to_pylist()}
     images = read_table(raw / IMAGES, columns=["path", "fault"])
@@ -86,8 +86,8 @@ def validate_dataset(dataset: str, folders: dict[str, Path], wanted: dict[str, l
     Raises:
         UserError: a source is not given, or no row can be used.
     """
-    raw = Raw(folders)
-    images = Images.of_listing(raw, dataset_entry(dataset, raw).image_sources, wanted)
+    raw = RawFiles(folders)
+    images = ImageLookup.from_listing(raw, dataset_entry(dataset, raw).image_sources, wanted)
     conversion = Conversion(dataset, raw, images)
     for _ in conversion:
         pass
@@ -113,7 +113,7 @@ def main() -> None:
     what.add_argument("--dataset", help="judge this dataset")
     add_folders(arguments, "--raw", "raw/<source> of the source, or of every source that the dataset reads")
     arguments.add_argument("--out", type=Path, required=True, help="verdict to write")
-    arguments.add_argument("--wanted", type=Path, help="raw/wanted.json, where only a taste is asked for")
+    arguments.add_argument("--subset", type=Path, help="raw/subset.json, where only a taste is asked for")
     args = arguments.parse_args()
     folders = named_folders(args.raw, "--raw")
     if args.source:
@@ -122,7 +122,7 @@ def main() -> None:
         verdict = validate_source(args.source, *folders.values())
         print(f"{args.source}: {len(verdict['files'])} annotation files, {verdict['images']} images")
     else:
-        verdict = validate_dataset(args.dataset, folders, read_json(args.wanted)["images"] if args.wanted else None)
+        verdict = validate_dataset(args.dataset, folders, read_json(args.subset)["images"] if args.subset else None)
         lost = sum(entry["count"] for entry in verdict["problems"].values())
         images = f"{verdict['images_present']} of {verdict['images_named']} images there"
         print(f"{args.dataset}: {verdict['rows']} rows, {lost} of them unusable; {images}")

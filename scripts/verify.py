@@ -13,10 +13,10 @@ Exit status: 0 all is as it was; 1 something differs, or there is nothing to che
 import sys
 from pathlib import Path
 
+from scripts.common.cli import parser
 from scripts.common.errors import run_program
-from scripts.common.program import parser
-from scripts.passport.checking import check
-from scripts.reporting.data import size
+from scripts.common.formatting import format_bytes
+from scripts.provenance.verification import check
 
 SHOWN = 100
 
@@ -37,7 +37,7 @@ def main() -> int:
         print(f"... and {len(differences) - SHOWN:,} more")
     for line in [] if args.strict else verdict.notes:
         print(f"note: {line}", file=sys.stderr)
-    checked = f"{verdict.files:,} files, {size(verdict.bytes)}, of {', '.join(verdict.runs)}"
+    checked = f"{verdict.files:,} files, {format_bytes(verdict.bytes)}, of {', '.join(verdict.runs)}"
     print(f"{len(differences):,} differ of {checked}" if differences else f"all as it was made: {checked}")
     return 1 if differences else 0
 

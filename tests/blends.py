@@ -12,7 +12,7 @@ import struct
 import tarfile
 from pathlib import Path
 
-from tests.tiny import IMAGE_TOKENS
+from tests.tiny_models import IMAGE_TOKENS
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "white": (250, 250, 250)}
 _DATASETS = ("llava", "llava_dial")
@@ -104,7 +104,7 @@ def write_blend(
         "sequence": 4096,
         "max_images": 8,
         "packing": pack > 1,
-        "pack_images": 16 if pack > 1 else None,
+        "max_images_per_pack": 16 if pack > 1 else None,
         "epoch_size": None,
         "records": {name: "0" * 64 for name in _DATASETS},
         "tokens_identity": tokens_identity,

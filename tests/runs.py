@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.blends import write_blend
-from tests.tiny import IMAGE_TOKENS, make_bases
+from tests.tiny_models import IMAGE_TOKENS, make_bases
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SETTINGS = {
@@ -30,7 +30,7 @@ _TIMING = ("seconds", "per_second", "bytes")
 
 
 @dataclass(frozen=True)
-class Lab:
+class TrainingSetup:
     """A results root with everything that training reads. `bases` are the folders of the model's parts."""
 
     root: Path
@@ -66,20 +66,20 @@ class Lab:
         return process.returncode, said
 
 
-def make_lab(root: Path) -> Lab:
+def make_training_setup(root: Path) -> TrainingSetup:
     """Write bases, model and blends (two epochs of 13 steps, six held-out conversations) below `root`."""
-    from scripts.sections.model import Model
-    from scripts.sections.tokens import Tokens
-    from scripts.training.assembly import make_model
+    from scripts.config.model import ModelConfig
+    from scripts.config.tokens import TokensConfig
+    from scripts.inference.model_assembly import make_model
 
     bases = make_bases(root / "bases")
-    settings = Model(vision="tiny", language="tiny", tokens="tiny")
-    tokens = Tokens(tokenizer="tiny", image_tokens=IMAGE_TOKENS)
+    settings = ModelConfig(vision="tiny", language="tiny", tokens="tiny")
+    tokens = TokensConfig(tokenizer="tiny", image_tokens=IMAGE_TOKENS)
     names = {kind: str(path) for kind, path in bases.items()}
     manifest = make_model(settings, tokens, names, root, root / "models/tiny")
     options = {"tokens_identity": manifest["tokens_identity"]}
     blend = root / "blend/tiny"
-    return Lab(
+    return TrainingSetup(
         root=root,
         bases=bases,
         model=root / "models/tiny",

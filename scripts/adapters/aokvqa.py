@@ -7,10 +7,10 @@
 
 from collections.abc import Iterator
 
-from scripts.adapters.base import Dropped, RowFault, coco_path, each_row, field, text
-from scripts.adapters.images import Images
-from scripts.adapters.raw import Noted, Raw, RawRow
-from scripts.records_schema import SPLITS, Group, Record, Round
+from scripts.adapters.base import Dropped, RowError, coco_path, convert_rows, field, text
+from scripts.adapters.image_lookup import ImageLookup
+from scripts.adapters.raw import Note, RawFiles, RawRow
+from scripts.common.records import SPLITS, ChoiceGroup, Record, Round
 
 FILE = "aokvqa/annotations/aokvqa_v1p0_train.json"
 REASONS = (
@@ -24,7 +24,7 @@ REASONS = (
 )
 
 
-def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | Note]:
     """One conversation per question."""
 
     def convert(row: RawRow) -> Iterator[Record]:
@@ -32,20 +32,20 @@ def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
         answer = f"The answer is {_choice(row)}. {_rationales(row)}"
         split = row.value.get("split", "train")
         if split not in SPLITS:
-            raise RowFault("bad_row", f"unknown split {split!r}")
+            raise RowError("bad_row", f"unknown split {split!r}")
         image = images.find("coco", coco_path(field(row.value, "image_id", int)))
         questions = tuple(f"{question} {reason}" for reason in REASONS)
         id_ = text(str(row.value.get("question_id", row.id)), "'question_id'")
-        group = Group("reason", "pick", len(REASONS))
+        group = ChoiceGroup("reason", "pick", len(REASONS))
         yield Record(id_, (image,), (Round(questions, (answer,), (0,), 0),), (group,), split)
 
-    yield from each_row(raw.rows(FILE), convert, FILE)
+    yield from convert_rows(raw.rows(FILE), convert, FILE)
 
 
 def _choice(row: RawRow) -> str:
     choices, index = field(row.value, "choices", list), field(row.value, "correct_choice_idx", int)
     if not 0 <= index < len(choices):
-        raise RowFault("bad_row", f"correct_choice_idx {index} is not one of {len(choices)} choices")
+        raise RowError("bad_row", f"correct_choice_idx {index} is not one of {len(choices)} choices")
     return text(choices[index], "the correct choice").rstrip(".")
 
 
@@ -57,5 +57,5 @@ def _rationales(row: RawRow) -> str:
             sentence = sentence[0].upper() + sentence[1:]
             sentences.append(sentence if sentence[-1] in ".!?" else f"{sentence}.")
     if not sentences:
-        raise RowFault("empty_text", "no rationale")
+        raise RowError("empty_text", "no rationale")
     return " ".join(sentences)

@@ -4,9 +4,9 @@ An adapter is a module with one function, `records(raw, images)`. It yields
 
     Record     a conversation
     Dropped    raw rows that cannot be used, with a reason
-    Noted      something that was repaired or is worth counting; no row is lost
+    Note      something that was repaired or is worth counting; no row is lost
 
-so that every raw row is accounted for. Inside an adapter a bad row raises `RowFault`; `each_row` turns it into a
+so that every raw row is accounted for. Inside an adapter a bad row raises `RowError`; `convert_rows` turns it into a
 `Dropped`.
 """
 
@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from scripts.adapters.raw import Broken, Noted, RawRow
-from scripts.records_schema import RESERVED, Record
+from scripts.adapters.raw import Broken, Note, RawRow
+from scripts.common.records import SLOT_PREFIX, Record
 
 
 class Dropped(NamedTuple):
@@ -26,7 +26,7 @@ class Dropped(NamedTuple):
     rows: int = 1
 
 
-class RowFault(Exception):
+class RowError(Exception):
     """The row at hand cannot be used.
 
     Args:
@@ -39,16 +39,16 @@ class RowFault(Exception):
         self.reason, self.detail = reason, detail
 
 
-def each_row(
-    rows: Iterable[RawRow], convert: Callable[[RawRow], Iterable[Record | Noted]], label: str
-) -> Iterator[Record | Dropped | Noted]:
-    """Convert `rows` one by one; a row that raises `RowFault` is dropped. `label` names the file in examples."""
+def convert_rows(
+    rows: Iterable[RawRow], convert: Callable[[RawRow], Iterable[Record | Note]], label: str
+) -> Iterator[Record | Dropped | Note]:
+    """Convert `rows` one by one; a row that raises `RowError` is dropped. `label` names the file in examples."""
     for row in rows:
         try:
             if isinstance(row.value, Broken):
-                raise RowFault(*row.value)
+                raise RowError(*row.value)
             yield from list(convert(row))
-        except RowFault as fault:
+        except RowError as fault:
             yield Dropped(fault.reason, f"{label} row {row.id}: {fault.detail}")
 
 
@@ -61,22 +61,22 @@ def text(value: Any, name: str, slots: bool = False) -> str:
     `slots` allows marks of images, which the adapter has put into it.
 
     Raises:
-        RowFault: bad_row (not text), invalid_utf8, reserved_text, empty_text.
+        RowError: bad_row (not text), invalid_utf8, reserved_text, empty_text.
     """
     if not isinstance(value, str):
-        raise RowFault("bad_row", f"{name} is not text but {type(value).__name__}")
-    if RESERVED in value and not slots:
-        raise RowFault("reserved_text", f"{name} holds {RESERVED!r}, which names images in our own records")
+        raise RowError("bad_row", f"{name} is not text but {type(value).__name__}")
+    if SLOT_PREFIX in value and not slots:
+        raise RowError("reserved_text", f"{name} holds {SLOT_PREFIX!r}, which names images in our own records")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise RowFault("invalid_utf8", f"{name} holds bytes that are not UTF-8") from None
+            raise RowError("invalid_utf8", f"{name} holds bytes that are not UTF-8") from None
     while "<image>" in value:
         value = _PLACEHOLDER.sub(lambda match: "\n" if "\n" in match[0] else " ", value)
     value = value.strip()
     if not value:
-        raise RowFault("empty_text", f"{name} is empty")
+        raise RowError("empty_text", f"{name} is empty")
     return value
 
 
@@ -84,16 +84,16 @@ def field(row: Any, name: str, *kinds: type) -> Any:
     """The member `name` of a row, which must be of one of the types `kinds`.
 
     Raises:
-        RowFault: bad_row.
+        RowError: bad_row.
     """
     if not isinstance(row, dict):
-        raise RowFault("bad_row", f"not an object but {type(row).__name__}")
+        raise RowError("bad_row", f"not an object but {type(row).__name__}")
     if name not in row:
-        raise RowFault("bad_row", f"no field {name!r}")
+        raise RowError("bad_row", f"no field {name!r}")
     # To Python a truth value is a whole number.
     if not isinstance(row[name], kinds) or isinstance(row[name], bool):
         wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise RowFault("bad_row", f"{name!r} is not of type {wanted} but {type(row[name]).__name__}")
+        raise RowError("bad_row", f"{name!r} is not of type {wanted} but {type(row[name]).__name__}")
     return row[name]
 
 
@@ -104,11 +104,11 @@ def safe_path(name: str) -> str:
     """`name`, a path in a row, if it is relative and leads nowhere upwards.
 
     Raises:
-        RowFault: unsafe_path.
+        RowError: unsafe_path.
     """
     parts = re.split(r"[/\\]", name)
     if ".." in parts or parts[0] == "" or "\0" in name or re.match(r"[A-Za-z]:", name):
-        raise RowFault("unsafe_path", f"{name!r:.80} is not a path below the folder of images")
+        raise RowError("unsafe_path", f"{name!r:.80} is not a path below the folder of images")
     return name
 
 
@@ -116,12 +116,12 @@ def file_stem(name: str | int) -> str:
     """`name`, an image's id in a row, as the name of a file without its ending.
 
     Raises:
-        RowFault: unsafe_path, or bad_row (something else that cannot be such a name).
+        RowError: unsafe_path, or bad_row (something else that cannot be such a name).
     """
     if not _STEM.fullmatch(str(name)):
         if "/" in str(name) or "\\" in str(name):
             safe_path(str(name))
-        raise RowFault("bad_row", f"{str(name)!r:.80} is not the id of an image")
+        raise RowError("bad_row", f"{str(name)!r:.80} is not the id of an image")
     return str(name)
 
 
@@ -129,8 +129,8 @@ def coco_path(number: int | str, folder: str = "train2017") -> str:
     """Where the image with a COCO id lies below the data path, in one of the folders of COCO 2017.
 
     Raises:
-        RowFault: bad_row (not a COCO id).
+        RowError: bad_row (not a COCO id).
     """
     if isinstance(number, bool) or not str(number).isdecimal() or not str(number).isascii():
-        raise RowFault("bad_row", f"{number!r} is not a COCO image id")
+        raise RowError("bad_row", f"{number!r} is not a COCO image id")
     return f"coco/{folder}/{int(number):012d}.jpg"

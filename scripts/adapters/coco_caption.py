@@ -14,10 +14,10 @@ Where that file cannot be had, the training rows are also read as LAVIS publishe
 import re
 from collections.abc import Iterator
 
-from scripts.adapters.base import Dropped, RowFault, coco_path, each_row, field, text
-from scripts.adapters.images import Images
-from scripts.adapters.raw import Noted, Raw, RawRow
-from scripts.records_schema import Group, ImageName, Record, Round
+from scripts.adapters.base import Dropped, RowError, coco_path, convert_rows, field, text
+from scripts.adapters.image_lookup import ImageLookup
+from scripts.adapters.raw import Note, RawFiles, RawRow
+from scripts.common.records import ChoiceGroup, ImageRef, Record, Round
 
 FILE = "coco_caption/dataset.json"
 PROMPTS = (
@@ -37,24 +37,24 @@ PROMPTS = (
 _SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
-def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | Note]:
     """One conversation per image: any prompt, any caption."""
     if raw.form(FILE) != FILE:
         yield from _single_captions(raw, images)
         return
 
-    def convert(row: RawRow) -> Iterator[Record | Noted]:
+    def convert(row: RawRow) -> Iterator[Record | Note]:
         number = field(row.value, "cocoid", int)
         split = field(row.value, "split", str)
         if split not in _SPLITS:
-            raise RowFault("bad_row", f"unknown split {split!r}")
+            raise RowError("bad_row", f"unknown split {split!r}")
         captions, empty = _captions(row)
         image = _image(images, number)
         if empty:
-            yield Noted("empty_caption", f"{FILE} row {row.id}: {empty} of {empty + len(captions)} captions left out")
+            yield Note("empty_caption", f"{FILE} row {row.id}: {empty} of {empty + len(captions)} captions left out")
         yield _record(number, image, captions, _SPLITS[split])
 
-    yield from each_row(raw.rows(FILE), convert, FILE)
+    yield from convert_rows(raw.rows(FILE), convert, FILE)
 
 
 def _captions(row: RawRow) -> tuple[tuple[str, ...], int]:
@@ -66,20 +66,18 @@ def _captions(row: RawRow) -> tuple[tuple[str, ...], int]:
         if caption.strip():
             captions.append(text(caption, "a caption"))
     if not captions:
-        raise RowFault("empty_text", "no caption")
+        raise RowError("empty_text", "no caption")
     return tuple(captions), len(sentences) - len(captions)
 
 
-def _image(images: Images, number: int) -> ImageName:
+def _image(images: ImageLookup, number: int) -> ImageRef:
     return images.find("coco", coco_path(number), coco_path(number, "val2017"))
 
 
-def _record(
-    number: int, image: ImageName, captions: tuple[str, ...], split: str = "train", raw_rows: int = 1
-) -> Record:
-    groups = [Group("prompt", "pick", len(PROMPTS))]
+def _record(number: int, image: ImageRef, captions: tuple[str, ...], split: str = "train", raw_rows: int = 1) -> Record:
+    groups = [ChoiceGroup("prompt", "pick", len(PROMPTS))]
     if len(captions) > 1:
-        groups.append(Group("caption", "pick", len(captions)))
+        groups.append(ChoiceGroup("caption", "pick", len(captions)))
     round_ = Round(PROMPTS, captions, (0,), 0, 1 if len(captions) > 1 else -1)
     return Record(str(number), (image,), (round_,), tuple(groups), split, raw_rows)
 
@@ -87,21 +85,21 @@ def _record(
 _NUMBER = re.compile(r".*?([0-9]{1,12})(?:\.jpg)?")
 
 
-def _single_captions(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+def _single_captions(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | Note]:
     """The rows of LAVIS, put together by image."""
     file = raw.form(FILE)
-    found: dict[int, tuple[ImageName, list[str]]] = {}
+    found: dict[int, tuple[ImageRef, list[str]]] = {}
     for row in raw.rows(FILE):
         try:
             caption = text(field(row.value, "caption", str), "the caption")
             match = _NUMBER.fullmatch(field(row.value, "image", str))
             if match is None:
-                raise RowFault("bad_row", f"'image' should name a file of COCO, not {row.value['image']!r:.80}")
+                raise RowError("bad_row", f"'image' should name a file of COCO, not {row.value['image']!r:.80}")
             number = int(match[1])
             if number not in found:
                 found[number] = _image(images, number), []
             found[number][1].append(caption)
-        except RowFault as fault:
+        except RowError as fault:
             yield Dropped(fault.reason, f"{file} row {row.id}: {fault.detail}")
     for number, (image, captions) in found.items():
         yield _record(number, image, tuple(captions), raw_rows=len(captions))

@@ -9,17 +9,17 @@ Ids are not unique, neither inside a file nor across the two. The placeholder st
 from collections.abc import Iterator
 from typing import Any
 
-from scripts.adapters.base import Dropped, RowFault, each_row, field, safe_path, text
-from scripts.adapters.images import Images
-from scripts.adapters.raw import Noted, Raw, RawRow
-from scripts.records_schema import Record, Round
+from scripts.adapters.base import Dropped, RowError, convert_rows, field, safe_path, text
+from scripts.adapters.image_lookup import ImageLookup
+from scripts.adapters.raw import Note, RawFiles, RawRow
+from scripts.common.records import Record, Round
 
 FILES = ("llava/detail_23k.json", "llava/complex_reasoning_77k.json")
 _SPEAKERS = ("human", "gpt")
 _FOLDER = "coco/train2017/"
 
 
-def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | Note]:
     """The conversations of both files."""
     for path in FILES:
         # The name of a file tells its rows apart from those of the other: detail_23k-000000442786.
@@ -28,25 +28,25 @@ def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
         def convert(row: RawRow, stem: str = stem) -> Iterator[Record]:
             turns = conversation(row.value)
             if len(turns) < 2:
-                raise RowFault("bad_row", "no answer")
+                raise RowError("bad_row", "no answer")
             question, answer = text(turns[0], "the question"), text(turns[1], "the answer")
             image = images.find("coco", image_path(row.value))
             yield Record(f"{stem}-{row_id(row)}", (image,), (Round((question,), (answer,), (0,)),))
 
-        yield from each_row(raw.rows(path), convert, path)
+        yield from convert_rows(raw.rows(path), convert, path)
 
 
 def conversation(row: Any) -> list[Any]:
     """What is said in a row of LLaVA's format, human and reply in turn.
 
     Raises:
-        RowFault: bad_row (no conversation, or not in turn).
+        RowError: bad_row (no conversation, or not in turn).
     """
     turns = field(row, "conversations", list)
     for place, turn in enumerate(turns):
         speaker = field(turn, "from", str)
         if speaker != _SPEAKERS[place % 2]:
-            raise RowFault("bad_row", f"turn {place} is of {speaker!r}, not of {_SPEAKERS[place % 2]!r}")
+            raise RowError("bad_row", f"turn {place} is of {speaker!r}, not of {_SPEAKERS[place % 2]!r}")
     return [field(turn, "value", str) for turn in turns]
 
 

@@ -6,29 +6,29 @@ counted.
 
 from collections.abc import Iterator
 
-from scripts.adapters.base import Dropped, RowFault, each_row, text
-from scripts.adapters.images import Images
+from scripts.adapters.base import Dropped, RowError, convert_rows, text
+from scripts.adapters.image_lookup import ImageLookup
 from scripts.adapters.llava import conversation, image_path, row_id
-from scripts.adapters.raw import Noted, Raw, RawRow
-from scripts.records_schema import Record, Round
+from scripts.adapters.raw import Note, RawFiles, RawRow
+from scripts.common.records import Record, Round
 
 FILE = "llava/conversation_58k.json"
 
 
-def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | Note]:
     """The conversations of the file."""
 
-    def convert(row: RawRow) -> Iterator[Record | Noted]:
+    def convert(row: RawRow) -> Iterator[Record | Note]:
         turns = conversation(row.value)
         if len(turns) < 2:
-            raise RowFault("bad_row", "no answer")
+            raise RowError("bad_row", "no answer")
         said = [text(turn, f"turn {place}") for place, turn in enumerate(turns[: len(turns) // 2 * 2])]
         image = images.find("coco", image_path(row.value))
         if len(turns) % 2:
-            yield Noted("unanswered_question", f"{FILE} row {row.id}: the last of {len(turns)} turns is left out")
+            yield Note("unanswered_question", f"{FILE} row {row.id}: the last of {len(turns)} turns is left out")
         rounds = [
             Round((said[place],), (said[place + 1],), (0,) if place == 0 else ()) for place in range(0, len(said), 2)
         ]
         yield Record(row_id(row), (image,), tuple(rounds))
 
-    yield from each_row(raw.rows(FILE), convert, FILE)
+    yield from convert_rows(raw.rows(FILE), convert, FILE)

@@ -13,13 +13,13 @@ Each of the datasets has an adapter of its own, which says how its ids name imag
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from scripts.adapters.base import Dropped, RowFault, field, safe_path, text
-from scripts.adapters.images import Images
-from scripts.adapters.raw import Noted, Raw, RawRow
-from scripts.records_schema import MAX_PERMUTED, Group, ImageName, Record, Round
+from scripts.adapters.base import Dropped, RowError, field, safe_path, text
+from scripts.adapters.image_lookup import ImageLookup
+from scripts.adapters.raw import Note, RawFiles, RawRow
+from scripts.common.records import MAX_PERMUTED, ChoiceGroup, ImageRef, Record, Round
 
-FindImage = Callable[[str], Iterable[Noted | ImageName]]
-"""From an id to the image that it names, after anything worth noting; raises RowFault."""
+FindImage = Callable[[str], Iterable[Note | ImageRef]]
+"""From an id to the image that it names, after anything worth noting; raises RowError."""
 MAX_IMAGES = 64
 
 
@@ -29,11 +29,13 @@ class Instruction(NamedTuple):
     id: str
     question: str
     answer: str
-    images: tuple[ImageName, ...]
+    images: tuple[ImageRef, ...]
     related: tuple[str, ...]
 
 
-def conversations(raw: Raw, path: str, find: FindImage, count: int | None = None) -> Iterator[Record | Dropped | Noted]:
+def conversations(
+    raw: RawFiles, path: str, find: FindImage, count: int | None = None
+) -> Iterator[Record | Dropped | Note]:
     """One conversation per group of related instructions of the file `path`, sorted by their smallest id.
 
     `count` is the number of images that every instruction must show, if there is one.
@@ -52,73 +54,73 @@ def conversations(raw: Raw, path: str, find: FindImage, count: int | None = None
     for group in _groups(parsed):
         parts = [group[start : start + MAX_PERMUTED] for start in range(0, len(group), MAX_PERMUTED)]
         if len(parts) > 1:
-            yield Noted("long_group", f"{group[0].id} and {len(group) - 1} more: cut into {len(parts)} conversations")
+            yield Note("long_group", f"{group[0].id} and {len(group) - 1} more: cut into {len(parts)} conversations")
         yield from map(_record, parts)
 
 
 def instructions(
-    raw: Raw, path: str, find: FindImage, count: int | None = None
-) -> Iterator[tuple[RawRow, Instruction | Dropped | Noted]]:
+    raw: RawFiles, path: str, find: FindImage, count: int | None = None
+) -> Iterator[tuple[RawRow, Instruction | Dropped | Note]]:
     """Every row of the file `path`, parsed or dropped; what is worth noting about a row comes before it."""
     for row in raw.rows(path):
         try:
             notes, instruction = _instruction(row, find, count)
             yield from ((row, note) for note in notes)
             yield row, instruction
-        except RowFault as fault:
+        except RowError as fault:
             yield row, Dropped(fault.reason, f"{path} row {row.id}: {fault.detail}")
 
 
-def found_in(images: Images, source: str, folder: str) -> FindImage:
+def found_in(images: ImageLookup, source: str, folder: str) -> FindImage:
     """Images whose id is their name in `folder`: in one of the containers, or as a file with an ending."""
 
-    def find(id_: str) -> Iterator[ImageName]:
+    def find(id_: str) -> Iterator[ImageRef]:
         yield images.find(source, *places(folder, id_))
 
     return find
 
 
 def places(folder: str, id_: str) -> list[str]:
-    """Where the image with an id may lie; raises RowFault for an id that leads out of the folder."""
+    """Where the image with an id may lie; raises RowError for an id that leads out of the folder."""
     return [f"{folder}{safe_path(id_)}{ending}" for ending in ("", ".png", ".jpg")]
 
 
-def _instruction(row: RawRow, find: FindImage, count: int | None) -> tuple[list[Noted], Instruction]:
+def _instruction(row: RawRow, find: FindImage, count: int | None) -> tuple[list[Note], Instruction]:
     question = text(field(row.value, "instruction", str), "the instruction")
     answer = text(field(row.value, "answer", str), "the answer")
     related = field(row.value, "rel_ins_ids", list) if "rel_ins_ids" in row.value else []
     if not all(isinstance(other, str) for other in related):
-        raise RowFault("bad_row", "'rel_ins_ids' holds something else than ids")
+        raise RowError("bad_row", "'rel_ins_ids' holds something else than ids")
     ids = field(row.value, "image_ids", list)
     if (
         not all(isinstance(id_, str) and id_ for id_ in ids)
         or not 0 < len(ids) <= MAX_IMAGES
         or len(ids) != (count or len(ids))
     ):
-        raise RowFault("bad_row", f"'image_ids' should be a list of {count or 'some'} ids of images, not {ids!r:.80}")
+        raise RowError("bad_row", f"'image_ids' should be a list of {count or 'some'} ids of images, not {ids!r:.80}")
     notes, names = [], []
     for id_ in ids:
         for found in find(id_):
-            (notes if isinstance(found, Noted) else names).append(found)
+            (notes if isinstance(found, Note) else names).append(found)
     if len(set(names)) != len(names):
-        raise RowFault("bad_row", f"an image is shown twice: {ids!r:.80}")
+        raise RowError("bad_row", f"an image is shown twice: {ids!r:.80}")
     return notes, Instruction(text(row.id, "the id"), question, answer, tuple(names), tuple(related))
 
 
-def _relations(parsed: list[Instruction], known: set[str]) -> Iterator[Noted]:
+def _relations(parsed: list[Instruction], known: set[str]) -> Iterator[Note]:
     """Count relations that are not as they should be; `known` are the ids of all rows, dropped ones included."""
     by_id = {each.id: each for each in reversed(parsed)}
     for each in parsed:
         for other in each.related:
             if other == each.id:
-                yield Noted("self_reference", each.id)
+                yield Note("self_reference", each.id)
             elif other not in by_id:
                 reason = "reference_to_dropped_row" if other in known else "reference_to_nothing"
-                yield Noted(reason, f"{each.id} names {other}")
+                yield Note(reason, f"{each.id} names {other}")
             elif by_id[other].images != each.images:
-                yield Noted("reference_to_other_images", f"{each.id} names {other}")
+                yield Note("reference_to_other_images", f"{each.id} names {other}")
             elif each.id not in by_id[other].related:
-                yield Noted("one_sided_reference", f"{each.id} names {other}")
+                yield Note("one_sided_reference", f"{each.id} names {other}")
 
 
 def _groups(parsed: list[Instruction]) -> list[list[Instruction]]:
@@ -149,5 +151,5 @@ def _record(group: list[Instruction]) -> Record:
     images = group[0].images
     shown = tuple(range(len(images)))
     rounds = [Round((each.question,), (each.answer,), () if place else shown) for place, each in enumerate(group)]
-    order = (Group("order", "permute", len(group)),) if len(group) > 1 else ()
+    order = (ChoiceGroup("order", "permute", len(group)),) if len(group) > 1 else ()
     return Record(group[0].id, images, tuple(rounds), order, raw_rows=len(group))

@@ -8,10 +8,10 @@ but few of the images; rows without their image are counted as `missing_image`.
 
 from collections.abc import Iterator
 
-from scripts.adapters.base import Dropped, each_row, field, file_stem, text
-from scripts.adapters.images import Images
-from scripts.adapters.raw import Noted, Raw, RawRow
-from scripts.records_schema import Group, Record, Round
+from scripts.adapters.base import Dropped, convert_rows, field, file_stem, text
+from scripts.adapters.image_lookup import ImageLookup
+from scripts.adapters.raw import Note, RawFiles, RawRow
+from scripts.common.records import ChoiceGroup, Record, Round
 
 FILE = "cc_sbu_align/filter_cap.json"
 SOURCE = "cc_sbu_align"
@@ -27,14 +27,14 @@ PROMPTS = (
 )
 
 
-def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | Note]:
     """One conversation per image: any prompt, its caption."""
 
     def convert(row: RawRow) -> Iterator[Record]:
         name = field(row.value, "image_id", str, int)
         caption = text(field(row.value, "caption", str), "the caption")
         image = images.find(SOURCE, f"cc_sbu_align/image/{file_stem(name)}.jpg")
-        group = Group("prompt", "pick", len(PROMPTS))
+        group = ChoiceGroup("prompt", "pick", len(PROMPTS))
         yield Record(str(name), (image,), (Round(PROMPTS, (caption,), (0,), 0),), (group,))
 
-    yield from each_row(raw.rows(FILE), convert, FILE)
+    yield from convert_rows(raw.rows(FILE), convert, FILE)

@@ -12,50 +12,50 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
-from scripts.adapters.base import Dropped, RowFault, each_row, field, file_stem, text
-from scripts.adapters.images import Images
-from scripts.adapters.raw import Noted, Raw, RawRow
-from scripts.records_schema import SPLITS, Group, Record, Round
+from scripts.adapters.base import Dropped, RowError, convert_rows, field, file_stem, text
+from scripts.adapters.image_lookup import ImageLookup
+from scripts.adapters.raw import Note, RawFiles, RawRow
+from scripts.common.records import SPLITS, ChoiceGroup, Record, Round
 
 FILE = "OCR_VQA/dataset.json"
 SOURCE = "ocr_vqa"
 _ENDINGS = (".jpg", ".png", ".gif", ".jpeg")
 
 
-def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | Note]:
     """One conversation per cover: any of its questions."""
 
-    def convert(row: RawRow) -> Iterator[Record | Noted]:
+    def convert(row: RawRow) -> Iterator[Record | Note]:
         asked, empty = _pairs(row)
         split = field(row.value, "split", int)
         if not 1 <= split <= len(SPLITS):
-            raise RowFault("bad_row", f"split {split} is not 1, 2 or 3")
+            raise RowError("bad_row", f"split {split} is not 1, 2 or 3")
         image = images.find(SOURCE, *_places(row))
         if empty:
-            yield Noted("empty_answer", f"{FILE} row {row.id}: {empty} of {empty + len(asked)} questions left out")
+            yield Note("empty_answer", f"{FILE} row {row.id}: {empty} of {empty + len(asked)} questions left out")
         choice = 0 if len(asked) > 1 else -1
         questions, answers = zip(*asked, strict=True)
-        groups = (Group("question", "pick", len(asked)),) if len(asked) > 1 else ()
+        groups = (ChoiceGroup("question", "pick", len(asked)),) if len(asked) > 1 else ()
         round_ = Round(questions, answers, (0,), choice, choice)
         yield Record(text(row.id, "the id"), (image,), (round_,), groups, SPLITS[split - 1])
 
-    yield from each_row(raw.rows(FILE), convert, FILE)
+    yield from convert_rows(raw.rows(FILE), convert, FILE)
 
 
 def _pairs(row: RawRow) -> tuple[list[tuple[str, str]], int]:
     """Questions with their answers, and how many were left out because one of the two is empty."""
     questions, answers = field(row.value, "questions", list), field(row.value, "answers", list)
     if len(questions) != len(answers):
-        raise RowFault("bad_row", f"{len(questions)} questions, but {len(answers)} answers")
+        raise RowError("bad_row", f"{len(questions)} questions, but {len(answers)} answers")
     pairs = []
     for question, answer in zip(questions, answers, strict=True):
         try:
             pairs.append((text(question, "a question"), text(answer, "an answer")))
-        except RowFault as fault:
+        except RowError as fault:
             if fault.reason != "empty_text":
                 raise
     if not pairs:
-        raise RowFault("empty_text", "no question with an answer")
+        raise RowError("empty_text", "no question with an answer")
     return pairs, len(questions) - len(pairs)
 
 
@@ -65,6 +65,6 @@ def _places(row: RawRow) -> list[str]:
     try:
         ending = PurePosixPath(urlsplit(field(row.value, "imageURL", str)).path).suffix.lower()
     except ValueError:
-        raise RowFault("bad_row", "'imageURL' is not an address") from None
+        raise RowError("bad_row", "'imageURL' is not an address") from None
     first = [ending] if ending in _ENDINGS else []
     return [stem + each for each in dict.fromkeys([*first, *_ENDINGS])]

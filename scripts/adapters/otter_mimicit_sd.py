@@ -7,14 +7,14 @@ about them is dropped. How rounds become conversations: `mimicit`.
 from collections.abc import Iterator
 
 from scripts.adapters.base import Dropped
-from scripts.adapters.images import Images
+from scripts.adapters.image_lookup import ImageLookup
 from scripts.adapters.mimicit import conversations, found_in
-from scripts.adapters.raw import Noted, Raw
-from scripts.records_schema import Record
+from scripts.adapters.raw import Note, RawFiles
+from scripts.common.records import Record
 
 FILE = "MIMIC-IT/SD_instructions.json"
 
 
-def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | Note]:
     """One conversation per group of related instructions."""
     return conversations(raw, FILE, found_in(images, "mimicit_sd", "MIMIC-IT/SD/"))

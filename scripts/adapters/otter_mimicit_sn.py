@@ -11,16 +11,16 @@ import re
 from collections.abc import Iterator
 
 from scripts.adapters.base import Dropped
-from scripts.adapters.images import Images
+from scripts.adapters.image_lookup import ImageLookup
 from scripts.adapters.mimicit import Instruction, found_in, instructions
-from scripts.adapters.raw import Noted, Raw
-from scripts.records_schema import Record, Round
+from scripts.adapters.raw import Note, RawFiles
+from scripts.common.records import Record, Round
 
 FILE = "MIMIC-IT/SN_instructions.json"
 _ROUND = re.compile(r"(.+)_round([0-9]{1,9})")
 
 
-def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | Note]:
     """One conversation per dialogue, sorted by their ids."""
     dialogues: dict[str, list[tuple[int, Instruction]]] = {}
     broken: dict[str, str] = {}

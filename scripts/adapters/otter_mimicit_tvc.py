@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator
 
 from scripts.adapters.base import Dropped
-from scripts.adapters.images import Images
+from scripts.adapters.image_lookup import ImageLookup
 from scripts.adapters.mimicit import conversations, places
-from scripts.adapters.raw import Noted, Raw
-from scripts.records_schema import ImageName, Record
+from scripts.adapters.raw import Note, RawFiles
+from scripts.common.records import ImageRef, Record
 
 FILE = "MIMIC-IT/TVC_instructions.json"
 SOURCE = "mimicit_tvc"
@@ -21,14 +21,14 @@ _DOUBLED = re.compile(r"TVC_IMG_(.+_clip_[0-9]+)_\1_([0-9]+)")
 _PLAIN = re.compile(r"TVC_IMG_(.+?_clip_[0-9]+)_([0-9]+)")
 
 
-def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | Note]:
     """One conversation per group of related instructions."""
 
-    def find(id_: str) -> Iterator[Noted | ImageName]:
+    def find(id_: str) -> Iterator[Note | ImageRef]:
         other = other_name(id_)
         candidates = places(FOLDER, id_) + (places(FOLDER, other) if other else [])
         if other and images.has(SOURCE, *places(FOLDER, other)) and not images.has(SOURCE, *places(FOLDER, id_)):
-            yield Noted("doubled_clip_name", f"{id_} is called {other} among the images")
+            yield Note("doubled_clip_name", f"{id_} is called {other} among the images")
         yield images.find(SOURCE, *candidates)
 
     return conversations(raw, FILE, find)

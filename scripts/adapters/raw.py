@@ -37,7 +37,7 @@ IMAGES_SCHEMA = pa.schema(
 )
 
 
-class Noted(NamedTuple):
+class Note(NamedTuple):
     """Something worth counting that loses no row."""
 
     reason: str
@@ -58,7 +58,7 @@ class Broken(NamedTuple):
     detail: str
 
 
-class Raw:
+class RawFiles:
     """The raw files of the sources that a dataset reads.
 
     Attributes:
@@ -70,7 +70,7 @@ class Raw:
     def __init__(self, folders: Mapping[str, Path]):
         self.folders = {source: Path(folder) for source, folder in folders.items()}
         self.rows_read = 0
-        self.notes: list[Noted] = []
+        self.notes: list[Note] = []
         self._cards: dict[str, dict] = {}
 
     def rows(self, path: str) -> list[RawRow]:
@@ -152,7 +152,7 @@ def changed(place: Path) -> UserError:
     return UserError(f"{place} has changed since it was fetched: fetch again")
 
 
-def read_rows(data: bytes, place: Path, found: Mapping[str, Any], notes: list[Noted]) -> list[RawRow]:
+def read_rows(data: bytes, place: Path, found: Mapping[str, Any], notes: list[Note]) -> list[RawRow]:
     """Parse the annotation file at `place`; a key that occurs twice in an object of rows gives two rows.
 
     `found` names its `container` and `key`, as the registry does. Bytes that are not UTF-8 become half characters, so
@@ -172,7 +172,7 @@ def read_rows(data: bytes, place: Path, found: Mapping[str, Any], notes: list[No
         value = json.loads(text, object_pairs_hook=parse.object)
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{place} is not valid JSON: {error}. The file is damaged: get it again") from None
-    notes += [Noted("duplicate_key", f"{place.name}: {key!r:.80} stands twice in one object") for key in parse.doubled]
+    notes += [Note("duplicate_key", f"{place.name}: {key!r:.80} stands twice in one object") for key in parse.doubled]
     where, key, container = "the top level", found["key"], found["container"]
     if container == "any":
         value = _only_list(value)
@@ -222,7 +222,7 @@ class _Parser:
         return value
 
 
-def _lines(text: str, place: Path, notes: list[Noted]) -> Iterator[RawRow]:
+def _lines(text: str, place: Path, notes: list[Note]) -> Iterator[RawRow]:
     """Rows of a file with one JSON value per line; a line that is none is a broken row."""
     for number, line in enumerate(text.split("\n")):
         if not line.strip():
@@ -233,7 +233,7 @@ def _lines(text: str, place: Path, notes: list[Noted]) -> Iterator[RawRow]:
         except (json.JSONDecodeError, RecursionError) as error:
             yield RawRow(str(number), Broken("invalid_json", str(error)))
         doubled = (f"{place.name} line {number + 1}: {key!r:.80} stands twice in one object" for key in parse.doubled)
-        notes += [Noted("duplicate_key", example) for example in doubled]
+        notes += [Note("duplicate_key", example) for example in doubled]
 
 
 def parquet_rows(place: Path, size: int) -> list[RawRow]:

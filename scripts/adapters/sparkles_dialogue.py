@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from scripts.adapters.base import Dropped, RowFault, each_row, field, file_stem, text
-from scripts.adapters.images import Images
-from scripts.adapters.raw import Noted, Raw, RawRow
-from scripts.records_schema import Group, ImageName, Record, Round
+from scripts.adapters.base import Dropped, RowError, convert_rows, field, file_stem, text
+from scripts.adapters.image_lookup import ImageLookup
+from scripts.adapters.raw import Note, RawFiles, RawRow
+from scripts.common.records import ChoiceGroup, ImageRef, Record, Round
 
 SOURCE = "sparkles"
 FOLDERS = {
@@ -28,45 +28,45 @@ _PLACEHOLDER = re.compile(r"[ \t]*<Img>\s*(?:<ImageHere>)?\s*</Img>")
 _STYLES = ("{image} <|image:{place}|>", "{the} <|image:{place}:ordinal|> image")
 
 
-def records(raw: Raw, images: Images) -> Iterator[Record | Dropped | Noted]:
+def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | Note]:
     """The dialogues of both files."""
     for path, folder in FOLDERS.items():
         stem = path.rsplit("/", 1)[1].removesuffix(".json")
 
-        def convert(row: RawRow, path: str = path, folder: str = folder, stem: str = stem) -> Iterator[Record | Noted]:
+        def convert(row: RawRow, path: str = path, folder: str = folder, stem: str = stem) -> Iterator[Record | Note]:
             turns = _turns(row.value)
             if len(turns) % 2:
-                yield Noted("unanswered_question", f"{path} row {row.id}: the last of {len(turns)} turns is left out")
+                yield Note("unanswered_question", f"{path} row {row.id}: the last of {len(turns)} turns is left out")
                 turns = turns[:-1]
             if not turns:
-                raise RowFault("bad_row", "no answer")
+                raise RowError("bad_row", "no answer")
             record, ids = _record(f"{stem}-{row.id}", turns, folder, images)
             shorter = next((one for one in ids for other in ids if one != other and other.startswith(one)), None)
             if shorter is not None:
-                yield Noted("prefix_id", f"{path} row {row.id}: the id {shorter} is the beginning of another")
+                yield Note("prefix_id", f"{path} row {row.id}: the id {shorter} is the beginning of another")
             yield record
 
-        yield from each_row(raw.rows(path), convert, path)
+        yield from convert_rows(raw.rows(path), convert, path)
 
 
 def _turns(row: Any) -> list[dict]:
     """The turns of a dialogue, user and assistant by turns.
 
     Raises:
-        RowFault: bad_row.
+        RowError: bad_row.
     """
     turns = field(row, "dialogue", list)
     for place, turn in enumerate(turns):
         role = field(turn, "role", str)
         if role != _ROLES[place % 2]:
-            raise RowFault("bad_row", f"turn {place} is of {role!r}, not of {_ROLES[place % 2]!r}")
+            raise RowError("bad_row", f"turn {place} is of {role!r}, not of {_ROLES[place % 2]!r}")
     return turns
 
 
-def _record(id_: str, turns: list[dict], folder: str, images: Images) -> tuple[Record, list[str]]:
+def _record(id_: str, turns: list[dict], folder: str, images: ImageLookup) -> tuple[Record, list[str]]:
     """The record of a dialogue, and the ids of its images."""
     places: dict[str, int] = {}
-    found: list[ImageName] = []
+    found: list[ImageRef] = []
     shown: list[tuple[int, ...]] = []
     for turn in turns[::2]:
         first = len(found)
@@ -84,7 +84,7 @@ def _record(id_: str, turns: list[dict], folder: str, images: Images) -> tuple[R
         question, answer = said[place], said[place + 1]
         groups = (0 if len(texts) > 1 else -1 for texts in (question, answer))
         rounds.append(Round(question, answer, shown[place // 2], *groups))
-    groups = (Group("naming", "pick", len(_STYLES)),) if styled else ()
+    groups = (ChoiceGroup("naming", "pick", len(_STYLES)),) if styled else ()
     return Record(id_, tuple(found), tuple(rounds), groups), list(places)
 
 
@@ -97,7 +97,7 @@ def _named(said: str, places: dict[str, int], turn: int) -> tuple[str, ...]:
     """`said` with slots in the place of names: one text, or one per style if any image is named.
 
     Raises:
-        RowFault: bad_row (an image is named that no turn shows).
+        RowError: bad_row (an image is named that no turn shows).
     """
     if "IMAGE#" not in said:
         return (said,)
@@ -115,5 +115,5 @@ def _named(said: str, places: dict[str, int], turn: int) -> tuple[str, ...]:
 
     texts = tuple(slot(style) for style in _STYLES) if pattern else (said,)
     if unknown := re.search(r"IMAGE#\S{0,20}", texts[0]):
-        raise RowFault("bad_row", f"turn {turn} names {unknown[0]!r}, which no turn shows")
+        raise RowError("bad_row", f"turn {turn} names {unknown[0]!r}, which no turn shows")
     return texts

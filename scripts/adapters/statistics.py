@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.records_schema import Record
+from scripts.common.records import Record
 
 _MEASURES = ("rounds", "images", "question_words", "answer_words", "wordings")
 

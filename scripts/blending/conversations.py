@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from scripts.blending.corpus import Corpus
-from scripts.blending.permutation import orders_of
-from scripts.blending.ragged import Ragged, ranges, running, starts_of
+from scripts.blending.permutation import unrank_permutations
+from scripts.blending.ragged import Ragged, concat_ranges, segment_cumsum, starts_from_lengths
 from scripts.blending.randomness import Draws
-from scripts.records_schema import MAX_PERMUTED
-from scripts.sections.blend import Entry
+from scripts.common.records import MAX_PERMUTED
+from scripts.config.blend import BlendDatasetConfig
 
 _FACTORIALS = np.array([factorial(size) for size in range(MAX_PERMUTED + 1)])
 
@@ -59,13 +59,13 @@ def stack(parts: Sequence[Conversations]) -> Conversations:
 
 
 def single_dataset(
-    corpus: Corpus, draws: Draws, name: str, entry: Entry, records: np.ndarray, copies: np.ndarray
+    corpus: Corpus, draws: Draws, name: str, entry: BlendDatasetConfig, records: np.ndarray, copies: np.ndarray
 ) -> Conversations:
     """Drawn records of one dataset as conversations, concatenated by 1 to `entry.concat`."""
     uids = list(corpus.uids_at(records)) if entry.concat > 1 else []
     order, sizes = concatenate(draws, name, uids, copies, entry.concat)
     records, copies = records[order], copies[order]
-    starts = starts_of(sizes)
+    starts = starts_from_lengths(sizes)
     images = corpus.images.lengths[records]
     choices = draw_choices(corpus, draws, records, copies)
     first = starts[:-1]
@@ -75,7 +75,7 @@ def single_dataset(
         required=np.ones(len(sizes), np.int64),
         records=records,
         copies=copies,
-        offsets=running(images, starts) - images,
+        offsets=segment_cumsum(images, starts) - images,
         named=np.zeros(len(records), bool),
         choices=choices,
         rounds=shown_rounds(corpus, records, choices),
@@ -85,7 +85,7 @@ def single_dataset(
 def concatenate(
     draws: Draws, name: str, uids: Sequence[bytes], copies: np.ndarray, limit: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut records, in an order by hash, into groups of 1 to `limit`.
+    """Truncated records, in an order by hash, into groups of 1 to `limit`.
 
     Returns the order (n,) and the sizes of the groups, which add up to n. A group never holds two copies of one record,
     so groups end where the next copy begins. With a limit of 1 no `uids` are needed.
@@ -120,7 +120,7 @@ def draw_choices(corpus: Corpus, draws: Draws, records: np.ndarray, copies: np.n
 def choice_groups(corpus: Corpus, records: np.ndarray) -> tuple[Ragged, np.ndarray, pa.DictionaryArray]:
     """The choice groups of records by number, how many values the choice of each has, and their names."""
     lengths = corpus.group_sizes.lengths[records]
-    groups = Ragged.from_lengths(ranges(corpus.group_sizes.starts[:-1][records], lengths), lengths)
+    groups = Ragged.from_lengths(concat_ranges(corpus.group_sizes.starts[:-1][records], lengths), lengths)
     sizes, permuted = corpus.group_sizes.values[groups.values], corpus.group_permutes.values[groups.values]
     names = corpus.group_names.take(pa.array(groups.values)).dictionary_encode()
     return groups, np.where(permuted, _FACTORIALS[np.where(permuted, sizes, 0)], sizes), names
@@ -129,11 +129,11 @@ def choice_groups(corpus: Corpus, records: np.ndarray) -> tuple[Ragged, np.ndarr
 def shown_rounds(corpus: Corpus, records: np.ndarray, choices: Ragged) -> Ragged:
     """All rounds of each record in the order in which they are shown."""
     lengths = corpus.n_rounds[records]
-    rounds = Ragged.from_lengths(ranges(np.zeros(len(records), np.int64), lengths), lengths)
+    rounds = Ragged.from_lengths(concat_ranges(np.zeros(len(records), np.int64), lengths), lengths)
     ranks = choices.values[corpus.group_permutes.take(records).values]
     pieces = np.flatnonzero(corpus.permuted[records])
     for size in np.unique(lengths[pieces]).tolist():
         mine = lengths[pieces] == size
         places = rounds.starts[pieces[mine], None] + np.arange(size)
-        rounds.values[places] = orders_of(ranks[mine], size)
+        rounds.values[places] = unrank_permutations(ranks[mine], size)
     return rounds

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scripts.blending.ragged import Ragged, flat, list_starts, pieces
+from scripts.blending.ragged import Ragged, chunked, flat, list_starts
 from scripts.common.errors import UserError
 from scripts.common.files import read_table
 
@@ -25,7 +25,7 @@ _BORDER = "\0"
 
 
 @dataclass(frozen=True)
-class Lengths:
+class TokenCounts:
     """Token counts of one kind of text of all rounds.
 
     `alternatives` (rounds + 1,): where the alternatives of each round start. `counts`: per alternative its tokens for
@@ -36,7 +36,7 @@ class Lengths:
     counts: Ragged
 
     @classmethod
-    def from_arrow(cls, column: pa.ListArray) -> "Lengths":
+    def from_arrow(cls, column: pa.ListArray) -> "TokenCounts":
         """A flattened column of the token tables: list (alternatives) of list (offsets)."""
         return cls(list_starts(column), Ragged.from_arrow(column.flatten()))
 
@@ -66,9 +66,9 @@ class Corpus:
     group_names: pa.StringArray
     group_permutes: Ragged
     group_sizes: Ragged
-    questions: Lengths
-    named: Lengths
-    answers: Lengths
+    questions: TokenCounts
+    named: TokenCounts
+    answers: TokenCounts
     prefixes: np.ndarray
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ class Corpus:
     def uids_at(self, rows: np.ndarray) -> Iterator[bytes]:
         """The uids of the given rows, as bytes: what is hashed. They are made a few at a time, on the way there."""
         uids = self.uids.cast(pa.binary())
-        return chain.from_iterable(uids.take(pa.array(piece)).to_pylist() for piece in pieces(rows))
+        return chain.from_iterable(uids.take(pa.array(piece)).to_pylist() for piece in chunked(rows))
 
     def images_in(self, names: pa.Table) -> np.ndarray:
         """Whether each image of the catalogue is among `names` (columns source and key)."""
@@ -147,9 +147,9 @@ def load_corpus(records: Path, tokens: Path, datasets: list[str]) -> Corpus:
         group_names=pc.struct_field(groups_flat, "name"),
         group_permutes=Ragged(permutes, list_starts(groups)),
         group_sizes=Ragged(pc.struct_field(groups_flat, "size").to_numpy().astype(np.int64), list_starts(groups)),
-        questions=Lengths.from_arrow(_field(counts.column("rounds", "question"), "question")),
-        named=Lengths.from_arrow(_field(counts.column("rounds", "named"), "named")),
-        answers=Lengths.from_arrow(_field(counts.column("rounds", "answer"), "answer")),
+        questions=TokenCounts.from_arrow(_field(counts.column("rounds", "question"), "question")),
+        named=TokenCounts.from_arrow(_field(counts.column("rounds", "named"), "named")),
+        answers=TokenCounts.from_arrow(_field(counts.column("rounds", "answer"), "answer")),
         prefixes=counts.column("prefix").to_numpy().astype(np.int64),
     )
 

@@ -17,10 +17,10 @@ import numpy as np
 
 from scripts.blending.conversations import Conversations, choice_groups, shown_rounds
 from scripts.blending.corpus import Corpus
-from scripts.blending.ragged import Ragged, ranges
+from scripts.blending.ragged import Ragged, concat_ranges
 from scripts.blending.randomness import Draws, python_values
 from scripts.blending.selection import NO_CONVERSATION, REPEATS_IMAGE, USABLE
-from scripts.sections.blend import Entry
+from scripts.config.blend import BlendDatasetConfig
 
 _TALK, _COMPARISON, _FOLLOW_UP = range(3)
 
@@ -45,7 +45,15 @@ class Joiner:
         usable: whether each record may be shown.
     """
 
-    def __init__(self, corpus: Corpus, draws: Draws, name: str, entry: Entry, talk: Sequence[str], usable: np.ndarray):
+    def __init__(
+        self,
+        corpus: Corpus,
+        draws: Draws,
+        name: str,
+        entry: BlendDatasetConfig,
+        talk: Sequence[str],
+        usable: np.ndarray,
+    ):
         self.corpus, self.draws, self.name, self.entry = corpus, draws, name.encode(), entry
         self._about = _single_image_records(corpus, talk, usable)
 
@@ -99,7 +107,7 @@ class Joiner:
             offsets=np.concatenate([talk.offsets, over.offsets])[entry],
             named=phase == _FOLLOW_UP,
             choices=_joined(talk.choices, over.choices).take(entry),
-            rounds=Ragged.from_lengths(rounds.values[ranges(rounds.starts[:-1][entry] + first, count)], count),
+            rounds=Ragged.from_lengths(rounds.values[concat_ranges(rounds.starts[:-1][entry] + first, count)], count),
         )
 
     def _talk(self, records: np.ndarray) -> tuple[_Shown, np.ndarray, np.ndarray]:

@@ -13,11 +13,11 @@ from scripts.blending.packing import pack
 from scripts.blending.ragged import Ragged
 from scripts.blending.randomness import Draws
 from scripts.common.errors import UserError
-from scripts.sections.blend import Blend
+from scripts.config.blend import BlendConfig
 
 
 @dataclass(frozen=True)
-class Measured:
+class ConversationStats:
     """What decides the order of n conversations, each (n,): `keys` uint64 to shuffle by, `starts` moments as shares of
     the epoch in [0, 1), `tokens`, `images`, and the number of the entry that each belongs to.
     """
@@ -29,7 +29,7 @@ class Measured:
     owners: np.ndarray
 
 
-def arrange(measured: Measured, settings: Blend, draws: Draws, entries: Sequence[str]) -> Ragged:
+def arrange(measured: ConversationStats, settings: BlendConfig, draws: Draws, entries: Sequence[str]) -> Ragged:
     """The units of an epoch in their order, each as the numbers of its conversations.
 
     Raises:
@@ -50,13 +50,13 @@ def arrange(measured: Measured, settings: Blend, draws: Draws, entries: Sequence
     return units.take(sort_batches(order, costs, settings.global_batch))
 
 
-def _packs(measured: Measured, settings: Blend) -> Ragged:
+def _packs(measured: ConversationStats, settings: BlendConfig) -> Ragged:
     """Packs of conversations that start at the same moment."""
     found = []
     for moment in np.unique(measured.starts):
         mine = np.flatnonzero(measured.starts == moment)
         mine = mine[np.argsort(measured.keys[mine], kind="stable")]
-        packs = pack(measured.tokens[mine], measured.images[mine], settings.sequence, settings.pack_images)
+        packs = pack(measured.tokens[mine], measured.images[mine], settings.sequence, settings.max_images_per_pack)
         found.append((mine[packs.values], packs.lengths))
     if not found:
         return Ragged.from_lists([])

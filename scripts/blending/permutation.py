@@ -9,7 +9,7 @@ from math import factorial
 import numpy as np
 
 
-def order_of(rank: int, size: int) -> list[int]:
+def unrank_permutation(rank: int, size: int) -> list[int]:
     """The order of 0..size-1 with this rank in [0, size!); rank 0 is ascending."""
     if not 0 <= rank < factorial(size):
         raise ValueError(f"rank {rank} is not below {size}!")
@@ -20,8 +20,8 @@ def order_of(rank: int, size: int) -> list[int]:
     return order
 
 
-def orders_of(ranks: np.ndarray, size: int) -> np.ndarray:
-    """`order_of` for many ranks (n,): (n, size)."""
+def unrank_permutations(ranks: np.ndarray, size: int) -> np.ndarray:
+    """`unrank_permutation` for many ranks (n,): (n, size)."""
     left = np.tile(np.arange(size), (len(ranks), 1))
     orders = np.empty_like(left)
     for place in range(size, 0, -1):
@@ -32,8 +32,8 @@ def orders_of(ranks: np.ndarray, size: int) -> np.ndarray:
     return orders
 
 
-def rank_of(order: list[int]) -> int:
-    """The rank of an order: the inverse of `order_of`."""
+def rank_permutation(order: list[int]) -> int:
+    """The rank of an order: the inverse of `unrank_permutation`."""
     left, rank = sorted(order), 0
     for value in order:
         rank = rank * len(left) + left.index(value)

@@ -14,15 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scripts.blending.content import content_sha256
 from scripts.blending.conversations import Conversations
 from scripts.blending.corpus import Corpus
-from scripts.blending.lengths import Cut
 from scripts.blending.ragged import Ragged, nested
+from scripts.blending.table_hash import logical_sha256
+from scripts.blending.truncation import Truncated
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, read_table
 
-SCHEMA = pa.schema(
+PLAN_SCHEMA = pa.schema(
     [
         ("position", pa.int64()),
         ("epoch", pa.int32()),
@@ -47,7 +47,7 @@ SINGLE, CONCAT, JOINED = "single", "concat", "join"
 def build_table(
     corpus: Corpus,
     conversations: Conversations,
-    cut: Cut,
+    cut: Truncated,
     units: Ragged,
     owners: np.ndarray,
     entries: Sequence[str],
@@ -87,9 +87,9 @@ def build_table(
     }
     arrays = [
         values if isinstance(values, pa.Array) else pa.array(values, field.type)
-        for field, values in ((field, columns[field.name]) for field in SCHEMA)
+        for field, values in ((field, columns[field.name]) for field in PLAN_SCHEMA)
     ]
-    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+    return pa.Table.from_arrays(arrays, schema=PLAN_SCHEMA)
 
 
 def manifest_path(plan: str | Path) -> Path:
@@ -107,12 +107,12 @@ def read_plan(path: str | Path) -> tuple[pa.Table, dict]:
     if not path.exists():
         raise UserError(f"{path} does not exist: run plan first")
     manifest, table = read_json(manifest_path(path)), read_table(path)
-    if table.schema != SCHEMA or content_sha256(table) != manifest["sha256"]:
+    if table.schema != PLAN_SCHEMA or logical_sha256(table) != manifest["sha256"]:
         raise UserError(f"{path} is not the table that {manifest_path(path)} describes: run plan again")
     return table, manifest
 
 
-def packs_of(path: str | Path) -> np.ndarray:
+def unit_ids(path: str | Path) -> np.ndarray:
     """The unit of every row of a plan, (rows,) rising.
 
     Raises:
@@ -131,5 +131,5 @@ def read_rows(path: str | Path, first: int, end: int) -> pa.Table:
         starts = np.concatenate([[0], np.cumsum(sizes)])
         groups = [group for group, size in enumerate(sizes) if starts[group] < end and starts[group] + size > first]
         if not groups:
-            return SCHEMA.empty_table()
+            return PLAN_SCHEMA.empty_table()
         return file.read_row_groups(groups).slice(first - int(starts[groups[0]]), end - first)

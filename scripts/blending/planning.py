@@ -12,26 +12,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scripts.blending.content import content_sha256
 from scripts.blending.conversations import Conversations, single_dataset, stack
 from scripts.blending.corpus import Corpus
-from scripts.blending.inputs import Measure
 from scripts.blending.join import Joiner
-from scripts.blending.lengths import Cut, cut
-from scripts.blending.ordering import Measured, arrange
+from scripts.blending.ordering import ConversationStats, arrange
+from scripts.blending.plan_inputs import TokenTables
 from scripts.blending.plan_table import build_table
 from scripts.blending.randomness import Draws
 from scripts.blending.selection import (
-    NOT_CONCERNED,
+    NOT_HELD_OUT,
     USABLE,
     count_reasons,
     draw_records,
     judge_heldout,
     judge_training,
-    wanted,
+    requested_count,
 )
+from scripts.blending.table_hash import logical_sha256
+from scripts.blending.truncation import Truncated, truncate
 from scripts.common.errors import UserError
-from scripts.sections.blend import Entry, Planned
+from scripts.config.blend import BlendDatasetConfig, PlanConfig
 
 HELDOUT = "heldout"
 
@@ -46,7 +46,7 @@ class _Drawn:
 
 
 def make_plan(
-    corpus: Corpus, held_out: np.ndarray, measure: Measure, blend: str, settings: Planned, epoch: int | None
+    corpus: Corpus, held_out: np.ndarray, measure: TokenTables, blend: str, settings: PlanConfig, epoch: int | None
 ) -> tuple[pa.Table, dict]:
     """One epoch of a blend, or its held-out part where `epoch` is None, and its manifest.
 
@@ -66,13 +66,15 @@ def make_plan(
         raise UserError(f"no dataset of the blend {blend} has started by the end of epoch {number}: lower an `after`")
     conversations = stack([part.conversations for part in drawn])
     owner = np.repeat(np.arange(len(drawn)), [len(part.conversations) for part in drawn])
-    left = cut(corpus, conversations, measure.constants, settings.sequence, settings.max_images)
+    left = truncate(corpus, conversations, measure.constants, settings.sequence, settings.max_images)
     if epoch is not None and len(left.kept) == 0:
         raise UserError(_why_empty(blend, number, drawn, settings))
 
     starts = np.array([max(0.0, entry.after - number) for entry in entries.values()])
     owners = owner[left.kept]
-    measured = Measured(conversations.keys[left.kept], starts[owners], left.n_tokens, left.images.lengths, owners)
+    measured = ConversationStats(
+        conversations.keys[left.kept], starts[owners], left.n_tokens, left.images.lengths, owners
+    )
     units = arrange(measured, settings, draws, list(entries))
     joins = [settings.join_of(name) is not None for name in entries]
     table = build_table(corpus, conversations, left, units, owners, list(entries), joins, number)
@@ -87,7 +89,7 @@ def make_plan(
         "v": 1,
         "blend": blend,
         "epoch": HELDOUT if epoch is None else epoch,
-        "sha256": content_sha256(table),
+        "sha256": logical_sha256(table),
         "tokens_name": settings.tokens,
         "tokens_identity": measure.identity,
         "records": measure.records,
@@ -97,7 +99,7 @@ def make_plan(
         "global_batch": settings.global_batch,
         "global_batches": ceil(len(units) / settings.global_batch),
         "packing": settings.packing,
-        "pack_images": settings.pack_images if settings.packing else None,
+        "max_images_per_pack": settings.max_images_per_pack if settings.packing else None,
         "epoch_size": settings.epoch_size,
         "units": len(units),
         "conversations": table.num_rows,
@@ -110,7 +112,7 @@ def make_plan(
     }
 
 
-def _entries(settings: Planned, epoch: int | None) -> dict[str, Entry]:
+def _entries(settings: PlanConfig, epoch: int | None) -> dict[str, BlendDatasetConfig]:
     """The entries of this part by name: in an epoch those that have started, in the hold-out all, each record once."""
     entries = sorted(settings.datasets.items())
     if epoch is None:
@@ -119,15 +121,17 @@ def _entries(settings: Planned, epoch: int | None) -> dict[str, Entry]:
     return {name: entry for name, entry in entries if entry.after < epoch + 1}
 
 
-def _draw(corpus: Corpus, draws: Draws, name: str, entry: Entry, settings: Planned, verdicts: np.ndarray) -> _Drawn:
+def _draw(
+    corpus: Corpus, draws: Draws, name: str, entry: BlendDatasetConfig, settings: PlanConfig, verdicts: np.ndarray
+) -> _Drawn:
     """Draw the records of one entry and make conversations of them; `verdicts` judge every record of the corpus."""
     parts = settings.join_of(name)
     rows = corpus.rows_of(parts.over if parts else name)
-    rows = rows[verdicts[rows] != NOT_CONCERNED]
+    rows = rows[verdicts[rows] != NOT_HELD_OUT]
     judged = verdicts[rows]
     if parts:
         # A held-out pair may be joined with talk about an image that is not held out itself.
-        shown = (verdicts == USABLE) | (verdicts == NOT_CONCERNED)
+        shown = (verdicts == USABLE) | (verdicts == NOT_HELD_OUT)
         join = Joiner(corpus, draws, name, entry, parts.talk, shown)
         judged = np.where(judged == USABLE, join.judge(rows), judged)
     usable = rows[judged == USABLE]
@@ -138,22 +142,22 @@ def _draw(corpus: Corpus, draws: Draws, name: str, entry: Entry, settings: Plann
         conversations = single_dataset(corpus, draws, name, entry, records, copies)
     account = {
         "asked": _asked(entry),
-        "wanted": wanted(entry, len(usable), settings.epoch_size),
+        "wanted": requested_count(entry, len(usable), settings.epoch_size),
         "records": len(rows),
         "dropped": count_reasons(judged),
         "usable": len(usable),
         "drawn": len(records),
     }
     if parts:
-        account["joins"] = settings.parts(name)
+        account["joins"] = settings.component_datasets(name)
     return _Drawn(name, conversations, account)
 
 
-def _asked(entry: Entry) -> dict:
+def _asked(entry: BlendDatasetConfig) -> dict:
     return entry.model_dump(include={"samples", "repeat", "proportion", "concat", "after"})
 
 
-def _account(left: Cut, owner: np.ndarray, entry: int) -> dict:
+def _account(left: Truncated, owner: np.ndarray, entry: int) -> dict:
     """What became of the conversations of one entry."""
     mine = owner[left.kept] == entry
     return {
@@ -170,13 +174,13 @@ def _account(left: Cut, owner: np.ndarray, entry: int) -> dict:
     }
 
 
-def _licences(corpus: Corpus, conversations: Conversations, left: Cut) -> dict[str, int]:
+def _licences(corpus: Corpus, conversations: Conversations, left: Truncated) -> dict[str, int]:
     """Records shown per licence; a record counts once for every time it is shown."""
     shown = corpus.licences.take(pa.array(conversations.records[left.pieces.values]))
     return dict(sorted((count["values"], count["counts"]) for count in pc.value_counts(shown).to_pylist()))
 
 
-def _why_empty(blend: str, epoch: int, drawn: list[_Drawn], settings: Planned) -> str:
+def _why_empty(blend: str, epoch: int, drawn: list[_Drawn], settings: PlanConfig) -> str:
     details = "; ".join(
         f"{part.name}: {part.account['records']} records, {part.account['usable']} usable"
         + "".join(f", {count} {reason}" for reason, count in part.account["dropped"].items())

@@ -34,8 +34,8 @@ class Ragged:
 
     @classmethod
     def from_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> "Ragged":
-        """Cut `values` into rows of the given lengths."""
-        return cls(np.asarray(values), starts_of(lengths))
+        """Truncated `values` into rows of the given lengths."""
+        return cls(np.asarray(values), starts_from_lengths(lengths))
 
     @classmethod
     def from_lists(cls, lists: Iterable[list[int]]) -> "Ragged":
@@ -56,29 +56,29 @@ class Ragged:
     def take(self, rows: np.ndarray) -> "Ragged":
         """The given rows, in that order."""
         lengths = self.lengths[rows]
-        return Ragged.from_lengths(self.values[ranges(self.starts[:-1][rows], lengths)], lengths)
+        return Ragged.from_lengths(self.values[concat_ranges(self.starts[:-1][rows], lengths)], lengths)
 
 
-def starts_of(lengths: np.ndarray) -> np.ndarray:
+def starts_from_lengths(lengths: np.ndarray) -> np.ndarray:
     """Where rows of these lengths start in a flat array, and where the last one ends."""
     starts = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=starts[1:])
     return starts
 
 
-def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def concat_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """`start, start + 1, ...` for every pair of start and length, one after the other."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
 
 
-def pieces(values: np.ndarray) -> Iterator[np.ndarray]:
+def chunked(values: np.ndarray) -> Iterator[np.ndarray]:
     """An array a little at a time, for what makes Python objects of it: millions at once would leave the caches."""
     return (values[start : start + _PIECE] for start in range(0, len(values), _PIECE))
 
 
-def running(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+def segment_cumsum(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Cumulative sums that begin anew at every row; rows may be empty."""
     total = np.zeros(len(values) + 1, np.int64)
     np.cumsum(values, out=total[1:])

@@ -15,7 +15,7 @@ from itertools import chain, repeat
 
 import numpy as np
 
-from scripts.blending.ragged import pieces
+from scripts.blending.ragged import chunked
 
 Purpose = str | Iterable[bytes]
 _BYTES = 16
@@ -55,7 +55,7 @@ class Draws:
 
 def python_values(values: np.ndarray) -> Iterator[int]:
     """The numbers of an array as Python's own, made a few at a time."""
-    return chain.from_iterable(piece.tolist() for piece in pieces(values))
+    return chain.from_iterable(piece.tolist() for piece in chunked(values))
 
 
 def _scaled(digests: bytes, sizes: np.ndarray) -> np.ndarray:

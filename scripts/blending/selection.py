@@ -5,12 +5,12 @@ import pyarrow.compute as pc
 
 from scripts.blending.corpus import Corpus
 from scripts.blending.randomness import Draws
-from scripts.sections.blend import Entry
+from scripts.config.blend import BlendDatasetConfig
 
 USABLE = 0
 REASONS = ("usable", "official_split", "held_out", "partly_held_out", "no_conversation_on_image", "repeats_an_image")
 OFFICIAL_SPLIT, HELD_OUT, PARTLY_HELD_OUT, NO_CONVERSATION, REPEATS_IMAGE = range(1, len(REASONS))
-NOT_CONCERNED = -1
+NOT_HELD_OUT = -1
 
 
 def judge_training(corpus: Corpus, held_out: np.ndarray, all_splits: bool = False) -> np.ndarray:
@@ -25,7 +25,7 @@ def judge_training(corpus: Corpus, held_out: np.ndarray, all_splits: bool = Fals
 
 
 def judge_heldout(corpus: Corpus, held_out: np.ndarray, mixed: str, all_splits: bool = False) -> np.ndarray:
-    """Which records are evaluated: `USABLE`, a reason, or `NOT_CONCERNED` for those without a held-out image.
+    """Which records are evaluated: `USABLE`, a reason, or `NOT_HELD_OUT` for those without a held-out image.
 
     Rows of an official test split are used nowhere, because the held-out loss chooses the best checkpoint; `all_splits`
     treats them like all others.
@@ -33,7 +33,7 @@ def judge_heldout(corpus: Corpus, held_out: np.ndarray, mixed: str, all_splits: 
     some, every = corpus.any_image(held_out)
     test = pc.equal(corpus.splits, "test").to_numpy(zero_copy_only=False) & (not all_splits)
     partly = some & ~every & (mixed == "drop")
-    return np.select([test, ~some, partly], [OFFICIAL_SPLIT, NOT_CONCERNED, PARTLY_HELD_OUT], USABLE)
+    return np.select([test, ~some, partly], [OFFICIAL_SPLIT, NOT_HELD_OUT, PARTLY_HELD_OUT], USABLE)
 
 
 def count_reasons(verdicts: np.ndarray) -> dict[str, int]:
@@ -43,31 +43,31 @@ def count_reasons(verdicts: np.ndarray) -> dict[str, int]:
 
 
 def draw_records(
-    corpus: Corpus, draws: Draws, name: str, entry: Entry, rows: np.ndarray, epoch_size: int | None
+    corpus: Corpus, draws: Draws, name: str, entry: BlendDatasetConfig, rows: np.ndarray, epoch_size: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The records an entry shows and the number of each copy; `rows` are those it may show."""
     if len(rows) == 0:
         return rows, rows
     if entry.proportion is None:
-        part, copies = wanted_samples(entry.samples, len(rows)), entry.repeat
+        part, copies = requested_samples(entry.samples, len(rows)), entry.repeat
         chosen = _chosen(corpus, draws, name, rows, part)
         return np.tile(chosen, copies), np.repeat(np.arange(copies), part)
-    copies, part = divmod(wanted(entry, len(rows), epoch_size), len(rows))
+    copies, part = divmod(requested_count(entry, len(rows), epoch_size), len(rows))
     # The last copy is of a part of the records, the first ones of all.
     chosen = _chosen(corpus, draws, name, rows, part)
     numbers = np.concatenate([np.repeat(np.arange(copies), len(rows)), np.full(part, copies)])
     return np.concatenate([np.tile(rows, copies), chosen]), numbers
 
 
-def wanted(entry: Entry, available: int, epoch_size: int | None) -> int:
+def requested_count(entry: BlendDatasetConfig, available: int, epoch_size: int | None) -> int:
     """How many conversations, before concatenation, an entry asks for where it may show `available` records."""
     if entry.proportion is not None:
         return max(1, round(entry.proportion * epoch_size))
     number = isinstance(entry.samples, int)
-    return (entry.samples if number else wanted_samples(entry.samples, available)) * entry.repeat
+    return (entry.samples if number else requested_samples(entry.samples, available)) * entry.repeat
 
 
-def wanted_samples(samples: str | int | float, available: int) -> int:
+def requested_samples(samples: str | int | float, available: int) -> int:
     """How many of `available` records `samples` asks for; a share of something is at least one."""
     if samples == "all":
         return available

@@ -47,7 +47,7 @@ def atomic(path: str | Path, mode: str = "wb", **options: Any) -> Iterator[IO]:
         raise
 
 
-def canonical(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: one text per value, fit for hashing and for comparing as a parameter."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
@@ -67,7 +67,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write canonical, indented JSON atomically."""
+    """Write canonical_json, indented JSON atomically."""
     with atomic(path, "w") as file:
         json.dump(value, file, sort_keys=True, indent=1, ensure_ascii=False)
         file.write("\n")
@@ -105,11 +105,20 @@ def read_table(path: str | Path, columns: list[str] | None = None, schema: pa.Sc
             raise UserError(f"{path} is damaged or no Parquet file, build it again: {error}") from None
 
 
+def sync(path: Path) -> None:
+    """Bring a file's content, or a folder's list of names, to the disk; a rename is there only once its folder is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def table_sha256(table: pa.Table) -> str:
     """Hash of a table's logical content: independent of chunks, compression and the pyarrow version's file layout."""
-    digest = hashlib.sha256(canonical([[field.name, str(field.type)] for field in table.schema]).encode())
+    digest = hashlib.sha256(canonical_json([[field.name, str(field.type)] for field in table.schema]).encode())
     for batch in table.combine_chunks().to_batches(max_chunksize=4096):
-        digest.update(canonical(batch.to_pylist()).encode())
+        digest.update(canonical_json(batch.to_pylist()).encode())
     return digest.hexdigest()
 
 

@@ -17,7 +17,7 @@ leaves behind is an estimate from the shapes of the layers, and says so.
 
 from dataclasses import dataclass, field
 
-from scripts.estimation.skeleton import Counts
+from scripts.estimation.meta_model import ParameterCounts
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 BUCKET = 500_000_000
@@ -29,7 +29,7 @@ _CONTEXT = 1.2e9
 
 
 @dataclass(frozen=True)
-class Choice:
+class ZeroPlacement:
     """How a run is divided: the ZeRO stage, what is offloaded, and over how many ranks."""
 
     zero: int
@@ -43,7 +43,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Shape:
+class LayerSizes:
     """What decides the size of a forward pass: the decoder's and the encoder's layers, and a rank's micro-batch."""
 
     width: int
@@ -54,7 +54,7 @@ class Shape:
     tower_width: int
     tower_layers: int
     tower_tokens: int
-    places: int
+    padded_tokens: int
     images: int
     checkpointing: bool
     learns_through_tower: bool
@@ -73,19 +73,19 @@ class Memory:
         return sum(self.device.values()) + sum(self.host.values())
 
 
-def states(counts: Counts, choice: Choice, precision: str) -> Memory:
+def states(counts: ParameterCounts, choice: ZeroPlacement, precision: str) -> Memory:
     """The bytes of the rank that holds most, at the end of the backward pass.
 
     The bucket has been in use until then, and at stages 1 and 2 is let go.
     """
     size, ranks, zero = BYTES[precision], choice.ranks, choice.zero
     divided = ranks if zero else 1
-    learning, inside = counts.learning, counts.inside
-    bucket = size * min(max(learning, 1), BUCKET)
+    n_trained, inside = counts.n_trained, counts.inside
+    bucket = size * min(max(n_trained, 1), BUCKET)
     weights = size * (inside / ranks + counts.small if zero == 3 else inside)
-    copies = 0 if zero == 0 and precision == "fp32" else 4 * learning / divided
-    moments = 8 * learning / divided
-    gradients = size * (learning, _own(counts.groups, ranks), _own(counts.groups, ranks), learning / ranks)[zero]
+    copies = 0 if zero == 0 and precision == "fp32" else 4 * n_trained / divided
+    moments = 8 * n_trained / divided
+    gradients = size * (n_trained, _own(counts.groups, ranks), _own(counts.groups, ranks), n_trained / ranks)[zero]
     device = {"encoder outside": size * counts.tower, "buckets": bucket if zero else 0}
     host: dict[str, float] = {}
     (host if choice.offload == "parameters" else device)["weights"] = weights
@@ -96,7 +96,7 @@ def states(counts: Counts, choice: Choice, precision: str) -> Memory:
     else:
         # They are summed on the device and brought to the optimiser's place in fp32.
         device["gradients"] = gradients if zero < 3 else 0
-        host["gradients"] = 4 * learning / divided
+        host["gradients"] = 4 * n_trained / divided
     return Memory(device, host)
 
 
@@ -113,7 +113,7 @@ def _own(groups: tuple[tuple[int, ...], ...], ranks: int) -> int:
     return max(most)
 
 
-def activations(shape: Shape, precision: str) -> float:
+def activations(shape: LayerSizes, precision: str) -> float:
     """An estimate of what one forward pass of a micro-batch leaves for its backward pass, in bytes.
 
     Counted are the tensors that the operations of a Llama-like layer keep: six of the layer's width (norms, queries,
@@ -122,16 +122,18 @@ def activations(shape: Shape, precision: str) -> float:
     and one layer at a time is whole. A quarter of the places is taken to have a label.
     """
     size = BYTES[precision]
-    layer = shape.places * (6 * shape.width + 2 * shape.kv_width + 4 * shape.inner) * size
-    kept = shape.places * shape.width * size
+    layer = shape.padded_tokens * (6 * shape.width + 2 * shape.kv_width + 4 * shape.inner) * size
+    kept = shape.padded_tokens * shape.width * size
     decoder = shape.layers * kept + layer if shape.checkpointing else shape.layers * layer
-    logits = shape.places / 4 * shape.vocabulary * (size + 4 + 4)
+    logits = shape.padded_tokens / 4 * shape.vocabulary * (size + 4 + 4)
     tower_layer = shape.images * shape.tower_tokens * 14 * shape.tower_width * size
     tower = tower_layer * (shape.tower_layers if shape.learns_through_tower and not shape.checkpointing else 2)
     return decoder + logits + tower
 
 
-def device_bytes(counts: Counts, choice: Choice, precision: str, shape: Shape, largest: int) -> dict[str, float]:
+def device_bytes(
+    counts: ParameterCounts, choice: ZeroPlacement, precision: str, shape: LayerSizes, largest: int
+) -> dict[str, float]:
     """What a GPU must have room for, by kind: states, gathered weights, activations, and CUDA itself."""
     memory = states(counts, choice, precision).device
     gathered = 0.0
@@ -140,7 +142,7 @@ def device_bytes(counts: Counts, choice: Choice, precision: str, shape: Shape, l
     return memory | {"gathered": gathered, "activations": activations(shape, precision), "CUDA": _CONTEXT}
 
 
-def host_bytes(counts: Counts, choice: Choice, precision: str, ranks_here: int, workers: int) -> float:
+def host_bytes(counts: ParameterCounts, choice: ZeroPlacement, precision: str, ranks_here: int, workers: int) -> float:
     """What a machine with `ranks_here` ranks must have, in bytes.
 
     That is processes, offloaded states, and each rank's weights as they are read, before they go to its GPU. At stage 3

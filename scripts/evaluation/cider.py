@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scripts.evaluation.registry import Vectors, metric
+from scripts.evaluation.metric_registry import Vectors, metric
 from scripts.evaluation.turns import Turn
 
 ORDERS, SIGMA = 4, 6.0

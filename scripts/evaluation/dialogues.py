@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from scripts.evaluation.answering import Answerer, Prompt
-from scripts.evaluation.choices import likeliest
+from scripts.evaluation.choice_metrics import likeliest
 from scripts.evaluation.suites import CHOICES, LIKELIHOOD, Dialogue, Suite, SuiteImage
 from scripts.evaluation.turns import Turn
+from scripts.inference.answering import ModelRunner, Prompt
 
 
 @dataclass
@@ -42,7 +42,7 @@ class _State:
             name=f"test {dialogue.name!r}, round {number + 1}",
             messages=[*self.history, {"role": "user", "content": parts}],
             hashes=[image.sha256 for image in images],
-            read=lambda: [image.data for image in images],
+            read_images=lambda: [image.data for image in images],
         )
 
     def told(self, prompt: Prompt, answer: str) -> None:
@@ -55,10 +55,10 @@ class _State:
 def answered(prompt: Prompt, answer: str) -> Prompt:
     """The same conversation with an answer to its last question, which alone counts where losses are measured."""
     said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-    return replace(prompt, messages=[*prompt.messages, said], only_last=True)
+    return replace(prompt, messages=[*prompt.messages, said], last_answer_only=True)
 
 
-def converse(answerer: Answerer, suite: Suite, label: str, needs: frozenset[str] = frozenset()) -> list[Turn]:
+def run_dialogues(answerer: ModelRunner, suite: Suite, label: str, needs: frozenset[str] = frozenset()) -> list[Turn]:
     """Hold all dialogues; their turns come back dialogue by dialogue, in the order of the suite, not yet judged.
 
     Args:
@@ -93,7 +93,7 @@ def converse(answerer: Answerer, suite: Suite, label: str, needs: frozenset[str]
 
 
 def _answer(
-    answerer: Answerer,
+    answerer: ModelRunner,
     suite: Suite,
     number: int,
     asked: Sequence[tuple[Dialogue, Prompt]],
@@ -110,12 +110,12 @@ def _answer(
         return turns
     if suite.output_type == CHOICES:
         return _with_choices(answerer, prompts, turns, label)
-    outputs = answerer.answers(prompts, label, generation=suite.generation)
+    outputs = answerer.generate(prompts, label, generation=suite.generation)
     return [replace(turn, output=output) for turn, output in zip(turns, outputs, strict=True)]
 
 
-def _with_choices(answerer: Answerer, prompts: Sequence[Prompt], turns: Sequence[Turn], label: str) -> list[Turn]:
-    """Measure every choice; the output is the likeliest one."""
+def _with_choices(answerer: ModelRunner, prompts: Sequence[Prompt], turns: Sequence[Turn], label: str) -> list[Turn]:
+    """TokenTables every choice; the output is the likeliest one."""
     conversations = [
         answered(prompt, each) for prompt, turn in zip(prompts, turns, strict=True) for each in turn.choices
     ]
@@ -127,8 +127,10 @@ def _with_choices(answerer: Answerer, prompts: Sequence[Prompt], turns: Sequence
     return result
 
 
-def _with_answer_losses(answerer: Answerer, prompts: Sequence[Prompt], turns: Sequence[Turn], label: str) -> list[Turn]:
-    """Measure the first reference of every turn that has one."""
+def _with_answer_losses(
+    answerer: ModelRunner, prompts: Sequence[Prompt], turns: Sequence[Turn], label: str
+) -> list[Turn]:
+    """TokenTables the first reference of every turn that has one."""
     places = [place for place, turn in enumerate(turns) if turn.references]
     conversations = [answered(prompts[place], turns[place].references[0]) for place in places]
     measured = answerer.losses(conversations, f"{label}, references")

@@ -3,7 +3,7 @@
     pip install --no-deps -e .          in the environment of lmms-eval, which finds us by an entry point
     python -m lmms_eval --model visualchat --model_args pretrained=exported/RUN/final --tasks muirbench
 
-lmms-eval makes the prompts, judges and aggregates; the answers come from the same `Answerer` as in our own evaluation,
+lmms-eval makes the prompts, judges and aggregates; the answers come from the same `ModelRunner` as in our own evaluation,
 so a task file that both can read gives the same answers in both, which a test asserts.
 
 Three things about the harness that are easily got wrong (lmms-eval 0.7.3):
@@ -29,9 +29,9 @@ from lmms_eval.protocol import ChatMessages
 from PIL import Image
 
 from scripts.common.files import bytes_sha256
-from scripts.evaluation.answering import Answerer, Prompt
-from scripts.evaluation.generation import Generation
-from scripts.sections.evaluate import Evaluate
+from scripts.config.evaluate import EvaluationConfig
+from scripts.inference.answering import ModelRunner, Prompt
+from scripts.inference.generation import GenerationOptions
 
 _GENERATION = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams")
 
@@ -46,7 +46,7 @@ class VisualChat(lmms):
         max_new_tokens: where a task does not say it.
         threads: threads of the processor.
         seed: where sampling begins, for tasks that sample.
-        carry: whether the rounds of a multi-round task are one conversation with the model. By default a round shows
+        keep_history: whether the rounds of a multi-round task are one conversation with the model. By default a round shows
             what the task puts into its messages and nothing else, as with the harness's other models.
 
     Raises:
@@ -64,7 +64,7 @@ class VisualChat(lmms):
         max_new_tokens: int = 256,
         threads: int = 1,
         seed: int = 0,
-        carry: bool = False,
+        keep_history: bool = False,
         max_batch_size: int | None = None,
         **unknown: Any,
     ):
@@ -73,14 +73,14 @@ class VisualChat(lmms):
             raise ValueError(f"--model_args: visualchat has no option {sorted(unknown)[0]!r}")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             self.accelerator = Accelerator()  # makes its GPU the current one, which "cuda" then means
-        settings = Evaluate(
+        settings = EvaluationConfig(
             batch=1 if str(batch_size) == "auto" else int(batch_size),
             device=(device or "auto").split(":")[0],
             max_new_tokens=max_new_tokens,
             threads=threads,
             seed=seed,
         )
-        self._answerer, self._carry = Answerer(Path(pretrained), settings), carry
+        self._answerer, self._keep_history = ModelRunner(Path(pretrained), settings), keep_history
 
     @property
     def model(self) -> Any:
@@ -121,7 +121,7 @@ class VisualChat(lmms):
             for place in going:
                 messages, notes[place] = self._next_round(requests[place], said[place], notes[place])
                 if messages is not None:
-                    history[place] = [*history[place], *messages] if self._carry else list(messages)
+                    history[place] = [*history[place], *messages] if self._keep_history else list(messages)
                     asked.append(place)
             names = [_name(requests[place]) for place in asked]
             prompts = [_prompt(history[place], name) for place, name in zip(asked, names, strict=True)]
@@ -148,9 +148,9 @@ class VisualChat(lmms):
                 *_simple_messages(context, doc_to_visual(document)),
                 {"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]},
             ]
-            conversations.append(_prompt(messages, _name(request), only_last=True))
+            conversations.append(_prompt(messages, _name(request), last_answer_only=True))
             signs.append(1.0 if is_choice else -1.0)
-        measured = self._answerer.likelihoods(conversations, "likelihoods")
+        measured = self._answerer.answer_losses(conversations, "likelihoods")
         pairs = [(sign * nats, greedy) for sign, (nats, _, greedy) in zip(signs, measured, strict=True)]
         return [GenerationResult(text=pair) for pair in pairs]
 
@@ -176,7 +176,7 @@ class VisualChat(lmms):
         answers: list[str] = [""] * len(prompts)
         for how in dict.fromkeys(hows):
             places = [place for place, each in enumerate(hows) if each == how]
-            found = self._answerer.answers([prompts[place] for place in places], method, generation=how)
+            found = self._answerer.generate([prompts[place] for place in places], method, generation=how)
             for place, answer in zip(places, found, strict=True):
                 answers[place] = answer
         for request, given, answer in zip(requests, options, answers, strict=True):
@@ -225,7 +225,7 @@ def _simple_messages(text: str, visuals: Sequence[Any] | None) -> list[dict]:
     return [{"role": "user", "content": [*images, {"type": "text", "text": text.replace("<image>", "").strip()}]}]
 
 
-def _prompt(messages: Sequence[dict], name: str, only_last: bool = False) -> Prompt:
+def _prompt(messages: Sequence[dict], name: str, last_answer_only: bool = False) -> Prompt:
     """The harness's messages in our chat form. Raises ValueError for videos and sounds."""
     found = ChatMessages(messages=list(messages))
     images, videos, sounds = found.extract_media()
@@ -245,7 +245,7 @@ def _prompt(messages: Sequence[dict], name: str, only_last: bool = False) -> Pro
         }
         for message in found.messages
     ]
-    return Prompt(name, ours, [bytes_sha256(each) for each in data], _reader(data), only_last)
+    return Prompt(name, ours, [bytes_sha256(each) for each in data], _reader(data), last_answer_only)
 
 
 def _reader(data: list[bytes]) -> Callable[[], list[bytes]]:
@@ -265,11 +265,11 @@ def _encoded(image: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _generation(options: dict[str, Any]) -> Generation:
+def _generation(options: dict[str, Any]) -> GenerationOptions:
     """The harness's options; those that mean nothing to us (aspect ratios and the like) are passed over."""
     until = options.get("until") or ()
     sample = bool(options.get("do_sample")) and options.get("temperature") != 0
     known = {name: options[name] for name in _GENERATION if options.get(name) is not None}
     if not sample:
         known = {name: value for name, value in known.items() if name in ("max_new_tokens", "num_beams")}
-    return Generation(until=(until,) if isinstance(until, str) else tuple(until), do_sample=sample, **known)
+    return GenerationOptions(until=(until,) if isinstance(until, str) else tuple(until), do_sample=sample, **known)

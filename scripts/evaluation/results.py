@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.files import atomic, write_json
-from scripts.evaluation.heldout import Question
-from scripts.evaluation.kinds import GROUPS, Kind
-from scripts.evaluation.metrics import majority_share, summarise
+from scripts.evaluation.heldout_questions import Question
+from scripts.evaluation.question_kinds import GROUPS, QuestionKind
+from scripts.evaluation.statistics import majority_share, summarise
 from scripts.evaluation.turns import Turn
 
 HELDOUT = "heldout"
-METRICS = "metrics.json"
+METRICS_FILE = "metrics.json"
 COLUMNS = ("test_name", "image_path", "question", "answer")
 
 
@@ -37,10 +37,10 @@ def write_turns(folder: Path, checkpoint: str, turns: Sequence[Turn], common: Ma
 
 
 def summarise_heldout(
-    asked: Sequence[tuple[Question, Turn]], kinds: Sequence[Kind], confidence: float
+    asked: Sequence[tuple[Question, Turn]], kinds: Sequence[QuestionKind], confidence: float
 ) -> dict[str, Any]:
     """Accuracy of every kind, in the order of `kinds` and then by name, and of the groups of one and several images."""
-    by_kind: dict[Kind, list[tuple[Question, Turn]]] = {kind: [] for kind in kinds if kind.scored}
+    by_kind: dict[QuestionKind, list[tuple[Question, Turn]]] = {kind: [] for kind in kinds if kind.scored}
     for question, turn in sorted(asked, key=lambda pair: pair[0].kind.name):
         by_kind.setdefault(question.kind, []).append((question, turn))
     chances = {kind: majority_share([q.reference for q, _ in pairs]) for kind, pairs in by_kind.items() if pairs}

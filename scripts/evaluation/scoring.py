@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 
 from scripts.common.errors import UserError
-from scripts.evaluation import choices, cider, overlap, rounds, vqa  # noqa: F401 (each registers its metrics)
-from scripts.evaluation.metrics import wilson
-from scripts.evaluation.registry import METRICS, Metric, Vectors
+from scripts.evaluation import choice_metrics, cider, multi_image_metrics, text_metrics, vqa  # noqa: F401 (each registers its metrics)
+from scripts.evaluation.metric_registry import METRICS, Metric, Vectors
 from scripts.evaluation.resampling import bootstrap, paired
+from scripts.evaluation.statistics import wilson
 from scripts.evaluation.turns import Turn, units
 
 
 @dataclass(frozen=True)
-class Asked:
+class MetricSpec:
     """A metric that a suite asks for, with its options."""
 
     metric: Metric
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def asked(name: str, options: Mapping[str, Any] | None = None, where: str = "metrics") -> Asked:
+def metric_spec(name: str, options: Mapping[str, Any] | None = None, where: str = "metrics") -> MetricSpec:
     """A metric by its name, which is checked, as are the options.
 
     Raises:
@@ -36,10 +36,12 @@ def asked(name: str, options: Mapping[str, Any] | None = None, where: str = "met
     if name not in METRICS:
         raise UserError(f"{where}: there is no metric {name!r}; there are {', '.join(sorted(METRICS))}")
     METRICS[name].check_options(options or {}, where)
-    return Asked(METRICS[name], dict(options or {}))
+    return MetricSpec(METRICS[name], dict(options or {}))
 
 
-def judge(turns: Sequence[Turn], wanted: Sequence[Asked], confidence: float) -> tuple[list[Turn], dict[str, Any]]:
+def score_turns(
+    turns: Sequence[Turn], wanted: Sequence[MetricSpec], confidence: float
+) -> tuple[list[Turn], dict[str, Any]]:
     """Score turns.
 
     Returns the turns, with `scores` and, where the first metric is right or wrong, `correct`; and by metric its value,
@@ -56,7 +58,7 @@ def judge(turns: Sequence[Turn], wanted: Sequence[Asked], confidence: float) -> 
                 if math.isfinite(value):
                     own[name] = value
     first = wanted[0] if wanted else None
-    decisive = first.metric.name if first and first.metric.share and first.metric.higher_is_better else None
+    decisive = first.metric.name if first and first.metric.is_proportion and first.metric.higher_is_better else None
 
     def verdict(own: Mapping[str, float]) -> bool | None:
         return bool(own[decisive]) if decisive in own else None
@@ -66,7 +68,7 @@ def judge(turns: Sequence[Turn], wanted: Sequence[Asked], confidence: float) -> 
 
 
 def compare(
-    first: Sequence[Turn], second: Sequence[Turn], wanted: Sequence[Asked], confidence: float
+    first: Sequence[Turn], second: Sequence[Turn], wanted: Sequence[MetricSpec], confidence: float
 ) -> dict[str, dict[str, Any]]:
     """Compare two systems' turns on the same questions, metric by metric, see `resampling.paired`.
 
@@ -101,8 +103,8 @@ def _row(metric: Metric, vectors: Vectors, where: Sequence[int], confidence: flo
         return row
     by_unit = np.stack(list(_summed(vectors, where).values()))
     value = metric.value(by_unit.sum(0))
-    all_alike = metric.share and value in (0.0, 1.0)
-    if metric.share and (all_alike or len(by_unit) == len(counted)):
+    all_alike = metric.is_proportion and value in (0.0, 1.0)
+    if metric.is_proportion and (all_alike or len(by_unit) == len(counted)):
         # A bootstrap of nothing but right answers has no width; each unit then counts as one answer.
         right = round(value * len(by_unit)) if all_alike else int(by_unit[:, 0].sum())
         interval, method = wilson(right, len(by_unit), confidence), "wilson"

@@ -16,11 +16,11 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import file_sha256, read_json
-from scripts.evaluation.generation import Generation
-from scripts.evaluation.images import decode, inside, read_file, split_paths
-from scripts.evaluation.images import image_root as find_root
 from scripts.evaluation.results import HELDOUT
-from scripts.evaluation.scoring import Asked, asked
+from scripts.evaluation.scoring import MetricSpec, metric_spec
+from scripts.inference.generation import GenerationOptions
+from scripts.inference.image_files import decode, read_file, resolve_inside, split_paths
+from scripts.inference.image_files import find_image_root as find_root
 
 ANSWERS = "answers.json"
 
@@ -35,7 +35,7 @@ class SuiteImage:
 
 
 @dataclass(frozen=True)
-class Round:
+class SuiteRound:
     """A question, the images that are shown with it for the first time, and the answers that count as right.
 
     `given` is an answer that is part of the conversation: the model is told it and not asked. `choices` is what can be
@@ -55,7 +55,7 @@ class Dialogue:
     """One test of a suite. `cluster` is a name that versions of one test share, `system` what is said before it."""
 
     name: str
-    rounds: tuple[Round, ...]
+    rounds: tuple[SuiteRound, ...]
     system: str | None = None
     cluster: str | None = None
 
@@ -76,8 +76,8 @@ class Suite:
 
     dialogues: tuple[Dialogue, ...]
     output_type: str = ROUNDS
-    metrics: tuple[Asked, ...] = (asked("exact_match"), asked("which_image"), asked("recall"))
-    generation: Generation = Generation()
+    metrics: tuple[MetricSpec, ...] = (metric_spec("exact_match"), metric_spec("which_image"), metric_spec("recall"))
+    generation: GenerationOptions = GenerationOptions()
     filters: tuple[tuple[str, tuple[Mapping[str, Any], ...]], ...] = ()
     version: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
@@ -166,7 +166,7 @@ def _references(answers: Any, rounds: int, where: str) -> list[tuple[str, ...]]:
     return references
 
 
-def _round(entry: Any, references: Sequence[str], root: Path, allow_outside: bool, where: str) -> Round:
+def _round(entry: Any, references: Sequence[str], root: Path, allow_outside: bool, where: str) -> SuiteRound:
     shaped = isinstance(entry, list) and len(entry) in (1, 2) and all(isinstance(text, str) for text in entry)
     if not shaped or not entry[0].strip():
         raise UserError(f'{where} must be ["question"] or ["question", "image.jpg other.jpg"], not {entry!r}')
@@ -175,7 +175,7 @@ def _round(entry: Any, references: Sequence[str], root: Path, allow_outside: boo
         images = tuple(image_file(name, root, allow_outside) for name in names)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    return Round(entry[0].strip(), images, tuple(references))
+    return SuiteRound(entry[0].strip(), images, tuple(references))
 
 
 def image_file(name: str, root: Path, allow_outside: bool = False, shown_as: str | None = None) -> SuiteImage:
@@ -184,7 +184,7 @@ def image_file(name: str, root: Path, allow_outside: bool = False, shown_as: str
     Raises:
         UserError: it is missing, broken or outside of `root`.
     """
-    return image_bytes(read_file(inside(root, name, allow_outside), name), shown_as or name)
+    return image_bytes(read_file(resolve_inside(root, name, allow_outside), name), shown_as or name)
 
 
 def image_bytes(data: bytes, name: str) -> SuiteImage:

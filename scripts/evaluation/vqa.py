@@ -11,7 +11,7 @@ of others: a period is dropped unless a digit follows it, whatever comes before 
 import re
 from collections.abc import Sequence
 
-from scripts.evaluation.registry import Vectors, metric
+from scripts.evaluation.metric_registry import Vectors, metric
 from scripts.evaluation.turns import Turn
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'

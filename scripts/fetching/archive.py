@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from scripts.fetching.content import UNKNOWN, AddressError, Expected, Fetched, keep
+from scripts.fetching.verification import UNKNOWN, AddressError, Expected, Fetched, keep
 
 LARGEST_MEMBER = 16 << 30
 """No published file that lies in an archive comes near to it; a few kilobytes of archive can claim any size."""

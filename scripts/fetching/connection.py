@@ -1,7 +1,7 @@
 """Talking to servers: what is asked, which answers count, and which trouble is waited out.
 
-Trouble that may pass (no connection, a stall, a cut line, status 429 and 5xx) is raised as `Passing` and tried again by
-`persist`, after a pause that doubles or that the server names. Any other refusal is final for its address.
+Trouble that may pass (no connection, a stall, a cut line, status 429 and 5xx) is raised as `TransientError` and tried again by
+`retry`, after a pause that doubles or that the server names. Any other refusal is final for its address.
 """
 
 import email.utils
@@ -16,7 +16,7 @@ from typing import TypeVar
 import requests
 import urllib3
 
-from scripts.fetching.content import UNKNOWN, AccessDenied, AddressError, Expected
+from scripts.fetching.verification import UNKNOWN, AccessDenied, AddressError, Expected
 
 Result = TypeVar("Result")
 
@@ -27,7 +27,7 @@ _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 @dataclass(frozen=True)
-class Options:
+class FetchOptions:
     """How to fetch."""
 
     offline: bool = False
@@ -44,7 +44,7 @@ class Options:
     """Beginning of progress lines; empty: the name of the file."""
 
 
-DEFAULTS = Options()
+DEFAULTS = FetchOptions()
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Location:
     expected: Expected = UNKNOWN
 
 
-class Passing(Exception):
+class TransientError(Exception):
     """Trouble that may pass; `wait` is what the server asks for, in seconds."""
 
     def __init__(self, reason: str, wait: float = 0.0):
@@ -72,10 +72,10 @@ def new_session() -> requests.Session:
     return session
 
 
-def persist(
-    action: Callable[[], Result], options: Options, label: str, gained: Callable[[], int] = lambda: 0
+def retry(
+    action: Callable[[], Result], options: FetchOptions, label: str, gained: Callable[[], int] = lambda: 0
 ) -> Result:
-    """Repeat `action` until it does not raise `Passing`. Failures before which `gained` has grown start a new count.
+    """Repeat `action` until it does not raise `TransientError`. Failures before which `gained` has grown start a new count.
 
     Raises:
         AddressError: too many failures in a row.
@@ -84,7 +84,7 @@ def persist(
     while True:
         try:
             return action()
-        except Passing as trouble:
+        except TransientError as trouble:
             if gained() > farthest:
                 failures, farthest = 0, gained()
             failures += 1
@@ -96,7 +96,7 @@ def persist(
             time.sleep(wait)
 
 
-def seconds_to_wait(failures: int, asked: float, options: Options) -> float:
+def seconds_to_wait(failures: int, asked: float, options: FetchOptions) -> float:
     """The pause after the `failures`-th failure in a row, when the server asks for `asked` seconds."""
     return min(max(options.backoff * 2 ** (failures - 1), asked), _LONGEST_WAIT)
 
@@ -112,8 +112,8 @@ def retry_after(value: str, now: float) -> float:
 
 
 @contextmanager
-def network(options: Options) -> Iterator[None]:
-    """A block that talks to a server: errors on the way become `Passing` or `AddressError`."""
+def network(options: FetchOptions) -> Iterator[None]:
+    """A block that talks to a server: errors on the way become `TransientError` or `AddressError`."""
     try:
         yield
     except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, requests.TooManyRedirects) as error:
@@ -122,10 +122,10 @@ def network(options: Options) -> Iterator[None]:
         reason = str(error)
         if "CERTIFICATE_VERIFY_FAILED" in reason:
             raise AddressError("its certificate is not valid here") from None
-        raise Passing(_reason(error, reason, options)) from None
+        raise TransientError(_reason(error, reason, options)) from None
 
 
-def _reason(error: Exception, text: str, options: Options) -> str:
+def _reason(error: Exception, text: str, options: FetchOptions) -> str:
     if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)) or "Read timed out" in text:
         return f"nothing came for {options.timeout:g} s"
     if "Failed to resolve" in text or "NameResolution" in text:
@@ -139,12 +139,12 @@ def _reason(error: Exception, text: str, options: Options) -> str:
 
 @contextmanager
 def answer(
-    session: requests.Session, url: str, options: Options, headers: Mapping[str, str] | None = None
+    session: requests.Session, url: str, options: FetchOptions, headers: Mapping[str, str] | None = None
 ) -> Iterator[requests.Response]:
     """The response to a GET, with status 200 or 206 and its body still to be read.
 
     Raises:
-        Passing: the trouble may pass.
+        TransientError: the trouble may pass.
         AccessDenied, AddressError: it will not.
     """
     with network(options):
@@ -152,7 +152,9 @@ def answer(
         with response:
             status = f"{response.status_code} {response.reason or ''}".strip()
             if response.status_code in PASSING_STATUS:
-                raise Passing(f"it answers {status}", retry_after(response.headers.get("Retry-After", ""), time.time()))
+                raise TransientError(
+                    f"it answers {status}", retry_after(response.headers.get("Retry-After", ""), time.time())
+                )
             if response.status_code in (401, 403):
                 raise AccessDenied(f"it answers {status}", response.status_code)
             if response.status_code not in (200, 206):

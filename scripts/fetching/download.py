@@ -20,17 +20,17 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
 from scripts.fetching.connection import (
     DEFAULTS,
-    Options,
-    Passing,
+    FetchOptions,
+    TransientError,
     answer,
     body,
     content_range,
     is_encoded,
     new_session,
-    persist,
+    retry,
 )
-from scripts.fetching.content import UNKNOWN, AddressError, Check, Expected, Fetched, WrongContent, writing
 from scripts.fetching.progress import BytesProgress
+from scripts.fetching.verification import UNKNOWN, AddressError, Check, Expected, Fetched, WrongContent, writing
 
 _CHUNK = 1 << 20
 _PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!doctype\s+html|<html)", re.IGNORECASE)
@@ -146,7 +146,7 @@ def download_file(
     url: str,
     place: Path,
     expected: Expected = UNKNOWN,
-    options: Options = DEFAULTS,
+    options: FetchOptions = DEFAULTS,
     headers: Mapping[str, str] | None = None,
     source: str = "",
 ) -> Fetched:
@@ -168,7 +168,7 @@ def download_file(
             _carry_on(part, session, url, headers or {}, options, progress)
 
         while True:
-            persist(carry_on, options, label, lambda: part.size)
+            retry(carry_on, options, label, lambda: part.size)
             inherited = part.inherited
             try:
                 fetched = part.keep()
@@ -188,10 +188,10 @@ def _carry_on(
     session: requests.Session,
     url: str,
     headers: Mapping[str, str],
-    options: Options,
+    options: FetchOptions,
     progress: BytesProgress,
 ) -> None:
-    """Add to `part` what it lacks. Raises Passing where the line ends before that."""
+    """Add to `part` what it lacks. Raises TransientError where the line ends before that."""
     if part.complete:
         return
     validator = part.version.validator(part.source)
@@ -215,9 +215,9 @@ def _carry_on(
         if error.status != 416 or not part.size:
             raise
         part.empty()
-        raise Passing("it has no such part of the file") from None
+        raise TransientError("it has no such part of the file") from None
     if part.version.total is not None and part.size < part.version.total:
-        raise Passing("the line was cut")
+        raise TransientError("the line was cut")
 
 
 def _begin(part: _Part, response: requests.Response) -> None:
@@ -228,7 +228,7 @@ def _begin(part: _Part, response: requests.Response) -> None:
         same = named == (part.size, version.total) and (not etag or etag == version.etag)
         if not same or not part.size:
             part.empty()
-            raise Passing("it answers with another piece than was asked for")
+            raise TransientError("it answers with another piece than was asked for")
     elif is_encoded(response):
         # Neither the size nor an offset of what is stored is known.
         part.empty()

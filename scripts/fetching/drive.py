@@ -10,14 +10,14 @@ import gdown
 from gdown.download import get_url_from_gdrive_confirmation
 from gdown.exceptions import DownloadError
 
-from scripts.fetching.connection import Location, Options, answer, network, new_session, persist
-from scripts.fetching.content import AddressError
+from scripts.fetching.connection import FetchOptions, Location, answer, network, new_session, retry
+from scripts.fetching.verification import AddressError
 
 _DRIVE = "https://drive.google.com"
 _LARGEST_PAGE = 1 << 20
 
 
-def locate(url: str, options: Options) -> Location:
+def locate(url: str, options: FetchOptions) -> Location:
     """Where the bytes of `drive://ID`, or of `drive-folder://ID/FILE`, are.
 
     Raises:
@@ -30,7 +30,7 @@ def locate(url: str, options: Options) -> Location:
     return Location(_address(_in_folder(folder, path, options), options), path.rsplit("/", 1)[-1])
 
 
-def _in_folder(folder: str, path: str, options: Options) -> str:
+def _in_folder(folder: str, path: str, options: FetchOptions) -> str:
     """The id of the file at `path` in a folder."""
     page = f"{_DRIVE}/drive/folders/{folder}"
 
@@ -41,7 +41,7 @@ def _in_folder(folder: str, path: str, options: Options) -> str:
             )
 
     try:
-        files = persist(ask, options, options.label or path)
+        files = retry(ask, options, options.label or path)
     except DownloadError as error:
         raise AddressError(f"Google Drive does not list the folder ({_one_line(str(error))}): open {page}") from None
     for file in files:
@@ -50,7 +50,7 @@ def _in_folder(folder: str, path: str, options: Options) -> str:
     raise AddressError(f"the folder on Google Drive holds no {path}: open {page}")
 
 
-def _address(file_id: str, options: Options) -> str:
+def _address(file_id: str, options: FetchOptions) -> str:
     url = f"{_DRIVE}/uc?export=download&id={file_id}"
     view = f"{_DRIVE}/file/d/{file_id}/view"
 
@@ -60,7 +60,7 @@ def _address(file_id: str, options: Options) -> str:
                 return None
             return response.raw.read(_LARGEST_PAGE, decode_content=True).decode("utf-8", "replace")
 
-    page = persist(ask, options, options.label or file_id)
+    page = retry(ask, options, options.label or file_id)
     if page is None:
         return url
     try:

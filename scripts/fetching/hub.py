@@ -16,8 +16,8 @@ from huggingface_hub import HfApi, get_token, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers
 
-from scripts.fetching.connection import PASSING_STATUS, Location, Options, Passing, persist
-from scripts.fetching.content import AccessDenied, AddressError, Expected
+from scripts.fetching.connection import PASSING_STATUS, FetchOptions, Location, TransientError, retry
+from scripts.fetching.verification import AccessDenied, AddressError, Expected
 
 _ADDRESS = re.compile(r"hub://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
 
@@ -27,7 +27,7 @@ def token() -> str | None:
     return get_token()
 
 
-def locate(url: str, options: Options) -> list[Location]:
+def locate(url: str, options: FetchOptions) -> list[Location]:
     """Where the files are that `hub://datasets/OWNER/NAME[@REVISION]/FILE` means; FILE may be a pattern.
 
     All of them are of one commit. A pattern stands in the last part of FILE only: its files share one folder.
@@ -41,7 +41,7 @@ def locate(url: str, options: Options) -> list[Location]:
     repository, revision, wanted = match.groups()
     endpoint, secret = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None, token() or False
     label = options.label or repository
-    info = persist(lambda: _dataset(repository, revision, endpoint, secret, options), options, label)
+    info = retry(lambda: _dataset(repository, revision, endpoint, secret, options), options, label)
     files = [file for file in info.siblings or () if _is_meant(file.rfilename, wanted)]
     if not files:
         raise AddressError(f"the repository holds no {wanted}")
@@ -64,7 +64,7 @@ def _is_meant(path: str, wanted: str) -> bool:
     return path == wanted or (folder == wanted_folder and fnmatch.fnmatchcase(name, pattern))
 
 
-def _dataset(repository: str, revision: str | None, endpoint: str | None, secret: str | bool, options: Options):
+def _dataset(repository: str, revision: str | None, endpoint: str | None, secret: str | bool, options: FetchOptions):
     with _hub(options):
         return HfApi(endpoint=endpoint).dataset_info(
             repository, revision=revision, files_metadata=True, token=secret, timeout=options.timeout
@@ -72,7 +72,7 @@ def _dataset(repository: str, revision: str | None, endpoint: str | None, secret
 
 
 @contextmanager
-def _hub(options: Options) -> Iterator[None]:
+def _hub(options: FetchOptions) -> Iterator[None]:
     """A block that asks the hub: its errors become ours."""
     try:
         yield
@@ -83,14 +83,14 @@ def _hub(options: Options) -> Iterator[None]:
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in PASSING_STATUS:
-            raise Passing(f"the hub answers {status}") from None
+            raise TransientError(f"the hub answers {status}") from None
         if status in (401, 403):
             reason = "there is no such repository, or not for you; a stored token that has expired does this too"
             raise AccessDenied(f"the hub answers {status}: {reason}", status) from None
         raise AddressError(f"the hub answers {status}: no such repository or revision", status) from None
     except httpx2.TimeoutException:
-        raise Passing(f"nothing came from the hub for {options.timeout:g} s") from None
+        raise TransientError(f"nothing came from the hub for {options.timeout:g} s") from None
     except httpx2.HTTPError as error:
-        raise Passing(f"no connection to the hub: {error}") from None
+        raise TransientError(f"no connection to the hub: {error}") from None
     except (ValueError, KeyError, TypeError):
         raise AddressError("what answers is not a Hugging Face hub: look at HF_ENDPOINT and at your proxy") from None

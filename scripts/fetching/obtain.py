@@ -12,21 +12,21 @@ from pathlib import Path, PurePosixPath
 
 from scripts.common.errors import UserError
 from scripts.common.files import text_sha256
+from scripts.config.registry import Address, Download
 from scripts.fetching import receipts
 from scripts.fetching.archive import extract_member, is_archive, is_zip
-from scripts.fetching.connection import DEFAULTS, Location, Options
-from scripts.fetching.content import UNKNOWN, AccessDenied, AddressError, Expected, Fetched, WrongContent
+from scripts.fetching.connection import DEFAULTS, FetchOptions, Location
 from scripts.fetching.download import download_file
 from scripts.fetching.receipts import below
 from scripts.fetching.remote_zip import RemoteZip
-from scripts.sources import Address, Download
+from scripts.fetching.verification import UNKNOWN, AccessDenied, AddressError, Expected, Fetched, WrongContent
 
 _LARGEST_IMAGE = 1 << 28
 _LONGEST_NAME = 200
 """File systems allow 255 bytes; a file on its way has a longer name than it has in the end."""
 
 
-def obtain(download: Download, data_path: Path, options: Options = DEFAULTS) -> list[Path]:
+def obtain(download: Download, data_path: Path, options: FetchOptions = DEFAULTS) -> list[Path]:
     """Make the file, or the files of the folder, that `download` describes exist below `data_path`; return them.
 
     A folder whose files were placed by hand counts as complete, whatever it lacks.
@@ -44,7 +44,7 @@ def obtain(download: Download, data_path: Path, options: Options = DEFAULTS) -> 
 
 
 def obtain_images(
-    download: Download, data_path: Path, folder: str, names: Collection[str], options: Options = DEFAULTS
+    download: Download, data_path: Path, folder: str, names: Collection[str], options: FetchOptions = DEFAULTS
 ) -> list[str]:
     """Fetch single images out of a remote .zip into `folder`, which is then marked as partial.
 
@@ -75,7 +75,7 @@ def obtain_images(
     return sorted(lacking)
 
 
-def _images(address: Address, data_path: Path, folder: str, missing: list[str], options: Options) -> list[str]:
+def _images(address: Address, data_path: Path, folder: str, missing: list[str], options: FetchOptions) -> list[str]:
     """Fetch what one archive holds of `missing`; return the rest."""
     target = below(data_path, folder)
     archive = _remote_zip(_only(_locate(address, options)), data_path, options)
@@ -122,7 +122,7 @@ def _first_that_gives(download: Download, data_path: Path, fetch: Callable[[Addr
     raise UserError(f"{download.path} could not be fetched. {tried}. {_by_hand(download, data_path)}")
 
 
-def _refuse_early(download: Download, data_path: Path, options: Options, what: str = "") -> None:
+def _refuse_early(download: Download, data_path: Path, options: FetchOptions, what: str = "") -> None:
     """Raise UserError where it is known beforehand that nothing can be fetched."""
     what = what or download.path
     if not download.addresses:
@@ -166,7 +166,7 @@ def _known_by(address: Address) -> str:
     return f"{address.url} ({address.member})" if address.member else address.url
 
 
-def _locate(address: Address, options: Options) -> list[Location]:
+def _locate(address: Address, options: FetchOptions) -> list[Location]:
     # Few sources need these libraries, and importing them takes a while.
     if address.url.startswith("hub:"):
         from scripts.fetching import hub
@@ -185,11 +185,11 @@ def _only(locations: list[Location]) -> Location:
     return locations[0]
 
 
-def _remote_zip(location: Location, data_path: Path, options: Options) -> RemoteZip:
+def _remote_zip(location: Location, data_path: Path, options: FetchOptions) -> RemoteZip:
     return RemoteZip(location.url, options, location.headers, receipts.archives(data_path))
 
 
-def _one_file(address: Address, download: Download, data_path: Path, options: Options) -> None:
+def _one_file(address: Address, download: Download, data_path: Path, options: FetchOptions) -> None:
     expected = Expected(download.bytes, download.sha256, download.md5)
     place, known_by = below(data_path, download.path), _known_by(address)
     note = receipts.refusals_file(data_path, download.path)
@@ -208,12 +208,12 @@ def _one_file(address: Address, download: Download, data_path: Path, options: Op
     receipts.forget_refusals(data_path, download.path)
 
 
-def _whole(address: Address, location: Location, place: Path, expected: Expected, options: Options) -> Fetched:
+def _whole(address: Address, location: Location, place: Path, expected: Expected, options: FetchOptions) -> Fetched:
     expected = expected.joined(location.expected)
     return download_file(location.url, place, expected, options, location.headers, f"{address.url} {location.name}")
 
 
-def _member(address: Address, place: Path, expected: Expected, data_path: Path, options: Options) -> Fetched:
+def _member(address: Address, place: Path, expected: Expected, data_path: Path, options: FetchOptions) -> Fetched:
     """A file out of an archive: a zip stays where it is, any other is fetched, unpacked and removed."""
     location = _only(_locate(address, options))
     if not is_archive(location.name):
@@ -237,7 +237,7 @@ class _Folder:
     A listing of them is remembered before the first is fetched: files without one were placed by hand.
     """
 
-    def __init__(self, download: Download, data_path: Path, options: Options):
+    def __init__(self, download: Download, data_path: Path, options: FetchOptions):
         self._download, self._data_path, self._options = download, data_path, options
         self._place = below(data_path, download.path)
 

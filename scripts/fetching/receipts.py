@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
-from scripts.fetching.content import Expected, Fetched, writing
+from scripts.fetching.verification import Expected, Fetched, writing
 
 _FOLDER = ".fetched"
 

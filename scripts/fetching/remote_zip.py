@@ -22,9 +22,18 @@ import requests
 from scripts.common.files import atomic
 from scripts.common.progress import Progress
 from scripts.fetching.archive import LARGEST_MEMBER, find_member, is_inside, refuse_large, refuse_special
-from scripts.fetching.connection import DEFAULTS, Options, Passing, answer, body, content_range, new_session, persist
-from scripts.fetching.content import UNKNOWN, AddressError, Expected, Fetched, keep, writing
+from scripts.fetching.connection import (
+    DEFAULTS,
+    FetchOptions,
+    TransientError,
+    answer,
+    body,
+    content_range,
+    new_session,
+    retry,
+)
 from scripts.fetching.progress import BytesProgress
+from scripts.fetching.verification import UNKNOWN, AddressError, Expected, Fetched, keep, writing
 
 _TAIL = 1 << 16
 _LARGEST_DIRECTORY = 1 << 28
@@ -47,7 +56,7 @@ class RemoteZip:
     def __init__(
         self,
         url: str,
-        options: Options = DEFAULTS,
+        options: FetchOptions = DEFAULTS,
         headers: Mapping[str, str] | None = None,
         cache: Path | None = None,
     ):
@@ -121,7 +130,7 @@ class RemoteZip:
                 progress.begin(info.file_size, 0)
             return keep(self._content(info, progress), place, expected)
 
-        return persist(whole, self._options, self._label)
+        return retry(whole, self._options, self._label)
 
     def _refuse(self, name: str, limit: int) -> zipfile.ZipInfo:
         info = self.members().get(name)
@@ -138,7 +147,7 @@ class RemoteZip:
     @cached_property
     def _directory(self) -> tuple[dict[str, zipfile.ZipInfo], list[int]]:
         """The members, and where each of them and the directory begin, in order."""
-        tail, version = persist(self._last_bytes, self._options, self._label)
+        tail, version = retry(self._last_bytes, self._options, self._label)
         cached = self._cache and version and self._cache / f"{version}.zipdir"
         if cached and cached.is_file():
             tail = cached.read_bytes()
@@ -166,7 +175,7 @@ class RemoteZip:
             with self._ranged(f"bytes={start}-{stop - 1}") as response:
                 return b"".join(body(response))
 
-        return persist(ask, self._options, self._label)
+        return retry(ask, self._options, self._label)
 
     @contextmanager
     def _ranged(self, wanted: str) -> Iterator[requests.Response]:
@@ -227,7 +236,7 @@ def _packed(pieces: Iterator[bytes], info: zipfile.ZipInfo) -> Iterator[bytes]:
 def _next(pieces: Iterator[bytes]) -> bytes:
     piece = next(pieces, b"")
     if not piece:
-        raise Passing("the line was cut")
+        raise TransientError("the line was cut")
     return piece
 
 

@@ -31,7 +31,7 @@ _LOCAL_HEADER = 30
 _BATCH = 4096
 
 
-class Entry(NamedTuple):
+class ImageEntry(NamedTuple):
     """One image.
 
     Attributes:
@@ -52,7 +52,7 @@ class Entry(NamedTuple):
     fault: str = ""
 
 
-def list_container(place: Path, container: str, folder: str) -> list[Entry]:
+def list_container(place: Path, container: str, folder: str) -> list[ImageEntry]:
     """The images in the file `place`, which is `container` below the data path and stands for `folder`.
 
     In the order of the file. Its bytes are not hashed here: every image that is taken out of it will be.
@@ -84,7 +84,7 @@ def _named(folder: str, name: str) -> tuple[str, str]:
     return folder + name, ""
 
 
-def _zip_entries(place: Path, container: str, folder: str) -> Iterator[Entry]:
+def _zip_entries(place: Path, container: str, folder: str) -> Iterator[ImageEntry]:
     """Images of a zip by their base names: archives differ in the folders they put them into."""
     with zipfile.ZipFile(place) as archive, place.open("rb") as file:
         for member in archive.infolist():
@@ -101,7 +101,7 @@ def _zip_entries(place: Path, container: str, folder: str) -> Iterator[Entry]:
                 fault = "unsupported_compression"
             kind = STORED if member.compress_type == zipfile.ZIP_STORED else DEFLATED
             offset = _data_offset(file.fileno(), member)
-            yield Entry(path, container, kind, offset, member.compress_size, member.CRC, fault)
+            yield ImageEntry(path, container, kind, offset, member.compress_size, member.CRC, fault)
 
 
 def _data_offset(file: int, member: zipfile.ZipInfo) -> int:
@@ -119,7 +119,7 @@ _START = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{\s*")
 _SCALAR = re.compile(rb"[-+.A-Za-z0-9]+")
 
 
-def _json_entries(place: Path, container: str, folder: str) -> Iterator[Entry]:
+def _json_entries(place: Path, container: str, folder: str) -> Iterator[ImageEntry]:
     """Values of a JSON object of texts, found by their quotes: base64 holds neither quotes nor escapes of them.
 
     Ten to twenty times faster than a JSON parser, and the file, which may have 70 GB, is never in memory.
@@ -131,7 +131,7 @@ def _json_entries(place: Path, container: str, folder: str) -> Iterator[Entry]:
             yield from _scan(data, place, container, folder)
 
 
-def _scan(data: mmap.mmap, place: Path, container: str, folder: str) -> Iterator[Entry]:
+def _scan(data: mmap.mmap, place: Path, container: str, folder: str) -> Iterator[ImageEntry]:
     def broken(at: int, wanted: str) -> UserError:
         found = data[at : at + 40] or b"the end of the file"
         return UserError(
@@ -167,7 +167,7 @@ def _scan(data: mmap.mmap, place: Path, container: str, folder: str) -> Iterator
         following = _NEXT.match(data, after) if after > 0 else None
         if following is None:
             raise broken(value, "an image, then ',' or '}'")
-        yield Entry(path, container, BASE64, value, end - value, fault=fault)
+        yield ImageEntry(path, container, BASE64, value, end - value, fault=fault)
         at = following.start(1) if following[1] == b"}" else following.end()
         if at - kept >= _WINDOW:
             # Or the whole file would count as this process's memory in the end.
@@ -178,7 +178,7 @@ def _scan(data: mmap.mmap, place: Path, container: str, folder: str) -> Iterator
         raise broken(at + 1, "the end of the file")
 
 
-def _parquet_entries(place: Path, container: str, folder: str) -> Iterator[Entry]:
+def _parquet_entries(place: Path, container: str, folder: str) -> Iterator[ImageEntry]:
     """Rows of a table in one of the three forms in which MIMIC-IT has been published."""
     form = parquet_form(place)
     with pq.ParquetFile(place) as table:
@@ -188,14 +188,14 @@ def _parquet_entries(place: Path, container: str, folder: str) -> Iterator[Entry
             for number, data in embedded_images(place):
                 name = embedded_id(data)
                 if name not in known:
-                    yield Entry(folder + name, container, PARQUET, number, len(data))
+                    yield ImageEntry(folder + name, container, PARQUET, number, len(data))
                 known.add(name)
             return
         row = 0
         for batch in table.iter_batches(_BATCH, columns=[form.id]):
             for name in batch.column(0).to_pylist():
                 path, fault = _named(folder, str(name))
-                yield Entry(path, container, PARQUET, row, size, fault=fault)
+                yield ImageEntry(path, container, PARQUET, row, size, fault=fault)
                 row += 1
 
 

@@ -13,18 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from model.template import IGNORE, Template, encode
-from scripts.pretraining.optimisation import optimise
-from scripts.sections.miniature import Miniature
-from scripts.sections.pretrain import PretrainLanguage
-from scripts.world.language import name, pair_question, question
-from scripts.world.randomness import Draw
-from scripts.world.scenes import CELLS, Scene, draw_scene
+from model.template import IGNORE_INDEX, Template, encode
+from scripts.config.miniature import MiniatureConfig
+from scripts.config.pretrain import PretrainLanguageConfig
+from scripts.pretraining.train_loop import optimise
+from scripts.synthetic.language import name, pair_question, question
+from scripts.synthetic.randomness import RandomStream
+from scripts.synthetic.scenes import CELLS, Scene, draw_scene
 
 _PAIRS = 0.6
 
 
-def make_language(settings: PretrainLanguage, world: Miniature, tokenizer_folder: Path, out: Path) -> dict[str, float]:
+def make_language(
+    settings: PretrainLanguageConfig, world: MiniatureConfig, tokenizer_folder: Path, out: Path
+) -> dict[str, float]:
     """Pretrain the language model and write it to the folder `out`; returns the last steps' mean loss per answer
     token."""
     torch.manual_seed(settings.seed)
@@ -49,15 +51,15 @@ def make_language(settings: PretrainLanguage, world: Miniature, tokenizer_folder
 
     def loss(step: int) -> Tensor:
         rows = [
-            encode(_conversation(Draw(settings.seed, "reading", step, row), world), tokenizer, Template(), 0)
+            encode(_conversation(RandomStream(settings.seed, "reading", step, row), world), tokenizer, Template(), 0)
             for row in range(settings.batch)
         ]
         length = max(map(len, rows))
         ids = torch.tensor([row.input_ids + [tokenizer.pad_token_id] * (length - len(row)) for row in rows])
-        labels = torch.tensor([row.labels + [IGNORE] * (length - len(row)) for row in rows])
+        labels = torch.tensor([row.labels + [IGNORE_INDEX] * (length - len(row)) for row in rows])
         # Padding lies to the right, where causal attention never looks: no mask is needed.
         hidden = decoder.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        answers = labels[:, 1:] != IGNORE
+        answers = labels[:, 1:] != IGNORE_INDEX
         value = F.cross_entropy(decoder.lm_head(hidden[answers]), labels[:, 1:][answers])
         losses.append(value.item())
         return value
@@ -69,7 +71,7 @@ def make_language(settings: PretrainLanguage, world: Miniature, tokenizer_folder
     return {"loss": round(sum(last) / len(last), 4) if last else 0.0}
 
 
-def _conversation(draw: Draw, world: Miniature) -> list[dict]:
+def _conversation(draw: RandomStream, world: MiniatureConfig) -> list[dict]:
     """Two questions about one scene or about two, told in words before the first question."""
     scenes = [draw_scene(draw, world) for _ in range(2 if draw.unit() < _PAIRS else 1)]
     told = "\n".join(f"Image {number}: {_told(scene)}" for number, scene in enumerate(scenes, start=1))

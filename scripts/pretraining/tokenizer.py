@@ -12,11 +12,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from model.template import Template
-from scripts.sections.miniature import Miniature
-from scripts.sections.pretrain import PretrainTokenizer
-from scripts.world.language import captions, describe, questions, recall
-from scripts.world.randomness import Draw
-from scripts.world.scenes import draw_scene
+from scripts.config.miniature import MiniatureConfig
+from scripts.config.pretrain import PretrainTokenizerConfig
+from scripts.synthetic.language import captions, describe, questions, recall
+from scripts.synthetic.randomness import RandomStream
+from scripts.synthetic.scenes import draw_scene
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 IMAGE = "<image>"
@@ -27,7 +27,7 @@ _PIECES = r"\n*### \w+|\:\n| ?[A-Za-z]+(?:-[A-Za-z]+)*| ?[0-9]| ?[^\sA-Za-z0-9]|
 _SCENES = 600
 
 
-def make_tokenizer(settings: PretrainTokenizer, world: Miniature, out: Path) -> None:
+def make_tokenizer(settings: PretrainTokenizerConfig, world: MiniatureConfig, out: Path) -> None:
     """Train the tokenizer on the language of `world` and write it to the folder `out`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -48,9 +48,9 @@ def make_tokenizer(settings: PretrainTokenizer, world: Miniature, out: Path) -> 
     fast.save_pretrained(out)
 
 
-def _texts(world: Miniature) -> Iterator[str]:
+def _texts(world: MiniatureConfig) -> Iterator[str]:
     template = Template()
-    draw = Draw(world.seed, "tokenizer")
+    draw = RandomStream(world.seed, "tokenizer")
     for scene in range(_SCENES):
         # As often as in conversations, or rarer words would take the merges.
         yield template.image_header_for(1 + scene % 9)

@@ -19,16 +19,18 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 
 from scripts.common.files import bytes_sha256
 from scripts.common.progress import Progress
-from scripts.pretraining.optimisation import optimise
-from scripts.sections.miniature import Miniature
-from scripts.sections.pretrain import PretrainVision
-from scripts.world.randomness import Draw
-from scripts.world.scenes import CELLS, COLOURS, SHAPES, SIZES, Scene, draw_scene, jpeg, render
+from scripts.config.miniature import MiniatureConfig
+from scripts.config.pretrain import PretrainVisionConfig
+from scripts.pretraining.train_loop import optimise
+from scripts.synthetic.randomness import RandomStream
+from scripts.synthetic.scenes import CELLS, COLOURS, SHAPES, SIZES, Scene, draw_scene, jpeg, render
 
 _TESTED = 500
 
 
-def make_vision(settings: PretrainVision, world: Miniature, heldout: Collection[str], out: Path) -> dict[str, float]:
+def make_vision(
+    settings: PretrainVisionConfig, world: MiniatureConfig, heldout: Collection[str], out: Path
+) -> dict[str, float]:
     """Pretrain the encoder and write it, with its image processor, to the folder `out`.
 
     `heldout` are the sha256 of images to stay clear of. Returns the share of objects of unseen scenes whose patches are
@@ -81,13 +83,13 @@ def _codes(width: int) -> tuple[Tensor, ...]:
 
 
 def _scenes(
-    settings: PretrainVision, world: Miniature, heldout: Collection[str], processor: CLIPImageProcessorPil
+    settings: PretrainVisionConfig, world: MiniatureConfig, heldout: Collection[str], processor: CLIPImageProcessorPil
 ) -> tuple[Tensor, Tensor, int]:
     """Pixels (scenes, 3, side, side), labels (scenes, patches, 4), and how many drawn images were held out."""
     progress = Progress("drawing scenes for the encoder", settings.scenes + _TESTED)
     pixels, labels, number = [], [], 0
     while len(pixels) < settings.scenes + _TESTED:
-        draw = Draw(settings.seed, "encoder", number)
+        draw = RandomStream(settings.seed, "encoder", number)
         number += 1
         scene = draw_scene(draw, world)
         image = render(scene, draw, world.image_size)

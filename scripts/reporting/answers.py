@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.evaluation.results import HELDOUT
-from scripts.reporting.pictures import Pictures
+from scripts.reporting.report_images import ReportImages
 from scripts.reporting.scores import Column
 
 MISTAKES = 12
@@ -21,13 +21,13 @@ UNFOLDED = 9
 Turns = dict[tuple[str, int], dict[str, Any]]
 
 
-def suites(columns: Sequence[Column], pictures: Pictures) -> list[dict[str, Any]]:
+def suites(columns: Sequence[Column], pictures: ReportImages) -> list[dict[str, Any]]:
     """Every suite with its dialogues, those with the most wrong answers first, at most `DIALOGUES` of each."""
     names = dict.fromkeys(name for column in columns for name in column.metrics["suites"])
     return [_suite(name, columns, pictures) for name in names]
 
 
-def mistakes(columns: Sequence[Column], pictures: Pictures) -> list[dict[str, Any]]:
+def mistakes(columns: Sequence[Column], pictures: ReportImages) -> list[dict[str, Any]]:
     """Held-out questions that some column answered wrongly: one of the worst kind, one of the next, and so on."""
     answers = [read_turns(column, HELDOUT) for column in columns]
     wrong: dict[str, list[tuple[str, int]]] = {}
@@ -39,7 +39,7 @@ def mistakes(columns: Sequence[Column], pictures: Pictures) -> list[dict[str, An
     return [_mistake(key, columns, answers, pictures) for key in chosen]
 
 
-def _suite(name: str, columns: Sequence[Column], pictures: Pictures) -> dict[str, Any]:
+def _suite(name: str, columns: Sequence[Column], pictures: ReportImages) -> dict[str, Any]:
     answers = [read_turns(column, name) if name in column.metrics["suites"] else {} for column in columns]
     tests: dict[str, list[tuple[str, int]]] = {}
     for key in dict.fromkeys(key for turns in answers for key in turns):
@@ -98,7 +98,7 @@ def score(turn: Mapping[str, Any]) -> float | None:
 
 
 def _round(
-    key: tuple[str, int], suite: str, columns: Sequence[Column], answers: Sequence[Turns], pictures: Pictures
+    key: tuple[str, int], suite: str, columns: Sequence[Column], answers: Sequence[Turns], pictures: ReportImages
 ) -> dict[str, Any]:
     turn = next(turns[key] for turns in answers if key in turns)
     old = len(turn["images"]) - turn["new_images"]
@@ -113,7 +113,7 @@ def _round(
 
 
 def _mistake(
-    key: tuple[str, int], columns: Sequence[Column], answers: Sequence[Turns], pictures: Pictures
+    key: tuple[str, int], columns: Sequence[Column], answers: Sequence[Turns], pictures: ReportImages
 ) -> dict[str, Any]:
     turn = next(turns[key] for turns in answers if key in turns)
     return {

@@ -11,14 +11,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from scripts.blending.lookup import RecordLookup
 from scripts.blending.plan_table import read_plan
+from scripts.blending.record_store import RecordStore
 from scripts.blending.render import messages
 from scripts.common.files import read_json
+from scripts.common.formatting import format_count, humanize
+from scripts.config.registry import DATASETS
 from scripts.evaluation.results import HELDOUT
-from scripts.reporting.data import EXAMPLES, count, spoken
-from scripts.reporting.pictures import Pictures
-from scripts.sources import DATASETS
+from scripts.reporting.data import EXAMPLES
+from scripts.reporting.report_images import ReportImages
 
 SAMPLES = 3
 _LOOKED_AT = 2048
@@ -27,7 +28,7 @@ _ROUNDS = 6
 
 
 def cards(
-    reports: Iterable[Path], verdicts: Iterable[Path], plans: Iterable[Path], pictures: Pictures
+    reports: Iterable[Path], verdicts: Iterable[Path], plans: Iterable[Path], pictures: ReportImages
 ) -> list[dict[str, Any]]:
     """The cards of all datasets that have a report, and of the joins that a plan holds, by name."""
     reports = list(reports)
@@ -37,15 +38,21 @@ def cards(
     return sorted(made, key=lambda card: card["name"])
 
 
-def _of_records(path: Path, judged: Mapping[str, dict], pictures: Pictures) -> dict[str, Any]:
+def _of_records(path: Path, judged: Mapping[str, dict], pictures: ReportImages) -> dict[str, Any]:
     report = read_json(path)
     verdict = judged.get(report["dataset"], {})
     expected = report["expected"]
     facts = [
-        ("rows found", count(report["rows"]) + (f" of {count(expected)} published" if expected is not None else "")),
-        ("rows kept", count(report["kept"])),
-        ("conversations", count(report["records"])),
-        ("images", count(report["images"]) + (f" of {count(verdict['images_named'])} named" if verdict else "")),
+        (
+            "rows found",
+            format_count(report["rows"]) + (f" of {format_count(expected)} published" if expected is not None else ""),
+        ),
+        ("rows kept", format_count(report["kept"])),
+        ("conversations", format_count(report["records"])),
+        (
+            "images",
+            format_count(report["images"]) + (f" of {format_count(verdict['images_named'])} named" if verdict else ""),
+        ),
     ]
     table = path.with_name(f"{report['dataset']}.parquet")
     return {
@@ -69,24 +76,24 @@ def _measures(statistics: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, st
     }
     found = [(name, label, statistics[name]) for name, label in words.items() if name in statistics]
     return [
-        (label, count(measure["max"]) if measure["mean"] == measure["max"] else _spread(measure))
+        (label, format_count(measure["max"]) if measure["mean"] == measure["max"] else _spread(measure))
         for name, label, measure in found
         if name != "wordings" or measure["max"] > 1
     ]
 
 
 def _spread(measure: Mapping[str, Any]) -> str:
-    return f"{measure['mean']:g} on average, at most {count(measure['max'])}"
+    return f"{measure['mean']:g} on average, at most {format_count(measure['max'])}"
 
 
 def _reasons(entries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {"name": spoken(name), "count": count(entry["count"]), "examples": entry["examples"][:EXAMPLES]}
+        {"name": humanize(name), "count": format_count(entry["count"]), "examples": entry["examples"][:EXAMPLES]}
         for name, entry in entries.items()
     ]
 
 
-def _samples(table: Path, pictures: Pictures) -> Iterator[list[dict[str, Any]]]:
+def _samples(table: Path, pictures: ReportImages) -> Iterator[list[dict[str, Any]]]:
     """A few conversations of a table of records, chosen by hash, with the first of every choice."""
     with pq.ParquetFile(table) as file:
         batch = next(file.iter_batches(_LOOKED_AT), None)
@@ -102,7 +109,7 @@ def _samples(table: Path, pictures: Pictures) -> Iterator[list[dict[str, Any]]]:
         yield _conversation(messages(row, {record["uid"]: record}), record["images"], pictures)
 
 
-def _conversation(said: list[dict], images: list[Mapping[str, str]], pictures: Pictures) -> list[dict[str, Any]]:
+def _conversation(said: list[dict], images: list[Mapping[str, str]], pictures: ReportImages) -> list[dict[str, Any]]:
     """Rounds of a conversation: what is shown, asked and answered."""
     turns = [message for message in said if message["role"] != "system"]
     rounds = []
@@ -117,7 +124,7 @@ def _text(message: Mapping[str, Any]) -> str:
     return "\n".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 
-def _of_joins(plans: list[Path], records: Path | None, pictures: Pictures) -> Iterator[dict[str, Any]]:
+def _of_joins(plans: list[Path], records: Path | None, pictures: ReportImages) -> Iterator[dict[str, Any]]:
     """Cards of the datasets that are joins, from the first epoch that holds them."""
     seen: set[str] = set()
     for path in plans:
@@ -130,13 +137,13 @@ def _of_joins(plans: list[Path], records: Path | None, pictures: Pictures) -> It
                 yield _of_join(name, account, path, records, pictures)
 
 
-def _of_join(name: str, account: Mapping[str, Any], plan: Path, records: Path | None, pictures: Pictures) -> dict:
+def _of_join(name: str, account: Mapping[str, Any], plan: Path, records: Path | None, pictures: ReportImages) -> dict:
     facts = [
         ("joins", ", ".join(account["joins"])),
-        ("pairs that may be joined", f"{count(account['usable'])} of {count(account['records'])}"),
-        ("conversations in the first epoch", count(account["realised"])),
-        ("images in them", count(account["images"])),
-        ("tokens in them", count(account["tokens"])),
+        ("pairs that may be joined", f"{format_count(account['usable'])} of {format_count(account['records'])}"),
+        ("conversations in the first epoch", format_count(account["realised"])),
+        ("images in them", format_count(account["images"])),
+        ("tokens in them", format_count(account["tokens"])),
     ]
     dropped = {reason: {"count": number, "examples": []} for reason, number in account["dropped"].items()}
     dropped |= {"too_long": {"count": account["too_long"], "examples": []}} if account["too_long"] else {}
@@ -153,10 +160,10 @@ def _of_join(name: str, account: Mapping[str, Any], plan: Path, records: Path | 
     }
 
 
-def _joined(name: str, plan: Path, records: Path, pictures: Pictures) -> Iterator[list[dict[str, Any]]]:
+def _joined(name: str, plan: Path, records: Path, pictures: ReportImages) -> Iterator[list[dict[str, Any]]]:
     table, _ = read_plan(plan)
     rows = [row for row in table.slice(0, _LOOKED_AT).to_pylist() if row["dataset"] == name][:SAMPLES]
     uids = [uid for row in rows for uid in row["uids"]]
-    found = RecordLookup(records, uids).fetch(uids) if uids else {}
+    found = RecordStore(records, uids).fetch(uids) if uids else {}
     for row in rows:
         yield _conversation(messages(row, found), row["images"], pictures)

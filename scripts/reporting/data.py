@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.files import read_json
+from scripts.common.formatting import format_bytes, format_count, humanize
 from scripts.evaluation.results import HELDOUT
 
 EXAMPLES = 5
@@ -24,12 +25,13 @@ def dataset_rows(reports: Iterable[str | Path], verdicts: Iterable[str | Path]) 
         rows.append(
             {
                 "name": report["dataset"],
-                "expected": NONE if report["expected"] is None else count(report["expected"]),
-                "found": count(report["rows"]),
-                "kept": count(report["kept"]),
-                "dropped": count(report["rows"] - report["kept"]),
-                "records": count(report["records"]),
-                "images": count(report["images"]) + (f" of {count(verdict['images_named'])}" if verdict else ""),
+                "expected": NONE if report["expected"] is None else format_count(report["expected"]),
+                "found": format_count(report["rows"]),
+                "kept": format_count(report["kept"]),
+                "dropped": format_count(report["rows"] - report["kept"]),
+                "records": format_count(report["records"]),
+                "images": format_count(report["images"])
+                + (f" of {format_count(verdict['images_named'])}" if verdict else ""),
             }
         )
     return rows
@@ -40,10 +42,10 @@ def source_rows(manifests: Iterable[str | Path]) -> list[dict[str, Any]]:
     return [
         {
             "name": manifest["source"],
-            "images": count(manifest["images"]),
-            "shards": count(len(manifest["shards"])),
-            "bytes": size(sum(shard["bytes"] for shard in manifest["shards"])),
-            "rejected": count(sum(manifest["rejected"].values())),
+            "images": format_count(manifest["images"]),
+            "shards": format_count(len(manifest["shards"])),
+            "bytes": format_bytes(sum(shard["bytes"] for shard in manifest["shards"])),
+            "rejected": format_count(sum(manifest["rejected"].values())),
             "reasons": _reasons(manifest["rejected"]),
             "flags": _reasons(manifest["flags"]),
             "pixels": _pixels(manifest["sizes"]),
@@ -74,8 +76,8 @@ def _blend_table(name: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
         "name": name,
         "parts": ["held out" if part["epoch"] == HELDOUT else f"epoch {part['epoch']}" for part in parts],
         "rows": [_dataset_row(dataset, parts) for dataset in datasets],
-        "totals": [{"name": label, "counts": [count(part[key]) for part in parts]} for label, key in totals]
-        + [{"name": "supervised tokens", "counts": [count(part["labels"]) for part in parts]}]
+        "totals": [{"name": label, "counts": [format_count(part[key]) for part in parts]} for label, key in totals]
+        + [{"name": "supervised tokens", "counts": [format_count(part["labels"]) for part in parts]}]
         + [{"name": "packs", "counts": [_packs(part) for part in parts]}] * any(part["packing"] for part in parts),
         "hashes": [part["sha256"] for part in parts],
     }
@@ -84,7 +86,7 @@ def _blend_table(name: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
 def _packs(part: Mapping[str, Any]) -> str:
     """How many packs there are, and how full."""
     places = part["units"] * part["sequence"]
-    return f"{count(part['units'])}, {part['tokens'] / places:.1%} full" if places else "0"
+    return f"{format_count(part['units'])}, {part['tokens'] / places:.1%} full" if places else "0"
 
 
 def _cell(account: Mapping[str, Any] | None) -> dict[str, str]:
@@ -92,11 +94,15 @@ def _cell(account: Mapping[str, Any] | None) -> dict[str, str]:
     if account is None:
         return {"conversations": NONE, "asked": "", "measure": ""}
     drawn, wanted = account.get("drawn", 0), account.get("wanted", 0)
-    told = f"of {count(wanted)} asked" if drawn != wanted else f"of {count(drawn)}"
-    told = f"{count(drawn)} {told}" if drawn not in (wanted, account["realised"]) else told
-    measure = f"{count(account['tokens'])} tokens, {count(account['images'])} images" if account["realised"] else ""
+    told = f"of {format_count(wanted)} asked" if drawn != wanted else f"of {format_count(drawn)}"
+    told = f"{format_count(drawn)} {told}" if drawn not in (wanted, account["realised"]) else told
+    measure = (
+        f"{format_count(account['tokens'])} tokens, {format_count(account['images'])} images"
+        if account["realised"]
+        else ""
+    )
     return {
-        "conversations": count(account["realised"]),
+        "conversations": format_count(account["realised"]),
         "asked": told if (drawn, drawn) != (wanted, account["realised"]) else "",
         "measure": measure,
     }
@@ -122,9 +128,9 @@ def asked(entry: Mapping[str, Any], epoch_size: int | None) -> str:
     """What a blend asks of a dataset, in words."""
     samples = entry["samples"]
     if entry["proportion"] is not None:
-        samples = f"{entry['proportion']:.1%} of {count(epoch_size)}"
+        samples = f"{entry['proportion']:.1%} of {format_count(epoch_size)}"
     elif not isinstance(samples, str):
-        samples = f"{samples:.0%}" if isinstance(samples, float) else count(samples)
+        samples = f"{samples:.0%}" if isinstance(samples, float) else format_count(samples)
     words = [samples]
     if entry["repeat"] > 1:
         words.append(f"{entry['repeat']} times")
@@ -135,26 +141,8 @@ def asked(entry: Mapping[str, Any], epoch_size: int | None) -> str:
     return ", ".join(words)
 
 
-def count(number: int) -> str:
-    """A count with thousands separated."""
-    return f"{number:,}"
-
-
-def size(number: int) -> str:
-    """A number of bytes in the unit that suits it."""
-    amount, units = float(number), ["B", "kB", "MB", "GB", "TB"]
-    while amount >= 1000 and len(units) > 1:
-        amount, units = amount / 1000, units[1:]
-    return f"{amount:.3g} {units[0]}"
-
-
-def spoken(reason: str) -> str:
-    """A reason's name as words."""
-    return reason.replace("_", " ")
-
-
 def _reasons(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{spoken(name)}: {count(number)}" for name, number in sorted(counts.items()))
+    return ", ".join(f"{humanize(name)}: {format_count(number)}" for name, number in sorted(counts.items()))
 
 
 def _part_order(part: Mapping[str, Any]) -> tuple[bool, int]:

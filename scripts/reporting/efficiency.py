@@ -15,12 +15,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from scripts.common.files import canonical, read_json
-from scripts.evaluation.kinds import GROUPS
-from scripts.reporting.figures import Line, accuracy_chart
+from scripts.common.files import canonical_json, read_json
+from scripts.config.run import RunConfig
+from scripts.evaluation.question_kinds import GROUPS
+from scripts.reporting.charts import Line, accuracy_chart
 from scripts.reporting.means import mean
 from scripts.reporting.scores import GROUP_LABELS, RUN_COLOURS, Column
-from scripts.sections.run import Run
 
 _VARIED = {"attention", "epochs", "seed"}
 _ORDER = ("mmca", "causal", "dattn")
@@ -72,12 +72,12 @@ def studies(
             continue
         groups = column.metrics["heldout"]["groups"]
         accuracies = {group: groups[group]["accuracy"] for group in GROUPS if groups[group]["n"]}
-        same = {name: value for name, value in settings.items() if name not in _VARIED | Run.SAME_NUMBERS}
+        same = {name: value for name, value in settings.items() if name not in _VARIED | RunConfig.RESULT_NEUTRAL}
         same |= {name: re.sub(r"-\d+$", "", settings[name]) for name in ("model", "blend")}
-        seeds = canonical([settings["model"], settings["blend"], settings["seed"]])
+        seeds = canonical_json([settings["model"], settings["blend"], settings["seed"]])
         seen = sum(lengths[plan] for plan in run["plans"])
         trial = Trial(settings["attention"], settings["epochs"], seen, seeds, accuracies)
-        found.setdefault(canonical(same), []).append(trial)
+        found.setdefault(canonical_json(same), []).append(trial)
     return [
         _study(trials, confidence)
         for trials in found.values()

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.common.files import canonical, read_json
-from scripts.reporting.data import count, size
+from scripts.common.files import canonical_json, read_json
+from scripts.common.formatting import format_bytes, format_count
 
 
 def provenance(
@@ -31,10 +31,10 @@ def provenance(
             details.append(("evaluation settings", _flat(judged["settings"])))
             details.append(("evaluation inputs and versions", _flat(judged["inputs"] | judged["versions"])))
         if lock := passports.get(run["run"]):
-            total = size(sum(file["bytes"] for file in lock["files"].values()))
+            total = format_bytes(sum(file["bytes"] for file in lock["files"].values()))
             facts.append(("passport", lock["sha256"]))
-            details.append((f"passport: {count(len(lock['files']))} files, {total}", _files(lock)))
-            details.append((f"code: {count(len(lock['code']))} files", _flat(lock["code"])))
+            details.append((f"passport: {format_count(len(lock['files']))} files, {total}", _files(lock)))
+            details.append((f"code: {format_count(len(lock['code']))} files", _flat(lock["code"])))
             details.append(("libraries", _flat(lock["environment"]["libraries"])))
         entries.append({"name": run["run"], "colour": colours[run["run"]], "facts": facts, "details": details})
     return sorted(entries, key=lambda entry: list(colours).index(entry["name"]))
@@ -44,7 +44,7 @@ def _flat(value: Any, name: str = "") -> list[str]:
     """Nested JSON as lines "a.b = value"."""
     if isinstance(value, dict):
         return [line for key in sorted(value) for line in _flat(value[key], f"{name}.{key}" if name else key)]
-    return [f"{name} = {canonical(value)}"]
+    return [f"{name} = {canonical_json(value)}"]
 
 
 def _files(lock: Mapping[str, Any]) -> list[str]:
@@ -52,4 +52,7 @@ def _files(lock: Mapping[str, Any]) -> list[str]:
     folders: dict[str, list[int]] = {}
     for path, file in lock["files"].items():
         folders.setdefault("/".join(path.split("/")[:2]), []).append(file["bytes"])
-    return [f"{name}: {count(len(sizes))} files, {size(sum(sizes))}" for name, sizes in sorted(folders.items())]
+    return [
+        f"{name}: {format_count(len(sizes))} files, {format_bytes(sum(sizes))}"
+        for name, sizes in sorted(folders.items())
+    ]

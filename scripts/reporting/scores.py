@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json
-from scripts.evaluation.kinds import GROUPS
-from scripts.reporting.figures import Curve, accuracy_bar, step_chart
+from scripts.evaluation.question_kinds import GROUPS
+from scripts.reporting.charts import Curve, accuracy_bar, step_chart
 from scripts.training.metrics import read_metrics
 
 RUN_COLOURS = 6

@@ -30,14 +30,14 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
-from scripts.serving.answers import CANCELLED, ERROR, TIMEOUT, Job, Piece, Sampling
-from scripts.serving.engine import Busy, Closed
+from scripts.serving.chat_request import ChatRequest
+from scripts.serving.engine import EngineClosed, QueueFull
 from scripts.serving.errors import ApiError
 from scripts.serving.examples import Example
-from scripts.serving.guard import Guard
-from scripts.serving.pictures import Pictures
-from scripts.serving.requests import ChatRequest
-from scripts.serving.served import Served
+from scripts.serving.image_store import ImageStore
+from scripts.serving.jobs import CANCELLED, ERROR, TIMEOUT, Job, SamplingParams, TextDelta
+from scripts.serving.request_guard import RequestGuard
+from scripts.serving.served_model import ServedModel
 
 PAGE = Path(__file__).parent / "page"
 _ALIVE = 10.0  # seconds without a piece after which a stream says that it is still there
@@ -66,7 +66,7 @@ class Service:
 
     def __init__(
         self,
-        models: Sequence[Served],
+        models: Sequence[ServedModel],
         limits: Limits = Limits(),
         examples: Sequence[Example] = (),
         training: dict[str, dict[str, Any]] | None = None,
@@ -74,7 +74,7 @@ class Service:
         """`training` tells, by a model's name, what it was trained on."""
         self.models = {served.name: served for served in models}
         self.limits, self.examples, self.training = limits, examples, training or {}
-        self.pictures = Pictures(limits.image, limits.uploads, limits.pixels)
+        self.pictures = ImageStore(limits.image, limits.uploads, limits.pixels)
 
     async def health(self, request: Request) -> Response:
         engines = {name: served.engine for name, served in self.models.items()}
@@ -133,20 +133,20 @@ class Service:
         body = [piece async for piece in request.stream()]
         asked, served, pixels, hashes, encoded = await run_in_threadpool(self._read, body)
         request.scope["visualchat.release"]()
-        pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        pieces: asyncio.Queue[TextDelta] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        most = min(asked.sampling.max_new_tokens, served.room(encoded))
-        sampling = Sampling(**(vars(asked.sampling) | {"max_new_tokens": most}))
+        most = min(asked.sampling.max_new_tokens, served.max_answer_tokens(encoded))
+        sampling = SamplingParams(**(vars(asked.sampling) | {"max_new_tokens": most}))
         job = Job(
             *(encoded, pixels, hashes, sampling, deadline),
-            on_piece=lambda piece: loop.call_soon_threadsafe(pieces.put_nowait, piece),
+            on_delta=lambda piece: loop.call_soon_threadsafe(pieces.put_nowait, piece),
         )
         try:
             served.engine.submit(job)
-        except Busy:
-            wait = 1 + served.engine.settings.queue // max(1, served.engine.settings.batch)
+        except QueueFull:
+            wait = 1 + served.engine.settings.max_queue_size // max(1, served.engine.settings.max_batch_size)
             raise ApiError(429, "too many questions wait; come back soon", "overloaded", retry_after=wait) from None
-        except Closed:
+        except EngineClosed:
             raise ApiError(503, "the server is ending", "ending", retry_after=5) from None
         answer = Answer(f"chatcmpl-{token_hex(12)}", served.name, int(time.time()), job, pieces)
         return EventStream(answer, asked.include_usage) if asked.stream else await answer.whole(request.receive)
@@ -162,18 +162,18 @@ class Service:
         served = self._served(asked.model)
         encoded = served.encode(asked.messages)
         chosen = [
-            self.pictures.prepared(asked.images[index], served.processor, asked.places[index])
+            self.pictures.prepared(asked.images[index], served.processor, asked.image_locations[index])
             for index in encoded.image_indices
         ]
         return asked, served, [pixels for pixels, _ in chosen], [name for _, name in chosen], encoded
 
-    def _served(self, name: str) -> Served:
+    def _served(self, name: str) -> ServedModel:
         if name not in self.models:
             known = ", ".join(self.models)
             raise ApiError(404, f"there is no model {name[:80]!r} here; there is {known}", "model_not_found", "model")
         return self.models[name]
 
-    def _described(self, served: Served) -> dict[str, Any]:
+    def _described(self, served: ServedModel) -> dict[str, Any]:
         return {"id": served.name, "object": "model", "owned_by": "visualchat", **served.about}
 
 
@@ -185,7 +185,7 @@ class Answer:
     model: str
     created: int
     job: Job
-    pieces: asyncio.Queue[Piece]
+    pieces: asyncio.Queue[TextDelta]
 
     async def whole(self, receive: Receive) -> Response:
         """Wait for all of it; if the client goes away, nobody needs it."""
@@ -221,7 +221,7 @@ class Answer:
             piece = await self._next(gone, _ALIVE)
             if piece is None:
                 return
-            if piece == Piece():
+            if piece == TextDelta():
                 yield ""
                 continue
             if piece.text:
@@ -236,7 +236,7 @@ class Answer:
                 yield json.dumps(self._frame("chat.completion.chunk", []) | {"usage": self._usage()})
         yield "[DONE]"
 
-    async def _next(self, gone: asyncio.Task, patience: float | None = None) -> Piece | None:
+    async def _next(self, gone: asyncio.Task, patience: float | None = None) -> TextDelta | None:
         """The next piece; None if the client is gone, an empty one if `patience` (seconds) is over.
 
         The engine keeps the deadline; should it hang, nobody waits for it much longer.
@@ -254,12 +254,12 @@ class Answer:
             await waiting
         if gone.done():
             return None
-        return Piece() if self.job.deadline + _GRACE > time.monotonic() else Piece(finish=TIMEOUT)
+        return TextDelta() if self.job.deadline + _GRACE > time.monotonic() else TextDelta(finish=TIMEOUT)
 
-    def failure(self, piece: Piece) -> ApiError | None:
+    def failure(self, piece: TextDelta) -> ApiError | None:
         """The error that an answer ended with, if it did."""
         if piece.finish == TIMEOUT:
-            if self.job.said:
+            if self.job.output_ids:
                 return ApiError(504, "the answer took too long and was given up", "timeout")
             return ApiError(503, "no place became free in time; come back soon", "overloaded", retry_after=5)
         if piece.finish in (ERROR, CANCELLED):
@@ -271,8 +271,8 @@ class Answer:
         return head | {"choices": choices, "system_fingerprint": None}
 
     def _usage(self) -> dict[str, Any]:
-        read, said = len(self.job.encoded), len(self.job.said)
-        details = {"cached_tokens": self.job.reused, "audio_tokens": 0}
+        read, said = len(self.job.encoded), len(self.job.output_ids)
+        details = {"cached_tokens": self.job.cached_tokens, "audio_tokens": 0}
         total = {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
         return total | {"prompt_tokens_details": details}
 
@@ -326,7 +326,7 @@ async def _defect(request: Request, error: Exception) -> Response:
 
 
 def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | None = None) -> Starlette:
-    """The ASGI application; it closes the engines when it ends. `key` and `hosts` are those of the `Guard`."""
+    """The ASGI application; it closes the engines when it ends. `key` and `hosts` are those of the `RequestGuard`."""
 
     @asynccontextmanager
     async def life(app: Starlette):
@@ -347,6 +347,8 @@ def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | 
         Route("/v1/chat/completions", service.chat, methods=["POST"]),
     ]
     limits = service.limits
-    guard = Middleware(Guard, key=key, hosts=hosts, max_body=limits.body, body_room=limits.bodies)
+    guard = Middleware(
+        RequestGuard, key=key, hosts=hosts, max_body_bytes=limits.body, max_total_body_bytes=limits.bodies
+    )
     handlers = {ApiError: _api_error, HTTPException: _http_error, Exception: _defect}
     return Starlette(routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=life)

@@ -5,7 +5,7 @@
     3. leave   those that are finished, late or no longer wanted leave the batch; their place is free at once
 
 So a short answer never waits for a long one. Nothing that anybody has shown or said is computed twice while there is
-room to keep it: images are kept by their pixels for everybody (`model.cache.ImageCache`), and what was read and said in
+room to keep it: images are kept by their pixels for everybody (`model.conversation_cache.ImageCache`), and what was read and said in
 a conversation by its tokens, so that its next round computes its new text alone.
 
 What one job asks for never harms another: a prompt that fails, fails alone, and the memory that is kept is bounded.
@@ -20,21 +20,21 @@ from dataclasses import dataclass
 
 import torch
 
-from model.batching import Batch
-from model.cache import ImageCache
+from model.conversation_batch import ConversationBatch
+from model.conversation_cache import ImageCache
 from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
-from scripts.serving.answers import CANCELLED, ERROR, TIMEOUT, Job, Piece, Speaker, own_tokenizer
-from scripts.serving.prefixes import Prefixes
+from scripts.serving.jobs import CANCELLED, ERROR, TIMEOUT, Job, TextDelta, TokenStreamer, copy_tokenizer
+from scripts.serving.prefix_cache import PrefixCache
 
 log = logging.getLogger("visualchat.engine")
 
 
-class Busy(Exception):
+class QueueFull(Exception):
     """As many jobs wait as may wait."""
 
 
-class Closed(Exception):
+class EngineClosed(Exception):
     """The engine ends and takes no more jobs."""
 
 
@@ -42,20 +42,20 @@ class Closed(Exception):
 class EngineSettings:
     """What an engine may use.
 
-    `batch` jobs run and `queue` wait; `image_room` and `prefix_room` are bytes on the model's device for images and
+    `batch` jobs run and `queue` wait; `image_cache_bytes` and `prefix_cache_bytes` are bytes on the model's device for images and
     for conversations that may go on. `prefill` and `places` are rows times the longest of them, in tokens: of the new
     tokens of one reading forward, and of all that runs with its answers at their longest, which bounds its memory.
     """
 
-    batch: int = 32
-    queue: int = 128
-    image_room: int = 512 << 20
-    prefix_room: int = 512 << 20
-    prefill: int = 8192
-    places: int = 1 << 16
+    max_batch_size: int = 32
+    max_queue_size: int = 128
+    image_cache_bytes: int = 512 << 20
+    prefix_cache_bytes: int = 512 << 20
+    max_prefill_tokens: int = 8192
+    max_batch_tokens: int = 1 << 16
 
 
-class Engine:
+class BatchingEngine:
     """Answers jobs with one model, in a thread of its own. Close it at the end."""
 
     def __init__(
@@ -66,17 +66,17 @@ class Engine:
     ):
         self.model, self.settings = model.eval(), settings
         self.answered = self.steps = self.rows = 0
-        self._images = ImageCache(model, settings.image_room)
-        self._prefixes = Prefixes(settings.prefix_room, processor.image_tokens)
-        self._tokenizer = own_tokenizer(processor.tokenizer)
+        self._images = ImageCache(model, settings.image_cache_bytes)
+        self._prefixes = PrefixCache(settings.prefix_cache_bytes, processor.image_tokens)
+        self._tokenizer = copy_tokenizer(processor.tokenizer)
         self._image_tokens = processor.image_tokens
         generation = model.generation_config
         ends = generation.eos_token_id
         self._ends = frozenset([ends] if isinstance(ends, int) else ends or [])
         self._never = list(generation.suppress_tokens or [])
         self._waiting: deque[Job] = deque()
-        self._running: list[Speaker] = []
-        self._batch = Batch.empty(model, 0)
+        self._running: list[TokenStreamer] = []
+        self._batch = ConversationBatch.empty(model, 0)
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -86,14 +86,14 @@ class Engine:
         """Let a job wait for its turn.
 
         Raises:
-            Busy: too many wait already.
-            Closed: the engine has been closed.
+            QueueFull: too many wait already.
+            EngineClosed: the engine has been closed.
         """
         with self._changed:
             if self._closed:
-                raise Closed
-            if len(self._waiting) >= self.settings.queue:
-                raise Busy
+                raise EngineClosed
+            if len(self._waiting) >= self.settings.max_queue_size:
+                raise QueueFull
             self._waiting.append(job)
             self._changed.notify()
 
@@ -142,14 +142,14 @@ class Engine:
                 self._give_up("the model failed in the middle of the answer")
         self._give_up("the server ends")
         while self._waiting:
-            _tell(self._waiting.popleft(), Piece(finish=ERROR, error="the server ends"))
+            _tell(self._waiting.popleft(), TextDelta(finish=ERROR, error="the server ends"))
 
     def _admit(self) -> None:
         """Read as many of the waiting prompts as there are places for, in the order in which they came."""
         self._sweep()
         group, longest, reused = [], 0, []
         size = max((_size(speaker.job) for speaker in self._running), default=0)
-        while len(self._running) + len(group) < self.settings.batch:
+        while len(self._running) + len(group) < self.settings.max_batch_size:
             with self._changed:
                 job = self._waiting.popleft() if self._waiting else None
             if job is None:
@@ -157,8 +157,8 @@ class Engine:
             prefix = self._prefixes.longest(job)
             new = len(job.encoded) - prefix[1]
             rows, size = len(self._running) + len(group) + 1, max(size, _size(job))
-            too_much = group and (len(group) + 1) * max(longest, new) > self.settings.prefill
-            if too_much or (rows > 1 and rows * size > self.settings.places):
+            too_much = group and (len(group) + 1) * max(longest, new) > self.settings.max_prefill_tokens
+            if too_much or (rows > 1 and rows * size > self.settings.max_batch_tokens):
                 with self._changed:
                     self._waiting.appendleft(job)
                 break
@@ -179,7 +179,7 @@ class Engine:
                     self._read([job], [(None, 0)])
                 except Exception as error:
                     log.exception("a prompt failed")
-                    _tell(job, Piece(finish=ERROR, error=f"the model cannot read this: {error}"))
+                    _tell(job, TextDelta(finish=ERROR, error=f"the model cannot read this: {error}"))
 
     def _sweep(self) -> None:
         """Let go of those who wait in vain, so that they take no place in the queue."""
@@ -188,41 +188,41 @@ class Engine:
             unwanted = {job: finish for job in waiting if (finish := _unwanted(job)) is not None}
             self._waiting = deque(job for job in waiting if job not in unwanted)
         for job, finish in unwanted.items():
-            _tell(job, Piece(finish=finish))
+            _tell(job, TextDelta(finish=finish))
 
-    def _read(self, group: Sequence[Job], prefixes: Sequence[tuple[Batch | None, int]]) -> None:
+    def _read(self, group: Sequence[Job], prefixes: Sequence[tuple[ConversationBatch | None, int]]) -> None:
         """Compute the prompts of `group` behind what is known of them, choose first tokens, and join the batch."""
         begun, tokens, kinds, pixels = [], [], [], []
         for job, (known, length) in zip(group, prefixes, strict=True):
-            begun.append(Batch.empty(self.model) if known is None else known.cut(length))
+            begun.append(ConversationBatch.empty(self.model) if known is None else known.truncate(length))
             tokens.append(job.encoded.input_ids[length:])
             kinds.append(job.encoded.modality[length:])
             pixels += job.pixels[sum(kind == 2 for kind in job.encoded.modality[:length]) // self._image_tokens :]
-            job.reused = length
-        logits, batch = Batch.joined(begun).extended(tokens, kinds, self._images.inputs(pixels))
-        speakers = [Speaker(job, self._tokenizer, self._ends) for job in group]
-        self._batch = Batch.joined([self._batch, batch]) if self._running else batch
+            job.cached_tokens = length
+        logits, batch = ConversationBatch.concat(begun).extend(tokens, kinds, self._images.model_inputs(pixels))
+        speakers = [TokenStreamer(job, self._tokenizer, self._ends) for job in group]
+        self._batch = ConversationBatch.concat([self._batch, batch]) if self._running else batch
         self._running += speakers
         self._choose(speakers, logits)
 
     def _step(self) -> None:
         """One token for everybody who runs."""
-        tokens = [[speaker.job.said[-1]] for speaker in self._running]
-        logits, self._batch = self._batch.extended(tokens, [[1]] * len(tokens), {})
+        tokens = [[speaker.job.output_ids[-1]] for speaker in self._running]
+        logits, self._batch = self._batch.extend(tokens, [[1]] * len(tokens), {})
         self.steps += 1
         self.rows += len(tokens)
         self._choose(self._running, logits)
 
-    def _choose(self, speakers: Sequence[Speaker], logits: torch.Tensor) -> None:
+    def _choose(self, speakers: Sequence[TokenStreamer], logits: torch.Tensor) -> None:
         logits[:, self._never] = float("-inf")
         likeliest = logits.argmax(-1).tolist()
         for place, speaker in enumerate(speakers):
             try:
                 token = speaker.choose(logits[place]) if speaker.job.sampling.temperature else likeliest[place]
-                piece = speaker.say(token)
+                piece = speaker.put(token)
             except Exception as error:  # chances that are no numbers, for instance
                 log.exception("a token could not be chosen")
-                piece = Piece(finish=ERROR, error=f"no token could be chosen: {error}")
+                piece = TextDelta(finish=ERROR, error=f"no token could be chosen: {error}")
             if piece is not None:
                 speaker.finished = piece.finish is not None
                 _tell(speaker.job, piece)
@@ -232,21 +232,21 @@ class Engine:
         stay = []
         for place, speaker in enumerate(self._running):
             if not speaker.finished and (finish := _unwanted(speaker.job)) is not None:
-                _tell(speaker.job, Piece(finish=finish))
+                _tell(speaker.job, TextDelta(finish=finish))
             elif not speaker.finished:
                 stay.append(place)
                 continue
             self.answered += 1
-            self._prefixes.keep(speaker.job, self._batch.take([place]))
+            self._prefixes.keep(speaker.job, self._batch.select_rows([place]))
         if len(stay) < len(self._running):
-            self._batch = self._batch.take(stay) if stay else Batch.empty(self.model, 0)
+            self._batch = self._batch.select_rows(stay) if stay else ConversationBatch.empty(self.model, 0)
             self._running = [self._running[place] for place in stay]
 
     def _give_up(self, why: str) -> None:
         for speaker in self._running:
             if not speaker.finished:
-                _tell(speaker.job, Piece(finish=ERROR, error=why))
-        self._running, self._batch = [], Batch.empty(self.model, 0)
+                _tell(speaker.job, TextDelta(finish=ERROR, error=why))
+        self._running, self._batch = [], ConversationBatch.empty(self.model, 0)
 
 
 def _size(job: Job) -> int:
@@ -261,10 +261,10 @@ def _unwanted(job: Job) -> str | None:
     return TIMEOUT if time.monotonic() > job.deadline else None
 
 
-def _tell(job: Job, piece: Piece) -> None:
+def _tell(job: Job, piece: TextDelta) -> None:
     """Hand out a piece; whoever asked may be gone."""
     try:
-        job.on_piece(piece)
+        job.on_delta(piece)
     except Exception:
         # Whatever it is, the others must not suffer for it.
         log.warning("nobody takes the answer any more", exc_info=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.evaluation.images import inside, split_paths
+from scripts.inference.image_files import resolve_inside, split_paths
 
 _MOST = 8
 
@@ -58,7 +58,7 @@ def read_examples(suite: Path) -> list[Example]:
                 turn[0] for turn in rounds[: next((n for n, t in enumerate(rounds) if n and len(t) > 1), None)]
             ]
             if images:
-                found = tuple(inside(suite.parent, path) for path in images)
+                found = tuple(resolve_inside(suite.parent, path) for path in images)
                 ranked.append((kinds[kind], Example(found, tuple(questions))))
     except (OSError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{suite} holds no dialogues: {error}") from None
@@ -66,7 +66,7 @@ def read_examples(suite: Path) -> list[Example]:
     return [example for _, example in ranked if all(path.is_file() for path in example.images)][:_MOST]
 
 
-def training(root: Path | None, run: str | None) -> dict[str, Any]:
+def training_summary(root: Path | None, run: str | None) -> dict[str, Any]:
     """What a run was trained on and how well it answers: datasets with counts, and shares of right answers."""
     if root is None or run is None:
         return {}

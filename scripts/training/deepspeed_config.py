@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from scripts.sections.run import Run
+from scripts.config.run import RunConfig
 
 _LARGEST_BUCKET = 500_000_000
 
 
-def deepspeed_config(settings: Run, accumulation: int, trained: int, pin: bool) -> dict[str, Any]:
+def deepspeed_config(settings: RunConfig, accumulation: int, trained: int, pin: bool) -> dict[str, Any]:
     """Return the configuration for `accumulation` micro-batches per step and `trained` trained parameters.
 
     Its optimiser and schedule sections stay empty: ours are used. `pin`: what is offloaded lies in page-locked memory.
@@ -27,7 +27,7 @@ def deepspeed_config(settings: Run, accumulation: int, trained: int, pin: bool) 
     return {
         "train_micro_batch_size_per_gpu": settings.micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": settings.clip,
+        "gradient_clipping": settings.max_grad_norm,
         "steps_per_print": None,
         "bf16": {"enabled": settings.precision == "bf16"},
         # A scale that DeepSpeed leaves alone: `precision.LossScale` sets it before every step.

@@ -44,7 +44,7 @@ def present(environment: Mapping[str, str], system: Path = Path("/dev")) -> list
     return [str(number) for number in range(len(found))]
 
 
-def take(
+def reserve_gpus(
     run: str,
     count: int,
     environment: Mapping[str, str],

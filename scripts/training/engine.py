@@ -31,8 +31,8 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from model.modeling import VisualChatForConditionalGeneration, count_documents
-from scripts.sections.run import Run
-from scripts.training.batches import Batch
+from scripts.config.run import RunConfig
+from scripts.training.dataset import MicroBatch
 from scripts.training.deepspeed_config import deepspeed_config
 from scripts.training.flops import Flops
 from scripts.training.partition import partition
@@ -44,7 +44,7 @@ _EPSILON = 1e-8
 
 
 @dataclass
-class Measured:
+class LossTotals:
     """Losses over all ranks: sums of cross-entropies and numbers of supervised tokens, by dataset."""
 
     datasets: list[str]
@@ -75,12 +75,12 @@ class StepResult:
     `stop` says that some rank was asked to end. `skipped`: the gradient overflowed in fp16, and nothing was changed.
     """
 
-    measured: Measured
+    measured: LossTotals
     learning_rate: float
     learning_rates: dict[str, float]
     grad_norm: float
     tokens: int
-    places: int
+    padded_tokens: int
     flops: float
     stop: bool
     skipped: bool = False
@@ -91,7 +91,7 @@ class StepResult:
         return math.isfinite(self.measured.loss) and (self.skipped or math.isfinite(self.grad_norm))
 
 
-class RowLosses(nn.Module):
+class LossModule(nn.Module):
     """The model as the engine runs it: the sum of the labels' cross-entropies, in all and for each document."""
 
     def __init__(self, model: VisualChatForConditionalGeneration):
@@ -110,13 +110,13 @@ class RowLosses(nn.Module):
         return losses.sum(), by_document
 
 
-class Engine:
+class TrainingEngine:
     """A model in training on this rank. Every method is collective: all ranks call it with the same step."""
 
     def __init__(
         self,
         model: VisualChatForConditionalGeneration,
-        settings: Run,
+        settings: RunConfig,
         *,
         datasets: Sequence[str],
         accumulation: int,
@@ -147,7 +147,7 @@ class Engine:
         if settings.zero == 3:
             partition(model, self.config, self.device, dtype_of(settings.precision))
         self._engine, *_ = deepspeed.initialize(
-            model=RowLosses(model),
+            model=LossModule(model),
             optimizer=optimizer,
             model_parameters=[value for group in groups for value in group["params"]],
             config=self.config,
@@ -159,7 +159,7 @@ class Engine:
             _make_moments(optimizer)
         self._count_updates()
 
-    def step(self, step: int, batches: Sequence[Batch], stop: bool = False) -> StepResult:
+    def step(self, step: int, batches: Sequence[MicroBatch], stop: bool = False) -> StepResult:
         """Take the 0-based step `step`. Any rank may set `stop`; all learn of it."""
         self._engine.train()
         torch.manual_seed(step_seed(self.settings.seed, step, self.rank))
@@ -180,12 +180,12 @@ class Engine:
             if place < len(batches) - 1:
                 self._engine.step()
         result = StepResult(
-            measured=Measured(self.datasets, self._sum(losses), labels),
+            measured=LossTotals(self.datasets, self._sum(losses), labels),
             learning_rate=self.settings.learning_rate * factor,
             learning_rates={part: peak * factor for part, peak in self._peaks.items()},
             grad_norm=math.nan,
             tokens=int(tokens),
-            places=int(places),
+            padded_tokens=int(places),
             flops=flops,
             stop=bool(stops),
         )
@@ -211,11 +211,11 @@ class Engine:
             result.grad_norm = math.inf if overflowed else norm / self.loss_scale.scale if scaled else norm
         if self.loss_scale:
             self.loss_scale.update(overflowed)
-            result.skipped = overflowed and not self.loss_scale.hopeless
+            result.skipped = overflowed and not self.loss_scale.exhausted
         self.updates += not overflowed
 
-    def evaluate(self, batches: Iterable[Batch], stop: Callable[[], bool] = lambda: False) -> Measured | None:
-        """Measure the loss on `batches` of this rank (equally many on each) together with the other ranks.
+    def evaluate(self, batches: Iterable[MicroBatch], stop: Callable[[], bool] = lambda: False) -> LossTotals | None:
+        """TokenTables the loss on `batches` of this rank (equally many on each) together with the other ranks.
 
         Return None as soon as `stop` says on some rank that there is no time left.
         """
@@ -228,9 +228,9 @@ class Engine:
                 _, by_document = self._engine(**self._inputs(batch))
                 self._count_losses(losses, batch, by_document)
                 labels += torch.tensor([batch.labels[name] for name in self.datasets])
-        return Measured(self.datasets, self._sum(losses), self._sum(labels))
+        return LossTotals(self.datasets, self._sum(losses), self._sum(labels))
 
-    def not_finite(self, batches: Sequence[Batch], filler: Batch) -> list[int]:
+    def find_nonfinite(self, batches: Sequence[MicroBatch], filler: MicroBatch) -> list[int]:
         """Run `batches` of this rank one by one; return the numbers of those whose loss or gradient is not finite.
 
         Ranks may have different numbers of batches; `filler` keeps them together. Gradients are looked at where every
@@ -267,7 +267,7 @@ class Engine:
         """The part of the state that is not tensors, as JSON values: updates made, and the loss scale."""
         return {"updates": self.updates, "loss_scale": asdict(self.loss_scale) if self.loss_scale else None}
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any], filler: Batch, accumulation: int) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any], filler: MicroBatch, accumulation: int) -> None:
         """Continue from what `state` and `facts` returned; the model must already have been built with its weights.
 
         AdamW makes its moments in its first step, and DeepSpeed links them to its shards then. So one step is taken
@@ -289,7 +289,7 @@ class Engine:
             self.loss_scale = LossScale(**facts["loss_scale"])
         self._count_updates()
 
-    def _inputs(self, batch: Batch) -> dict[str, Tensor]:
+    def _inputs(self, batch: MicroBatch) -> dict[str, Tensor]:
         names = ("input_ids", "labels", "modality", "document_ids", "pixel_values")
         # Batches lie in page-locked memory where there is a GPU, so copying them need not wait.
         inputs = {
@@ -300,15 +300,15 @@ class Engine:
                 inputs["image_features"] = self.tower(inputs.pop("pixel_values"))
         return inputs
 
-    def _add_up(self, batches: Sequence[Batch], stop: bool) -> tuple[Tensor, float, float, float, float]:
+    def _add_up(self, batches: Sequence[MicroBatch], stop: bool) -> tuple[Tensor, float, float, float, float]:
         """Return the supervised tokens of all ranks by dataset; and tokens, places, operations and wishes to stop."""
         labels = [sum(batch.labels[name] for batch in batches) for name in self.datasets]
-        counts = [sum(batch.tokens for batch in batches), sum(batch.places for batch in batches)]
+        counts = [sum(batch.tokens for batch in batches), sum(batch.padded_tokens for batch in batches)]
         counts += [sum(self._flops.of(batch) for batch in batches), stop]
         total = self._sum(torch.tensor(labels + counts, dtype=torch.float64))
         return total[: len(labels)], *total[len(labels) :].tolist()
 
-    def _count_losses(self, losses: Tensor, batch: Batch, by_document: Tensor) -> None:
+    def _count_losses(self, losses: Tensor, batch: MicroBatch, by_document: Tensor) -> None:
         for dataset, loss in zip(batch.datasets, by_document.tolist(), strict=True):
             if dataset:
                 losses[self.datasets.index(dataset)] += loss
@@ -373,7 +373,7 @@ def _make_moments(optimizer: torch.optim.AdamW) -> None:
             optimizer.state[parameter] = {"step": torch.tensor(0.0)} | state
 
 
-def learning_rate(settings: Run, step: int, steps: int) -> float:
+def learning_rate(settings: RunConfig, step: int, steps: int) -> float:
     """Return the rate of the 0-based `step` of `steps` as a share of the peak: a linear rise, then a fall."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps

@@ -14,11 +14,11 @@ import os
 import torch
 from torch import nn
 
-from model.layout import SWITCHES
-from model.modeling import VisualChatForConditionalGeneration, positions_of
+from model.attention_plan import SWITCHES
+from model.modeling import VisualChatForConditionalGeneration, compute_position_ids
 from model.template import IMAGE, TEXT
 from scripts.common.errors import UserError
-from scripts.training.batches import Batch
+from scripts.training.dataset import MicroBatch
 
 VARIABLE = "VISUALCHAT_DEVICE_FLOPS"
 
@@ -63,19 +63,19 @@ class Flops:
         self._pair = 12 * text.num_hidden_layers * text.num_attention_heads * width
         self._image_rows = SWITCHES[model.config.attention]["image_rows"]
 
-    def of(self, batch: Batch) -> float:
+    def of(self, batch: MicroBatch) -> float:
         """The operations of one forward and backward pass over `batch`; a filler costs nothing."""
         return self.matrices(batch) + self.attention(batch) if batch.tokens else 0.0
 
-    def matrices(self, batch: Batch) -> float:
+    def matrices(self, batch: MicroBatch) -> float:
         """Those of encoder, projector, the decoder's layers and the head, without attention between text tokens."""
         images = len(batch.tensors.get("pixel_values", ()))
         return self.count(batch.tokens, sum(batch.labels.values()), images)
 
-    def attention(self, batch: Batch) -> float:
+    def attention(self, batch: MicroBatch) -> float:
         """Those of the decoder's attention: every token looks at itself and at what lies before it in its document."""
         modality = batch.tensors["modality"]
-        seen = positions_of(modality, batch.tensors.get("document_ids")) + 1
+        seen = compute_position_ids(modality, batch.tensors.get("document_ids")) + 1
         images = seen[modality == IMAGE].sum() if self._image_rows == "causal" else (modality == IMAGE).sum()
         return self.count(pairs=float(seen[modality == TEXT].sum() + images))
 
@@ -96,7 +96,7 @@ def _cost(part: nn.Module, backward: bool = True) -> float:
     return float(sum(m.numel() * (2 + 2 * backward + 2 * m.requires_grad) for m in matrices.values()))
 
 
-def peak(ranks: int) -> float | None:
+def peak_flops(ranks: int) -> float | None:
     """The operations per second that the devices of all ranks could do, or None where nobody knows.
 
     VISUALCHAT_DEVICE_FLOPS (operations per second of one device) overrules the table.

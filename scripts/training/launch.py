@@ -2,7 +2,7 @@
 
     python -m scripts.train             the launcher: light, holds the run's lock, speaks to the person
       +- (srun)                         where the run has several nodes
-          +- scripts.training.torchrun  one per node: starts and watches the ranks there
+          +- scripts.training.node_launcher  one per node: starts and watches the ranks there
               +- scripts.training.worker    one process per rank
 
 Each process asks the kernel to be killed when its parent dies (`guard.py`), and over several nodes each torchrun
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.training.guard import PARENT
-from scripts.training.nodes import Place
+from scripts.training.nodes import Topology
+from scripts.training.parent_death import PARENT
 from scripts.training.runlock import launcher_lives
-from scripts.training.watchdog import end_hung
+from scripts.training.watchdog import kill_hung_ranks
 
 _SECONDS_TO_SAVE = "300"
 _SECONDS_TO_FOLLOW = 600.0
@@ -51,7 +51,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def run_ranks(
-    place: Place,
+    place: Topology,
     ranks: int,
     threads: int,
     arguments: Sequence[str],
@@ -61,7 +61,7 @@ def run_ranks(
 ) -> int:
     """Run the workers at `place` to their end and return the exit status of torchrun or srun.
 
-    What the ranks and their libraries print goes to `log`; the messages that rank 0 sends (`channel`) go to
+    What the ranks and their libraries print goes to `log`; the messages that rank 0 sends (`redirect_output`) go to
     `on_message`. SIGTERM, SIGINT and SIGUSR1 are handed on once: the ranks then save, say so and end. `devices` are the
     GPUs that they may see, all if None.
 
@@ -83,7 +83,7 @@ def run_ranks(
         # At SIGTERM srun kills its tasks; torchrun.py knows what the other one means.
         stop = _stopper(process, signal.SIGUSR1 if place.through_srun else signal.SIGTERM)
         previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-        threading.Thread(target=end_hung, args=(process, log.parent / "ranks"), daemon=True).start()
+        threading.Thread(target=kill_hung_ranks, args=(process, log.parent / "ranks"), daemon=True).start()
         try:
             for line in process.stdout:
                 try:
@@ -134,7 +134,7 @@ def _stopper(process: subprocess.Popen, request: signal.Signals) -> Callable:
     return stop
 
 
-def channel(log: Path) -> Callable[[dict[str, Any]], None]:
+def redirect_output(log: Path) -> Callable[[dict[str, Any]], None]:
     """In a rank: print to the node's log from here on, and return the function that sends the launcher a message."""
     pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
     # Appending to one file from several nodes loses lines on network file systems.

@@ -25,7 +25,7 @@ _NUMBERS = ("PET_NODE_RANK", "NODE_RANK", "JOB_COMPLETION_INDEX", "RANK")
 
 
 @dataclass(frozen=True)
-class Place:
+class Topology:
     """How the nodes of a run come together. `own` is this process's node where each has a process, else None."""
 
     nodes: int = 1
@@ -34,7 +34,7 @@ class Place:
     own: int | None = None
 
     @property
-    def follows(self) -> bool:
+    def is_secondary(self) -> bool:
         """Whether another process launches the run, and this one only adds its node."""
         return bool(self.own)
 
@@ -46,7 +46,7 @@ class Place:
     def command(self, ranks: int, lock: Path, arguments: Sequence[str]) -> list[str]:
         """The command line that runs the workers with `arguments`: all `ranks`, or the share of this node."""
         workers = ["-m", "scripts.training.worker", *arguments]
-        node = [sys.executable, "-m", "scripts.training.torchrun"]
+        node = [sys.executable, "-m", "scripts.training.node_launcher"]
         share = ["--nproc-per-node", str(ranks // self.nodes)]
         if self.nodes == 1:
             return [*node, "--standalone", *share, *workers]
@@ -56,7 +56,9 @@ class Place:
         return [*_srun(self.nodes), *node] if self.through_srun else node
 
 
-def find(nodes: int, ranks: int, environment: Mapping[str, str], ask: Callable[[Sequence[str]], str]) -> Place:
+def detect_topology(
+    nodes: int, ranks: int, environment: Mapping[str, str], ask: Callable[[Sequence[str]], str]
+) -> Topology:
     """Find out where this process is.
 
     `environment` holds the process's variables; `ask` runs a command and returns what it prints.
@@ -67,7 +69,7 @@ def find(nodes: int, ranks: int, environment: Mapping[str, str], ask: Callable[[
     if ranks % nodes:
         raise UserError(f"{ranks} ranks cannot be divided among {nodes} nodes; let ranks be a multiple of nodes")
     if nodes == 1:
-        return Place()
+        return Topology()
     number = next((name for name in _NUMBERS if name in environment), None)
     address = environment.get("PET_MASTER_ADDR") or environment.get("MASTER_ADDR")
     if number and address:
@@ -82,21 +84,21 @@ def find(nodes: int, ranks: int, environment: Mapping[str, str], ask: Callable[[
     )
 
 
-def _one_process_a_node(nodes: int, own: int, number: str, address: str, environment: Mapping[str, str]) -> Place:
+def _one_process_a_node(nodes: int, own: int, number: str, address: str, environment: Mapping[str, str]) -> Topology:
     if not 0 <= own < nodes:
         raise UserError(f"{number} is {own}, but the run has {nodes} nodes, numbered from 0; let both agree")
     port = environment.get("PET_MASTER_PORT") or environment.get("MASTER_PORT") or str(_DEFAULT_PORT)
-    return Place(nodes, address, int(port), own)
+    return Topology(nodes, address, int(port), own)
 
 
-def _slurm(nodes: int, job: str, ask: Callable[[Sequence[str]], str]) -> Place:
+def _slurm(nodes: int, job: str, ask: Callable[[Sequence[str]], str]) -> Topology:
     facts = _facts(ask(["scontrol", "-o", "show", "job", job]))
     if int(facts["NumNodes"].split("-")[0]) != nodes:
         raise UserError(f"the run wants {nodes} nodes, but Slurm job {job} has {facts['NumNodes']}; ask for as many")
     first = ask(["scontrol", "show", "hostnames", facts["NodeList"]]).split()[0]
     # The address by which Slurm itself reaches the node: its name need not be known to the resolver.
     address = _facts(ask(["scontrol", "-o", "show", "node", first]))["NodeAddr"]
-    return Place(nodes, address, port_of(job))
+    return Topology(nodes, address, port_of(job))
 
 
 def port_of(job: str) -> int:
@@ -126,7 +128,7 @@ def _srun(nodes: int) -> list[str]:
     tasks = ["--nodes", count, "--ntasks", count, "--ntasks-per-node", "1", "--cpu-bind", "none"]
     # However long the first rank takes to write its last checkpoint; the launcher's lock ends who hangs.
     ends = ["--kill-on-bad-exit=1", "--wait=0"]
-    return [sys.executable, "-m", "scripts.training.guard", "srun", *tasks, *ends, "--export=ALL"]
+    return [sys.executable, "-m", "scripts.training.parent_death", "srun", *tasks, *ends, "--export=ALL"]
 
 
 def _facts(line: str) -> dict[str, str]:

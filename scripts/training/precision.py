@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from scripts.sections.run import Run
+from scripts.config.run import RunConfig
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,12 +32,12 @@ class LossScale:
     patience: int = 1000
 
     @classmethod
-    def of(cls, settings: Run) -> "LossScale | None":
+    def of(cls, settings: RunConfig) -> "LossScale | None":
         """The scale that a run begins with, or None where its format needs none."""
         return cls() if settings.precision == "fp16" else None
 
     @property
-    def hopeless(self) -> bool:
+    def exhausted(self) -> bool:
         """Whether gradients were infinite at the smallest sensible scale, so that smaller ones will not help."""
         return self.scale < 1
 

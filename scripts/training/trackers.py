@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scripts.common.errors import UserError
-from scripts.sections.run import Run
+from scripts.config.run import RunConfig
 
 # What to install where a tracker's module is missing.
 _MODULES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
 @dataclass(frozen=True)
-class Identity:
+class TrackedRun:
     """What a tracker files a run under. `step` is the last finished step: what was shown after it does not count."""
 
     project: str
@@ -46,7 +46,7 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files below `folder`/events; see them with `tensorboard --logdir`."""
 
-    def __init__(self, folder: Path, run: Identity):
+    def __init__(self, folder: Path, run: TrackedRun):
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder / "events"), purge_step=run.step + 1)
@@ -65,7 +65,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run at wandb.ai, or with WANDB_MODE=offline below `folder`/wandb, to be sent later with `wandb sync`."""
 
-    def __init__(self, folder: Path, run: Identity):
+    def __init__(self, folder: Path, run: TrackedRun):
         import wandb
 
         try:
@@ -96,7 +96,7 @@ class WeightsAndBiases:
 class Trackio:
     """A run in trackio's local database (TRACKIO_DIR); see it with `trackio show`."""
 
-    def __init__(self, folder: Path, run: Identity):
+    def __init__(self, folder: Path, run: TrackedRun):
         import trackio
 
         self._trackio = trackio
@@ -126,7 +126,7 @@ def check_installed(names: Sequence[str]) -> None:
         )
 
 
-def open_trackers(settings: Run, folder: Path, run: Identity) -> list[Tracker]:
+def open_trackers(settings: RunConfig, folder: Path, run: TrackedRun) -> list[Tracker]:
     """Open the trackers that `settings` name, with their files below `folder`.
 
     Raises:

@@ -11,22 +11,19 @@ An adapter of rank r beside a matrix W stands for W + scale * B A, with A (r, in
 the sum is formed once, in double precision, and rounded once to the folder's.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from model.modeling import VisualChatForConditionalGeneration
-from scripts.common.errors import UserError
-from scripts.sections.run import Run
+from scripts.config.run import RunConfig
 from scripts.training.precision import dtype_of
 
 PARTS = ("language", "embeddings", "projector", "vision")
-_A, _B = ".lora_A.default.weight", ".lora_B.default.weight"
 
 
-def prepare(model: VisualChatForConditionalGeneration, settings: Run) -> None:
+def mark_trainable(model: VisualChatForConditionalGeneration, settings: RunConfig) -> None:
     """Add the adapters that `settings` ask for and mark what is trained, and nothing else.
 
     What no image passes through (the encoder's pooling head, layers behind the one that is read) stays frozen, so that
@@ -36,8 +33,8 @@ def prepare(model: VisualChatForConditionalGeneration, settings: Run) -> None:
     model.requires_grad_(False)
     language, vision = model.get_decoder(), model.vision_tower
     for part, how, rank in (
-        (language, settings.train_language, settings.language_rank),
-        (vision.encoder, settings.train_vision, settings.vision_rank),
+        (language, settings.train_language, settings.language_lora_rank),
+        (vision.encoder, settings.train_vision, settings.vision_lora_rank),
     ):
         if how == "lora":
             _add_adapters(part, rank, settings.lora_scale, settings.lora_dropout, dtype_of(settings.precision))
@@ -59,7 +56,7 @@ def part_of(model: VisualChatForConditionalGeneration, name: str, value: nn.Para
     return next((part for prefix, part in prefixes.items() if name.startswith(prefix)), "language")
 
 
-def peak_rates(settings: Run) -> dict[str, float]:
+def peak_rates(settings: RunConfig) -> dict[str, float]:
     """The peak learning rate of every part."""
     own = {
         "embeddings": settings.embeddings_learning_rate,
@@ -69,7 +66,7 @@ def peak_rates(settings: Run) -> dict[str, float]:
     return {part: settings.learning_rate if own.get(part) is None else own[part] for part in PARTS}
 
 
-def parameter_groups(model: VisualChatForConditionalGeneration, settings: Run) -> list[dict[str, Any]]:
+def parameter_groups(model: VisualChatForConditionalGeneration, settings: RunConfig) -> list[dict[str, Any]]:
     """Group what is trained by peak rate and weight decay, in as few groups as possible: each is communicated apart."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     rates = peak_rates(settings)
@@ -82,7 +79,7 @@ def parameter_groups(model: VisualChatForConditionalGeneration, settings: Run) -
     ]
 
 
-def table(model: VisualChatForConditionalGeneration, settings: Run) -> str:
+def parameter_table(model: VisualChatForConditionalGeneration, settings: RunConfig) -> str:
     """What is trained and what is frozen, as lines to read."""
     rates = peak_rates(settings)
     how = {
@@ -105,39 +102,6 @@ def table(model: VisualChatForConditionalGeneration, settings: Run) -> str:
     sides = (str.ljust, str.rjust, str.rjust, str.ljust, str.rjust)
     lines = ("  ".join(side(cell, width) for cell, width, side in zip(row, widths, sides, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
-
-
-def apply_weights(model: nn.Module, weights: dict[str, Tensor], scale: float) -> None:
-    """Put trained weights (fp32, by parameter name) into a model without adapters, merging those they have.
-
-    Merging is done in double precision and rounded once to the precision of the model's own weight. `scale` is that of
-    all adapters.
-
-    Raises:
-        UserError: a name or a shape that the model does not have.
-    """
-    parameters = dict(model.named_parameters())
-    for name, value in _merged(parameters, weights, scale):
-        if name not in parameters or parameters[name].shape != value.shape:
-            found = tuple(parameters[name].shape) if name in parameters else "none"
-            raise UserError(
-                f"the trained weights do not fit the model: {name} is {tuple(value.shape)}, not {found} as in it"
-            )
-        with torch.no_grad():
-            parameters[name].copy_(value)
-
-
-def _merged(
-    parameters: dict[str, nn.Parameter], weights: dict[str, Tensor], scale: float
-) -> Iterator[tuple[str, Tensor]]:
-    for name, value in weights.items():
-        if name.endswith(_A):
-            target = name.removesuffix(_A) + ".weight"
-            update = weights[name.removesuffix(_A) + _B].double() @ value.double()
-            base = parameters.get(target)
-            yield target, update if base is None else base.detach().double() + scale * update.to(base.device)
-        elif not name.endswith(_B):
-            yield name, value
 
 
 def _add_adapters(part: nn.Module, rank: int, scale: float, dropout: float, dtype: torch.dtype) -> None:

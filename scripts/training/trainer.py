@@ -19,20 +19,21 @@ from typing import Any
 import torch.distributed as dist
 
 from scripts.common.errors import UserError
-from scripts.common.files import file_sha256, write_json
-from scripts.media.pixels import PixelStore, pixels_key
-from scripts.sections.run import Run
-from scripts.training.assembly import load_model
-from scripts.training.batches import Batches
-from scripts.training.engine import Engine, StepResult
-from scripts.training.flops import peak
-from scripts.training.loader import BlendReader
+from scripts.common.files import file_sha256, sync, write_json
+from scripts.common.tensors import write_tensors
+from scripts.config.run import RunConfig
+from scripts.inference.blend_reader import BlendReader
+from scripts.inference.model_assembly import load_model
+from scripts.media.pixel_store import PixelStore, pixels_key
+from scripts.training.checkpoints import Checkpoints, load_weights, weights_of
+from scripts.training.dataset import MicroBatchDataset
+from scripts.training.engine import StepResult, TrainingEngine
+from scripts.training.flops import peak_flops
 from scripts.training.metrics import Metrics, memory_bytes, read_metrics, summary, throughput
-from scripts.training.plans import plan_facts, refuse_other_plans
+from scripts.training.plan_check import check_same_plans, plan_facts
 from scripts.training.precision import dtype_of
-from scripts.training.state import Checkpoints, load_weights, sync, weights_of, write_tensors
-from scripts.training.trackers import Identity, open_trackers
-from scripts.training.trainable import prepare, table
+from scripts.training.trackers import TrackedRun, open_trackers
+from scripts.training.trainable import mark_trainable, parameter_table
 from scripts.training.watchdog import Watchdog
 
 Send = Callable[[dict[str, Any]], None]
@@ -42,18 +43,18 @@ _BEGINNING = {
     "metrics_bytes": 0,
     "best": None,
     "since_best": 0,
-    "put_off": False,
+    "eval_pending": False,
 }
 
 
-class HopelessError(UserError):
+class PermanentError(UserError):
     """Running again with the same settings and data would end the same way."""
 
 
 class Trainer:
     """The state of a run on this rank, and what happens to it. Set `stopping` to end it soon, in order."""
 
-    def __init__(self, args: argparse.Namespace, settings: Run, send: Send):
+    def __init__(self, args: argparse.Namespace, settings: RunConfig, send: Send):
         """Read data and model, and take up the newest checkpoint.
 
         Raises:
@@ -73,7 +74,7 @@ class Trainer:
             settings.attention,
             dtype_of(settings.precision),
             check=self.rank == 0,
-            as_stored=settings.zero == 3,
+            keep_language_dtype=settings.zero == 3,
         )
 
         share = {
@@ -85,28 +86,28 @@ class Trainer:
         }
         if args.pixels:
             share["pixels"] = PixelStore(args.pixels, pixels_key(processor.image_processor.to_dict()))
-        self.batches = Batches(epochs, processor, **share)
-        self.heldout = Batches([readers[args.heldout]], processor, **share, limit=settings.evaluate_batches)
+        self.batches = MicroBatchDataset(epochs, processor, **share)
+        self.heldout = MicroBatchDataset([readers[args.heldout]], processor, **share, limit=settings.evaluate_batches)
         if self.batches.steps == 0:
             raise UserError(f"{args.blend[0]} holds no conversations, so there is nothing to train on")
         self.plans = [plan_facts(reader) for reader in epochs]
         self.checkpoints = Checkpoints(self.state / "checkpoints", settings.keep_checkpoints)
-        found = [self.checkpoints.newest(self.say) if self.rank == 0 else None]
+        found = [self.checkpoints.newest(self.log) if self.rank == 0 else None]
         dist.broadcast_object_list(found)
         facts = found[0] or _BEGINNING
         if found[0]:
-            refuse_other_plans(facts["plans"], epochs, f"the checkpoint of step {facts['step']}")
+            check_same_plans(facts["plans"], epochs, f"the checkpoint of step {facts['step']}")
         self.done: int = facts["step"]
         self.best: dict[str, Any] | None = facts["best"]
         self.since_best: int = facts["since_best"]
-        self.put_off: bool = facts["put_off"]
+        self.eval_pending: bool = facts["eval_pending"]
 
-        prepare(model, settings)
-        self.say(table(model, settings))
+        mark_trainable(model, settings)
+        self.log(parameter_table(model, settings))
         tensors = self.checkpoints.load(self.done) if self.done else None
         if tensors is not None:
             load_weights(model, weights_of(tensors))
-        self.engine = Engine(
+        self.engine = TrainingEngine(
             model,
             settings,
             datasets=sorted({name for reader in readers.values() for name in reader.datasets}),
@@ -117,13 +118,13 @@ class Trainer:
             self.engine.restore(tensors, facts["engine"], self.batches.filler(), self.batches.accumulation)
         self.saved = self.done
         self.metrics = self._metrics(facts["metrics_bytes"]) if self.rank == 0 else None
-        self.watchdog = Watchdog(self.state / "ranks", self.rank, args.patience * 60)
+        self.watchdog = Watchdog(self.state / "ranks", self.rank, args.hang_timeout * 60)
         if self.done:
-            self.say(f"continuing after step {self.done} of {self.batches.steps}")
+            self.log(f"continuing after step {self.done} of {self.batches.steps}")
 
     def _metrics(self, keep_bytes: int) -> Metrics:
         write_json(self.state / "deepspeed.json", self.engine.config)
-        run = Identity(
+        run = TrackedRun(
             project=self.settings.project,
             name=self.args.name,
             fingerprint=self.args.fingerprint,
@@ -132,20 +133,20 @@ class Trainer:
         )
         return Metrics(self.state, keep_bytes, open_trackers(self.settings, self.state, run))
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Tell the person something (rank 0 only)."""
         if self.rank == 0:
-            self.send({"say": text})
+            self.send({"log": text})
 
     @property
     def at_end(self) -> bool:
         """Whether nothing is left to do but to write the result."""
-        return not self.put_off and (self.done == self.batches.steps or self.gave_up)
+        return not self.eval_pending and (self.done == self.batches.steps or self.early_stopped)
 
     @property
-    def gave_up(self) -> bool:
+    def early_stopped(self) -> bool:
         """Whether the held-out loss has not improved for as long as the settings allow."""
-        return 0 < self.settings.early_stop <= self.since_best
+        return 0 < self.settings.early_stopping_patience <= self.since_best
 
     def must_stop(self) -> bool:
         """Whether this rank was asked to stop, or the time left is not enough for another step and a checkpoint."""
@@ -156,7 +157,7 @@ class Trainer:
         """Train to the end, or until asked to stop; return whether the end was reached."""
         if self.rank == 0:
             self.send({"steps": self.batches.steps, "done": self.done})
-        stop = (self.done == 0 or self.put_off) and not self.evaluate()
+        stop = (self.done == 0 or self.eval_pending) and not self.evaluate()
         feed = self.batches.load(self.done, self.settings.workers)
         while not stop and not self.at_end:
             stop = self.step(feed)
@@ -164,7 +165,7 @@ class Trainer:
             if self.done:
                 self.save()
             else:
-                self.say("there was no time for a single step, so the run has not begun")
+                self.log("there was no time for a single step, so the run has not begun")
             self._close()
             return False
         self.finish()
@@ -172,15 +173,15 @@ class Trainer:
 
     def step(self, feed) -> bool:
         """Take one step and do what is due after it; return whether some rank must stop."""
-        self.watchdog.beat()
+        self.watchdog.restart()
         begin = time.perf_counter()
         batches = [next(feed) for _ in range(self.batches.accumulation)]
         waited = time.perf_counter() - begin
-        self.watchdog.beat()
+        self.watchdog.restart()
         result = self.engine.step(self.done, batches, self.must_stop())
         if not result.finite:
             what = f"step {self.done + 1}: loss {result.measured.loss}, gradient norm {result.grad_norm}"
-            self.explain(what, self.batches, range(self.done, self.done + 1))
+            self.raise_nonfinite(what, self.batches, range(self.done, self.done + 1))
         epoch = self.batches.locate(self.done)[0]
         self.done += 1
         seconds = time.perf_counter() - begin
@@ -207,7 +208,7 @@ class Trainer:
             "grad_norm": None if result.skipped else result.grad_norm,
             "tokens": result.tokens,
             "supervised_tokens": result.measured.supervised,
-            "padding": 1 - result.tokens / result.places,
+            "padding": 1 - result.tokens / result.padded_tokens,
             "seconds": round(seconds, 6),
             "data_seconds": round(waited, 6),
             "tokens_per_second": round(result.tokens / seconds, 1),
@@ -222,23 +223,23 @@ class Trainer:
         self.send({"step": self.done, "note": f"loss {result.measured.loss:.4f}"})
 
     def evaluate(self) -> bool:
-        """Measure the held-out loss, and keep the weights if they are the best so far.
+        """TokenTables the held-out loss, and keep the weights if they are the best so far.
 
         Return False if there was no time for it; it is then made up for when the run continues.
         """
-        self.put_off = False
+        self.eval_pending = False
         if len(self.heldout) == 0:
             if self.done == 0:
-                self.say("no conversation is held out, so no loss is measured there; the last weights count as best")
+                self.log("no conversation is held out, so no loss is measured there; the last weights count as best")
             return True
         begin = time.perf_counter()
         measured = self.engine.evaluate(self.heldout.load(0, self.settings.workers), self._interrupted)
         if measured is None:
-            self.put_off = True
+            self.eval_pending = True
             return False
         if not math.isfinite(measured.loss):
             what = f"held-out loss {measured.loss} after step {self.done}"
-            self.explain(what, self.heldout, range(self.heldout.steps))
+            self.raise_nonfinite(what, self.heldout, range(self.heldout.steps))
         if self.metrics:
             self.metrics.write(
                 {
@@ -250,22 +251,22 @@ class Trainer:
                     "seconds": round(time.perf_counter() - begin, 6),
                 }
             )
-            self.say(f"held-out loss after step {self.done}: {measured.loss:.4f}")
+            self.log(f"held-out loss after step {self.done}: {measured.loss:.4f}")
         # The weights before training are no result of the run, however good they are.
         if self.done and (self.best is None or measured.loss < self.best["heldout_loss"]):
             self.best = {"step": self.done, "heldout_loss": measured.loss, **self.keep_weights()}
             self.since_best = 0
         elif self.done:
             self.since_best += 1
-            if self.gave_up:
-                self.say(
+            if self.early_stopped:
+                self.log(
                     f"ending after step {self.done}: the held-out loss was best after step {self.best['step']}, "
                     f"{self.since_best} measurements ago"
                 )
         return True
 
     def _interrupted(self) -> bool:
-        self.watchdog.beat()
+        self.watchdog.restart()
         return self.must_stop()
 
     def keep_weights(self) -> dict[str, str]:
@@ -281,7 +282,7 @@ class Trainer:
         """Write a checkpoint of this moment, unless there is one."""
         if self.saved == self.done:
             return
-        self.watchdog.beat()
+        self.watchdog.restart()
         begin = time.perf_counter()
         tensors = self.engine.state()
         self.saved = self.done
@@ -295,9 +296,9 @@ class Trainer:
                 "metrics_bytes": self.metrics.sync(),
                 "best": self.best,
                 "since_best": self.since_best,
-                "put_off": self.put_off,
+                "eval_pending": self.eval_pending,
             }
-            self.checkpoints.save(self.done, tensors, facts, self.say)
+            self.checkpoints.save(self.done, tensors, facts, self.log)
             self.prune_weights()
         self._longest_save = max(self._longest_save, time.perf_counter() - begin)
 
@@ -311,15 +312,15 @@ class Trainer:
 
     def finish(self) -> None:
         """Write the last weights and, as the very last thing, `finished.json`."""
-        self.watchdog.beat()
+        self.watchdog.restart()
         weights = self.keep_weights()
         self._close()
         if self.rank != 0:
             return
         lines = read_metrics(self.state / "metrics.jsonl")
-        speed = throughput(lines, peak(self.ranks))
+        speed = throughput(lines, peak_flops(self.ranks))
         write_json(self.state / "throughput.json", speed)
-        self.say(_in_words(speed))
+        self.log(_in_words(speed))
         curve = summary(lines)
         heldout = curve["heldout"][-1][1] if curve["heldout"] else None
         final = {"step": self.done, "heldout_loss": heldout, **weights}
@@ -345,10 +346,10 @@ class Trainer:
         }
         write_json(self.state / "finished.json", finished)
 
-    def explain(self, what: str, batches: Batches, steps: range) -> None:
+    def raise_nonfinite(self, what: str, batches: MicroBatchDataset, steps: range) -> None:
         """Raise the error that names the conversations of `steps` whose loss or gradient is not a number."""
         rows = [row for step in steps for row in batches.conversations(step)]
-        bad = self.engine.not_finite([batch for _, batch in rows], batches.filler())
+        bad = self.engine.find_nonfinite([batch for _, batch in rows], batches.filler())
         shares: list[list[str]] = [[] for _ in range(self.ranks)]
         dist.all_gather_object(shares, [rows[number][0] for number in bad])
         if found := [uid for share in shares for uid in share]:
@@ -357,13 +358,13 @@ class Trainer:
             dist.all_gather_object(shares, [uids for uids, _ in rows])
             all_uids = ", ".join(uid for share in shares for uid in share)
             where = f"Every conversation alone gives a number; they are {all_uids}"
-        raise HopelessError(
+        raise PermanentError(
             f"{what}. The same settings and data lead here again; lower learning_rate, raise warmup_steps, or look at "
             f"the data. {where}"
         )
 
     def _close(self) -> None:
-        self.watchdog.rest()
+        self.watchdog.cancel()
         if self.metrics:
             self.metrics.sync()
             self.metrics.close()

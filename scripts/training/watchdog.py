@@ -28,11 +28,11 @@ class Watchdog:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self._path, "w", encoding="utf-8")
 
-    def beat(self) -> None:
+    def restart(self) -> None:
         """Wind the clock up."""
         faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
 
-    def rest(self) -> None:
+    def cancel(self) -> None:
         """Stop the clock."""
         faulthandler.cancel_dump_traceback_later()
         self._file.close()
@@ -44,13 +44,13 @@ def stack_path(folder: Path, rank: int) -> Path:
     return folder / f"{rank}.stack"
 
 
-def hung(folder: Path) -> list[Path]:
+def hung_stacks(folder: Path) -> list[Path]:
     """The stacks of ranks that gave up, in the order in which they did."""
     found = [path for path in folder.glob("*.stack") if path.stat().st_size]
     return sorted(found, key=lambda path: path.stat().st_mtime_ns)
 
 
-def end_hung(process: subprocess.Popen, folder: Path) -> None:
+def kill_hung_ranks(process: subprocess.Popen, folder: Path) -> None:
     """Kill `process` some seconds after a rank has given up, in case another one cannot end itself.
 
     Run it in a thread; it returns when the process has ended.
@@ -58,16 +58,16 @@ def end_hung(process: subprocess.Popen, folder: Path) -> None:
     since = None
     while process.poll() is None:
         time.sleep(0.5)
-        if hung(folder):
+        if hung_stacks(folder):
             since = since or time.monotonic()
             if time.monotonic() - since > _SECONDS_FOR_OTHERS:
                 process.kill()
                 return
 
 
-def explain(folder: Path, ranks: int) -> str | None:
+def hang_report(folder: Path, ranks: int) -> str | None:
     """Say which rank hung and where, or return None if none gave up."""
-    stacks = {int(path.stem): path.read_text(encoding="utf-8") for path in hung(folder)}
+    stacks = {int(path.stem): path.read_text(encoding="utf-8") for path in hung_stacks(folder)}
     if not stacks:
         return None
     places = {rank: _main_thread(text) for rank, text in stacks.items()}

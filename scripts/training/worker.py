@@ -13,12 +13,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from scripts.common.cli import load_settings
 from scripts.common.errors import UserError
 from scripts.common.files import write_json
-from scripts.common.program import load_settings
-from scripts.sections.run import Run
-from scripts.training.guard import die_with_parent
-from scripts.training.launch import channel
+from scripts.config.run import RunConfig
+from scripts.training.launch import redirect_output
+from scripts.training.parent_death import die_with_parent
 from scripts.training.runlock import RunLock
 
 # Ranks wait at least so long for each other before the first step: rank 0 alone hashes the bases.
@@ -45,7 +45,7 @@ def start_distributed(patience: timedelta = _PATIENCE) -> None:
     deepspeed.init_distributed(verbose=False, timeout=patience)
 
 
-def check_precision(settings: Run) -> None:
+def check_precision(settings: RunConfig) -> None:
     """Raise UserError if this machine cannot compute in the run's number format."""
     from deepspeed.accelerator import get_accelerator
 
@@ -58,7 +58,7 @@ def check_precision(settings: Run) -> None:
         )
 
 
-def repeat_exactly() -> None:
+def enable_determinism() -> None:
     """Let a GPU use only algorithms whose results repeat: those that are fastest add numbers in whatever order they
     come. A CPU's always repeat."""
     import torch
@@ -71,7 +71,7 @@ def repeat_exactly() -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False
 
 
-def unrepeatable(error: Exception) -> str | None:
+def nondeterminism_hint(error: Exception) -> str | None:
     """What to do about an operation that has no algorithm whose results repeat; None if `error` is another."""
     if "does not have a deterministic implementation" not in str(error):
         return None
@@ -92,7 +92,7 @@ def parse() -> argparse.Namespace:
     arguments.add_argument("--blend", required=True, type=Path, nargs="+")
     arguments.add_argument("--pixels", type=Path, nargs="*", default=[])
     arguments.add_argument("--deadline", type=float, help="when to have stopped, in seconds since 1970")
-    arguments.add_argument("--patience", type=float, default=60.0, help="minutes without progress that mean a hang")
+    arguments.add_argument("--hang-timeout", type=float, default=60.0, help="minutes without progress that mean a hang")
     return arguments.parse_args()
 
 
@@ -101,8 +101,8 @@ def main() -> int:
     die_with_parent()
     args = parse()
     rank = int(os.environ["RANK"])
-    settings = load_settings(Run, args.settings)
-    send = channel(args.state / "log.txt")
+    settings = load_settings(RunConfig, args.settings)
+    send = redirect_output(args.state / "log.txt")
     lock = RunLock(args.state / "lock")
     lock.take_rank(rank)
     end: dict[str, Any] = {}
@@ -119,37 +119,37 @@ def main() -> int:
     try:
         import torch
 
-        from scripts.training.trainer import HopelessError, Trainer
+        from scripts.training.trainer import PermanentError, Trainer
 
         torch.set_num_threads(settings.threads)
         if settings.deterministic:
-            repeat_exactly()
+            enable_determinism()
         # The watchdog names a rank that hangs, so collectives must wait longer than it does.
-        start_distributed(max(_PATIENCE, timedelta(minutes=2 * args.patience)))
+        start_distributed(max(_PATIENCE, timedelta(minutes=2 * args.hang_timeout)))
         check_precision(settings)
         trainer = Trainer(args, settings, send)
         trainer.stopping = bool(end)
         end = {"status": "finished"} if trainer.run() else {"status": "stopped", "step": trainer.done}
     except UserError as error:
-        end = {"status": "error", "message": str(error), "hopeless": isinstance(error, HopelessError)}
+        end = {"status": "error", "message": str(error), "permanent": isinstance(error, PermanentError)}
     except OSError as error:
         end = disk_error(error, args.state)
     except Exception as error:
         traceback.print_exc()
         end = {"status": "crash", "message": traceback.format_exc(limit=-3)}
-        if told := unrepeatable(error):
-            end = {"status": "error", "message": told, "hopeless": False}
+        if told := nondeterminism_hint(error):
+            end = {"status": "error", "message": told, "permanent": False}
     try:
         write_json(args.state / "ranks" / f"{rank}.json", end)
     except OSError as error:
-        send({"say": f"{error}; {end.get('message', end['status'])}"})
+        send({"log": f"{error}; {end.get('message', end['status'])}"})
     lock.release()
     return 1 if end["status"] in ("error", "crash") else 0
 
 
 def disk_error(error: OSError, state: Path) -> dict[str, Any]:
     """The end of a rank that could not write: a full disk is nobody's defect, and nothing that was saved is lost."""
-    from scripts.training.state import FULL, Checkpoints
+    from scripts.training.checkpoints import FULL, Checkpoints
 
     if error.errno not in FULL:
         traceback.print_exception(error)
@@ -158,7 +158,7 @@ def disk_error(error: OSError, state: Path) -> dict[str, Any]:
     kept = f"the checkpoint of step {steps[-1]} is whole" if steps else "there is no checkpoint yet"
     where = f" ({error.filename})" if error.filename else ""
     message = f"no room to write below {state}: {error.strerror}{where}; {kept}. Free space and run the same command"
-    return {"status": "error", "message": f"{message}: it continues from there", "hopeless": False}
+    return {"status": "error", "message": f"{message}: it continues from there", "permanent": False}
 
 
 if __name__ == "__main__":

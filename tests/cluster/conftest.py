@@ -6,7 +6,7 @@ They need Debian's `slurm-wlm` and `munge`, and root: `make test-cluster` sees t
 import pytest
 
 from tests.cluster.slurm import Slurm, available
-from tests.runs import Lab, make_lab
+from tests.runs import TrainingSetup, make_training_setup
 
 
 def pytest_collection_modifyitems(items):
@@ -25,6 +25,6 @@ def slurm(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory) -> Lab:
+def lab(tmp_path_factory) -> TrainingSetup:
     """Bases, model and blends for training."""
-    return make_lab(tmp_path_factory.mktemp("lab"))
+    return make_training_setup(tmp_path_factory.mktemp("lab"))

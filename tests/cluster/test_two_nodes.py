@@ -13,13 +13,13 @@ import psutil
 import pytest
 
 from tests.cluster.slurm import Slurm
-from tests.runs import REPOSITORY, Lab, finished, lines_written, metrics, state_of
+from tests.runs import REPOSITORY, TrainingSetup, finished, lines_written, metrics, state_of
 
 TWO = {"nodes": 2, "ranks": 2}
 STRIP = "for v in $(compgen -v SLURM_); do case $v in SLURM_JOB_ID|SLURM_JOBID|SLURM_CONF) ;; *) unset $v;; esac; done"
 
 
-def submit(slurm: Slurm, lab: Lab, out: Path, after: str = "", **changes) -> str:
+def submit(slurm: Slurm, lab: TrainingSetup, out: Path, after: str = "", **changes) -> str:
     """Submit a run; `after` is what the job does when the run has ended. Returns the job's number."""
     script = lab.root / f"{out.name}.sh"
     command = shlex.join(lab.command(out, **TWO | changes))
@@ -30,7 +30,7 @@ def submit(slurm: Slurm, lab: Lab, out: Path, after: str = "", **changes) -> str
     return slurm.run("sbatch", "--parsable", *options, str(script)).strip()
 
 
-def said_in(lab: Lab, out: Path) -> Path:
+def said_in(lab: TrainingSetup, out: Path) -> Path:
     return lab.root / f"{out.name}.said"
 
 
@@ -41,7 +41,7 @@ def wait(happened, seconds: float = 120) -> None:
         time.sleep(0.2)
 
 
-def end(slurm: Slurm, lab: Lab, out: Path, job: str) -> str:
+def end(slurm: Slurm, lab: TrainingSetup, out: Path, job: str) -> str:
     """Wait for the end of a job and return what it said."""
     wait(lambda: job not in slurm.jobs())
     return said_in(lab, out).read_text()
@@ -69,14 +69,14 @@ def process(out: Path, *words: str) -> psutil.Process:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(lab: Lab) -> Path:
+def undisturbed(lab: TrainingSetup) -> Path:
     """A run of two ranks on one node."""
     status, said = lab.train(lab.root / "train/undisturbed")
     assert status == 0, said
     return lab.root / "train/undisturbed"
 
 
-def test_two_nodes_have_the_losses_and_the_weights_of_one(slurm: Slurm, lab: Lab, undisturbed: Path):
+def test_two_nodes_have_the_losses_and_the_weights_of_one(slurm: Slurm, lab: TrainingSetup, undisturbed: Path):
     out = lab.root / "train/two"
     said = end(slurm, lab, out, submit(slurm, lab, out))
     assert "status 0" in said and "training tiny: 26/26" in said, said
@@ -89,7 +89,7 @@ def test_two_nodes_have_the_losses_and_the_weights_of_one(slurm: Slurm, lab: Lab
 
 @pytest.mark.parametrize("how", [["--signal=TERM"], ["--signal=TERM", "--full"], []], ids=["steps", "batch", "cancel"])
 def test_a_job_that_is_asked_to_end_saves_and_the_next_one_continues(
-    slurm: Slurm, lab: Lab, undisturbed: Path, how: list[str]
+    slurm: Slurm, lab: TrainingSetup, undisturbed: Path, how: list[str]
 ):
     out = lab.root / f"train/asked{len(how)}"
     job = submit(slurm, lab, out)
@@ -107,7 +107,9 @@ def test_a_job_that_is_asked_to_end_saves_and_the_next_one_continues(
 
 
 @pytest.mark.parametrize("victim", ["launcher", "srun", "torchrun", "rank"])
-def test_kill_9_of_any_part_ends_all_ranks_on_both_nodes(slurm: Slurm, lab: Lab, undisturbed: Path, victim: str):
+def test_kill_9_of_any_part_ends_all_ranks_on_both_nodes(
+    slurm: Slurm, lab: TrainingSetup, undisturbed: Path, victim: str
+):
     out = lab.root / f"train/{victim}"
     # The job lives on, so that it is not Slurm that clears up.
     job = submit(slurm, lab, out, after="sleep 120")
@@ -132,7 +134,7 @@ def test_kill_9_of_any_part_ends_all_ranks_on_both_nodes(slurm: Slurm, lab: Lab,
     assert metrics(out) == metrics(undisturbed)
 
 
-def test_a_second_job_on_another_node_is_told_who_trains(slurm: Slurm, lab: Lab):
+def test_a_second_job_on_another_node_is_told_who_trains(slurm: Slurm, lab: TrainingSetup):
     out = lab.root / "train/second"
     job = submit(slurm, lab, out)
     wait(lambda: lines_written(out) >= 1)
@@ -142,7 +144,7 @@ def test_a_second_job_on_another_node_is_told_who_trains(slurm: Slurm, lab: Lab)
     end(slurm, lab, out, job)
 
 
-def test_a_job_with_too_few_nodes_is_one_clear_error(slurm: Slurm, lab: Lab):
+def test_a_job_with_too_few_nodes_is_one_clear_error(slurm: Slurm, lab: TrainingSetup):
     out = lab.root / "train/few"
     said = end(slurm, lab, out, submit(slurm, lab, out, nodes=3, ranks=3))
     assert "wants 3 nodes" in said and "has 2" in said and "Traceback" not in said

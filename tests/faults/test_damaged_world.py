@@ -6,15 +6,15 @@ import pytest
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json
+from scripts.config.miniature import Fault, MiniatureConfig
+from scripts.config.registry import DATASETS, REGISTRY, SOURCES
 from scripts.convert import convert
-from scripts.index import write_index
 from scripts.media.store import MediaStore
-from scripts.sections.miniature import Fault, Miniature
+from scripts.media_index import write_index
 from scripts.shard import write_shard
-from scripts.sources import DATASETS, REGISTRY, SOURCES
+from scripts.synthetic.faults import FAULTS
 from scripts.validate import validate_dataset, validate_source
-from scripts.world.faults import FAULTS
-from tests.worlds import fetch_all, small_world
+from tests.synthetic_data import fetch_all, make_synthetic_data
 
 ROWS = {"aokvqa": 1.0, "minigpt4": 0.2, "ocr_vqa": 0.2, "sparkles": 0.3, "mimicit": 0.2}
 ADAPTED = [name for name, dataset in DATASETS.items() if dataset.adapter]
@@ -24,7 +24,7 @@ class Built:
     """A world with `faults`, and what the data steps make of it."""
 
     def __init__(self, folder, faults):
-        self.data = small_world(folder, images=60, rows=ROWS, faults=faults)
+        self.data = make_synthetic_data(folder, images=60, rows=ROWS, faults=faults)
         raw = fetch_all(self.data, folder)
         self.verdicts = {source: validate_source(source, raw[source]) for source in SOURCES}
         self.media, self.manifests = {}, {}
@@ -92,8 +92,10 @@ def test_what_can_be_read_of_a_damaged_world_are_its_original_bytes(damaged):
 
 
 def test_a_world_is_damaged_the_same_way_each_time(tmp_path):
-    settings = Miniature(images=60, rows=ROWS, faults=tuple(FAULTS))
-    manifests = [read_json(small_world(tmp_path / name, **settings.model_dump()) / "miniature.json") for name in "ab"]
+    settings = MiniatureConfig(images=60, rows=ROWS, faults=tuple(FAULTS))
+    manifests = [
+        read_json(make_synthetic_data(tmp_path / name, **settings.model_dump()) / "miniature.json") for name in "ab"
+    ]
     assert manifests[0] == manifests[1]
 
 

@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from scripts.sources import DATASETS
+from scripts.config.registry import DATASETS
 from tests.faults.test_damaged_world import ROWS
+from tests.synthetic_data import make_synthetic_data
 from tests.workflow.project import TINY, Project
-from tests.worlds import small_world
 
 CONFIG = copy.deepcopy(TINY) | {"data_path": "data", "runs": {}, "suites": {}}
 CONFIG["blends"] = {
@@ -20,7 +20,7 @@ COCO = {name for name, dataset in DATASETS.items() if "coco" in dataset.image_so
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return small_world(tmp_path_factory.mktemp("whole"), images=60, rows=ROWS)
+    return make_synthetic_data(tmp_path_factory.mktemp("whole"), images=60, rows=ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def built(tmp_path_factory):
         ),
         *("empty_answer", "invalid_utf8", "absolute_path", "archive_link"),
     ]
-    damaged = small_world(tmp_path_factory.mktemp("damaged"), images=60, rows=ROWS, faults=faults)
+    damaged = make_synthetic_data(tmp_path_factory.mktemp("damaged"), images=60, rows=ROWS, faults=faults)
     (damaged / "miniature.json").unlink()
     project = Project.create(tmp_path_factory.mktemp("graph") / "project", CONFIG)
     shutil.copytree(damaged, project.folder / "data")

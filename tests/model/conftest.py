@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tiny import make_model
+from tests.tiny_models import make_model
 
 
 @pytest.fixture(scope="session")

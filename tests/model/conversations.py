@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tests.tiny import IMAGE_SIZE, user
+from tests.tiny_models import IMAGE_SIZE, user
 
 ATTENTIONS = ("mmca", "causal", "dattn")
 

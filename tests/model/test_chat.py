@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from model.cache import ImageCache
 from model.chat import ChatSession
 from model.configuration import VisualChatConfig
+from model.conversation_cache import ImageCache
 from model.modeling import VisualChatForConditionalGeneration
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue")

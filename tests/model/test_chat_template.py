@@ -8,10 +8,10 @@ import sys
 import pytest
 from transformers import AutoTokenizer
 
-from model.chat_template import template_of
+from model.chat_template import template_from_tokenizer
 from model.modeling import VisualChatForConditionalGeneration
-from model.template import IGNORE, IMAGE_TOKEN, Counter, Template, encode, render
-from tests.tiny import make_bases, user
+from model.template import IGNORE_INDEX, IMAGE_TOKEN, Template, TokenCounter, encode, render
+from tests.tiny_models import make_bases, user
 
 MARKS = ["<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<start_of_turn>", "<end_of_turn>"]
 LOOP = "{% for m in messages %}"
@@ -58,7 +58,7 @@ def tokenizer(bases):
 @pytest.fixture(params=TEMPLATES)
 def named(request, tokenizer):
     tokenizer.chat_template = TEMPLATES[request.param]
-    return request.param, template_of(tokenizer)
+    return request.param, template_from_tokenizer(tokenizer)
 
 
 def test_it_writes_what_the_decoder_s_own_writes(tokenizer, named):
@@ -78,7 +78,9 @@ def test_it_writes_what_the_decoder_s_own_writes(tokenizer, named):
 def test_labels_are_the_answers_and_what_closes_them(tokenizer, named):
     _, template = named
     encoded = encode(TALK, tokenizer, template, image_tokens=3)
-    supervised = [token for token, label in zip(encoded.input_ids, encoded.labels, strict=True) if label != IGNORE]
+    supervised = [
+        token for token, label in zip(encoded.input_ids, encoded.labels, strict=True) if label != IGNORE_INDEX
+    ]
     assert tokenizer.decode(supervised) == f"The first.{template.answer_end}Neither.{template.answer_end}"
     assert encoded.image_indices == [1, 0] and encoded.modality.count(2) == 6
     assert encoded.input_ids.count(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)) == 6
@@ -99,7 +101,7 @@ def test_counts_add_up(tokenizer, named):
         if system and not template.system_header + template.system_end:
             continue
         messages = ([{"role": "system", "content": system}] if system else []) + TALK
-        counter = Counter(tokenizer, template, image_tokens=3)
+        counter = TokenCounter(tokenizer, template, image_tokens=3)
         total = counter.prefix(system) + counter.image(1) + counter.image(2) + counter.between_rounds()
         for question, answer in (("Which?", "The first."), ("And <|im_end|> now?", "Neither.")):
             total += counter.round_overhead() + sum(counter.texts([question, answer])) + counter.end()
@@ -115,16 +117,16 @@ def test_images_are_numbered_inside_the_turn(tokenizer, named):
 
 def test_a_model_stops_at_what_closes_an_answer(bases, tokenizer):
     tokenizer.chat_template = CHATML
-    template = template_of(tokenizer, system="Answer in one word.")
+    template = template_from_tokenizer(tokenizer, system="Answer in one word.")
     assert template.system == "Answer in one word." and Template.from_dict(template.to_dict()) == template
-    model = VisualChatForConditionalGeneration.from_bases(
+    model = VisualChatForConditionalGeneration.from_base_models(
         bases["vision"], bases["language"], tokenizer, template=template
     )
     ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
     assert model.generation_config.eos_token_id == sorted(ends)
     tokenizer.chat_template = TEMPLATES["llama 2"]
-    template = template_of(tokenizer)
-    model = VisualChatForConditionalGeneration.from_bases(
+    template = template_from_tokenizer(tokenizer)
+    model = VisualChatForConditionalGeneration.from_base_models(
         bases["vision"], bases["language"], tokenizer, template=template
     )
     assert template.answer_end == " </s>" and model.generation_config.eos_token_id == tokenizer.eos_token_id
@@ -142,7 +144,7 @@ def test_a_model_stops_at_what_closes_an_answer(bases, tokenizer):
 def test_what_is_no_chat_template_of_fixed_texts_is_refused(tokenizer, text, words):
     tokenizer.chat_template = text
     with pytest.raises(ValueError, match=words):
-        template_of(tokenizer)
+        template_from_tokenizer(tokenizer)
 
 
 def test_the_default_template_s_dictionary_is_what_it_always_was():

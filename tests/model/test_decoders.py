@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
-from model.decoders import check_calls, refuse_misread_decoder, rehearse
+from model.attention_plan import SWITCHES, AttentionPlan
+from model.decoders import check_attention_calls, check_decoder_supported, dry_run_decoder
 from model.documents import PAD
-from model.layout import SWITCHES, Layout
-from model.modeling import positions_of
-from tests.model.layouts import CASES, modality
+from model.modeling import compute_position_ids
+from tests.model.attention_cases import CASES, modality
 
 TESTED = {
     "llama": {},
@@ -50,12 +50,12 @@ def decoder(kind: str, attention: str, **options):
 def test_causal_equals_the_library(kind, case):
     kinds = modality(CASES[case])
     ids = torch.randint(0, 64, kinds.shape, generator=torch.Generator().manual_seed(2))
-    layout = Layout.build(kinds, **SWITCHES["causal"])
-    inputs = {"input_ids": ids, "position_ids": positions_of(kinds)}
+    attention_plan = AttentionPlan.build(kinds, **SWITCHES["causal"])
+    inputs = {"input_ids": ids, "position_ids": compute_position_ids(kinds)}
     with torch.no_grad():
-        ours = decoder(kind, "causal", **TESTED[kind])(**inputs, layout=layout).logits
+        ours = decoder(kind, "causal", **TESTED[kind])(**inputs, attention_plan=attention_plan).logits
         theirs = decoder(kind, "sdpa", **TESTED[kind])(**inputs, attention_mask=kinds.ne(PAD).long()).logits
-    assert layout.calls == 2
+    assert attention_plan.calls == 2
     torch.testing.assert_close(ours[kinds != PAD], theirs[kinds != PAD], rtol=1e-5, atol=1e-6)
 
 
@@ -63,12 +63,12 @@ def test_causal_equals_the_library(kind, case):
 def test_mmca_is_another_function_and_passes_the_rehearsal(kind):
     model = decoder(kind, "mmca", **TESTED[kind])
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    rehearse(model, "mmca")
+    dry_run_decoder(model, "mmca")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     kinds = modality(["tiitiitt"])
     ids = torch.randint(0, 64, kinds.shape, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        ours = model(input_ids=ids, layout=Layout.build(kinds, **SWITCHES["mmca"])).logits
+        ours = model(input_ids=ids, attention_plan=AttentionPlan.build(kinds, **SWITCHES["mmca"])).logits
         causal = decoder(kind, "sdpa", **TESTED[kind])(input_ids=ids).logits
     torch.testing.assert_close(ours[:, 0], causal[:, 0], rtol=1e-5, atol=1e-6)
     assert not torch.allclose(ours[:, -1], causal[:, -1], atol=1e-4)
@@ -93,12 +93,12 @@ def test_mmca_is_another_function_and_passes_the_rehearsal(kind):
 )
 def test_decoders_that_would_be_misread_are_refused(config, words):
     with pytest.raises(ValueError, match=words):
-        refuse_misread_decoder(config)
+        check_decoder_supported(config)
 
 
 @pytest.mark.parametrize("config", [LlamaConfig(), MistralConfig(sliding_window=None), Qwen3Config(), GPT2Config()])
 def test_ordinary_decoders_are_accepted(config):
-    refuse_misread_decoder(config)
+    check_decoder_supported(config)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +115,12 @@ def test_decoders_that_do_not_call_the_attention_as_they_should_are_refused_by_t
     model = decoder(kind, "eager", **options)
     model.set_attn_implementation("mmca")
     with pytest.raises(ValueError, match=words):
-        rehearse(model, "mmca")
+        dry_run_decoder(model, "mmca")
 
 
 def test_calls_are_counted_in_real_forwards_too():
     model = decoder("llama", "sdpa")
-    layout = Layout.build(modality(["tiit"]), **SWITCHES["mmca"])
-    model(input_ids=torch.tensor([[5, 6, 7, 8]]), layout=layout)
+    attention_plan = AttentionPlan.build(modality(["tiit"]), **SWITCHES["mmca"])
+    model(input_ids=torch.tensor([[5, 6, 7, 8]]), attention_plan=attention_plan)
     with pytest.raises(ValueError, match="0 times in 2 layers; use a decoder of full attention layers"):
-        check_calls(model, "mmca", layout)
+        check_attention_calls(model, "mmca", attention_plan)

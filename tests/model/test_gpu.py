@@ -7,19 +7,19 @@ import torch
 from PIL import Image
 
 from model.attention import attend
+from model.attention_plan import SWITCHES, AttentionPlan
 from model.chat import ChatSession
 from model.configuration import VisualChatConfig
 from model.documents import PAD
-from model.layout import SWITCHES, Layout
 from model.modeling import VisualChatForConditionalGeneration
+from tests.model.attention_cases import CASES, HEADS, WIDTH, document_ids, modality, oracle, tensors
 from tests.model.conversations import ATTENTIONS, ONE_IMAGE, PICTURES, TEXT_ONLY, TWO_IMAGES, batch_of
-from tests.model.layouts import CASES, HEADS, WIDTH, document_ids, modality, oracle, tensors
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 # The norm of an error by that of the exact result: a few times the format's rounding.
 CLOSE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-METHODS = [("gather", torch.float32), ("gather", torch.bfloat16), ("varlen", torch.float16), ("varlen", torch.bfloat16)]
+METHODS = [("sdpa", torch.float32), ("sdpa", torch.bfloat16), ("varlen", torch.float16), ("varlen", torch.bfloat16)]
 
 
 def off(found: torch.Tensor, exact: torch.Tensor) -> float:
@@ -47,7 +47,10 @@ def compare(texts: list[str], groups: int, switches: dict, backend: str, dtype: 
     on_gpu = [x.detach().to("cuda", dtype).requires_grad_() for x in tensors(kinds, groups)]
     exact = [x.detach().double().cpu().requires_grad_() for x in on_gpu]
     where = {"document_ids": None if ids is None else ids.cuda(), "dtype": dtype, "width": WIDTH, "backend": backend}
-    out = attend(None, *on_gpu, **switches, layout=Layout.build(kinds.cuda(), **switches, **where))[0] * real.cuda()
+    out = (
+        attend(None, *on_gpu, **switches, attention_plan=AttentionPlan.build(kinds.cuda(), **switches, **where))[0]
+        * real.cuda()
+    )
     wanted = oracle(*exact, kinds, ids, **switches) * real
     sample = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
     found = torch.autograd.grad((out * sample.cuda()).sum(), on_gpu, allow_unused=True, materialize_grads=True)

@@ -22,7 +22,7 @@ from transformers import (
 from model.configuration import VisualChatConfig
 from model.modeling import VisualChatForConditionalGeneration
 from tests.model.conversations import ATTENTIONS, PICTURES, TEXT_ONLY, TWO_IMAGES, batch_of, logits_of, prompts
-from tests.tiny import IMAGE_SIZE, IMAGE_TOKENS, make_bases, make_model
+from tests.tiny_models import IMAGE_SIZE, IMAGE_TOKENS, make_bases, make_model
 
 
 def test_folder_keeps_every_weight_and_byte(folder, model, processor, tmp_path):
@@ -74,7 +74,7 @@ def test_a_base_without_its_weights_is_refused(tmp_path):
     save_file(weights, bases["language"] / "model.safetensors", {"format": "pt"})
     tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
     with pytest.raises(ValueError, match="missing keys: model.norm.weight"):
-        VisualChatForConditionalGeneration.from_bases(bases["vision"], bases["language"], tokenizer)
+        VisualChatForConditionalGeneration.from_base_models(bases["vision"], bases["language"], tokenizer)
 
 
 def test_a_tokenizer_without_placeholder_gets_one_and_the_embedding_a_row(tmp_path):
@@ -88,7 +88,7 @@ def test_a_tokenizer_without_placeholder_gets_one_and_the_embedding_a_row(tmp_pa
     settings.write_text(settings.read_text().replace('"<image>"', ""))
     tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
     rows = len(tokenizer)
-    model = VisualChatForConditionalGeneration.from_bases(bases["vision"], bases["language"], tokenizer)
+    model = VisualChatForConditionalGeneration.from_base_models(bases["vision"], bases["language"], tokenizer)
     assert model.config.image_token_id == rows and len(tokenizer) == rows + 1
     assert model.get_input_embeddings().weight.shape[0] == rows + 1 == model.config.text_config.vocab_size
     before = load_file(bases["language"] / "model.safetensors")["model.embed_tokens.weight"]
@@ -101,7 +101,7 @@ def test_in_half_precision_a_joined_model_computes_what_its_folder_does(tmp_path
     bases = make_bases(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
     parts = bases["vision"], bases["language"], tokenizer
-    joined = VisualChatForConditionalGeneration.from_bases(*parts, dtype=torch.bfloat16)
+    joined = VisualChatForConditionalGeneration.from_base_models(*parts, dtype=torch.bfloat16)
     joined.save_pretrained(tmp_path / "joined")
     loaded = VisualChatForConditionalGeneration.from_pretrained(tmp_path / "joined", dtype=torch.bfloat16)
     batch = batch_of(processor, TWO_IMAGES, TEXT_ONLY)
@@ -113,8 +113,8 @@ def test_a_decoder_may_keep_the_dtype_of_its_files(tmp_path):
     bases = make_bases(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
     parts = bases["vision"], bases["language"], tokenizer
-    plain = VisualChatForConditionalGeneration.from_bases(*parts, dtype=torch.bfloat16)
-    model = VisualChatForConditionalGeneration.from_bases(*parts, dtype=torch.bfloat16, as_stored=True)
+    plain = VisualChatForConditionalGeneration.from_base_models(*parts, dtype=torch.bfloat16)
+    model = VisualChatForConditionalGeneration.from_base_models(*parts, dtype=torch.bfloat16, keep_language_dtype=True)
     assert {value.dtype for value in model.language_model.parameters()} == {torch.float32}
     assert {value.dtype for part in (model.vision_tower, model.projector) for value in part.parameters()} == {
         torch.bfloat16
@@ -133,7 +133,7 @@ def attentions_of(decoder) -> set[str]:
 def test_each_part_has_its_attention(folder, attention):
     bases = folder.parent / "bases"
     tokenizer = AutoTokenizer.from_pretrained(bases / "tokenizer")
-    joined = VisualChatForConditionalGeneration.from_bases(
+    joined = VisualChatForConditionalGeneration.from_base_models(
         bases / "vision", bases / "language", tokenizer, attention=attention
     )
     config = VisualChatConfig.from_pretrained(folder, attention=attention)
@@ -218,7 +218,7 @@ def test_other_encoders(tmp_path):
     for encoder in encoders:
         (bases["vision"] / "model.safetensors").unlink()
         encoder.save_pretrained(bases["vision"])
-        model = VisualChatForConditionalGeneration.from_bases(bases["vision"], bases["language"], tokenizer)
+        model = VisualChatForConditionalGeneration.from_base_models(bases["vision"], bases["language"], tokenizer)
         assert model.config.image_tokens == IMAGE_TOKENS
         pixels = torch.from_numpy(np.stack(PICTURES))
         half = getattr(encoder, "vision_model", encoder)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from model.configuration import VisualChatConfig
 from model.modeling import VisualChatForConditionalGeneration
-from model.template import IGNORE
+from model.template import IGNORE_INDEX
 from tests.model.conversations import (
     ATTENTIONS,
     ONE_IMAGE,
@@ -21,7 +21,7 @@ from tests.model.conversations import (
     picture,
     prompts,
 )
-from tests.tiny import IMAGE_TOKENS, user
+from tests.tiny_models import IMAGE_TOKENS, user
 
 
 @pytest.fixture(params=ATTENTIONS)
@@ -85,15 +85,15 @@ def test_a_row_does_not_depend_on_its_batch_or_padding(any_model, processor):
 def test_loss_is_the_cross_entropy_of_the_labels(any_model, processor):
     batch = batch_of(processor, TWO_IMAGES, TEXT_ONLY, ONE_IMAGE)
     logits, labels = logits_of(any_model, batch), batch["labels"]
-    losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=IGNORE)
-    count = (labels != IGNORE).sum()
+    losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=IGNORE_INDEX)
+    count = (labels != IGNORE_INDEX).sum()
     with torch.no_grad():
         out = any_model(**batch)
         torch.testing.assert_close(out.loss, losses.sum() / count)
         torch.testing.assert_close(any_model(**batch, num_items_in_batch=7).loss, losses.sum() / 7)
         each, rows = any_model.token_losses(**batch)
     assert out.logits.shape == (count, logits.shape[-1])
-    torch.testing.assert_close(each, losses[labels[:, 1:] != IGNORE])
+    torch.testing.assert_close(each, losses[labels[:, 1:] != IGNORE_INDEX])
     torch.testing.assert_close(torch.zeros(3).index_add(0, rows, each), losses.sum(1))
 
 

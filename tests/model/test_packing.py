@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from model.configuration import VisualChatConfig
-from model.modeling import VisualChatForConditionalGeneration, count_documents, positions_of
-from model.template import IGNORE
+from model.modeling import VisualChatForConditionalGeneration, compute_position_ids, count_documents
+from model.template import IGNORE_INDEX
 from tests.model.conversations import ATTENTIONS, ONE_IMAGE, TEXT_ONLY, TWO_IMAGES, batch_of
 
 CONVERSATIONS = (TWO_IMAGES, TEXT_ONLY, ONE_IMAGE, TWO_IMAGES, ONE_IMAGE)
@@ -28,7 +28,7 @@ def unpacked(processor) -> dict:
 def packed(unpacked: dict, side: str = "right") -> dict:
     """The same conversations with several in a row, and their `document_ids`."""
     real = unpacked["modality"] != 0
-    names = {"input_ids": 0, "labels": IGNORE, "modality": 0}
+    names = {"input_ids": 0, "labels": IGNORE_INDEX, "modality": 0}
     rows = {name: [torch.cat([unpacked[name][n][real[n]] for n in pack]) for pack in PACKS] for name in names}
     rows["document_ids"] = [
         torch.cat([torch.full((int(real[n].sum()),), place) for place, n in enumerate(pack, start=1)]) for pack in PACKS
@@ -51,8 +51,8 @@ def test_logits_and_positions_are_those_of_single_rows(model, unpacked, side):
         alone = model(**{name: unpacked[name] for name in ("input_ids", "modality", "pixel_values")}).logits
     real, where = unpacked["modality"] != 0, batch["document_ids"] != 0
     torch.testing.assert_close(together[where], alone[real], rtol=1e-4, atol=1e-5)
-    positions = positions_of(batch["modality"], batch["document_ids"])
-    assert torch.equal(positions[where], positions_of(unpacked["modality"])[real])
+    positions = compute_position_ids(batch["modality"], batch["document_ids"])
+    assert torch.equal(positions[where], compute_position_ids(unpacked["modality"])[real])
 
 
 def test_losses_and_gradients_are_those_of_single_rows(model, unpacked):

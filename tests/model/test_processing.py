@@ -9,9 +9,9 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from model.processing import VisualChatProcessor, to_rgb
-from model.template import Encoded, Template
+from model.template import EncodedConversation, Template
 from model.vision import VisionTower
-from tests.tiny import user
+from tests.tiny_models import user
 
 RNG = np.random.default_rng(0)
 
@@ -23,7 +23,7 @@ def photo(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("size", [(32, 32), (90, 41), (41, 90), (8, 8), (1, 50)])
 def test_normalised_bytes_equal_the_image_processor_s_floats(model, processor, size):
     image = photo(*size)
-    ours = processor.image(image)
+    ours = processor.preprocess_image(image)
     assert ours.dtype == np.uint8 and ours.shape == (3, 32, 32)
     theirs = processor.image_processor(image, return_tensors="pt")["pixel_values"]
     normalised = model.vision_tower.normalise(torch.from_numpy(ours)[None])
@@ -44,7 +44,7 @@ def test_every_mode_becomes_rgb(processor, mode):
     else:
         image = source.convert(mode)
     assert to_rgb(image).mode == "RGB"
-    assert processor.image(image).shape == (3, 32, 32)
+    assert processor.preprocess_image(image).shape == (3, 32, 32)
 
 
 def test_grey_levels_survive_16_bits():
@@ -67,7 +67,7 @@ def test_a_photo_lying_on_its_side_is_put_upright(processor):
     lying = upright.transpose(Image.Transpose.ROTATE_90)
     lying.getexif()[0x0112] = 6  # to be turned by 270 degrees counter-clockwise
     assert np.array_equal(np.asarray(to_rgb(lying)), np.asarray(upright))
-    assert np.array_equal(processor.image(lying), processor.image(upright))
+    assert np.array_equal(processor.preprocess_image(lying), processor.preprocess_image(upright))
 
 
 def test_a_batch(processor):
@@ -89,7 +89,7 @@ def test_a_batch(processor):
         assert (batch["input_ids"][1, outside] == processor.tokenizer.pad_token_id).all()
         assert torch.equal(batch["attention_mask"], (batch["modality"] > 0).long())
     assert "pixel_values" not in processor.collate([(second, [])])
-    assert processor.collate([(Encoded([5], [-100], [1], []), [])])["input_ids"].tolist() == [[5]]
+    assert processor.collate([(EncodedConversation([5], [-100], [1], []), [])])["input_ids"].tolist() == [[5]]
 
 
 def test_call_with_messages_and_with_text(processor):
@@ -98,7 +98,7 @@ def test_call_with_messages_and_with_text(processor):
     by_messages = processor([user("Compare  and", 0, 1)], images)
     for name in ("input_ids", "modality", "pixel_values", "attention_mask"):
         assert torch.equal(by_text[name], by_messages[name])
-    assert np.array_equal(by_text["pixel_values"][1], processor.image(images[1]))
+    assert np.array_equal(by_text["pixel_values"][1], processor.preprocess_image(images[1]))
 
     several = processor(["One <image>", [user("Two")]], [images[:1], []])
     assert several["input_ids"].shape[0] == 2 and several["modality"][1, 0] == 0

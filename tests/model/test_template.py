@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.template import IGNORE, IMAGE_TOKEN, Counter, Template, count_prefix, encode, render, segments
-from tests.tiny import make_tokenizer, user
+from model.template import IGNORE_INDEX, IMAGE_TOKEN, Template, TokenCounter, count_prefix, encode, render, segments
+from tests.tiny_models import make_tokenizer, user
 
 IMAGES = 4  # tokens of an image
 CONVERSATION = [
@@ -52,9 +52,11 @@ def test_images_keep_their_order(tokenizer):
 
 def test_labels_are_the_answers_and_their_ends_and_nothing_else(tokenizer):
     encoded = encode(CONVERSATION, tokenizer, Template(system="Be brief."), IMAGES)
-    supervised = [token for token, label in zip(encoded.input_ids, encoded.labels, strict=True) if label != IGNORE]
+    supervised = [
+        token for token, label in zip(encoded.input_ids, encoded.labels, strict=True) if label != IGNORE_INDEX
+    ]
     assert tokenizer.decode(supervised) == "The first.</s>The third.</s>"
-    assert all(label in (IGNORE, token) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
+    assert all(label in (IGNORE_INDEX, token) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
 
 
 def test_begin_of_sequence_comes_once_at_the_start(tokenizer):
@@ -76,7 +78,7 @@ def test_system_text_of_the_conversation_replaces_the_template_s(tokenizer):
     assert render(said, template)[0] == ("Two.\n\n", False)
     silent = [{"role": "system", "content": ""}, *said[1:]]
     assert render(silent, template)[0][0] == "### Question:\n"
-    counter = Counter(tokenizer, template, IMAGES)
+    counter = TokenCounter(tokenizer, template, IMAGES)
     difference = count_prefix(tokenizer, template, "Two.") - counter.prefix()
     assert (
         len(encode(said, tokenizer, template, IMAGES)) - len(encode(said[1:], tokenizer, template, IMAGES))
@@ -92,7 +94,7 @@ def test_text_is_never_a_special_token(tokenizer, text):
     assert ids.count(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)) == IMAGES
     assert tokenizer.pad_token_id not in ids
     assert ids.count(tokenizer.bos_token_id) == (tokenizer.bos_token_id is not None)
-    answer = [token for token, label in zip(ids, encoded.labels, strict=True) if label != IGNORE][:-1]
+    answer = [token for token, label in zip(ids, encoded.labels, strict=True) if label != IGNORE_INDEX][:-1]
     assert tokenizer.decode(answer) == text
 
 
@@ -117,7 +119,7 @@ rounds = st.lists(st.tuples(texts, st.integers(0, 3), texts), min_size=1, max_si
 @given(rounds=rounds, system=st.sampled_from(["", "Be brief.", "<image>"]), answered=st.booleans())
 def test_counts_add_up(tokenizer, rounds, system, answered):
     template = Template(system=system)
-    counter = Counter(tokenizer, template, IMAGES)
+    counter = TokenCounter(tokenizer, template, IMAGES)
     messages, total, number = [], counter.prefix(), 0
     for place, (question, images, answer) in enumerate(rounds):
         messages += [user(question, *range(images)), assistant(answer)]

@@ -10,14 +10,14 @@ from model import varlen
 from model.configuration import VisualChatConfig
 from model.documents import PAD
 from model.modeling import VisualChatForConditionalGeneration
+from tests.model.attention_cases import reference_varlen_attn
 from tests.model.conversations import ATTENTIONS, ONE_IMAGE, TEXT_ONLY, TWO_IMAGES, batch_of
-from tests.model.layouts import flash_of_any_length
 
 
 @pytest.fixture(params=ATTENTIONS)
 def model(request, folder, monkeypatch):
-    monkeypatch.setattr(varlen, "varlen_attn", flash_of_any_length)
-    monkeypatch.setattr(varlen.VarlenPlan, "runs", staticmethod(lambda *args: True))
+    monkeypatch.setattr(varlen, "varlen_attn", reference_varlen_attn)
+    monkeypatch.setattr(varlen.VarlenFlash, "runs", staticmethod(lambda *args: True))
     config = VisualChatConfig.from_pretrained(folder, attention=request.param)
     return VisualChatForConditionalGeneration.from_pretrained(folder, config=config).double()
 
@@ -53,7 +53,7 @@ def losses(model, backend: str, batch: dict) -> tuple[torch.Tensor, torch.Tensor
 @pytest.mark.parametrize("change", [dict, packed])
 def test_losses_and_gradients_are_those_of_the_other_back_end(model, seen, processor, change, side):
     batch = change(batch_of(processor, TWO_IMAGES, ONE_IMAGE, TEXT_ONLY, side=side))
-    expected, found = losses(model, "gather", batch), losses(model, "varlen", batch)
+    expected, found = losses(model, "sdpa", batch), losses(model, "varlen", batch)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
     tokens = int((batch["modality"] != PAD).sum())

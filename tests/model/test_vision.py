@@ -26,9 +26,9 @@ from transformers import (
 
 from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
-from model.resampler import Resampler, resized, sines_and_cosines
+from model.resampler import Resampler, interpolate_positions, sincos_position_embedding
 from tests.model.conversations import PICTURES, TEXT_ONLY, TWO_IMAGES, batch_of, prompts
-from tests.tiny import IMAGE_SIZE, IMAGE_TOKENS, make_bases
+from tests.tiny_models import IMAGE_SIZE, IMAGE_TOKENS, make_bases
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 SQUARES = {**SMALL, "image_size": IMAGE_SIZE, "patch_size": 8}
@@ -84,8 +84,8 @@ def join(bases, tmp_path_factory):
         encoder().save_pretrained(folder)
         images.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
-        model = VisualChatForConditionalGeneration.from_bases(folder, bases["language"], tokenizer, **options)
-        processor = VisualChatProcessor.from_bases(folder, tokenizer, model.config.image_tokens)
+        model = VisualChatForConditionalGeneration.from_base_models(folder, bases["language"], tokenizer, **options)
+        processor = VisualChatProcessor.from_base_models(folder, tokenizer, model.config.image_tokens)
         return folder, model, processor
 
     return join
@@ -156,7 +156,7 @@ def test_images_that_are_no_squares_are_refused(bases):
         (folder / file.name).write_bytes(file.read_bytes())
     SiglipImageProcessorPil(size={"height": 32, "width": 64}).save_pretrained(folder)
     with pytest.raises(ValueError, match="images of 64 x 32 pixels; set it to squares"):
-        VisualChatForConditionalGeneration.from_bases(folder, bases["language"], tokenizer)
+        VisualChatForConditionalGeneration.from_base_models(folder, bases["language"], tokenizer)
 
 
 PROJECTORS = {
@@ -212,15 +212,15 @@ def test_a_resampler_knows_where_its_features_lie():
 
 
 def test_positions_are_sines_and_cosines_of_column_and_row():
-    positions = sines_and_cosines(3, 16)
+    positions = sincos_position_embedding(3, 16)
     for row in range(3):
         for column in range(3):
             angles = [place / 10000 ** (i / 4) for place in (column, row) for i in range(4)]
             expected = np.array([np.sin(angles[:4]), np.cos(angles[:4]), np.sin(angles[4:]), np.cos(angles[4:])])
             np.testing.assert_allclose(positions[3 * row + column], expected.flatten(), atol=1e-6)
-    assert torch.equal(resized(positions, 9), positions)
+    assert torch.equal(interpolate_positions(positions, 9), positions)
     # Two steps of a grid twice as fine are one of the old, where all neighbours are there.
     plane = torch.stack(torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij"), -1).view(64, 2)
-    finer = resized(plane, 256).view(16, 16, 2)[5:11, 5:11]
+    finer = interpolate_positions(plane, 256).view(16, 16, 2)[5:11, 5:11]
     assert torch.allclose((finer[2:] - finer[:-2])[..., 0], torch.ones(1))
     assert torch.allclose((finer[:, 2:] - finer[:, :-2])[..., 1], torch.ones(1))

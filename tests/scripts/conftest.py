@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import Lab, make_lab
+from tests.runs import TrainingSetup, make_training_setup
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+def lab(tmp_path_factory: pytest.TempPathFactory) -> TrainingSetup:
     """Bases, model and blends for training."""
-    return make_lab(tmp_path_factory.mktemp("lab"))
+    return make_training_setup(tmp_path_factory.mktemp("lab"))
 
 
 @pytest.fixture(scope="session")
-def undisturbed(lab: Lab) -> Path:
+def undisturbed(lab: TrainingSetup) -> Path:
     """The folder of a run on two ranks that nothing disturbed."""
     status, said = lab.train(lab.root / "train/undisturbed")
     assert status == 0, said

@@ -17,13 +17,13 @@ from model.template import encode
 from scripts import blend_manifest
 from scripts.blend import main
 from scripts.blend_manifest import write_manifest
-from scripts.blending.lookup import RecordLookup
+from scripts.blending.record_store import RecordStore
 from scripts.common.errors import UserError
 from scripts.common.files import file_sha256, read_json, write_json
+from scripts.inference.blend_reader import BlendReader
 from scripts.media.store import MediaStore
-from scripts.training.loader import BlendReader
-from tests.scripts.blending.handmade import Desk, llava, record, turn
-from tests.scripts.blending.worldly import TOKENS, World, write_blend
+from tests.scripts.blending.plan_fixtures import PlanWorkspace, llava, record, turn
+from tests.scripts.blending.synthetic_blend import TOKENS, World, write_blend
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_the_heldout_part_is_one_shard_of_its_own_name(world, tmp_path):
 
 
 def test_an_empty_heldout_part_and_more_shards_than_units_can_be_read(tmp_path):
-    desk = Desk(tmp_path, [record(f"own:{i}", [], [turn("Hello?", f"Hi {i}.")]) for i in range(2)])
+    desk = PlanWorkspace(tmp_path, [record(f"own:{i}", [], [turn("Hello?", f"Hi {i}.")]) for i in range(2)])
     for epoch, units in ((None, 0), (0, 2)):
         desk.plan_file({"own": {}}, epoch)
         out = tmp_path / f"blend-{epoch}"
@@ -178,12 +178,12 @@ def test_an_unfinished_rebuild_leaves_no_manifest(world, plan, tmp_path):
 def test_inputs_that_do_not_belong_together_are_refused(world, plan, tmp_path):
     with pytest.raises(UserError, match="measured with the tokens 'tiny', not 'other'"):
         world.blend(plan, tmp_path / "out", tokens="other")
-    desk = Desk(tmp_path / "desk", [llava(0, "a")])
+    desk = PlanWorkspace(tmp_path / "desk", [llava(0, "a")])
     desk.plan_file({"llava": {}})
     with pytest.raises(UserError, match="llava.parquet has changed since the plan: run count_tokens and plan again"):
         write_blend(desk.path(), world.root / "records", world.media, tmp_path / "out", tmp_path)
     with pytest.raises(UserError, match="names the record llava:1, which .* does not hold: run plan again"):
-        RecordLookup(desk.folder / "records", ["llava:0", "llava:1"])
+        RecordStore(desk.folder / "records", ["llava:0", "llava:1"])
     with pytest.raises(UserError, match="shows the image a of coco"):
         write_blend(desk.path(), desk.folder / "records", world.media, tmp_path / "out", tmp_path)
     with pytest.raises(UserError, match="does not exist: run plan first"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from scripts import chat
-from tests.scripts.evaluation.trained import trained, write_suite
+from tests.scripts.evaluation.trained_model import trained, write_suite
 
 __all__ = ["trained"]
 
@@ -99,7 +99,7 @@ def test_a_conversation_at_a_terminal(trained, pictures):
 
 def test_an_answer_is_stopped_at_a_terminal(trained, pictures):
     """And the line, sent again, does not show its image twice."""
-    from scripts.chatting.prompt import make_session
+    from scripts.terminal.line_editor import make_session
 
     session = chat.load_session(chat.arguments().parse_args(["--model", str(trained.model)]))
     conversation = chat.Conversation(session, max_new_tokens=16)
@@ -110,10 +110,10 @@ def test_an_answer_is_stopped_at_a_terminal(trained, pictures):
 
     hook = session.model.get_decoder().register_forward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        chat.turn(conversation, line)
+        chat.handle_line(conversation, line)
     hook.remove()
-    assert not conversation.names and not conversation.waiting
-    assert chat.turn(conversation, line) and len(conversation.session.images) == 1
+    assert not conversation.names and not conversation.pending_images
+    assert chat.handle_line(conversation, line) and len(conversation.session.images) == 1
     assert make_session(chat.COMMANDS).completer.commands is chat.COMMANDS
 
 
@@ -161,14 +161,14 @@ def test_undo_regenerate_save_and_load(trained, pictures, monkeypatch, capsys):
     conversation = chat.Conversation(session, max_new_tokens=16)
     question = "Which colour is the first image?"
     for line in ("/image green.png", question, "/image red.png", question, "/save talk", "/image blue.png", "/undo"):
-        assert chat.turn(conversation, line)
+        assert chat.handle_line(conversation, line)
     assert conversation.names == ["green.png", "blue.png"] and len(conversation.session.images) == 1
-    assert chat.turn(conversation, "/regenerate") and len(conversation.session.history) == 2
-    assert chat.turn(conversation, "/load 'talk'")
-    assert len(conversation.session.history) == 4 and len(conversation.names) == 2 and not conversation.waiting
+    assert chat.handle_line(conversation, "/regenerate") and len(conversation.session.history) == 2
+    assert chat.handle_line(conversation, "/load 'talk'")
+    assert len(conversation.session.history) == 4 and len(conversation.names) == 2 and not conversation.pending_images
     said = conversation.session.history[-1]["content"]
     for line in ("/undo", "/image red.png", question):
-        assert chat.turn(conversation, line)
+        assert chat.handle_line(conversation, line)
     assert capsys.readouterr().out.splitlines()[-1] == said == conversation.session.history[-1]["content"]
     for line, message in (
         ("/load nowhere", "nowhere holds no conversation"),
@@ -176,11 +176,11 @@ def test_undo_regenerate_save_and_load(trained, pictures, monkeypatch, capsys):
         ("/image", "needs the path"),
     ):
         with pytest.raises(chat.UserError, match=message):
-            chat.turn(conversation, line)
+            chat.handle_line(conversation, line)
     conversation.clear()
     for line in ("/undo", "/regenerate"):
         with pytest.raises(chat.UserError, match="no round to take back"):
-            chat.turn(conversation, line)
+            chat.handle_line(conversation, line)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ import pytest
 from scripts import compare
 from scripts.common.errors import UserError
 from scripts.evaluation.results import write_turns
-from scripts.evaluation.scoring import asked, judge
-from tests.scripts.evaluation.answered import turn
+from scripts.evaluation.scoring import metric_spec, score_turns
+from tests.scripts.evaluation.turn_factory import turn
 
 
 def evaluation(folder: Path, right: int, checkpoint: str = "final") -> Path:
     """An evaluation of 20 questions, of which the first `right` were answered right."""
     raw = [turn("red" if number < right else "blue", "red", test=f"{number:02d}") for number in range(20)]
-    turns, rows = judge(raw, [asked("exact_match"), asked("rouge_l")], 0.95)
+    turns, rows = score_turns(raw, [metric_spec("exact_match"), metric_spec("rouge_l")], 0.95)
     for suite in ("talk", "heldout"):
         write_turns(folder / suite, checkpoint, turns, {"suite": suite})
         (folder / suite / f"{checkpoint}.json").write_text(json.dumps({"metrics": rows}))

@@ -11,11 +11,11 @@ import pytest
 
 from scripts.common.errors import UserError
 from scripts.common.files import file_sha256, read_json
+from scripts.common.records import RECORD_SCHEMA, SPLITS, ChoiceGroup, ImageRef, Record, Round, check
+from scripts.config.registry import DATASETS as REGISTERED
 from scripts.convert import convert
-from scripts.records_schema import SCHEMA, SPLITS, Group, ImageName, Record, Round, check
-from scripts.sources import DATASETS as REGISTERED
 from tests.scripts.adapters.raws import data_path, fetch_for
-from tests.worlds import DATASETS, build_media, build_records, small_world
+from tests.synthetic_data import DATASETS, build_media, build_records, make_synthetic_data
 
 DIAL = "llava/conversation_58k.json"
 
@@ -23,14 +23,14 @@ DIAL = "llava/conversation_58k.json"
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
-    return folder, build_records(small_world(folder, images=50), folder)
+    return folder, build_records(make_synthetic_data(folder, images=50), folder)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_records_keep_what_the_schema_promises(built, dataset):
     folder, records = built
     table = pq.read_table(records / f"{dataset}.parquet")
-    assert table.schema.equals(SCHEMA)
+    assert table.schema.equals(RECORD_SCHEMA)
     rows, report = table.to_pylist(), read_json(records / f"{dataset}.report.json")
     sources = REGISTERED[dataset].image_sources
     known = {(s, key) for s in sources for key in pq.read_table(folder / f"media/{s}/index.parquet")["key"].to_pylist()}
@@ -46,12 +46,14 @@ def _record(row):
     """A row of the table as a Record, to be checked by the same rules."""
     texts = ("question", "answer", "images")
     rounds = [Round(**{k: tuple(v) if k in texts else v for k, v in round_.items()}) for round_ in row["rounds"]]
-    images = tuple(ImageName(**image) for image in row["images"])
-    return Record(row["uid"], images, tuple(rounds), tuple(Group(**group) for group in row["groups"]), row["split"])
+    images = tuple(ImageRef(**image) for image in row["images"])
+    return Record(
+        row["uid"], images, tuple(rounds), tuple(ChoiceGroup(**group) for group in row["groups"]), row["split"]
+    )
 
 
 def test_two_builds_give_the_same_bytes(built, tmp_path):
-    again = build_records(small_world(tmp_path, images=50), tmp_path)
+    again = build_records(make_synthetic_data(tmp_path, images=50), tmp_path)
     names = sorted(path.name for path in built[1].iterdir())
     assert names == sorted(f"{dataset}{end}" for dataset in DATASETS for end in (".parquet", ".report.json"))
     assert all(file_sha256(built[1] / name) == file_sha256(again / name) for name in names)
@@ -115,8 +117,10 @@ def test_nothing_usable_is_an_error_and_writes_nothing(tmp_path):
     assert not (tmp_path / "records").exists()
 
 
-GOOD = Record("1", (ImageName("coco", "a"),), (Round(("Q?",), ("A.", "B."), (0,), -1, 0),), (Group("a", "pick", 2),))
-TWO = Record("1", (), (Round(("Q?",), ("A.",)), Round(("R?",), ("B.",))), (Group("order", "permute", 2),))
+GOOD = Record(
+    "1", (ImageRef("coco", "a"),), (Round(("Q?",), ("A.", "B."), (0,), -1, 0),), (ChoiceGroup("a", "pick", 2),)
+)
+TWO = Record("1", (), (Round(("Q?",), ("A.",)), Round(("R?",), ("B.",))), (ChoiceGroup("order", "permute", 2),))
 
 
 @pytest.mark.parametrize(
@@ -131,8 +135,8 @@ TWO = Record("1", (), (Round(("Q?",), ("A.",)), Round(("R?",), ("B.",))), (Group
         (replace(GOOD, rounds=(replace(GOOD.rounds[0], question=("<image>",)),)), "bad text"),
         (replace(GOOD, rounds=(replace(GOOD.rounds[0], answer_group=-1),)), "group exactly where"),
         (replace(GOOD, groups=()), "that it lacks"),
-        (replace(GOOD, groups=(Group("a", "pick", 3),)), "another size"),
-        (replace(TWO, groups=(Group("order", "permute", 3),)), "bad order"),
+        (replace(GOOD, groups=(ChoiceGroup("a", "pick", 3),)), "another size"),
+        (replace(TWO, groups=(ChoiceGroup("order", "permute", 3),)), "bad order"),
         (replace(TWO, groups=TWO.groups * 2), "two orders"),
     ],
 )

@@ -7,12 +7,12 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from model.template import Template, image_token_id
-from scripts.blending.identity import load_tokenizer, tokens_identity
+from scripts.blending.tokens_identity import load_tokenizer, tokens_identity
 from scripts.common.errors import UserError
-from scripts.count_tokens import SCHEMA, count_tokens
-from scripts.sections.tokens import TemplateTexts, Tokens
-from tests.scripts.blending.handmade import TOKENS, Desk, caption, llava, llava_dial, pair, record, turn
-from tests.tiny import make_tokenizer
+from scripts.config.tokens import TemplateTexts, TokensConfig
+from scripts.count_tokens import TOKENS_SCHEMA, count_tokens
+from tests.scripts.blending.plan_fixtures import TOKENS, PlanWorkspace, caption, llava, llava_dial, pair, record, turn
+from tests.tiny_models import make_tokenizer
 
 RECORDS = [
     llava(0, "a"),
@@ -26,7 +26,7 @@ RECORDS = [
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    return Desk(tmp_path_factory.mktemp("tokens"), RECORDS)
+    return PlanWorkspace(tmp_path_factory.mktemp("tokens"), RECORDS)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_manifest_holds_what_is_fixed(desk, tokenizer):
     ]
     assert manifest["rows"] == 2
     assert manifest["template"] == Template().to_dict()
-    assert pq.read_schema(desk.folder / "tokens/llava.parquet").equals(SCHEMA)
+    assert pq.read_schema(desk.folder / "tokens/llava.parquet").equals(TOKENS_SCHEMA)
 
 
 def test_counting_again_gives_equal_bytes(desk):
@@ -129,7 +129,7 @@ def test_the_identity_follows_everything_that_is_counted(tokenizer, tmp_path):
 
 def test_the_sections_template_is_the_models():
     assert TemplateTexts().template() == Template()
-    settings = Tokens(tokenizer="x", image_tokens=4, template=TemplateTexts(system="Be kind."))
+    settings = TokensConfig(tokenizer="x", image_tokens=4, template=TemplateTexts(system="Be kind."))
     assert settings.template.template() == Template(system="Be kind.")
 
 

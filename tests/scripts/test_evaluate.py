@@ -9,11 +9,11 @@ import pytest
 
 from scripts import evaluate
 from scripts.common.errors import UserError
-from scripts.evaluation.answering import Answerer
-from scripts.evaluation.metrics import majority_share
+from scripts.evaluation.statistics import majority_share
+from scripts.inference.answering import ModelRunner
 from tests.blends import write_blend
-from tests.scripts.evaluation.trained import Trained, rewritten, trained, write_suite, write_tasks
-from tests.tiny import make_model
+from tests.scripts.evaluation.trained_model import Trained, rewritten, trained, write_suite, write_tasks
+from tests.tiny_models import make_model
 
 __all__ = ["trained"]
 
@@ -80,13 +80,13 @@ def test_blinded_answers_depend_on_words_alone(trained, run, tmp_path):
 def test_loss_is_the_mean_over_supervised_tokens(trained, run, tmp_path):
     import torch
 
-    from scripts.evaluation.answering import load_model
-    from scripts.training.batches import ImageCache
-    from scripts.training.loader import BlendReader
+    from scripts.inference.blend_reader import BlendReader
+    from scripts.inference.model_loading import load_model
+    from scripts.inference.decoded_images import DecodedImageCache
 
     loss = run(tmp_path / "out", trained)["checkpoints"]["final"]["heldout"]["loss"]
     model, processor = load_model(trained.model)
-    images, blend = ImageCache(processor), BlendReader(trained.heldout, trained.root)
+    images, blend = DecodedImageCache(processor), BlendReader(trained.heldout, trained.root)
     total, tokens, dataset_total, dataset_tokens = 0.0, 0, 0.0, 0
     for unit in range(len(blend)):
         sample = blend[unit]
@@ -103,7 +103,7 @@ def test_loss_is_the_mean_over_supervised_tokens(trained, run, tmp_path):
 
 
 def test_right_answers_are_recognised_and_wrong_ones_are_not(trained, run, tmp_path):
-    run(tmp_path / "first", trained, settings={"blank": False})
+    run(tmp_path / "first", trained, settings={"blank_images": False})
     own = {turn["test"]: turn["output"] for turn in lines(tmp_path / "first/heldout/final.jsonl") if turn["round"] == 1}
 
     def answered(member: dict, answer: str) -> dict:
@@ -166,7 +166,9 @@ def test_both_checkpoints_of_an_export(trained, run, tmp_path):
     for name in ("final", "best"):
         (tmp_path / "exported" / name).symlink_to(trained.model)
     exported = Trained(trained.root, tmp_path / "exported", trained.heldout)
-    metrics = run(tmp_path / "out", exported, settings={"checkpoints": ["final", "best"], "limit": 6, "blank": False})
+    metrics = run(
+        tmp_path / "out", exported, settings={"checkpoints": ["final", "best"], "limit": 6, "blank_images": False}
+    )
     assert metrics["checkpoints"]["final"] == metrics["checkpoints"]["best"]
     assert (tmp_path / "out/heldout/best.csv").read_bytes() == (tmp_path / "out/heldout/final.csv").read_bytes()
     assert metrics["checkpoints"]["best"]["heldout"]["loss"]["overall"]["conversations"] == 6
@@ -221,7 +223,7 @@ def test_a_dialogue_that_outgrows_the_model_is_named(trained, run, tmp_path):
 @pytest.fixture
 def interrupted(monkeypatch):
     """Let the process die in a batch: the first `after` batches are generated, the next one is stopped."""
-    generate, calls = Answerer._generate, []
+    generate, calls = ModelRunner._generate, []
 
     def call(after: int | None) -> list:
         calls.clear()
@@ -232,7 +234,7 @@ def interrupted(monkeypatch):
                 raise KeyboardInterrupt
             return generate(answerer, batch, *rest)
 
-        monkeypatch.setattr(Answerer, "_generate", stop)
+        monkeypatch.setattr(ModelRunner, "_generate", stop)
         return calls
 
     return call
@@ -261,7 +263,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(trained, run, interrupted, tm
 def test_task_files_beside_dialogues(trained, run, tmp_path):
     tasks = write_tasks(tmp_path / "tasks")
     flags = [word for name, path in tasks.items() for word in ("--suite", f"{name}={path}")]
-    metrics = run(tmp_path / "out", trained, *flags, settings={"limit": 1, "blank": False})
+    metrics = run(tmp_path / "out", trained, *flags, settings={"limit": 1, "blank_images": False})
     suites = metrics["checkpoints"]["final"]["suites"]
 
     choices = lines(tmp_path / "out/choices/final.jsonl")
@@ -287,15 +289,15 @@ def test_task_files_beside_dialogues(trained, run, tmp_path):
 def test_losses_are_those_of_the_last_answer_alone(trained):
     import torch
 
-    from scripts.evaluation.answering import Prompt
+    from scripts.config.evaluate import EvaluationConfig
     from scripts.evaluation.dialogues import answered
-    from scripts.sections.evaluate import Evaluate
+    from scripts.inference.answering import Prompt
 
-    answerer = Answerer(trained.model, Evaluate())
+    answerer = ModelRunner(trained.model, EvaluationConfig())
     said = [{"role": "user", "content": "Say red."}, {"role": "assistant", "content": "It is red."}]
     prompt = Prompt("x", [*said, {"role": "user", "content": "Say blue."}], [], lambda: [])
     both = [answered(prompt, answer) for answer in ("It is blue.", "It is red.")]
-    ((nats, tokens, greedy), (other, *_)) = answerer.likelihoods(both, "x")
+    ((nats, tokens, greedy), (other, *_)) = answerer.answer_losses(both, "x")
     encoded = answerer.processor.encode(both[0].messages)
     labels = torch.tensor([encoded.labels])
     start = len(answerer.processor.encode(prompt.messages))
@@ -308,14 +310,20 @@ def test_losses_are_those_of_the_last_answer_alone(trained):
     with torch.no_grad():
         expected = answerer.model(input_ids=torch.tensor([encoded.input_ids]), labels=labels, num_items_in_batch=1).loss
     assert nats == pytest.approx(expected.item(), rel=1e-4)
-    assert nats < other and greedy == (answerer.answers([prompt], "x") == ["It is blue."])
+    assert nats < other and greedy == (answerer.generate([prompt], "x") == ["It is blue."])
 
 
 def test_sampling_is_drawn_from_the_seed(trained, run, tmp_path):
     task = write_tasks(tmp_path / "tasks", sample=True)["free"]
 
     def outputs(name: str, seed: int) -> list[str]:
-        run(tmp_path / name, trained, "--suite", f"free={task}", settings={"seed": seed, "limit": 1, "blank": False})
+        run(
+            tmp_path / name,
+            trained,
+            "--suite",
+            f"free={task}",
+            settings={"seed": seed, "limit": 1, "blank_images": False},
+        )
         return [turn["output"] for turn in lines(tmp_path / name / "free/final.jsonl")]
 
     first = outputs("a", 1)

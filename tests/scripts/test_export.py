@@ -15,23 +15,23 @@ from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
 from scripts.common.errors import UserError
 from scripts.common.files import file_sha256
-from scripts.evaluation.answering import load_model as load_exported
 from scripts.export import export
-from scripts.training.batches import Batches
-from scripts.training.loader import BlendReader
-from tests.runs import REPOSITORY, Lab, finished
+from scripts.inference.blend_reader import BlendReader
+from scripts.inference.model_loading import load_model as load_exported
+from scripts.training.dataset import MicroBatchDataset
+from tests.runs import REPOSITORY, TrainingSetup, finished
 
 
 @pytest.fixture(scope="module")
-def exported(lab: Lab, undisturbed: Path) -> Path:
+def exported(lab: TrainingSetup, undisturbed: Path) -> Path:
     command = ["--run", str(undisturbed), "--model", str(lab.model), "--root", str(lab.root)]
     out = lab.root / "exported/tiny"
     subprocess.run([sys.executable, "-m", "scripts.export", *command, "--out", str(out)], cwd=REPOSITORY, check=True)
     return out
 
 
-def heldout_loss(lab: Lab, model, processor) -> float:
-    (batch,) = Batches([BlendReader(lab.heldout, lab.root)], processor, global_batch=6, micro_batch=6)
+def heldout_loss(lab: TrainingSetup, model, processor) -> float:
+    (batch,) = MicroBatchDataset([BlendReader(lab.heldout, lab.root)], processor, global_batch=6, micro_batch=6)
     names = ("input_ids", "labels", "modality", "pixel_values")
     with torch.no_grad():
         losses, _ = model.token_losses(**{name: batch.tensors[name] for name in names})
@@ -39,7 +39,9 @@ def heldout_loss(lab: Lab, model, processor) -> float:
 
 
 @pytest.mark.parametrize("which", ["final", "best"])
-def test_it_loads_alone_and_has_the_loss_that_training_measured(lab: Lab, undisturbed, exported, which, tmp_path):
+def test_it_loads_alone_and_has_the_loss_that_training_measured(
+    lab: TrainingSetup, undisturbed, exported, which, tmp_path
+):
     alone = shutil.copytree(exported / which, tmp_path / "alone")
     model = VisualChatForConditionalGeneration.from_pretrained(alone).eval()
     processor = VisualChatProcessor.from_pretrained(alone)
@@ -58,7 +60,9 @@ def test_the_manifest_tells_what_it_is(undisturbed: Path, exported: Path):
         assert manifest["files"] == files and "model.safetensors" in files
 
 
-def test_again_it_makes_the_same_bytes_and_replaces_what_was_there(lab: Lab, undisturbed: Path, exported: Path):
+def test_again_it_makes_the_same_bytes_and_replaces_what_was_there(
+    lab: TrainingSetup, undisturbed: Path, exported: Path
+):
     again = lab.root / "exported/again"
     (again / "final").mkdir(parents=True)
     (again / "final/stale.json").write_text("{}")
@@ -70,9 +74,9 @@ def test_again_it_makes_the_same_bytes_and_replaces_what_was_there(lab: Lab, und
 
 
 @pytest.fixture(scope="module")
-def adapted(lab: Lab) -> Path:
+def adapted(lab: TrainingSetup) -> Path:
     """A run that trains adapters of both halves, the embeddings and the projector."""
-    changes = {"train_language": "lora", "train_vision": "lora", "language_rank": 4, "vision_rank": 2}
+    changes = {"train_language": "lora", "train_vision": "lora", "language_lora_rank": 4, "vision_lora_rank": 2}
     status, said = lab.train(lab.root / "train/adapted", **changes, lora_scale=1.5)
     assert status == 0, said
     assert re.search(r"vision +[0-9,]+ +[0-9,]+ +lora", said), "what is frozen is said"
@@ -80,7 +84,9 @@ def adapted(lab: Lab) -> Path:
 
 
 @pytest.mark.parametrize("which", ["final", "best"])
-def test_adapters_are_merged_or_kept_and_give_the_loss_that_training_measured(lab: Lab, adapted: Path, which: str):
+def test_adapters_are_merged_or_kept_and_give_the_loss_that_training_measured(
+    lab: TrainingSetup, adapted: Path, which: str
+):
     export(adapted, lab.model, lab.root, lab.root / "exported/adapted")
     export(adapted, lab.model, lab.root, lab.root / "exported/slim", form="delta")
     measured = finished(adapted)[which]["heldout_loss"]
@@ -97,7 +103,9 @@ def test_adapters_are_merged_or_kept_and_give_the_loss_that_training_measured(la
     assert [manifest["form"] for manifest in manifests] == ["full", "delta"]
 
 
-def test_a_delta_moves_with_its_root_and_knows_its_bases(lab: Lab, undisturbed: Path, exported: Path, tmp_path: Path):
+def test_a_delta_moves_with_its_root_and_knows_its_bases(
+    lab: TrainingSetup, undisturbed: Path, exported: Path, tmp_path: Path
+):
     root = shutil.copytree(lab.root, tmp_path / "moved", ignore=shutil.ignore_patterns("blend", "state"))
     export(undisturbed, lab.model, lab.root, lab.root / "exported/small", form="delta")
     shutil.copytree(lab.root / "exported/small", root / "exported/small", dirs_exist_ok=True)
@@ -119,13 +127,13 @@ def test_a_delta_moves_with_its_root_and_knows_its_bases(lab: Lab, undisturbed: 
         load_exported(folder, "cpu")
 
 
-def test_a_form_that_the_model_cannot_take_is_refused(lab: Lab, undisturbed: Path, tmp_path: Path):
+def test_a_form_that_the_model_cannot_take_is_refused(lab: TrainingSetup, undisturbed: Path, tmp_path: Path):
     with pytest.raises(UserError, match="attention 'mmca': LLaVA would attend causally"):
         export(undisturbed, lab.model, lab.root, tmp_path / "out", form="llava")
     assert not (tmp_path / "out/final").exists()
 
 
-def test_what_does_not_belong_together_is_refused(lab: Lab, undisturbed: Path, tmp_path: Path):
+def test_what_does_not_belong_together_is_refused(lab: TrainingSetup, undisturbed: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"finished.json does not exist"):
         export(tmp_path / "no_run", lab.model, lab.root, tmp_path / "out")
     other = shutil.copytree(lab.model, tmp_path / "model")

@@ -13,11 +13,11 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from model.configuration import QwenVisionConfig
 from model.modeling import VisualChatForConditionalGeneration
-from model.qwen import QwenVisionModel
+from model.qwen_vision import QwenVisionModel
 from scripts.common.errors import UserError
 from scripts.extract_qwen_encoder import PREFIX, extract
 from tests.runs import REPOSITORY
-from tests.tiny import make_bases
+from tests.tiny_models import make_bases
 
 VISUAL = {"heads": 2, "image_size": 32, "layers": 2, "mlp_ratio": 2.04, "output_dim": 128, "patch_size": 8, "width": 32}
 SMALL = {"image_size": 32, "patch_size": 8, "vit_width": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -70,7 +70,7 @@ def test_the_encoder_comes_out_whole_and_joins_a_decoder(source, encoder, tmp_pa
 
     bases = make_bases(tmp_path / "bases")
     tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
-    model = VisualChatForConditionalGeneration.from_bases(out, bases["language"], tokenizer)
+    model = VisualChatForConditionalGeneration.from_base_models(out, bases["language"], tokenizer)
     assert model.config.image_tokens == 256 and model.config.image_size == 32
 
 

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scripts.adapters.raw import Raw
-from scripts.adapters.run import load_adapter
+from scripts.adapters.conversion import load_adapter
+from scripts.adapters.raw import RawFiles
 from scripts.common.errors import UserError
 from scripts.common.files import file_sha256, read_json
+from scripts.config.registry import DATASETS, REGISTRY, SOURCES, Download
 from scripts.fetch import fetch
-from scripts.sources import DATASETS, REGISTRY, SOURCES, Download
-from tests.worlds import small_world
+from tests.synthetic_data import make_synthetic_data
 
 THIRTEEN = (
     "aokvqa coco_caption llava llava_dial llava_otter_blend minigpt4 ocr_vqa otter_mimicit_cgd otter_mimicit_sd "
@@ -28,7 +28,7 @@ THIRTEEN = (
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return small_world(tmp_path_factory.mktemp("world"), images=6)
+    return make_synthetic_data(tmp_path_factory.mktemp("world"), images=6)
 
 
 def test_images_are_listed_with_their_hashes(world, tmp_path):
@@ -63,7 +63,7 @@ def test_two_fetches_give_the_same_bytes_wherever_the_data_lies(world, tmp_path)
 
 
 def test_a_changed_image_changes_the_card(tmp_path):
-    data = small_world(tmp_path, images=2)
+    data = make_synthetic_data(tmp_path, images=2)
     before = fetch(SOURCES["coco"], data, tmp_path / "coco")["sha256"]
     image = next((data / "coco/train2017").iterdir())
     image.write_bytes(image.read_bytes() + b"x")
@@ -72,7 +72,7 @@ def test_a_changed_image_changes_the_card(tmp_path):
 
 def test_the_link_is_replaced_and_a_relative_one_moves_along(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    small_world(tmp_path / "results", images=1)
+    make_synthetic_data(tmp_path / "results", images=1)
     other = tmp_path / "other"
     (other / "aokvqa/annotations").mkdir(parents=True)
     (other / "aokvqa/annotations/aokvqa_v1p0_train.json").write_text("[]")
@@ -239,7 +239,7 @@ def test_rows_in_another_form_are_found(world, tmp_path):
         name = f"MIMIC-IT/CGD_Instructions/train-{part:05d}-of-00002.parquet"
         pq.write_table(pa.Table.from_pylist(some), data / name)
     card = fetch(SOURCES["mimicit_cgd"], data, tmp_path / "raw")
-    found = Raw({"mimicit_cgd": tmp_path / "raw"})
+    found = RawFiles({"mimicit_cgd": tmp_path / "raw"})
     assert len(card["annotations"]["MIMIC-IT/CGD_instructions.json"]["found"]) == 2
     assert {row.id: row.value["rel_ins_ids"] for row in found.rows("MIMIC-IT/CGD_instructions.json")} == {
         id_: row["rel_ins_ids"] for id_, row in raw.items()
@@ -255,7 +255,7 @@ def test_an_optional_file_is_read_where_it_is_there(world, tmp_path):
             (data / path).write_text(content)
         out = tmp_path / f"raw-{expected}"
         fetch(SOURCES["mimicit_vst"], data, out)
-        assert Raw({"mimicit_vst": out}).optional_json(path) == expected
+        assert RawFiles({"mimicit_vst": out}).optional_json(path) == expected
 
 
 def test_a_damaged_container_names_itself(world, tmp_path):

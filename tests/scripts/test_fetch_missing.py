@@ -8,18 +8,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from scripts.common.errors import UserError
+from scripts.config.registry import SOURCES, Address, Download
 from scripts.fetch import fetch
-from scripts.fetching.connection import Options
-from scripts.sources import SOURCES, Address, Download
+from scripts.fetching.connection import FetchOptions
 from tests.scripts.fetching.server import File, Server, status
-from tests.worlds import small_world
+from tests.synthetic_data import make_synthetic_data
 
-OPTIONS = Options(retries=2, timeout=5.0, backoff=0.001)
+OPTIONS = FetchOptions(retries=2, timeout=5.0, backoff=0.001)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return small_world(tmp_path_factory.mktemp("world"), images=12)
+    return make_synthetic_data(tmp_path_factory.mktemp("world"), images=12)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_what_a_person_must_get_stops_early_with_the_steps(tmp_path, monkeypatch
 
 def test_offline_names_what_is_missing_and_reaches_for_nothing(tmp_path):
     with pytest.raises(UserError, match=r"detail_23k.json: not there, and this run is offline.*place the file at"):
-        fetch(SOURCES["llava"], tmp_path / "data", tmp_path / "raw", download=Options(offline=True))
+        fetch(SOURCES["llava"], tmp_path / "data", tmp_path / "raw", download=FetchOptions(offline=True))
 
 
 def test_a_taste_fetches_only_the_wanted_images_and_is_no_whole_set(world, server, tmp_path):
@@ -104,7 +104,7 @@ def test_a_taste_fetches_only_the_wanted_images_and_is_no_whole_set(world, serve
     wanted = paths_of_world(world)[:3]
     data, folders = tmp_path / "data", ["coco/train2017/"]
     card = fetch(source, data, tmp_path / "taste", folders, wanted=frozenset(wanted), download=OPTIONS)
-    assert paths_of(tmp_path / "taste") == wanted and card["taste"] and card["images"] == 3
+    assert paths_of(tmp_path / "taste") == wanted and card["subset"] and card["images"] == 3
     assert all(range_ for range_ in server.ranges()), "the archive was fetched whole"
     asked = len(server.requests)
     fetch(source, data, tmp_path / "again", folders, wanted=frozenset(wanted), download=OPTIONS)

@@ -6,7 +6,7 @@ import pytest
 from scripts.common.errors import UserError
 from scripts.common.files import (
     atomic,
-    canonical,
+    canonical_json,
     file_sha256,
     read_json,
     read_table,
@@ -38,7 +38,7 @@ def test_json_does_not_depend_on_the_order_of_keys(tmp_path):
     write_json(tmp_path / "1.json", {"b": 1, "a": [2]})
     write_json(tmp_path / "2.json", {"a": [2], "b": 1})
     assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
-    assert canonical({"b": 1, "a": "é"}) == '{"a":"é","b":1}'
+    assert canonical_json({"b": 1, "a": "é"}) == '{"a":"é","b":1}'
 
 
 def test_a_tables_hash_is_of_its_content(tmp_path):

@@ -10,45 +10,45 @@ import pytest
 
 from scripts.common.errors import UserError
 from scripts.common.files import file_sha256
+from scripts.config.holdout import HoldoutConfig
 from scripts.holdout import is_held_out, write_split
-from scripts.sections.holdout import Holdout
-from tests.worlds import build_media, build_split, small_world
+from tests.synthetic_data import build_media, build_split, make_synthetic_data
 
 HASHES = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(4000)]
 
 
 def _split(folder, data, **settings):
     media = build_media(data, folder)
-    manifest = write_split(Holdout(**settings), media, folder / "split")
+    manifest = write_split(HoldoutConfig(**settings), media, folder / "split")
     rows = pq.read_table(folder / "split/heldout.parquet").to_pylist()
     return {row["key"].rsplit("/", 1)[1]: row["sha256"] for row in rows}, manifest
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
 def test_the_share_is_met(share):
-    held = sum(is_held_out(digest, Holdout(share=share)) for digest in HASHES)
+    held = sum(is_held_out(digest, HoldoutConfig(share=share)) for digest in HASHES)
     assert held / len(HASHES) == pytest.approx(share, abs=0.03)
 
 
 def test_a_larger_share_keeps_what_a_smaller_one_held():
-    small, large = Holdout(share=0.1), Holdout(share=0.2)
+    small, large = HoldoutConfig(share=0.1), HoldoutConfig(share=0.2)
     assert all(is_held_out(digest, large) for digest in HASHES if is_held_out(digest, small))
 
 
 def test_another_seed_holds_other_images():
-    one, two = ({d for d in HASHES if is_held_out(d, Holdout(share=0.1, seed=seed))} for seed in (0, 1))
+    one, two = ({d for d in HASHES if is_held_out(d, HoldoutConfig(share=0.1, seed=seed))} for seed in (0, 1))
     assert len(one & two) < 0.3 * len(one)
 
 
 def test_adding_removing_and_renaming_images_moves_no_other(tmp_path):
-    data = small_world(tmp_path / "a", images=60)
+    data = make_synthetic_data(tmp_path / "a", images=60)
     before, _ = _split(tmp_path / "one", data, share=0.3)
     folder = data / "coco/train2017"
     names = sorted(path.name for path in folder.iterdir())
     for name in names[:20]:
         (folder / name).unlink()
     shutil.copy(folder / names[20], folder / "copy.jpg")
-    for path in (small_world(tmp_path / "b", images=30, seed=5) / "coco/train2017").iterdir():
+    for path in (make_synthetic_data(tmp_path / "b", images=30, seed=5) / "coco/train2017").iterdir():
         shutil.copy(path, folder / f"new{path.name}")
     after, manifest = _split(tmp_path / "two", data, share=0.3)
     kept = {name.removesuffix(".jpg") for name in names[20:]}
@@ -58,7 +58,7 @@ def test_adding_removing_and_renaming_images_moves_no_other(tmp_path):
 
 
 def test_the_table_is_sorted_and_the_same_every_time(tmp_path):
-    data = small_world(tmp_path, images=30)
+    data = make_synthetic_data(tmp_path, images=30)
     build_media(data, tmp_path)
     first = file_sha256(build_split(tmp_path, share=0.5) / "heldout.parquet")
     assert file_sha256(build_split(tmp_path, share=0.5) / "heldout.parquet") == first
@@ -67,7 +67,7 @@ def test_the_table_is_sorted_and_the_same_every_time(tmp_path):
 
 
 def test_empty_is_allowed_and_said_aloud(tmp_path):
-    media = build_media(small_world(tmp_path, images=3), tmp_path)
+    media = build_media(make_synthetic_data(tmp_path, images=3), tmp_path)
     command = [sys.executable, "-m", "scripts.holdout", "--settings", '{"share": 0}', "--out", str(tmp_path / "split")]
     done = subprocess.run([*command, "--media", f"coco={media['coco']}"], capture_output=True, text=True)
     assert done.returncode == 0 and "no image is held out" in done.stdout
@@ -76,4 +76,4 @@ def test_empty_is_allowed_and_said_aloud(tmp_path):
 
 def test_media_that_was_not_built_is_named(tmp_path):
     with pytest.raises(UserError, match="index"):
-        write_split(Holdout(), {"coco": tmp_path / "nothing"}, tmp_path / "split")
+        write_split(HoldoutConfig(), {"coco": tmp_path / "nothing"}, tmp_path / "split")

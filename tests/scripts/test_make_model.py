@@ -11,15 +11,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from scripts.common.errors import UserError
-from scripts.sections.model import Model
-from scripts.sections.tokens import Tokens
-from scripts.training.assembly import find_base, load_model, make_model
+from scripts.config.model import ModelConfig
+from scripts.config.tokens import TokensConfig
+from scripts.inference.model_assembly import find_base, load_model, make_model
 from tests.runs import REPOSITORY
-from tests.tiny import IMAGE_TOKENS, make_bases
+from tests.tiny_models import IMAGE_TOKENS, make_bases
 
 KINDS = ("vision", "language", "tokenizer")
-SETTINGS = Model(vision="tiny", language="tiny", tokens="tiny")
-TOKENS = Tokens(tokenizer="tiny", image_tokens=IMAGE_TOKENS)
+SETTINGS = ModelConfig(vision="tiny", language="tiny", tokens="tiny")
+TOKENS = TokensConfig(tokenizer="tiny", image_tokens=IMAGE_TOKENS)
 
 
 @pytest.fixture
@@ -28,14 +28,22 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-def make(root: Path, name: str = "tiny", settings: Model = SETTINGS, tokens: Tokens = TOKENS) -> Path:
+def make(root: Path, name: str = "tiny", settings: ModelConfig = SETTINGS, tokens: TokensConfig = TOKENS) -> Path:
     bases = {kind: str(root / "bases" / kind) for kind in KINDS}
     make_model(settings, tokens, bases, root, root / "models" / name)
     return root / "models" / name
 
 
 def test_the_program_writes_a_folder_that_loads_with_any_attention(root: Path):
-    command = [sys.executable, "-m", "scripts.make_model", "--settings", SETTINGS.cause(), "--tokens", TOKENS.cause()]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.make_model",
+        "--settings",
+        SETTINGS.rerun_key(),
+        "--tokens",
+        TOKENS.rerun_key(),
+    ]
     for kind in KINDS:
         command += [f"--{kind}", str(root / "bases" / kind)]
     command += ["--root", str(root), "--out", str(root / "models/tiny")]

@@ -9,19 +9,19 @@ import pytest
 
 from scripts.common.errors import UserError
 from scripts.common.files import file_sha256
-from scripts.evaluation.reading import read_suite
+from scripts.config.miniature import MiniatureConfig
+from scripts.evaluation.suite_reader import read_suite
 from scripts.miniature import write_world
-from scripts.sections.miniature import Miniature
-from scripts.world.tasks import tasks
-from scripts.world.world import World
-from tests.worlds import small_world
+from scripts.synthetic.tasks import tasks
+from scripts.synthetic.world import World
+from tests.synthetic_data import make_synthetic_data
 
 LLAVA = ("llava/detail_23k.json", "llava/complex_reasoning_77k.json", "llava/conversation_58k.json")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return small_world(tmp_path_factory.mktemp("world"), images=80)
+    return make_synthetic_data(tmp_path_factory.mktemp("world"), images=80)
 
 
 def _read(world, path):
@@ -95,15 +95,15 @@ def test_scenes_are_listed_for_every_image(world):
 
 
 def test_two_builds_give_the_same_bytes(world, tmp_path):
-    again = small_world(tmp_path, images=80)
+    again = make_synthetic_data(tmp_path, images=80)
     paths = sorted(path.relative_to(world) for path in world.rglob("*") if path.is_file())
     assert paths == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
     assert all(file_sha256(world / path) == file_sha256(again / path) for path in paths)
 
 
 def test_a_smaller_world_leaves_nothing_of_a_larger_one(tmp_path):
-    write_world(Miniature(images=5), tmp_path / "out")
-    manifest = write_world(Miniature(images=3), tmp_path / "out")
+    write_world(MiniatureConfig(images=5), tmp_path / "out")
+    manifest = write_world(MiniatureConfig(images=3), tmp_path / "out")
     assert len(list((tmp_path / "out/coco/train2017").iterdir())) == manifest["images"] == 3
     assert not list(tmp_path.glob(".*"))
 
@@ -111,13 +111,13 @@ def test_a_smaller_world_leaves_nothing_of_a_larger_one(tmp_path):
 def test_a_folder_with_other_things_is_never_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="thesis.tex"):
-        write_world(Miniature(images=1), tmp_path)
+        write_world(MiniatureConfig(images=1), tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
 @pytest.mark.parametrize("rate, rows", [(0.0, 0), (1.0, 20), (2.0, 40)])
 def test_rows_per_image_can_be_chosen(tmp_path, rate, rows):
-    manifest = write_world(Miniature(images=20, rows={"llava_dial": rate}), tmp_path / "out")
+    manifest = write_world(MiniatureConfig(images=20, rows={"llava_dial": rate}), tmp_path / "out")
     assert manifest["rows"]["llava/conversation_58k.json"] == rows
 
 
@@ -127,7 +127,7 @@ def test_rows_per_image_can_be_chosen(tmp_path, rate, rows):
 )
 def test_settings_that_cannot_be_asked_are_refused(settings, word):
     with pytest.raises(ValueError, match=word):
-        Miniature(**settings)
+        MiniatureConfig(**settings)
 
 
 def test_the_program_runs_by_hand(tmp_path):
@@ -163,7 +163,7 @@ def test_the_task_files_can_be_read_and_are_right(world):
 
 def test_every_kind_of_question_has_choices():
     for kind in ("what", "colour", "shape", "count", "where", "size", "count_colour", "exist"):
-        written = tasks(World(Miniature(images=1, kinds=[kind], sizes=2)))
+        written = tasks(World(MiniatureConfig(images=1, kinds=[kind], sizes=2)))
         rows = [json.loads(line) for line in written["choices.jsonl"].splitlines()]
         assert rows and all(0 <= row["target"] < len(row["choices"]) for row in rows)
         assert written["orders.jsonl"]

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from scripts.common.files import bytes_sha256, read_json
-from scripts.training.loader import BlendReader
-from tests.scripts.blending.worldly import World
+from scripts.inference.blend_reader import BlendReader
+from tests.scripts.blending.synthetic_blend import World
 
 pytestmark = pytest.mark.long
 ENVIRONMENTS = Path(__file__).resolve().parents[2] / ".neighbours"

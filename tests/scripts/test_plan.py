@@ -7,17 +7,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from scripts.blending.summary import padding
+from scripts.blending.plan_summary import padding
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
+from scripts.config.tokens import TemplateTexts
 from scripts.plan import main
-from scripts.sections.tokens import TemplateTexts
-from tests.scripts.blending.handmade import ALL, TOKENS, Desk, llava, mixed_records, pair
+from tests.scripts.blending.plan_fixtures import ALL, TOKENS, PlanWorkspace, llava, mixed_records, pair
 
 
 @pytest.fixture
 def desk(tmp_path):
-    return Desk(tmp_path, mixed_records(), held_out=["i03"])
+    return PlanWorkspace(tmp_path, mixed_records(), held_out=["i03"])
 
 
 def run(monkeypatch, *arguments):

@@ -9,23 +9,23 @@ from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
 
 from model.template import Template
 from scripts.common.files import bytes_sha256
+from scripts.config.miniature import MiniatureConfig
+from scripts.config.pretrain import PretrainLanguageConfig, PretrainTokenizerConfig, PretrainVisionConfig
 from scripts.pretraining.language import make_language
 from scripts.pretraining.tokenizer import make_tokenizer
 from scripts.pretraining.vision import _labels, make_vision
-from scripts.sections.miniature import Miniature
-from scripts.sections.pretrain import PretrainLanguage, PretrainTokenizer, PretrainVision
-from scripts.world.language import ask
-from scripts.world.randomness import Draw
-from scripts.world.scenes import Object, draw_scene, jpeg, render
+from scripts.synthetic.language import ask
+from scripts.synthetic.randomness import RandomStream
+from scripts.synthetic.scenes import Object, draw_scene, jpeg, render
 
-WORLD = Miniature(seed=3)
-VISION = PretrainVision(scenes=64, steps=3)
+WORLD = MiniatureConfig(seed=3)
+VISION = PretrainVisionConfig(scenes=64, steps=3)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    make_tokenizer(PretrainTokenizer(), WORLD, folder)
+    make_tokenizer(PretrainTokenizerConfig(), WORLD, folder)
     return folder
 
 
@@ -37,14 +37,14 @@ def test_any_text_survives_and_the_miniatures_words_are_one_token(tokenizer):
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     for text in ("Grüße, 図形 \n\t¿?", "What is at the top-left of image 2?"):
         assert loaded.decode(loaded(text, add_special_tokens=False).input_ids) == text
-    asked = ask(draw_scene(Draw(1), WORLD), "what", Draw(2), WORLD)
+    asked = ask(draw_scene(RandomStream(1), WORLD), "what", RandomStream(2), WORLD)
     assert len(loaded(asked.text).input_ids) <= len(asked.text.split()) + 1
     assert len(loaded(Template().question_header).input_ids) <= 3
     assert loaded.convert_tokens_to_ids("<image>") != loaded.unk_token_id
 
 
 def test_the_tokenizer_is_the_same_each_time(tokenizer, tmp_path):
-    make_tokenizer(PretrainTokenizer(), WORLD, tmp_path)
+    make_tokenizer(PretrainTokenizerConfig(), WORLD, tmp_path)
     assert _hashes(tokenizer) == _hashes(tmp_path)
 
 
@@ -57,7 +57,7 @@ def test_the_encoder_is_an_ordinary_folder_and_the_same_each_time(tmp_path):
 
 
 def test_a_scene_that_equals_a_held_out_image_is_left_out(tmp_path):
-    draw = Draw(VISION.seed, "encoder", 5)
+    draw = RandomStream(VISION.seed, "encoder", 5)
     image = render(draw_scene(draw, WORLD), draw, WORLD.image_size)
     facts = make_vision(VISION, WORLD, {bytes_sha256(jpeg(image))}, tmp_path)
     assert facts["left_out"] == 1
@@ -71,7 +71,7 @@ def test_every_patch_is_labelled_with_what_its_quarter_holds():
 
 
 def test_the_language_model_learns_from_text_and_is_the_same_each_time(tokenizer, tmp_path):
-    settings = PretrainLanguage(steps=4, batch=4, layers=1, width=32)
+    settings = PretrainLanguageConfig(steps=4, batch=4, layers=1, width=32)
     first = make_language(settings, WORLD, tokenizer, tmp_path / "a")
     make_language(settings, WORLD, tokenizer, tmp_path / "b")
     assert _hashes(tmp_path / "a") == _hashes(tmp_path / "b")

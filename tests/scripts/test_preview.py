@@ -10,11 +10,11 @@ from transformers import AutoTokenizer
 
 from model.template import render
 from scripts.common.errors import UserError
+from scripts.inference.blend_reader import BlendReader
 from scripts.preview import choose_units, main, rendered, write_preview
-from scripts.training.loader import BlendReader
-from tests.scripts.blending.handmade import TOKENS, Desk, record, turn
-from tests.scripts.blending.worldly import World, write_blend
-from tests.tiny import make_tokenizer
+from tests.scripts.blending.plan_fixtures import TOKENS, PlanWorkspace, record, turn
+from tests.scripts.blending.synthetic_blend import World, write_blend
+from tests.tiny_models import make_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_the_pieces_are_the_rendered_template_and_only_answers_are_coloured(worl
 
 
 def own_blend(tmp_path, rounds):
-    desk = Desk(tmp_path, [record("own:1", [], rounds)])
+    desk = PlanWorkspace(tmp_path, [record("own:1", [], rounds)])
     desk.plan_file({"own": {}})
     write_blend(desk.path(), tmp_path / "records", {}, tmp_path / "blend", tmp_path)
     return desk
@@ -117,7 +117,7 @@ def test_the_program(world, page, tmp_path, monkeypatch):
         "--blend": world.root / "blend/demo/epoch-000",
         "--root": world.root,
         "--tokenizer": world.tokenizer,
-        "--settings": TOKENS.cause(),
+        "--settings": TOKENS.rerun_key(),
         "--out": tmp_path / "p.html",
     }
     monkeypatch.setattr(sys, "argv", ["preview", *(str(text) for pair in arguments.items() for text in pair)])

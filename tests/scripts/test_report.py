@@ -17,11 +17,11 @@ from PIL import Image
 from scripts import evaluate, report
 from scripts.common.errors import UserError
 from scripts.common.files import write_json, write_table
+from scripts.inference.blend_reader import BlendReader
 from scripts.media.store import INDEX_SCHEMA
 from scripts.media.tarshard import ShardWriter
-from scripts.training.loader import BlendReader
 from tests.blends import COLOURS
-from tests.scripts.evaluation.trained import trained, write_suite
+from tests.scripts.evaluation.trained_model import trained, write_suite
 
 __all__ = ["trained"]
 

@@ -13,10 +13,10 @@ import requests
 
 from scripts import serve
 from scripts.common.errors import UserError
-from scripts.serving.examples import find_examples, read_examples, results_root, training
-from scripts.serving.served import newest
-from tests.scripts.evaluation.trained import trained, write_suite
-from tests.scripts.serving.running import COLOUR, question
+from scripts.serving.examples import find_examples, read_examples, results_root, training_summary
+from scripts.serving.served_model import newest
+from tests.scripts.evaluation.trained_model import trained, write_suite
+from tests.scripts.serving.running_server import COLOUR, question
 
 __all__ = ["trained"]
 
@@ -71,7 +71,7 @@ def test_what_is_refused(tmp_path, monkeypatch):
         run("--host", "0.0.0.0")
     (tmp_path / "key").write_text("\n")
     with pytest.raises(UserError, match="holds no key"):
-        run("--key-file", str(tmp_path / "key"))
+        run("--api-key-file", str(tmp_path / "key"))
     with serve.listen("127.0.0.1", 0) as taken:
         taken.listen()
         with pytest.raises(UserError, match="choose another --port"):
@@ -121,14 +121,14 @@ def test_what_a_run_was_trained_on(tmp_path):
         (tmp_path / path).write_text(json.dumps(content))
     final = export(tmp_path, "run", "final", "a")
     assert results_root(final) == tmp_path and results_root(tmp_path) is None
-    assert training(tmp_path, "run") == {
+    assert training_summary(tmp_path, "run") == {
         "datasets": {"a": 7},
         "conversations": 7,
         "epochs": 3,
         "right": {"final": {"one": [0.5, None]}},
         "miniature": False,
     }
-    assert training(tmp_path, "other") == {"miniature": False} and training(None, "run") == {}
+    assert training_summary(tmp_path, "other") == {"miniature": False} and training_summary(None, "run") == {}
 
 
 def test_the_program_serves_and_ends(trained, tmp_path):

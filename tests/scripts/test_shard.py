@@ -12,14 +12,14 @@ from PIL import Image
 
 from scripts.common.errors import UserError
 from scripts.common.files import file_sha256, read_json
+from scripts.config.registry import SOURCES
 from scripts.fetch import fetch
-from scripts.index import write_index
-from scripts.media.containers import Entry
+from scripts.media.containers import ImageEntry
 from scripts.media.store import MediaStore
 from scripts.media.tarshard import ShardWriter, read_index
+from scripts.media_index import write_index
 from scripts.shard import share, write_shard
-from scripts.sources import SOURCES
-from tests.worlds import build_media, small_world
+from tests.synthetic_data import build_media, make_synthetic_data
 
 
 def _files(folder):
@@ -32,7 +32,7 @@ def _build(data, folder, shards=2):
 
 @pytest.fixture
 def world(tmp_path):
-    return small_world(tmp_path / "world", images=12)
+    return make_synthetic_data(tmp_path / "world", images=12)
 
 
 def test_two_builds_give_the_same_bytes(world, tmp_path):
@@ -82,7 +82,7 @@ def test_every_fault_ends_in_its_reason(world, tmp_path):
 
 def test_an_image_goes_where_its_first_byte_falls():
     def rows(*sizes):
-        return [(str(number), Entry(str(number), "", "file", 0, size)) for number, size in enumerate(sizes)]
+        return [(str(number), ImageEntry(str(number), "", "file", 0, size)) for number, size in enumerate(sizes)]
 
     parts = [[key for key, _ in share(rows(10, 10, 0, 60, 10, 10), 4, index)] for index in range(4)]
     assert parts == [["0", "1", "2", "3"], [], [], ["4", "5"]]
@@ -90,7 +90,7 @@ def test_an_image_goes_where_its_first_byte_falls():
 
 
 def test_more_shards_than_images(tmp_path):
-    media = _build(small_world(tmp_path / "world", images=2), tmp_path, shards=5)
+    media = _build(make_synthetic_data(tmp_path / "world", images=2), tmp_path, shards=5)
     manifest = read_json(media / "manifest.json")
     assert len(manifest["shards"]) == 5 and manifest["images"] == 2
     assert all(tarfile.open(media / shard["name"]).getmembers() is not None for shard in manifest["shards"])
@@ -136,7 +136,7 @@ def test_the_programs_run_by_hand(world, tmp_path):
     run = [sys.executable, "-m"]
     shard = [*run, "scripts.shard", *common, "--raw", str(tmp_path / "raw"), "--index"]
     assert subprocess.run([*shard, "0"]).returncode == 0
-    assert subprocess.run([*run, "scripts.index", *common, "--raw", str(tmp_path / "raw")]).returncode == 0
+    assert subprocess.run([*run, "scripts.media_index", *common, "--raw", str(tmp_path / "raw")]).returncode == 0
     bad = subprocess.run([*shard, "1"], capture_output=True, text=True)
     assert bad.returncode == 1 and "--index 1" in bad.stderr
 

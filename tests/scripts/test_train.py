@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.processing import VisualChatProcessor
-from scripts.sections.model import Model
-from scripts.sections.tokens import Tokens
-from scripts.training.assembly import make_model
-from scripts.training.loader import BlendReader
+from scripts.config.model import ModelConfig
+from scripts.config.tokens import TokensConfig
+from scripts.inference.blend_reader import BlendReader
+from scripts.inference.model_assembly import make_model
 from tests.blends import write_blend
-from tests.runs import STEPS, Lab, finished, lines_written, metrics, state_of, wait_until
-from tests.tiny import IMAGE_TOKENS
+from tests.runs import STEPS, TrainingSetup, finished, lines_written, metrics, state_of, wait_until
+from tests.tiny_models import IMAGE_TOKENS
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -58,7 +58,7 @@ def test_a_run_leaves_what_the_next_steps_need(undisturbed: Path):
         assert not any(name.startswith("vision_tower.") for name in weights)
 
 
-def test_killed_again_and_again_it_ends_with_the_same_losses_and_weights(lab: Lab, undisturbed: Path):
+def test_killed_again_and_again_it_ends_with_the_same_losses_and_weights(lab: TrainingSetup, undisturbed: Path):
     out = lab.root / "train/disturbed"
 
     # One rank alone, as a machine without memory would do it: the others must not wait for it.
@@ -119,7 +119,7 @@ def test_killed_again_and_again_it_ends_with_the_same_losses_and_weights(lab: La
     assert not list((state_of(out) / "checkpoints").glob(".*"))
 
 
-def test_one_rank_has_the_losses_of_two(lab: Lab, undisturbed: Path):
+def test_one_rank_has_the_losses_of_two(lab: TrainingSetup, undisturbed: Path):
     out = lab.root / "train/one_rank"
     status, said = lab.train(out, ranks=1, micro_batch=3, workers=1)
     assert status == 0, said
@@ -130,7 +130,9 @@ def test_one_rank_has_the_losses_of_two(lab: Lab, undisturbed: Path):
         assert one["supervised_tokens"] == two["supervised_tokens"]
 
 
-def test_packs_are_trained_on_killed_at_random_and_continued_by_another_number_of_ranks(lab: Lab, tmp_path: Path):
+def test_packs_are_trained_on_killed_at_random_and_continued_by_another_number_of_ranks(
+    lab: TrainingSetup, tmp_path: Path
+):
     """Every step stands once in the record, with the conversations that its packs hold."""
     tokenizer, identity = (
         lab.bases["tokenizer"],
@@ -168,7 +170,7 @@ def test_packs_are_trained_on_killed_at_random_and_continued_by_another_number_o
     assert "begins anew, beside the unfinished" in (said := process.communicate()[1]) and "seed was 0 and is 1" in said
 
 
-def test_a_finished_run_returns_at_once(lab: Lab, undisturbed: Path):
+def test_a_finished_run_returns_at_once(lab: TrainingSetup, undisturbed: Path):
     log = (state_of(undisturbed) / "log.txt").read_bytes()
     (undisturbed / "finished.json").rename(undisturbed / "moved.json")
     status, said = lab.train(undisturbed, ranks=1)
@@ -178,7 +180,7 @@ def test_a_finished_run_returns_at_once(lab: Lab, undisturbed: Path):
     (undisturbed / "moved.json").unlink()
 
 
-def poisoned(lab: Lab, token: int, folder: Path) -> Path:
+def poisoned(lab: TrainingSetup, token: int, folder: Path) -> Path:
     """A model whose embedding of one token is not a number, while its head is as before."""
     language = folder / "language"
     shutil.copytree(lab.bases["language"], language)
@@ -190,12 +192,15 @@ def poisoned(lab: Lab, token: int, folder: Path) -> Path:
     config = json.loads((language / "config.json").read_text())
     (language / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     names = {kind: str(path) for kind, path in (lab.bases | {"language": language}).items()}
-    settings, tokens = Model(vision="v", language="l", tokens="t"), Tokens(tokenizer="t", image_tokens=IMAGE_TOKENS)
+    settings, tokens = (
+        ModelConfig(vision="v", language="l", tokens="t"),
+        TokensConfig(tokenizer="t", image_tokens=IMAGE_TOKENS),
+    )
     make_model(settings, tokens, names, lab.root, folder / "model")
     return folder / "model"
 
 
-def test_a_loss_that_is_no_number_names_the_conversations_and_is_not_tried_twice(lab: Lab, tmp_path: Path):
+def test_a_loss_that_is_no_number_names_the_conversations_and_is_not_tried_twice(lab: TrainingSetup, tmp_path: Path):
     """The first global batch has four conversations, two a rank; those in which a certain token occurs are to blame."""
     processor, reader = VisualChatProcessor.from_pretrained(lab.model), BlendReader(lab.blends[0], lab.root)
     samples = [reader[position] for position in range(4)]
@@ -224,7 +229,7 @@ def test_a_loss_that_is_no_number_names_the_conversations_and_is_not_tried_twice
     assert not (out / "finished.json").exists()
 
 
-def test_what_does_not_belong_together_is_refused_before_anything_starts(lab: Lab, tmp_path: Path):
+def test_what_does_not_belong_together_is_refused_before_anything_starts(lab: TrainingSetup, tmp_path: Path):
     status, said = lab.train(tmp_path / "out", epochs=3)
     assert status == 1 and "3 epochs need as many --blend folders" in said
     status, said = lab.train(tmp_path / "out", model=lab.root / "models/none")
@@ -243,7 +248,7 @@ def test_what_does_not_belong_together_is_refused_before_anything_starts(lab: La
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_shard_is_one_clear_error(lab: Lab, tmp_path: Path):
+def test_a_missing_shard_is_one_clear_error(lab: TrainingSetup, tmp_path: Path):
     shard = lab.heldout / "heldout-00000-of-00001.tar"
     shard.rename(tmp_path / "away.tar")
     try:

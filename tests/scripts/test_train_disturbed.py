@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.disks import small_disk
-from tests.runs import REPOSITORY, SETTINGS, STEPS, Lab, finished, lines_written, metrics, wait_until
+from tests.runs import REPOSITORY, SETTINGS, STEPS, TrainingSetup, finished, lines_written, metrics, wait_until
 from tests.scripts.test_train import family, wait_for_death
 
 pytestmark = pytest.mark.long
@@ -33,7 +33,7 @@ def same_as(out: Path, undisturbed: Path) -> None:
         assert (out / place).read_bytes() == (undisturbed / place).read_bytes()
 
 
-def test_killed_at_ten_random_moments_it_ends_the_same(lab: Lab, undisturbed: Path):
+def test_killed_at_ten_random_moments_it_ends_the_same(lab: TrainingSetup, undisturbed: Path):
     out, chooser, kills = lab.root / "train/killed", random.Random(), 0
     for _ in range(60):
         # From before the first import to after the last step; a run that gets to its end is begun anew from there.
@@ -57,9 +57,9 @@ def test_killed_at_ten_random_moments_it_ends_the_same(lab: Lab, undisturbed: Pa
     same_as(out, undisturbed)
 
 
-def test_a_rank_whose_process_is_frozen_ends_the_job(lab: Lab):
+def test_a_rank_whose_process_is_frozen_ends_the_job(lab: TrainingSetup):
     out = lab.root / "train/frozen"
-    process = lab.start(out, flags=["--patience", "0.5"])
+    process = lab.start(out, flags=["--hang-timeout", "0.5"])
     wait_until(process, lambda: lines_written(out) >= 3)
     victims = family(process.pid)
     worker(process.pid, 1).send_signal(signal.SIGSTOP)
@@ -71,11 +71,11 @@ def test_a_rank_whose_process_is_frozen_ends_the_job(lab: Lab):
     assert status == 0, said
 
 
-def test_a_rank_that_waits_for_a_dead_disk_is_told_with_the_place(lab: Lab):
+def test_a_rank_that_waits_for_a_dead_disk_is_told_with_the_place(lab: TrainingSetup):
     """A shard becomes a pipe that nobody writes to: opening it blocks, like a file of a server that is gone."""
     out, shard = lab.root / "train/dead_disk", lab.blends[1] / "train-00001-of-00002.tar"
     away = shard.with_name("away.tar")
-    process = lab.start(out, flags=["--patience", "0.5"], ranks=1)
+    process = lab.start(out, flags=["--hang-timeout", "0.5"], ranks=1)
     try:
         wait_until(process, lambda: lines_written(out) >= 3)
         shard.rename(away)
@@ -97,7 +97,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
-def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(lab: Lab, disk: Path):
+def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(lab: TrainingSetup, disk: Path):
     out, ballast = disk / "run", disk / "ballast"
     process = lab.start(out, ranks=1)
     wait_until(process, lambda: list(out.glob("state/*/checkpoints/step-*")))
@@ -121,7 +121,7 @@ rule train:
 """
 
 
-def test_asked_to_stop_under_snakemake_its_retry_goes_on(lab: Lab, undisturbed: Path, tmp_path: Path):
+def test_asked_to_stop_under_snakemake_its_retry_goes_on(lab: TrainingSetup, undisturbed: Path, tmp_path: Path):
     """SIGUSR1 and SIGTERM, as a scheduler sends them to the job; exit status 75 makes Snakemake try again."""
     out = tmp_path / "run"
     settings = tmp_path / "settings.json"
@@ -145,13 +145,13 @@ def test_asked_to_stop_under_snakemake_its_retry_goes_on(lab: Lab, undisturbed: 
     same_as(out, undisturbed)
 
 
-def test_continued_at_any_stage_by_any_number_of_ranks(lab: Lab, tmp_path: Path):
+def test_continued_at_any_stage_by_any_number_of_ranks(lab: TrainingSetup, tmp_path: Path):
     """States of every stage on one rank and on two, each continued on the other number at another stage."""
     found: dict[str, list[float]] = {}
     for turn, ranks in enumerate((1, 2, 1)):
         out = tmp_path / f"{turn}.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        command += ["-m", "tests.scripts.training.handovers", str(lab.root), str(tmp_path), str(out)]
+        command += ["-m", "tests.scripts.training.run_resharded", str(lab.root), str(tmp_path), str(out)]
         environment = os.environ | {"PATH": "", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]

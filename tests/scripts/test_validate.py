@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from scripts.adapters.raw import Raw
-from scripts.adapters.run import dataset_entry
+from scripts.adapters.conversion import dataset_entry
+from scripts.adapters.raw import RawFiles
 from scripts.common.errors import UserError
-from scripts.sources import DATASETS, SOURCES
+from scripts.config.registry import DATASETS, SOURCES
 from scripts.validate import validate_dataset, validate_source
 from tests.scripts.adapters.raws import data_path, fetch_for
-from tests.worlds import fetch_all, small_world
+from tests.synthetic_data import fetch_all, make_synthetic_data
 
 DIAL = "llava/conversation_58k.json"
 GOOD = {
@@ -28,7 +28,7 @@ ADAPTED = sorted(name for name, dataset in DATASETS.items() if dataset.adapter)
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
     folder = tmp_path_factory.mktemp("raw")
-    return fetch_all(small_world(folder, images=30), folder)
+    return fetch_all(make_synthetic_data(folder, images=30), folder)
 
 
 def _raw(tmp_path, content, dataset="llava_dial", path=DIAL):
@@ -122,7 +122,7 @@ def test_a_file_that_fetch_was_not_asked_for_is_named(tmp_path):
 @pytest.mark.parametrize("dataset, word", [("llava_otter_blend", "join"), ("lava", "no dataset")])
 def test_datasets_that_cannot_be_converted_say_why(dataset, word):
     with pytest.raises(UserError, match=word):
-        dataset_entry(dataset, Raw({}))
+        dataset_entry(dataset, RawFiles({}))
 
 
 def test_the_program_writes_its_verdict_only_if_there_is_one(tmp_path):

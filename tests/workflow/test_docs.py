@@ -11,8 +11,8 @@ import pytest
 import snakemake.exceptions
 import yaml
 
-from scripts import settings
-from scripts.sources import Dataset, Source
+from scripts.config import settings
+from scripts.config.registry import Dataset, Source
 from tests.workflow.project import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,7 +79,9 @@ def test_the_readme_is_for_the_first_hour():
 
 
 def test_the_reference_of_rules_is_up_to_date():
-    done = subprocess.run([sys.executable, "-m", "scripts.rules_reference"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.workflow.rules_reference"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == (ROOT / "docs/rules.md").read_text(), "run `make docs`"
 

@@ -6,8 +6,8 @@ import shutil
 import pytest
 from PIL import Image
 
+from tests.synthetic_data import make_synthetic_data
 from tests.workflow.project import TINY, Project
-from tests.worlds import small_world
 
 AFTER_TRAINING = {"export": 1, "evaluate_run": 1, "lock": 1, "report_page": 1}
 RUN = {"train_run": 1, **AFTER_TRAINING}
@@ -39,7 +39,7 @@ def test_a_second_run_has_nothing_to_do(finished):
         (("blends", "mixed", "datasets", "coco_caption"), {"samples": 12}, MIXED),
         (("blends", "mixed", "datasets", "llava_otter_blend"), {"samples": 10, "conversations": 1}, MIXED),
         (("blends", "mixed", "seed"), 9, MIXED),
-        (("blends", "plain", "pack_images"), 9, PLAIN),
+        (("blends", "plain", "max_images_per_pack"), 9, PLAIN),
         # Follow-ups are counted apart, for the datasets they are taken from.
         (
             ("blends", "mixed", "datasets", "llava_otter_blend"),
@@ -123,7 +123,7 @@ OWN["blends"] = {
 def of_a_user(tmp_path_factory):
     """The data of a user's own files, built."""
     project = Project.create(tmp_path_factory.mktemp("user") / "project", OWN)
-    world = small_world(tmp_path_factory.mktemp("world"), images=60)
+    world = make_synthetic_data(tmp_path_factory.mktemp("world"), images=60)
     (world / "miniature.json").unlink()
     shutil.copytree(world, project.folder / "data")
     project.snakemake("data")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts import settings
 from scripts.common.errors import UserError
+from scripts.config import settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = [ROOT / "config.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
@@ -43,7 +43,7 @@ def test_generated_files_are_up_to_date(name):
         (("blends", "demo", "datasets", "lava"), {}, ["blends.demo.datasets", "did you mean 'llava'?"]),
         (("blends", "demo", "datasets", "llava", "cocnat"), 2, ["llava.cocnat", "did you mean 'concat'?"]),
         (("tokens", "miniature", "template", "sistem"), "", ["template.sistem", "did you mean 'system'?"]),
-        (("runs", "other"), {"like": "mcma"}, ["runs.other.like", "did you mean 'mmca'?"]),
+        (("runs", "other"), {"extends": "mcma"}, ["runs.other.like", "did you mean 'mmca'?"]),
         (("data_path",), "/somewhere", ["suites", "miniature"]),
         (
             ("blends", "demo", "datasets", "mine"),
@@ -56,8 +56,8 @@ def test_generated_files_are_up_to_date(name):
             {"join": {"over": "ocr_vqa", "talk": ["llava"]}},
             ["llava and ocr_vqa show images of different sources"],
         ),
-        (("own",), {"llava": {"folder": "x", "files": ["a.json"]}}, ["own.llava", "choose another"]),
-        (("own",), {"pets": {"folder": "x", "files": ["a.json"], "images": "pics"}}, ["own.pets.images", ".zip"]),
+        (("own",), {"llava": {"folder": "x", "files": ["a.json"]}}, ["custom.llava", "choose another"]),
+        (("own",), {"pets": {"folder": "x", "files": ["a.json"], "images": "pics"}}, ["custom.pets.images", ".zip"]),
         (("licences",), {"refuse": ["OpenAI-terms"]}, ["blends.demo.datasets: llava is under OpenAI-terms"]),
         (("licences",), {"allow": ["CC-BY-4.0", "MIT"]}, ["otter_mimicit_cgd is under Flickr-terms, research-only"]),
     ],
@@ -85,14 +85,14 @@ def test_all_problems_are_listed_at_once():
 
 def test_like_takes_over_a_run_and_changes_one_thing():
     config = _default()
-    config["runs"]["causal"] = {"like": "mmca", "attention": "causal"}
+    config["runs"]["causal"] = {"extends": "mmca", "attention": "causal"}
     loaded = settings.load(config)
     assert loaded.runs["causal"] == loaded.runs["mmca"].model_copy(update={"attention": "causal"})
 
 
 def test_runs_that_name_each_other_in_a_circle_are_refused():
     config = _default()
-    config["runs"] = {"a": {"like": "b"}, "b": {"like": "a"}}
+    config["runs"] = {"a": {"extends": "b"}, "b": {"extends": "a"}}
     with pytest.raises(UserError, match="circle"):
         settings.load(config)
 
@@ -108,6 +108,6 @@ def test_a_blend_and_a_model_that_count_differently_are_refused():
 def test_a_cause_names_only_what_differs_from_the_defaults():
     blend = settings.load(_default()).blends["demo"]
     same = blend.model_validate(blend.model_dump() | {"max_images": type(blend).model_fields["max_images"].default})
-    assert blend.cause() == same.cause()
-    assert blend.cause() != blend.model_copy(update={"max_images": 2}).cause()
-    assert '"shards"' in blend.cause() and '"shards"' not in blend.cause(without=("shards",))
+    assert blend.rerun_key() == same.rerun_key()
+    assert blend.rerun_key() != blend.model_copy(update={"max_images": 2}).rerun_key()
+    assert '"shards"' in blend.rerun_key() and '"shards"' not in blend.rerun_key(without=("shards",))

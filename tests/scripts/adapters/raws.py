@@ -9,12 +9,12 @@ from typing import Any
 from PIL import Image
 
 from scripts.adapters.base import Dropped
-from scripts.adapters.images import Images
-from scripts.adapters.raw import Noted, Raw
-from scripts.adapters.run import load_adapter
+from scripts.adapters.conversion import load_adapter
+from scripts.adapters.image_lookup import ImageLookup
+from scripts.adapters.raw import Note, RawFiles
+from scripts.common.records import Record, check
+from scripts.config.registry import DATASETS, REGISTRY, SOURCES
 from scripts.fetch import fetch
-from scripts.records_schema import Record, check
-from scripts.sources import DATASETS, REGISTRY, SOURCES
 
 IMAGES = tuple(f"coco/train2017/{number:012d}.jpg" for number in (785, 40083, 196141, 197388))
 
@@ -30,28 +30,28 @@ def data_path(folder: Path, files: dict[str, Any], images=IMAGES) -> Path:
     return folder
 
 
-def fetch_for(dataset: str, data: Path, out: Path) -> Raw:
+def fetch_for(dataset: str, data: Path, out: Path) -> RawFiles:
     """Fetch what `dataset` reads from `data`."""
     folders = {}
     for source in REGISTRY.sources_of(dataset):
         folders[source] = out / source
         fetch(SOURCES[source], data, folders[source], REGISTRY.requirements(source, [dataset]))
-    return Raw(folders)
+    return RawFiles(folders)
 
 
 def run(
     dataset: str, tmp_path: Path, files: dict[str, Any], images=IMAGES
-) -> tuple[list[Record], list[Dropped], list[Noted]]:
+) -> tuple[list[Record], list[Dropped], list[Note]]:
     """What the adapter of `dataset` makes of `files`, sorted by kind of result."""
     raw = fetch_for(dataset, data_path(tmp_path / "data", files, images), tmp_path / "raw")
-    listed = Images.of_listing(raw, REGISTRY.image_sources(dataset))
+    listed = ImageLookup.from_listing(raw, REGISTRY.image_sources(dataset))
     results = list(load_adapter(DATASETS[dataset]).records(raw, listed))
     records = [item for item in results if isinstance(item, Record)]
     for record in records:
         check(record)
     dropped = [item for item in results if isinstance(item, Dropped)]
     assert sum(record.raw_rows for record in records) + sum(item.rows for item in dropped) == raw.rows_read
-    return records, dropped, [item for item in results if isinstance(item, Noted)]
+    return records, dropped, [item for item in results if isinstance(item, Note)]
 
 
 def texts(record: Record) -> list[tuple[str, str]]:

@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scripts.adapters.base import Dropped
-from scripts.adapters.images import Images
-from scripts.adapters.run import load_adapter
-from scripts.records_schema import Record, check, to_batch
-from scripts.sources import DATASETS, REGISTRY, SOURCES
+from scripts.adapters.conversion import load_adapter
+from scripts.adapters.image_lookup import ImageLookup
+from scripts.common.records import Record, check, to_batch
+from scripts.config.registry import DATASETS, REGISTRY, SOURCES
 from tests.scripts.adapters.raws import fetch_for
-from tests.worlds import small_world
+from tests.synthetic_data import make_synthetic_data
 
 ADAPTED = sorted(name for name, dataset in DATASETS.items() if dataset.adapter)
 FILES = {file.path: file for source in SOURCES.values() for file in source.files}
@@ -50,7 +50,7 @@ values = st.recursive(
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     shares = {"minigpt4": 0.5, "ocr_vqa": 0.5, "sparkles": 1.0, "aokvqa": 1.0, "mimicit": 1.0}
-    return small_world(tmp_path_factory.mktemp("world"), images=15, rows=shares)
+    return make_synthetic_data(tmp_path_factory.mktemp("world"), images=15, rows=shares)
 
 
 def _few(path: str, value):
@@ -106,7 +106,7 @@ def _run(dataset: str, world: Path, files: dict) -> list[Record]:
                     (place / path).symlink_to(world / path)
         raw = fetch_for(dataset, place, Path(folder) / "raw")
         results = list(
-            load_adapter(DATASETS[dataset]).records(raw, Images.of_listing(raw, REGISTRY.image_sources(dataset)))
+            load_adapter(DATASETS[dataset]).records(raw, ImageLookup.from_listing(raw, REGISTRY.image_sources(dataset)))
         )
     records = [item for item in results if isinstance(item, Record)]
     dropped = [item for item in results if isinstance(item, Dropped)]

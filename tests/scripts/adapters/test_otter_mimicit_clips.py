@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from scripts.adapters.images import Images
-from scripts.adapters.run import load_adapter
-from scripts.records_schema import Record
-from scripts.sources import DATASETS
+from scripts.adapters.conversion import load_adapter
+from scripts.adapters.image_lookup import ImageLookup
+from scripts.common.records import Record
+from scripts.config.registry import DATASETS
 from tests.scripts.adapters.raws import data_path, fetch_for, run, texts
 
 
@@ -68,7 +68,7 @@ def test_images_may_lie_in_a_folder(tmp_path):
 def _results(tmp_path, dataset):
     raw = fetch_for(dataset, tmp_path / "data", tmp_path / "raw")
     entry = DATASETS[dataset]
-    results = load_adapter(entry).records(raw, Images.of_listing(raw, entry.image_sources))
+    results = load_adapter(entry).records(raw, ImageLookup.from_listing(raw, entry.image_sources))
     return [item for item in results if isinstance(item, Record)]
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from scripts.blending.conversations import concatenate
 from scripts.blending.randomness import Draws
-from tests.scripts.blending.handmade import Desk, llava, llava_dial
+from tests.scripts.blending.plan_fixtures import PlanWorkspace, llava, llava_dial
 
 
 @pytest.mark.parametrize("n", range(1, 11))
@@ -38,7 +38,7 @@ def test_a_group_never_holds_two_copies_of_a_record():
 
 
 def test_a_plan_shows_every_record_once_with_rising_image_numbers(tmp_path):
-    desk = Desk(tmp_path, [llava(number, f"i{number}") for number in range(30)] + [llava_dial(0, "i0")])
+    desk = PlanWorkspace(tmp_path, [llava(number, f"i{number}") for number in range(30)] + [llava_dial(0, "i0")])
     rows = desk.plan({"llava": {"concat": 3}, "llava_dial": {"concat": 3}})
     assert sorted(uid for row in rows for uid in row["uids"]) == sorted(desk.records)
     for row in rows:

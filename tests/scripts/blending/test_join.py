@@ -4,17 +4,17 @@ from math import factorial
 
 import pytest
 
-from scripts.blending.permutation import order_of
+from scripts.blending.permutation import unrank_permutation
 from scripts.blending.render import messages
 from scripts.common.errors import UserError
-from tests.scripts.blending.handmade import Desk, llava, llava_dial, mixed_records, pair
+from tests.scripts.blending.plan_fixtures import PlanWorkspace, llava, llava_dial, mixed_records, pair
 
 JOIN = {"llava_otter_blend": {"conversations": 2, "rounds": 2, "followups": 3}}
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    return Desk(tmp_path_factory.mktemp("join"), mixed_records())
+    return PlanWorkspace(tmp_path_factory.mktemp("join"), mixed_records())
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_at_least_one_comparison_in_the_drawn_order(desk, rows):
         if size > 1:
             (rank,) = row["choices"][row["uids"].index(uid)]
             assert 0 <= rank < factorial(size)
-            assert rounds == order_of(rank, size)[: len(rounds)]
+            assert rounds == unrank_permutation(rank, size)[: len(rounds)]
             ranks.add((size, rank))
         counts.add((size, len(rounds)))
     assert counts == {(size, count) for size in range(1, 5) for count in range(1, size + 1)}
@@ -125,7 +125,7 @@ def test_follow_ups_can_be_switched_off(desk):
 
 def test_a_pair_without_talk_about_its_first_image_or_with_one_image_twice_is_not_joined(tmp_path):
     records = [llava(0, "a"), llava_dial(0, "a"), pair(0, "a", "b"), pair(1, "b", "a"), pair(2, "a", "a")]
-    desk = Desk(tmp_path, records)
+    desk = PlanWorkspace(tmp_path, records)
     rows = desk.plan({"llava_otter_blend": {"repeat": 3}})
     assert {uid for row in rows for uid in row["uids"] if uid.startswith("otter")} == {"otter_mimicit_cgd:0"}
     account = desk.manifest["datasets"]["llava_otter_blend"]
@@ -135,7 +135,7 @@ def test_a_pair_without_talk_about_its_first_image_or_with_one_image_twice_is_no
 def test_talk_of_official_splits_is_not_shown(tmp_path):
     """Neither in training nor, where it is a test split, in evaluation."""
     test_split = {**llava(0, "a"), "split": "test"}
-    desk = Desk(tmp_path, [test_split, llava(1, "b"), llava_dial(0, "a"), pair(0, "a", "b")])
+    desk = PlanWorkspace(tmp_path, [test_split, llava(1, "b"), llava_dial(0, "a"), pair(0, "a", "b")])
     for epoch, held_out in ((0, []), (None, ["b"])):
         desk.hold_out(held_out)
         rows = desk.plan({"llava_otter_blend": {"repeat": 20}}, epoch)
@@ -193,11 +193,11 @@ def test_talk_whose_rounds_come_in_a_drawn_order_follows_it(tmp_path):
     one["rounds"] = [dict(turn, images=[0] * (place == 0)) for place, turn in enumerate(one["rounds"])]
     for turn in one["rounds"]:
         turn["question"], turn["answer"] = ["Why?"], ["Because."]
-    desk = Desk(tmp_path, [one, pair(1, "a", "b")])
+    desk = PlanWorkspace(tmp_path, [one, pair(1, "a", "b")])
     entry = {"join": {"over": "otter_mimicit_cgd", "talk": ["own"]}, "followup": False, "rounds": 4, "repeat": 40}
     shown = set()
     for row in desk.plan({"mine": entry}):
-        order = order_of(row["choices"][0][0], 4)
+        order = unrank_permutation(row["choices"][0][0], 4)
         assert row["rounds"][0] == order[: len(row["rounds"][0])]
         shown.add(tuple(order))
     assert len(shown) > 10

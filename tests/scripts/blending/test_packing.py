@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.blending.packing import WINDOW, pack
-from scripts.blending.summary import padding
-from tests.scripts.blending.handmade import ALL, Desk, caption, llava, mixed_records
+from scripts.blending.plan_summary import padding
+from tests.scripts.blending.plan_fixtures import ALL, PlanWorkspace, caption, llava, mixed_records
 
-PACKED = {"packing": True, "sequence": 200, "pack_images": 8, "global_batch": 4}
+PACKED = {"packing": True, "sequence": 200, "max_images_per_pack": 8, "global_batch": 4}
 
 
 def lengths(n, seed=0):
@@ -69,7 +69,7 @@ def test_windows_are_packed_apart():
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    return Desk(tmp_path_factory.mktemp("packs"), mixed_records())
+    return PlanWorkspace(tmp_path_factory.mktemp("packs"), mixed_records())
 
 
 def test_a_packed_plan_holds_the_conversations_of_the_unpacked_one(desk):
@@ -94,7 +94,9 @@ def test_units_are_numbered_in_order_and_within_the_limits(desk):
 
 
 def test_any_number_of_ranks_gets_about_the_same(tmp_path):
-    desk = Desk(tmp_path, [llava(i, f"i{i % 12}") for i in range(600)] + [caption(i, f"i{i % 12}") for i in range(600)])
+    desk = PlanWorkspace(
+        tmp_path, [llava(i, f"i{i % 12}") for i in range(600)] + [caption(i, f"i{i % 12}") for i in range(600)]
+    )
     rows = desk.plan({"llava": {"concat": 3}, "coco_caption": {}}, **PACKED | {"sequence": 400, "global_batch": 32})
     cost = np.bincount([row["pack"] for row in rows], [row["n_tokens"] for row in rows])
     for ranks in (2, 4, 8):
@@ -106,9 +108,9 @@ def test_any_number_of_ranks_gets_about_the_same(tmp_path):
 
 def test_packs_are_shuffled_and_their_contents_come_from_all_datasets(tmp_path):
     rows = [llava(i, f"i{i % 12}") for i in range(1500)] + [caption(i, f"i{i % 12}") for i in range(1500)]
-    desk = Desk(tmp_path, rows)
+    desk = PlanWorkspace(tmp_path, rows)
     plan = desk.plan(
-        {"llava": {}, "coco_caption": {}}, **PACKED | {"sequence": 1600, "pack_images": 64, "global_batch": 1}
+        {"llava": {}, "coco_caption": {}}, **PACKED | {"sequence": 1600, "max_images_per_pack": 64, "global_batch": 1}
     )
     by_key = {row["uids"][0]: place for place, row in enumerate(desk.plan({"llava": {}, "coco_caption": {}}))}
     place = np.array([by_key[row["uids"][0]] for row in plan])
@@ -127,7 +129,7 @@ def test_a_late_dataset_is_packed_apart_and_not_before_its_moment(desk):
 
 
 def test_the_heldout_part_is_packed_too_and_may_be_empty(tmp_path):
-    desk = Desk(tmp_path, mixed_records(), held_out=["i00", "i01", "i02", "i03"])
+    desk = PlanWorkspace(tmp_path, mixed_records(), held_out=["i00", "i01", "i02", "i03"])
     rows = desk.plan(ALL, None, **PACKED)
     assert len({row["pack"] for row in rows}) == desk.manifest["units"] < len(rows)
     desk.hold_out([])

@@ -2,17 +2,17 @@
 
 import pytest
 
-from scripts.blending.permutation import rank_of
+from scripts.blending.permutation import rank_permutation
 from scripts.blending.render import messages
 from scripts.common.errors import UserError
-from tests.scripts.blending.handmade import ALL, Desk, caption, llava, mixed_records, pair, record, turn
+from tests.scripts.blending.plan_fixtures import ALL, PlanWorkspace, caption, llava, mixed_records, pair, record, turn
 
 DRAWN = ("uids", "copies", "choices", "rounds", "offsets", "named", "images", "n_tokens")
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    return Desk(tmp_path_factory.mktemp("planning"), mixed_records(), held_out=["i03", "i08"])
+    return PlanWorkspace(tmp_path_factory.mktemp("planning"), mixed_records(), held_out=["i03", "i08"])
 
 
 def drawn(rows):
@@ -27,7 +27,7 @@ def of(rows, *datasets):
 def test_equal_inputs_give_equal_bytes(desk, tmp_path):
     entries = {name: {"repeat": 2} for name in ALL}
     first = desk.plan_file(entries, name="first", global_batch=8)
-    again = Desk(tmp_path, mixed_records(), held_out=["i03", "i08"])
+    again = PlanWorkspace(tmp_path, mixed_records(), held_out=["i03", "i08"])
     second = again.plan_file(dict(reversed(entries.items())), name="first", global_batch=8)
     assert first == second
     assert desk.path("first").read_bytes() == again.path("first").read_bytes()
@@ -35,7 +35,7 @@ def test_equal_inputs_give_equal_bytes(desk, tmp_path):
 
 def test_records_in_another_order_give_the_same_choices(desk, tmp_path):
     """Only the last tie-break may depend on a record's place in its table."""
-    turned = Desk(tmp_path, reversed(mixed_records()), held_out=["i03", "i08"])
+    turned = PlanWorkspace(tmp_path, reversed(mixed_records()), held_out=["i03", "i08"])
     assert drawn(turned.plan(ALL)) == drawn(desk.plan(ALL))
 
 
@@ -85,13 +85,13 @@ def test_rounds_follow_the_rank_that_the_row_stores(desk):
     rows = of(desk.plan({"otter_mimicit_cgd": {"repeat": 6}}), "otter_mimicit_cgd")
     orders = {tuple(row["rounds"][0]) for row in rows if len(row["rounds"][0]) == 3}
     assert len(orders) > 3
-    assert all(row["choices"][0] == [rank_of(row["rounds"][0])] for row in rows if len(row["rounds"][0]) > 1)
+    assert all(row["choices"][0] == [rank_permutation(row["rounds"][0])] for row in rows if len(row["rounds"][0]) > 1)
 
 
 def test_members_of_a_group_take_the_same_choice(tmp_path):
     styles = [f"picture {style}" for style in "abc"]
     rounds = [turn(styles, styles, [0], 0, 0), turn("And?", styles, [], -1, 0)]
-    desk = Desk(tmp_path, [record(f"own:{i}", [f"i{i}"], rounds, [("style", "pick", 3)]) for i in range(8)])
+    desk = PlanWorkspace(tmp_path, [record(f"own:{i}", [f"i{i}"], rounds, [("style", "pick", 3)]) for i in range(8)])
     chosen = set()
     for row in desk.plan({"own": {}}):
         texts = [message["content"][-1]["text"] for message in messages(row, desk.records)]
@@ -110,7 +110,9 @@ def test_samples(desk, samples, expected):
 def test_drawn_samples_are_spread_over_the_epoch(tmp_path):
     """Sorting by the hash that also selects would put them all at the beginning."""
     images = [f"i{number}" for number in range(60)]
-    desk = Desk(tmp_path, [make(number, image) for make in (llava, caption) for number, image in enumerate(images)])
+    desk = PlanWorkspace(
+        tmp_path, [make(number, image) for make in (llava, caption) for number, image in enumerate(images)]
+    )
     rows = desk.plan({"llava": {"samples": 20, "concat": 2}, "coco_caption": {}})
     places = [row["position"] / len(rows) for row in of(rows, "llava")]
     assert min(places) < 0.3 and max(places) > 0.7
@@ -139,7 +141,7 @@ def test_no_training_row_shows_a_held_out_image_and_all_heldout_rows_do(desk):
 
 
 def test_partly_held_out_conversations_can_be_dropped_everywhere(tmp_path):
-    desk = Desk(tmp_path, [pair(0, "a", "b"), pair(1, "a", "c"), pair(2, "b", "c")], held_out=["a", "b"])
+    desk = PlanWorkspace(tmp_path, [pair(0, "a", "b"), pair(1, "a", "c"), pair(2, "b", "c")], held_out=["a", "b"])
     entries = {"otter_mimicit_cgd": {}}
     assert {row["uids"][0] for row in desk.plan(entries, None)} == {f"otter_mimicit_cgd:{i}" for i in range(3)}
     assert [row["uids"] for row in desk.plan(entries, None, mixed="drop")] == [["otter_mimicit_cgd:0"]]
@@ -151,7 +153,7 @@ def test_partly_held_out_conversations_can_be_dropped_everywhere(tmp_path):
 def test_official_splits_do_not_train_and_test_rows_are_used_nowhere(tmp_path):
     splits = ["train", "val", "test"] * 2
     images = ["a", "a", "a", "b", "b", "b"]
-    desk = Desk(tmp_path, [caption(i, images[i], splits[i]) for i in range(6)], held_out=["b"])
+    desk = PlanWorkspace(tmp_path, [caption(i, images[i], splits[i]) for i in range(6)], held_out=["b"])
     assert [row["uids"] for row in desk.plan({"coco_caption": {}})] == [["coco_caption:0"]]
     assert desk.manifest["datasets"]["coco_caption"]["dropped"] == {"held_out": 1, "official_split": 4}
     evaluated = {row["uids"][0] for row in desk.plan({"coco_caption": {}}, None)}
@@ -163,7 +165,7 @@ def test_official_splits_do_not_train_and_test_rows_are_used_nowhere(tmp_path):
 def test_the_heldout_plan_is_the_same_for_every_epoch_and_may_be_empty(desk, tmp_path):
     entries = {"llava": {"after": 2.5, "samples": 1}, "coco_caption": {}}
     assert len(of(desk.plan(entries, None), "llava")) == 2
-    empty = Desk(tmp_path, [llava(0, "a")])
+    empty = PlanWorkspace(tmp_path, [llava(0, "a")])
     assert empty.plan({"llava": {}}, None) == []
 
 
@@ -201,6 +203,6 @@ def test_an_epoch_without_any_dataset_is_refused(desk):
 
 
 def test_an_empty_epoch_says_why(tmp_path):
-    desk = Desk(tmp_path, [llava(0, "a"), caption(0, "b")], held_out=["a"])
+    desk = PlanWorkspace(tmp_path, [llava(0, "a"), caption(0, "b")], held_out=["a"])
     with pytest.raises(UserError, match="1 usable, all too long for 10 tokens; llava: 1 records, 0 usable, 1 held_out"):
         desk.plan({"llava": {}, "coco_caption": {}}, sequence=10)

@@ -5,7 +5,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.blending.ragged import Ragged, ranges, running, starts_of
+from scripts.blending.ragged import Ragged, concat_ranges, segment_cumsum, starts_from_lengths
 
 _LISTS = st.lists(st.lists(st.integers(0, 9), max_size=4), max_size=6)
 
@@ -33,7 +33,7 @@ def test_taking_rows(lists, data):
 @given(_LISTS)
 def test_running_sums_begin_anew(lists):
     ragged = Ragged.from_lists(lists)
-    sums = running(ragged.values, ragged.starts)
+    sums = segment_cumsum(ragged.values, ragged.starts)
     assert sums.tolist() == [sum(row[: place + 1]) for row in lists for place in range(len(row))]
 
 
@@ -43,5 +43,5 @@ def test_a_slice_of_a_column_is_its_own_list():
 
 
 def test_ranges_and_starts():
-    assert ranges(np.array([5, 9, 2]), np.array([2, 0, 3])).tolist() == [5, 6, 2, 3, 4]
-    assert starts_of(np.array([2, 0, 3])).tolist() == [0, 2, 2, 5]
+    assert concat_ranges(np.array([5, 9, 2]), np.array([2, 0, 3])).tolist() == [5, 6, 2, 3, 4]
+    assert starts_from_lengths(np.array([2, 0, 3])).tolist() == [0, 2, 2, 5]

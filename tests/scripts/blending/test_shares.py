@@ -5,14 +5,14 @@ from collections import Counter
 import pytest
 from pydantic import ValidationError
 
-from scripts.sections.blend import Blend
-from tests.scripts.blending.handmade import Desk, caption, llava
+from scripts.config.blend import BlendConfig
+from tests.scripts.blending.plan_fixtures import PlanWorkspace, caption, llava
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
     rows = [llava(i, f"i{i}") for i in range(10)] + [caption(i, f"i{i}") for i in range(40)]
-    return Desk(tmp_path_factory.mktemp("shares"), rows)
+    return PlanWorkspace(tmp_path_factory.mktemp("shares"), rows)
 
 
 def shown(rows, dataset):
@@ -53,7 +53,7 @@ def test_a_share_counts_before_concatenation(desk):
 
 
 def test_the_heldout_part_holds_everything_once(tmp_path):
-    desk = Desk(tmp_path, [llava(i, f"i{i}") for i in range(4)], held_out=["i1", "i2"])
+    desk = PlanWorkspace(tmp_path, [llava(i, f"i{i}") for i in range(4)], held_out=["i1", "i2"])
     assert len(desk.plan({"llava": {"proportion": 1.0}}, None, epoch_size=1000)) == 2
 
 
@@ -65,17 +65,20 @@ def test_the_heldout_part_holds_everything_once(tmp_path):
         ({"datasets": {"a": {"proportion": 0.5, "repeat": 3}}, "epoch_size": 9}, "takes the place of samples"),
         ({"datasets": {"a": {"proportion": 0.7}, "b": {"proportion": 0.4}}, "epoch_size": 9}, "add up to 1.1"),
         ({"datasets": {"a": {}}, "epoch_size": 9}, "no dataset has a proportion"),
-        ({"datasets": {"a": {}}, "packing": True, "pack_images": 3}, "pack_images: is below max_images"),
+        (
+            {"datasets": {"a": {}}, "packing": True, "max_images_per_pack": 3},
+            "max_images_per_pack: is below max_images",
+        ),
         ({"datasets": {"a": {"join": {"over": "b", "talk": ["b"]}}}}, "b cannot be joined with itself"),
         ({"datasets": {"a": {"join": {"over": "b", "talk": []}}}}, "datasets.a.join.talk"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_its_place(settings, message):
     with pytest.raises(ValidationError) as error:
-        Blend.model_validate({"tokens": "t"} | settings)
+        BlendConfig.model_validate({"tokens": "t"} | settings)
     assert message in str(error.value)
 
 
 def test_shares_that_add_up_to_one_are_accepted_whatever_their_rounding():
     shares = {f"d{i}": {"proportion": 0.1} for i in range(10)}
-    assert len(Blend.model_validate({"tokens": "t", "datasets": shares, "epoch_size": 7}).datasets) == 10
+    assert len(BlendConfig.model_validate({"tokens": "t", "datasets": shares, "epoch_size": 7}).datasets) == 10

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts import settings
 from scripts.common.errors import UserError
+from scripts.config import settings
+from scripts.config.model import ModelConfig
+from scripts.config.run import RunConfig
 from scripts.estimate import GPUS, Estimate, report
-from scripts.estimation import skeleton
-from scripts.estimation.memory import Choice, host_bytes
-from scripts.sections.model import Model
-from scripts.sections.run import Run
+from scripts.estimation import meta_model
+from scripts.estimation.memory import ZeroPlacement, host_bytes
 from tests.workflow.project import ROOT
 
 RECIPES = ["paper-7b", "paper-13b", "paper-70b", "qwen3"]
@@ -25,10 +25,10 @@ LANGUAGE = {
 }
 
 
-def count(language: str = "meta-llama/Llama-2-7b-hf", **changes) -> skeleton.Counts:
-    section = Model(vision="openai/clip-vit-large-patch14", language=language, tokens="t")
-    run = Run(model="m", blend="b", **changes)
-    return skeleton.count(skeleton.build(section, run, Path("nowhere")), run)
+def count(language: str = "meta-llama/Llama-2-7b-hf", **changes) -> meta_model.ParameterCounts:
+    section = ModelConfig(vision="openai/clip-vit-large-patch14", language=language, tokens="t")
+    run = RunConfig(model="m", blend="b", **changes)
+    return meta_model.count(meta_model.build(section, run, Path("nowhere")), run)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_what_is_trained_is_what_training_would_train():
         "vision": 0,
     }
     assert frozen.tower == 303_179_776 and frozen.inside == 6_738_415_616 + frozen.total["projector"]
-    lora = count(train_language="lora", language_rank=8, train_embeddings=False, train_vision="lora")
+    lora = count(train_language="lora", language_lora_rank=8, train_embeddings=False, train_vision="lora")
     # Rank times (in + out) of seven matrices in each of 32 layers.
     assert lora.trained["language"] == 32 * 8 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
     assert lora.trained["embeddings"] == 0 and 0 < lora.trained["vision"] < 10_000_000 and lora.tower == 0
@@ -72,7 +72,7 @@ def test_what_is_not_known_and_not_here_is_one_clear_error():
 def test_every_recipe_fits_the_gpus_that_it_speaks_of_and_asks_for_the_memory_that_it_needs(recipe, estimates):
     estimate = estimates[recipe]
     run = estimate.run
-    choice = Choice(run.zero, run.offload, run.ranks)
+    choice = ZeroPlacement(run.zero, run.offload, run.ranks)
     needed = sum(estimate.device(choice).values())
     assert needed < 0.94 * GPUS["a100-80"][0], f"{needed / 1e9:.0f} GB"
     node = host_bytes(estimate.counts, choice, run.precision, run.ranks // run.nodes, run.workers) / 1e9
@@ -81,7 +81,9 @@ def test_every_recipe_fits_the_gpus_that_it_speaks_of_and_asks_for_the_memory_th
 
 def test_more_stages_and_more_ranks_never_need_more_of_a_gpu(estimates):
     estimate = estimates["paper-13b"]
-    states = {(zero, n): sum(estimate.device(Choice(zero, "none", n)).values()) for zero in (2, 3) for n in (2, 8, 64)}
+    states = {
+        (zero, n): sum(estimate.device(ZeroPlacement(zero, "none", n)).values()) for zero in (2, 3) for n in (2, 8, 64)
+    }
     assert states[2, 2] > states[2, 8] > states[2, 64] and states[3, 2] > states[3, 8] > states[3, 64]
     plain = {kind: estimate.smallest(room, offload=False)[0].ranks for kind, (room, _) in GPUS.items()}
     assert plain["rtx4090"] >= plain["a100-40"] >= plain["a100-80"] >= plain["h200"] == 1

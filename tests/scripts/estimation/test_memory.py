@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.estimation import skeleton
-from scripts.estimation.memory import Choice, states
-from scripts.sections.run import Run
-from tests.runs import REPOSITORY, Lab
+from scripts.config.run import RunConfig
+from scripts.estimation import meta_model
+from scripts.estimation.memory import ZeroPlacement, states
+from tests.runs import REPOSITORY, TrainingSetup
 
 FULL = {"train_language": "full"}
 EVERYTHING = FULL | {"train_vision": "full"}
-LORA = {"train_language": "lora", "train_vision": "lora", "language_rank": 4, "vision_rank": 2}
+LORA = {"train_language": "lora", "train_vision": "lora", "language_lora_rank": 4, "vision_lora_rank": 2}
 VARIANTS = {f"full {zero}": FULL | {"zero": zero} for zero in (0, 1, 2, 3)}
 VARIANTS |= {f"frozen {zero}": {"zero": zero} for zero in (0, 2, 3)}
 VARIANTS |= {f"bf16 {zero}": FULL | {"zero": zero, "precision": "bf16"} for zero in (1, 2, 3)}
@@ -28,31 +28,31 @@ VARIANTS |= {
 
 
 @pytest.fixture(scope="module")
-def held(lab: Lab, tmp_path_factory) -> dict[str, dict[str, int]]:
+def held(lab: TrainingSetup, tmp_path_factory) -> dict[str, dict[str, int]]:
     """What the first of two ranks held, by variant (see `held.py`)."""
     out = tmp_path_factory.mktemp("held") / "held.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.scripts.estimation.held", str(lab.root), str(out), json.dumps(VARIANTS)]
+    command += ["-m", "tests.scripts.estimation.run_memory", str(lab.root), str(out), json.dumps(VARIANTS)]
     environment = os.environ | {"PATH": "", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
 
 
-def foretold(lab: Lab, run: Run) -> dict[str, float]:
+def foretold(lab: TrainingSetup, run: RunConfig) -> dict[str, float]:
     """The same from the estimate: at the end of the backward pass, and after the step."""
     from model.modeling import VisualChatForConditionalGeneration
     from scripts.estimation.architectures import config_of
-    from scripts.training.assembly import load_model
-    from scripts.training.trainable import prepare
+    from scripts.inference.model_assembly import load_model
+    from scripts.training.trainable import mark_trainable
 
     # The lab's model as it is, with the row that the image's token has in its table.
     config = load_model(lab.model, lab.root, "mmca")[0].config
     assert config_of(str(lab.bases["language"]), Path("nowhere"), "language").model_type == "llama"
     with torch.device("meta"):
         model = VisualChatForConditionalGeneration(config)
-        prepare(model, run)
-    memory = states(skeleton.count(model, run), Choice(run.zero, run.offload, 2), run.precision)
+        mark_trainable(model, run)
+    memory = states(meta_model.count(model, run), ZeroPlacement(run.zero, run.offload, 2), run.precision)
     parts = memory.device | {f"host {kind}": value for kind, value in memory.host.items()}
     buckets = parts.pop("buckets")
     whole = sum(parts.values()) + (buckets if run.zero == 3 else 0)
@@ -60,6 +60,6 @@ def foretold(lab: Lab, run: Run) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_is_foretold_is_what_is_held(held: dict, lab: Lab, variant: str):
-    expected = foretold(lab, Run(model="m", blend="b", epochs=1, micro_batch=2, **VARIANTS[variant]))
+def test_what_is_foretold_is_what_is_held(held: dict, lab: TrainingSetup, variant: str):
+    expected = foretold(lab, RunConfig(model="m", blend="b", epochs=1, micro_batch=2, **VARIANTS[variant]))
     assert held[variant] == pytest.approx(expected, rel=0.05)

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from scripts.evaluation.cider import cider, cider_d, words
-from tests.scripts.evaluation.answered import points, turn
+from tests.scripts.evaluation.turn_factory import points, turn
 
 REFERENCES = [
     ["a red circle on a table", "a circle that is red"],

@@ -1,10 +1,10 @@
 """What a dialogue carries from round to round."""
 
 from scripts.evaluation.dialogues import _State
-from scripts.evaluation.suites import Dialogue, Round, SuiteImage
+from scripts.evaluation.suites import Dialogue, SuiteImage, SuiteRound
 
 A, B = (SuiteImage(f"{name}.png", name.encode(), name * 64) for name in "ab")
-DIALOGUE = Dialogue("talk", (Round("one?", (A,)), Round("two?", ()), Round("three?", (B,))))
+DIALOGUE = Dialogue("talk", (SuiteRound("one?", (A,)), SuiteRound("two?", ()), SuiteRound("three?", (B,))))
 
 
 def shown(prompt) -> list[list[int]]:
@@ -20,7 +20,7 @@ def test_answers_and_images_are_carried_along():
     assert [message["role"] for message in prompt.messages] == ["user", "assistant", "user", "assistant", "user"]
     assert [message["content"][-1]["text"] for message in prompt.messages] == ["one?", "1", "two?", "2", "three?"]
     assert shown(prompt) == [[0], [], [], [], [1]]
-    assert prompt.hashes == ["a" * 64, "b" * 64] and prompt.read() == [b"a", b"b"]
+    assert prompt.hashes == ["a" * 64, "b" * 64] and prompt.read_images() == [b"a", b"b"]
     assert prompt.name == "test 'talk', round 3"
 
 

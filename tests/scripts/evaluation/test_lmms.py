@@ -14,12 +14,12 @@ lmms_eval = pytest.importorskip(
     "lmms_eval", reason="lmms-eval is not installed here; `make test-lmms` runs these tests"
 )
 
-from scripts.evaluation.answering import Answerer  # noqa: E402
-from scripts.evaluation.evaluation import Evaluation  # noqa: E402
-from scripts.evaluation.reading import read_suite  # noqa: E402
+from scripts.config.evaluate import EvaluationConfig  # noqa: E402
+from scripts.evaluation.checkpoint_evaluation import CheckpointEvaluation  # noqa: E402
+from scripts.evaluation.suite_reader import read_suite  # noqa: E402
 from scripts.evaluation.vqa import normalise_vqa  # noqa: E402
-from scripts.sections.evaluate import Evaluate  # noqa: E402
-from tests.scripts.evaluation.trained import trained, write_tasks  # noqa: E402
+from scripts.inference.answering import ModelRunner  # noqa: E402
+from tests.scripts.evaluation.trained_model import trained, write_tasks  # noqa: E402
 
 __all__ = ["trained"]
 
@@ -115,7 +115,9 @@ def folder(tmp_path_factory, home) -> Path:
 
 def ours(trained, task: Path, out: Path) -> list:
     suite = read_suite(task, image_root="/", allow_code=True)
-    return Evaluation("final", trained.model, Evaluate(batch=8, max_new_tokens=12), out).suite("x", suite)
+    return CheckpointEvaluation("final", trained.model, EvaluationConfig(batch=8, max_new_tokens=12), out).suite(
+        "x", suite
+    )
 
 
 def test_the_entry_point_is_found():
@@ -152,20 +154,20 @@ def test_several_rounds(trained, folder, simple):
     result = ask(trained.model, folder, "talk", simple=simple)
     assert result["results"]["talk"]["rounds,none"] == 2
     said = outputs(result, "talk")[0][0]
-    answerer = Answerer(trained.model, Evaluate(max_new_tokens=12))
+    answerer = ModelRunner(trained.model, EvaluationConfig(max_new_tokens=12))
     from scripts.evaluation.lmms import _prompt, _simple_messages
 
     row = json.loads((folder / "rows.jsonl").read_text().splitlines()[0])
     image = Image.open(row["image"]).convert("RGB")
-    (first,) = answerer.answers([_prompt(_simple_messages(row["question"], [image]), "x")], "x")
+    (first,) = answerer.generate([_prompt(_simple_messages(row["question"], [image]), "x")], "x")
     again = f"You said {first} {row['question']}"
-    (second,) = answerer.answers([_prompt(_simple_messages(again, [image]), "x")], "x")
+    (second,) = answerer.generate([_prompt(_simple_messages(again, [image]), "x")], "x")
     assert said == [first, second]
 
 
 def test_rounds_may_be_one_conversation(trained, folder):
     alone = outputs(ask(trained.model, folder, "talk"), "talk")
-    carried = outputs(ask(trained.model, folder, "talk", carry=True), "talk")
+    carried = outputs(ask(trained.model, folder, "talk", keep_history=True), "talk")
     assert {place: rounds[0][0] for place, rounds in alone.items()} == {
         p: rounds[0][0] for p, rounds in carried.items()
     }

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from scripts.evaluation.registry import ratio
+from scripts.evaluation.metric_registry import ratio
 from scripts.evaluation.resampling import bootstrap, paired
 
 

@@ -5,14 +5,14 @@ import json
 
 import pytest
 
-from scripts.evaluation.heldout import Question
-from scripts.evaluation.kinds import OTHER, Kind
-from scripts.evaluation.metrics import wilson
+from scripts.evaluation.heldout_questions import Question
+from scripts.evaluation.question_kinds import OTHER, QuestionKind
 from scripts.evaluation.results import summarise_heldout, summarise_suite, write_turns
+from scripts.evaluation.statistics import wilson
 from scripts.evaluation.turns import Turn
 
-COLOUR, SHAPE = Kind("colour", "one", True, "colour"), Kind("shape", "one", True, "shape")
-MORE, CAPTION = Kind("more", "several", True, "more"), Kind("caption", "one", False, "describe")
+COLOUR, SHAPE = QuestionKind("colour", "one", True, "colour"), QuestionKind("shape", "one", True, "shape")
+MORE, CAPTION = QuestionKind("more", "several", True, "more"), QuestionKind("caption", "one", False, "describe")
 
 
 def turn(reference: str, correct: bool | None, blanked: bool = False, **fields) -> Turn:
@@ -21,7 +21,7 @@ def turn(reference: str, correct: bool | None, blanked: bool = False, **fields) 
     return Turn(**defaults | {"references": [reference], "correct": correct, "blanked": judged} | fields)
 
 
-def asked(kind: Kind, *answers: tuple[str, bool, bool]) -> list[tuple[Question, Turn]]:
+def asked(kind: QuestionKind, *answers: tuple[str, bool, bool]) -> list[tuple[Question, Turn]]:
     return [
         (Question(0, "t", 1, "llava", "q?", [], (), 0, (), reference, kind), turn(reference, correct, blanked))
         for reference, correct, blanked in answers

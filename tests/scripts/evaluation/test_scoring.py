@@ -3,17 +3,17 @@
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.evaluation.metrics import wilson
-from scripts.evaluation.registry import METRICS, metric
-from scripts.evaluation.scoring import asked, compare, judge
-from tests.scripts.evaluation.answered import turn
+from scripts.evaluation.metric_registry import METRICS, metric
+from scripts.evaluation.scoring import compare, metric_spec, score_turns
+from scripts.evaluation.statistics import wilson
+from tests.scripts.evaluation.turn_factory import turn
 
-EXACT = asked("exact_match")
+EXACT = metric_spec("exact_match")
 
 
 def test_values_intervals_and_scores():
     turns = [turn("red", "red"), turn("blue", "red"), turn("green", "green"), turn("free")]
-    judged, rows = judge(turns, [EXACT, asked("rouge_l")], 0.95)
+    judged, rows = score_turns(turns, [EXACT, metric_spec("rouge_l")], 0.95)
     assert [each.correct for each in judged] == [True, False, True, None]
     assert judged[0].scores == {"exact_match": 1.0, "rouge_l": 1.0} and judged[3].scores == {}
     row = rows["exact_match"]
@@ -24,19 +24,19 @@ def test_values_intervals_and_scores():
 
 def test_turns_of_one_conversation_are_one_unit():
     turns = [turn("red", "red", test="a"), turn("x", "red", test="a", round=2), turn("red", "red", test="b")]
-    row = judge(turns, [EXACT], 0.95)[1]["exact_match"]
+    row = score_turns(turns, [EXACT], 0.95)[1]["exact_match"]
     assert (row["method"], row["units"], row["n"]) == ("bootstrap", 2, 3)
-    row = judge([turns[0], turns[2], turn("red", "red", test="a", round=2)], [EXACT], 0.95)[1]["exact_match"]
+    row = score_turns([turns[0], turns[2], turn("red", "red", test="a", round=2)], [EXACT], 0.95)[1]["exact_match"]
     assert (row["method"], row["interval"]) == ("wilson", list(wilson(2, 2)))
 
 
 def test_a_metric_of_shares_of_a_point_gives_no_verdict():
-    judged, _ = judge([turn("a red ball", "a red ball")], [asked("rouge_l"), EXACT], 0.95)
+    judged, _ = score_turns([turn("a red ball", "a red ball")], [metric_spec("rouge_l"), EXACT], 0.95)
     assert judged[0].correct is None
 
 
 def test_nothing_to_judge():
-    judged, rows = judge([turn("free")], [EXACT], 0.95)
+    judged, rows = score_turns([turn("free")], [EXACT], 0.95)
     assert judged[0].correct is None
     assert rows["exact_match"] == {"n": 0, "higher_is_better": True, "value": None, "interval": None}
 
@@ -60,11 +60,11 @@ def test_unknown_names_and_options_are_named():
     with pytest.raises(
         UserError, match=r"task.yaml: there is no metric 'bleurt'; there are acc, acc_norm, all_versions"
     ):
-        asked("bleurt", {}, "task.yaml")
+        metric_spec("bleurt", {}, "task.yaml")
     with pytest.raises(UserError, match="exact_match has no option 'ignore'; it knows ignore_case, ignore_punctuation"):
-        asked("exact_match", {"ignore": 1}, "task.yaml")
+        metric_spec("exact_match", {"ignore": 1}, "task.yaml")
     with pytest.raises(UserError, match="bleu has no option 'n'; it has none"):
-        asked("bleu", {"n": 4}, "task.yaml")
+        metric_spec("bleu", {"n": 4}, "task.yaml")
 
 
 def test_a_metric_of_ones_own():
@@ -73,7 +73,7 @@ def test_a_metric_of_ones_own():
         return [(float(len(each.output) <= limit), 1.0) for each in turns]
 
     try:
-        rows = judge([turn("red"), turn("green")], [asked("length", {"limit": 4}, "here")], 0.95)[1]
+        rows = score_turns([turn("red"), turn("green")], [metric_spec("length", {"limit": 4}, "here")], 0.95)[1]
     finally:
         del METRICS["length"]
     assert rows["length"]["value"] == 0.5

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from scripts.common.errors import UserError
-from scripts.evaluation.reading import read_suite
+from scripts.evaluation.suite_reader import read_suite
 
 
 def image(path: Path, colour: str = "red") -> Path:

@@ -3,7 +3,7 @@
 import pytest
 
 from scripts.evaluation.vqa import normalise_vqa, vqa_accuracy, vqa_score
-from tests.scripts.evaluation.answered import points, turn
+from tests.scripts.evaluation.turn_factory import points, turn
 
 
 @pytest.mark.parametrize(

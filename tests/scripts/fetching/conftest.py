@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import constants
 
-from scripts.fetching.connection import Options
+from scripts.fetching.connection import FetchOptions
 from tests.scripts.fetching.server import Server
 
 
@@ -16,8 +16,8 @@ def server():
 
 @pytest.fixture
 def options():
-    """Options of a hurry."""
-    return Options(retries=3, timeout=5.0, connections=2, backoff=0.001)
+    """FetchOptions of a hurry."""
+    return FetchOptions(retries=3, timeout=5.0, connections=2, backoff=0.001)
 
 
 @pytest.fixture(autouse=True)

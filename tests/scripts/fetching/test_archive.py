@@ -7,7 +7,7 @@ import pytest
 
 from scripts.common.files import bytes_sha256
 from scripts.fetching.archive import extract_member
-from scripts.fetching.content import AddressError, Expected, WrongContent
+from scripts.fetching.verification import AddressError, Expected, WrongContent
 from tests.scripts.fetching.archives import tar_member, tar_of, zip_of
 
 DATA = b"[1, 2, 3]" * 1000

@@ -6,15 +6,15 @@ import pytest
 
 from scripts.fetching.connection import (
     AccessDenied,
-    Options,
-    Passing,
+    FetchOptions,
+    TransientError,
     answer,
     new_session,
-    persist,
+    retry,
     retry_after,
     seconds_to_wait,
 )
-from scripts.fetching.content import AddressError
+from scripts.fetching.verification import AddressError
 from tests.scripts.fetching.server import status
 
 NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
@@ -38,7 +38,7 @@ def test_what_a_server_asks_for(value, seconds):
 
 
 def test_pauses_double_and_end_somewhere():
-    options = Options(backoff=1.5)
+    options = FetchOptions(backoff=1.5)
     assert [seconds_to_wait(failures, 0.0, options) for failures in (1, 2, 3, 4)] == [1.5, 3.0, 6.0, 12.0]
     assert seconds_to_wait(1, 20.0, options) == 20.0
     assert seconds_to_wait(1, 86_400.0, options) == seconds_to_wait(50, 0.0, options) == 300.0
@@ -54,7 +54,7 @@ def test_a_busy_server_is_asked_again_when_it_says(server, options, monkeypatch,
         with new_session() as session, answer(session, f"{server.url}/x", options) as response:
             return response.content
 
-    assert persist(ask, options, "x") == b"here"
+    assert retry(ask, options, "x") == b"here"
     assert pauses == [2.0, 2 * options.backoff]
 
 
@@ -62,7 +62,7 @@ def test_a_busy_server_is_asked_again_when_it_says(server, options, monkeypatch,
 def test_a_final_answer_is_not_asked_for_twice(server, options, code):
     server.routes["/x"] = status(code)
     with pytest.raises(AddressError, match=f"answers {code}") as caught:
-        persist(lambda: answer(new_session(), f"{server.url}/x", options).__enter__(), options, "x")
+        retry(lambda: answer(new_session(), f"{server.url}/x", options).__enter__(), options, "x")
     assert caught.value.status == code and len(server.requests) == 1
 
 
@@ -78,10 +78,10 @@ def test_trouble_without_end_ends(options):
 
     def fail():
         calls.append(1)
-        raise Passing("the line was cut")
+        raise TransientError("the line was cut")
 
     with pytest.raises(AddressError, match=r"the line was cut \(tried 4 times\)"):
-        persist(fail, options, "x")
+        retry(fail, options, "x")
     assert len(calls) == 1 + options.retries
 
 
@@ -91,10 +91,10 @@ def test_a_gain_starts_the_count_again(options):
     def crawl():
         have.append(1)
         if len(have) < 20:
-            raise Passing("the line was cut")
+            raise TransientError("the line was cut")
         return "done"
 
-    assert persist(crawl, options, "x", lambda: len(have)) == "done"
+    assert retry(crawl, options, "x", lambda: len(have)) == "done"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_gain_starts_the_count_again(options):
     [("http://127.0.0.1:1/x", "refused"), ("http://no.such.host.invalid/x", "host is not known")],
 )
 def test_no_connection_is_said_in_words(options, url, said):
-    with pytest.raises(Passing, match=said):
+    with pytest.raises(TransientError, match=said):
         answer(new_session(), url, options).__enter__()
 
 

@@ -17,9 +17,9 @@ import pytest
 
 from scripts.common.errors import UserError
 from scripts.common.files import bytes_sha256
-from scripts.fetching.connection import Options
-from scripts.fetching.content import AddressError, Expected, WrongContent
+from scripts.fetching.connection import FetchOptions
 from scripts.fetching.download import download_file
+from scripts.fetching.verification import AddressError, Expected, WrongContent
 from tests.scripts.fetching.server import File, page, status
 
 DATA = random.Random(0).randbytes(300_000)
@@ -70,7 +70,7 @@ def test_a_line_that_is_cut_again_and_again_arrives_in_the_end(server, place, op
 
 def test_a_stall_is_ended_and_continued(server, place):
     server.routes["/f"] = [File(DATA, etag='"1"', stall=100_000), File(DATA, etag='"1"')]
-    download_file(f"{server.url}/f", place, options=Options(timeout=1.0, backoff=0.001))
+    download_file(f"{server.url}/f", place, options=FetchOptions(timeout=1.0, backoff=0.001))
     assert place.read_bytes() == DATA and server.ranges() == [None, "bytes=100000-"]
 
 
@@ -189,7 +189,7 @@ def test_another_size_that_is_not_said_is_found(server, place, options, size):
 def test_more_than_the_file_has_is_not_awaited(server, place):
     server.routes["/f"] = File(DATA, chunked=True, stall=200_000)
     with pytest.raises(WrongContent, match="sends more than the 100,000 bytes"):
-        download_file(f"{server.url}/f", place, Expected(100_000), Options(retries=0, timeout=5.0))
+        download_file(f"{server.url}/f", place, Expected(100_000), FetchOptions(retries=0, timeout=5.0))
     assert _nothing_but(place)
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from scripts.fetching import drive
-from scripts.fetching.content import AddressError
 from scripts.fetching.download import download_file
+from scripts.fetching.verification import AddressError
 from tests.scripts.fetching import fakes
 from tests.scripts.fetching.server import page, status
 

@@ -5,8 +5,8 @@ from huggingface_hub import constants
 
 from scripts.common.files import bytes_sha256
 from scripts.fetching import hub
-from scripts.fetching.connection import Options
-from scripts.fetching.content import AccessDenied, AddressError
+from scripts.fetching.connection import FetchOptions
+from scripts.fetching.verification import AccessDenied, AddressError
 from tests.scripts.fetching import fakes
 from tests.scripts.fetching.server import File, page, status
 
@@ -95,7 +95,7 @@ def test_a_busy_hub_is_asked_again(endpoint, options):
 def test_a_hub_that_stalls(endpoint):
     endpoint.routes["/api/datasets/owner/set"] = File(b"{}", stall=1)
     with pytest.raises(AddressError, match="nothing came from the hub for 0.2 s"):
-        hub.locate(f"{ADDRESS}/README.md", Options(retries=0, timeout=0.2))
+        hub.locate(f"{ADDRESS}/README.md", FetchOptions(retries=0, timeout=0.2))
 
 
 def test_no_hub_at_all(options):

@@ -4,10 +4,10 @@ import pytest
 
 from scripts.common.errors import UserError
 from scripts.common.files import bytes_sha256
+from scripts.config.registry import Download
 from scripts.fetching import receipts
-from scripts.fetching.connection import Options
+from scripts.fetching.connection import FetchOptions
 from scripts.fetching.obtain import obtain, obtain_images
-from scripts.sources import Download
 from tests.scripts.fetching import fakes
 from tests.scripts.fetching.archives import tar_member, tar_of, zip_of
 from tests.scripts.fetching.server import File, page, status
@@ -57,7 +57,7 @@ def test_every_answer_is_told(server, tmp_path, options):
 def test_what_is_there_is_not_judged(server, tmp_path, options):
     (tmp_path / "a.json").write_bytes(b"mine")
     download = Download(path="a.json", addresses=[f"{server.url}/a"], bytes=5, sha256="0" * 64, agreement=PAGE)
-    assert obtain(download, tmp_path, Options(offline=True)) == [tmp_path / "a.json"]
+    assert obtain(download, tmp_path, FetchOptions(offline=True)) == [tmp_path / "a.json"]
     assert server.requests == [] and _files(tmp_path) == ["a.json"]
 
 
@@ -89,7 +89,7 @@ def test_a_refused_file_is_not_fetched_again(server, tmp_path, options):
 def test_offline_says_what_is_missing(server, tmp_path):
     download = Download(path="a/b.json", addresses=[f"{server.url}/a"])
     with pytest.raises(UserError, match=f"a/b.json.*offline.*{server.url}/a.*place the file at {tmp_path}/a/b.json"):
-        obtain(download, tmp_path, Options(offline=True))
+        obtain(download, tmp_path, FetchOptions(offline=True))
     assert server.requests == []
 
 
@@ -209,7 +209,7 @@ def test_an_agreement_that_was_accepted(endpoint, tmp_path, options, monkeypatch
     ]
     assert receipts.valid(tmp_path, "M/X_Images/b.parquet").bytes == 4
     before = len(endpoint.requests)
-    assert obtain(PATTERN, tmp_path, Options(offline=True)) == places and len(endpoint.requests) == before
+    assert obtain(PATTERN, tmp_path, FetchOptions(offline=True)) == places and len(endpoint.requests) == before
 
 
 def test_a_folder_that_was_interrupted_goes_on(endpoint, tmp_path, options, monkeypatch):
@@ -220,7 +220,7 @@ def test_a_folder_that_was_interrupted_goes_on(endpoint, tmp_path, options, monk
     with pytest.raises(UserError, match=f"place all of its files in {tmp_path}/M/X_Images, delete {tmp_path}/.fetched"):
         obtain(PATTERN, tmp_path, options)
     with pytest.raises(UserError, match="offline"):
-        obtain(PATTERN, tmp_path, Options(offline=True))
+        obtain(PATTERN, tmp_path, FetchOptions(offline=True))
     endpoint.routes[second] = good
     endpoint.requests.clear()
     assert len(obtain(PATTERN, tmp_path, options)) == 2
@@ -244,7 +244,7 @@ def test_a_folder_that_was_interrupted_is_finished_by_hand(endpoint, tmp_path, o
     with pytest.raises(UserError, match="404"):
         obtain(PATTERN, tmp_path, options)
     (tmp_path / "M/X_Images/b.parquet").write_bytes(b"mine")
-    assert [place.name for place in obtain(PATTERN, tmp_path, Options(offline=True))] == ["a.parquet", "b.parquet"]
+    assert [place.name for place in obtain(PATTERN, tmp_path, FetchOptions(offline=True))] == ["a.parquet", "b.parquet"]
 
 
 def test_one_file_is_not_what_a_pattern_gives(endpoint, tmp_path, options):
@@ -301,13 +301,13 @@ def test_images_are_fetched_alone_and_the_folder_is_marked(server, coco, tmp_pat
     assert receipts.is_partial(tmp_path, "coco/train2017/")
     assert len(server.requests) == 1 + 1 + len(NAMES) and None not in server.ranges()
     assert len(list((tmp_path / ".fetched/archives").glob("*.zipdir"))) == 1
-    assert obtain_images(coco, tmp_path, "coco/train2017/", strange, Options(offline=True)) == sorted(strange)
+    assert obtain_images(coco, tmp_path, "coco/train2017/", strange, FetchOptions(offline=True)) == sorted(strange)
 
 
 def test_images_that_are_there_are_not_asked_for(server, coco, tmp_path, options):
     obtain_images(coco, tmp_path, "coco/train2017/", NAMES, options)
     server.requests.clear()
-    assert obtain_images(coco, tmp_path, "coco/train2017/", NAMES, Options(offline=True)) == []
+    assert obtain_images(coco, tmp_path, "coco/train2017/", NAMES, FetchOptions(offline=True)) == []
     assert server.requests == []
     assert obtain_images(coco, tmp_path, "coco/train2017/", [*NAMES, "000000000001.jpg"], options) == []
     assert len(server.requests) == 3 and receipts.is_partial(tmp_path, "coco/train2017/")
@@ -332,7 +332,7 @@ def test_of_two_members_of_one_name_that_of_our_folder_counts(server, coco, tmp_
 
 def test_images_that_cannot_be_had(server, coco, tmp_path, options):
     with pytest.raises(UserError, match="2 images of coco/train2017/: not there, and this run is offline"):
-        obtain_images(coco, tmp_path, "coco/train2017/", NAMES, Options(offline=True))
+        obtain_images(coco, tmp_path, "coco/train2017/", NAMES, FetchOptions(offline=True))
     server.routes["/train2017.zip"] = status(403)
     with pytest.raises(UserError, match="coco/train2017.zip could not be fetched.*404.*403"):
         obtain_images(coco, tmp_path, "coco/train2017/", NAMES, options)

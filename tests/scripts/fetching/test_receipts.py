@@ -7,7 +7,7 @@ import pytest
 from scripts.common.errors import UserError
 from scripts.common.files import bytes_sha256
 from scripts.fetching import receipts
-from scripts.fetching.content import Expected, Fetched
+from scripts.fetching.verification import Expected, Fetched
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import zlib
 import pytest
 
 from scripts.common.files import bytes_sha256
-from scripts.fetching.content import AddressError, Expected, WrongContent
 from scripts.fetching.remote_zip import RemoteZip
+from scripts.fetching.verification import AddressError, Expected, WrongContent
 from tests.scripts.fetching.archives import zip_of
 from tests.scripts.fetching.server import File, page, status
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scripts.common.errors import UserError
-from scripts.media.check import Unreadable
-from scripts.media.containers import Entry, list_container
-from scripts.media.originals import Originals
+from scripts.media.containers import ImageEntry, list_container
+from scripts.media.image_check import UnreadableImageError
+from scripts.media.raw_images import RawImageReader
 
 FOLDER = "MIMIC-IT/SD/"
 
@@ -38,7 +38,7 @@ def _listed(tmp_path, name, folder=FOLDER):
 
 
 def _read(tmp_path, entries):
-    originals = Originals(
+    originals = RawImageReader(
         tmp_path, {entry.container: (tmp_path / entry.container).stat().st_size for entry in entries}, entries
     )
     data = {entry.path: originals.read(entry) for entry in entries}
@@ -140,25 +140,25 @@ def test_damage_inside_is_found_when_it_is_read(tmp_path):
     data = bytearray((tmp_path / "a.zip").read_bytes())
     data[entries[0].offset + 20] ^= 255
     (tmp_path / "a.zip").write_bytes(data)
-    originals = Originals(tmp_path, {"a.zip": len(data)})
-    with pytest.raises(Unreadable, match="checksum"):
+    originals = RawImageReader(tmp_path, {"a.zip": len(data)})
+    with pytest.raises(UnreadableImageError, match="checksum"):
         originals.read(entries[0])
     assert originals.read(entries[1]) == IMAGES["SD_IMG_00000_2"]
     (tmp_path / "b.json").write_text('{"short": "abc", "odd": "a b!", "good": "eA=="}')
     entries = _listed(tmp_path, "b.json")
-    originals = Originals(tmp_path, {"b.json": (tmp_path / "b.json").stat().st_size})
+    originals = RawImageReader(tmp_path, {"b.json": (tmp_path / "b.json").stat().st_size})
     for entry in entries[:2]:
-        with pytest.raises(Unreadable, match="not_base64"):
+        with pytest.raises(UnreadableImageError, match="not_base64"):
             originals.read(entry)
     assert originals.read(entries[2]) == b"x"
 
 
 def test_a_member_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.media.originals._MAX_BYTES", 10_000)
+    monkeypatch.setattr("scripts.media.raw_images._MAX_BYTES", 10_000)
     _zip(tmp_path / "bomb.zip", {"a.png": bytes(1_000_000)}, zipfile.ZIP_DEFLATED)
     entries = _listed(tmp_path, "bomb.zip")
-    with pytest.raises(Unreadable, match="too_large"):
-        Originals(tmp_path, {"bomb.zip": (tmp_path / "bomb.zip").stat().st_size}).read(entries[0])
+    with pytest.raises(UnreadableImageError, match="too_large"):
+        RawImageReader(tmp_path, {"bomb.zip": (tmp_path / "bomb.zip").stat().st_size}).read(entries[0])
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_table_without_images_names_its_columns(tmp_path):
 def test_a_container_that_changed_is_an_error(tmp_path):
     write_json(tmp_path / "SD.json")
     entries = _listed(tmp_path, "SD.json")
-    originals = Originals(tmp_path, {"SD.json": 5})
+    originals = RawImageReader(tmp_path, {"SD.json": 5})
     with pytest.raises(UserError, match="has changed since it was fetched"):
         originals.read(entries[0])
     os.remove(tmp_path / "SD.json")
@@ -224,4 +224,4 @@ def test_the_scanner_reads_what_a_json_parser_reads(tmp_path_factory, images, in
 
 def test_an_entry_without_a_container_is_a_file(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"bytes")
-    assert Originals(tmp_path, {}).read(Entry("a.jpg", "", "file", 0, 5)) == b"bytes"
+    assert RawImageReader(tmp_path, {}).read(ImageEntry("a.jpg", "", "file", 0, 5)) == b"bytes"

@@ -5,13 +5,13 @@ import pytest
 
 from scripts.common.errors import UserError
 from scripts.media.store import INDEX, MediaStore
-from tests.worlds import build_media, small_world
+from tests.synthetic_data import build_media, make_synthetic_data
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
-    data_path = small_world(folder, images=25)
+    data_path = make_synthetic_data(folder, images=25)
     return data_path, build_media(data_path, folder, shards=3)
 
 
@@ -39,7 +39,7 @@ def test_unknown_images_and_sources(built):
 
 
 def test_a_missing_or_short_shard_is_named(tmp_path):
-    media = build_media(small_world(tmp_path, images=4), tmp_path, shards=1)
+    media = build_media(make_synthetic_data(tmp_path, images=4), tmp_path, shards=1)
     shard = media["coco"] / "coco-00000-of-00001.tar"
     key = pq.read_table(media["coco"] / INDEX)["key"][-1].as_py()
     store = MediaStore(media)

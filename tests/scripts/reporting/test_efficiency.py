@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from scripts.common.files import write_json
+from scripts.config.run import RunConfig
 from scripts.reporting.efficiency import studies
 from scripts.reporting.means import mean, student_quantile
 from scripts.reporting.scores import columns, run_colours
-from scripts.sections.run import Run
 
 LENGTHS = {"a": 1000, "b": 1004}
 
@@ -17,7 +17,7 @@ def write(root: Path, name: str, attention: str, epochs: int, seed: str, several
     """An evaluated run on the blend `seed`, with this accuracy about several images."""
     number = "ab".find(seed) + 1
     named = {"model": f"m-{number}", "blend": f"data-{number}", "attention": attention, "epochs": epochs}
-    run = Run(**named | settings)
+    run = RunConfig(**named | settings)
     state = root / "train" / name / "state/0"
     write_json(state / "settings.json", run.model_dump(mode="json"))
     finished = {"run": name, "state": "state/0", "attention": attention, "epochs": epochs}

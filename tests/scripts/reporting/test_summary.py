@@ -8,7 +8,7 @@ import pytest
 
 from scripts import summary
 from scripts.common.errors import UserError
-from scripts.evaluation.metrics import summarise
+from scripts.evaluation.statistics import summarise
 
 
 def write_results(root, n: int = 4) -> None:
@@ -41,7 +41,7 @@ def test_scores_report_and_the_command_to_chat(tmp_path, monkeypatch, capsys):
     assert str(root / "report.html") in text
     (command,) = [line for line in text.splitlines() if "scripts.chat" in line]
     assert text.splitlines()[-1].strip() == "make chat", "what to do next comes last"
-    assert summary.summary_lines(root, "recipes/taste.yaml")[-1].strip() == "make chat CONFIG=recipes/taste.yaml"
+    assert summary.summary_lines(root, "recipes/subset.yaml")[-1].strip() == "make chat CONFIG=recipes/subset.yaml"
     assert shlex.split(command)[3:] == [
         "--model", str(root / "exported/mmca/final"), "--image", str(root / "raw/miniature/dialogues/images/a.png"),
     ]  # fmt: skip

@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from model.cache import ImageCache
 from model.chat import ChatSession
-from scripts.serving.answers import CANCELLED, ERROR, LENGTH, STOP, TIMEOUT, Job, Sampling
-from scripts.serving.engine import Busy, Closed, Engine, EngineSettings
-from tests.scripts.evaluation.trained import trained
-from tests.scripts.serving.running import COLOUR, COUNT, load
-from tests.tiny import user
+from model.conversation_cache import ImageCache
+from scripts.serving.engine import BatchingEngine, EngineClosed, EngineSettings, QueueFull
+from scripts.serving.jobs import CANCELLED, ERROR, LENGTH, STOP, TIMEOUT, Job, SamplingParams
+from tests.scripts.evaluation.trained_model import trained
+from tests.scripts.serving.running_server import COLOUR, COUNT, load
+from tests.tiny_models import user
 
 __all__ = ["trained"]
 
@@ -36,7 +36,7 @@ def lively(request, tmp_path):
     from model.configuration import VisualChatConfig
     from model.modeling import VisualChatForConditionalGeneration
     from model.processing import VisualChatProcessor
-    from tests.tiny import make_model
+    from tests.tiny_models import make_model
 
     folder = make_model(tmp_path, lively=True)
     config = VisualChatConfig.from_pretrained(folder, attention=request.param)
@@ -49,10 +49,10 @@ def lively(request, tmp_path):
 def make_job(processor, messages, colours=COLOURS, timeout=PATIENCE, **sampling):
     """A job and the queue of its pieces."""
     encoded = processor.encode(messages)
-    pixels = [processor.image(Image.new("RGB", (40, 30), colours[index])) for index in encoded.image_indices]
+    pixels = [processor.preprocess_image(Image.new("RGB", (40, 30), colours[index])) for index in encoded.image_indices]
     pieces = queue.Queue()
     hashes = [hashlib.sha256(image.tobytes()).digest() for image in pixels]
-    return Job(encoded, pixels, hashes, Sampling(**sampling), time.monotonic() + timeout, pieces.put), pieces
+    return Job(encoded, pixels, hashes, SamplingParams(**sampling), time.monotonic() + timeout, pieces.put), pieces
 
 
 def rest(pieces) -> tuple[str, str, str]:
@@ -83,7 +83,7 @@ def test_answers_in_a_crowd_are_those_of_a_chat_alone(lively):
     for talk in talks:
         session = ChatSession(model, processor, cache=ImageCache(model))
         expected.append([session.ask(text, [images[n] for n in shown], 9 + len(text)) for text, shown in talk])
-    engine = Engine(model, processor, EngineSettings(batch=3, prefill=60))
+    engine = BatchingEngine(model, processor, EngineSettings(max_batch_size=3, max_prefill_tokens=60))
     try:
         said = {}
 
@@ -114,7 +114,7 @@ def test_a_round_goes_on_from_the_round_before(served):
     answer = ask(served.engine, served.processor, first)[0]
     job, pieces = make_job(served.processor, [*first, {"role": "assistant", "content": answer}, user(COUNT)])
     served.engine.submit(job)
-    assert rest(pieces)[1] == STOP and job.reused >= len(served.processor.encode(first))
+    assert rest(pieces)[1] == STOP and job.cached_tokens >= len(served.processor.encode(first))
     other, pieces = make_job(served.processor, first, colours=("blue",))
     served.engine.submit(other)
     assert rest(pieces)[0] == "It is blue." and answer == "It is red."
@@ -127,7 +127,7 @@ def test_a_round_goes_on_from_the_round_before(served):
 
 
 def test_what_is_kept_stays_within_its_room(trained):
-    served = load(trained.model, prefix_room=40_000, image_room=20_000)
+    served = load(trained.model, prefix_cache_bytes=40_000, image_cache_bytes=20_000)
     for number in range(12):
         assert ask(served.engine, served.processor, [user(f"{COLOUR} {number}", number % 4)])[1] in (STOP, LENGTH)
         state = served.engine.state()
@@ -141,7 +141,7 @@ def test_what_is_kept_stays_within_its_room(trained):
 
 def test_what_runs_stays_within_its_places(trained):
     """Jobs that would not fit beside each other run one after the other, and one that is too large runs alone."""
-    served = load(trained.model, places=100)
+    served = load(trained.model, max_batch_tokens=100)
     jobs = [make_job(served.processor, [user(COLOUR, n)], max_new_tokens=30) for n in range(3)]
     jobs.append(make_job(served.processor, [user("word " * 60)], max_new_tokens=3))
     for job, _ in jobs:
@@ -182,7 +182,7 @@ def test_late_and_unwanted_jobs_are_given_up(served):
 
 
 def test_those_who_wait_in_vain_are_told_in_time(trained):
-    served = load(trained.model, batch=1, queue=2)
+    served = load(trained.model, max_batch_size=1, max_queue_size=2)
     long, pieces = make_job(served.processor, [user(COLOUR, 0)], max_new_tokens=900, temperature=9.0, seed=0)
     hook = served.engine.model.get_decoder().register_forward_pre_hook(lambda *args: time.sleep(0.02))
     served.engine.submit(long)
@@ -206,7 +206,7 @@ def test_a_prompt_that_fails_fails_alone(served):
     jobs = [make_job(processor, [user(COLOUR, n)]) for n in range(3)]
     hold = threading.Event()
     holder, holder_pieces = make_job(processor, [user("Say red.")])
-    holder.on_piece = lambda piece: (hold.wait(PATIENCE), holder_pieces.put(piece))
+    holder.on_delta = lambda piece: (hold.wait(PATIENCE), holder_pieces.put(piece))
     engine.submit(holder)  # while it is held, the others come to wait together
     for job in (jobs[0][0], bad, jobs[1][0], jobs[2][0]):
         engine.submit(job)
@@ -233,19 +233,19 @@ def test_a_step_that_fails_ends_those_in_it_and_no_others(served):
 
 
 def test_too_many_waiting_jobs_and_the_end(trained):
-    served = load(trained.model, batch=1, queue=2)
+    served = load(trained.model, max_batch_size=1, max_queue_size=2)
     hold = threading.Event()
     jobs = [make_job(served.processor, [user(COLOUR, 0)]) for _ in range(4)]
-    jobs[0][0].on_piece = lambda piece: (hold.wait(PATIENCE), jobs[0][1].put(piece))
+    jobs[0][0].on_delta = lambda piece: (hold.wait(PATIENCE), jobs[0][1].put(piece))
     served.engine.submit(jobs[0][0])
     while served.engine.state()["waiting"]:
         time.sleep(0.01)
     served.engine.submit(jobs[1][0])
     served.engine.submit(jobs[2][0])
-    with pytest.raises(Busy):
+    with pytest.raises(QueueFull):
         served.engine.submit(jobs[3][0])
     hold.set()
     assert [rest(pieces)[0] for _, pieces in jobs[:3]] == ["It is red."] * 3
     served.engine.close()
-    with pytest.raises(Closed):
+    with pytest.raises(EngineClosed):
         served.engine.submit(jobs[3][0])

@@ -13,8 +13,8 @@ import pytest
 import requests
 
 from scripts.serving.app import Limits
-from tests.scripts.evaluation.trained import trained
-from tests.scripts.serving.running import COLOUR, COUNT, data_url, load, png, question, serving, shown
+from tests.scripts.evaluation.trained_model import trained
+from tests.scripts.serving.running_server import COLOUR, COUNT, data_url, load, png, question, serving, shown
 
 __all__ = ["trained"]
 
@@ -255,7 +255,7 @@ def test_a_client_that_goes_away_frees_its_place(server, client):
 
 
 def test_back_pressure_and_timeouts(trained):
-    served = load(trained.model, batch=1, queue=1)
+    served = load(trained.model, max_batch_size=1, max_queue_size=1)
     with serving(served, limits=Limits(timeout=4.0)) as server:
         hook = served.engine.model.get_decoder().register_forward_pre_hook(lambda *args: time.sleep(0.1))
         answers = []

@@ -6,8 +6,8 @@ import openai
 import psutil
 import pytest
 
-from tests.scripts.evaluation.trained import trained
-from tests.scripts.serving.running import COLOUR, COUNT, load, png, question, serving
+from tests.scripts.evaluation.trained_model import trained
+from tests.scripts.serving.running_server import COLOUR, COUNT, load, png, question, serving
 
 __all__ = ["trained"]
 
@@ -17,7 +17,15 @@ COLOURS = ("red", "green", "blue")
 
 @pytest.fixture(scope="module")
 def server(trained):
-    with serving(load(trained.model, batch=16, queue=CLIENTS, prefix_room=4 << 20, image_room=1 << 20)) as server:
+    with serving(
+        load(
+            trained.model,
+            max_batch_size=16,
+            max_queue_size=CLIENTS,
+            prefix_cache_bytes=4 << 20,
+            image_cache_bytes=1 << 20,
+        )
+    ) as server:
         yield server
 
 

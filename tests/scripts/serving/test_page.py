@@ -11,9 +11,9 @@ import pytest
 
 from scripts.serving.app import Limits
 from scripts.serving.examples import read_examples
-from tests.scripts.evaluation.trained import trained, write_suite
-from tests.scripts.serving.running import COLOUR, COUNT, load, png, serving
-from tests.tiny import make_model
+from tests.scripts.evaluation.trained_model import trained, write_suite
+from tests.scripts.serving.running_server import COLOUR, COUNT, load, png, serving
+from tests.tiny_models import make_model
 
 __all__ = ["trained"]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import REPOSITORY, STEPS, Lab, metrics, state_of
+from tests.runs import REPOSITORY, STEPS, TrainingSetup, metrics, state_of
 
 
 @pytest.fixture(scope="module")
-def course(lab: Lab, tmp_path_factory) -> Path:
+def course(lab: TrainingSetup, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("course")
-    command = [sys.executable, "-m", "tests.scripts.training.course", str(lab.root), str(out)]
+    command = [sys.executable, "-m", "tests.scripts.training.run_interrupted", str(lab.root), str(out)]
     environment = os.environ | {"PATH": "", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.training.devices import take
+from scripts.training.devices import reserve_gpus
 
 
 @pytest.fixture
@@ -18,37 +18,37 @@ def machine(tmp_path: Path) -> Path:
 
 
 def test_a_second_run_gets_the_other_gpu_and_a_third_is_told_who_has_them(machine: Path, tmp_path: Path):
-    first = take("one", 1, {}, "bf16", tmp_path, machine)
-    second = take("two", 1, {}, "bf16", tmp_path, machine)
+    first = reserve_gpus("one", 1, {}, "bf16", tmp_path, machine)
+    second = reserve_gpus("two", 1, {}, "bf16", tmp_path, machine)
     assert (first.names, second.names) == (["0"], ["1"])
     with pytest.raises(UserError, match=r"three needs 1 of the GPUs 0, 1, and 0 are free.*GPU 0 by run one, process"):
-        take("three", 1, {}, "bf16", tmp_path, machine)
+        reserve_gpus("three", 1, {}, "bf16", tmp_path, machine)
     first.release()
     with pytest.raises(UserError, match="1 are free; in use: GPU 1 by run two"):
-        take("three", 2, {}, "bf16", tmp_path, machine)
-    assert take("three", 1, {}, "bf16", tmp_path, machine).names == ["0"], (
+        reserve_gpus("three", 2, {}, "bf16", tmp_path, machine)
+    assert reserve_gpus("three", 1, {}, "bf16", tmp_path, machine).names == ["0"], (
         "a refused run must not keep what it had taken"
     )
 
 
 def test_what_the_person_lets_it_see_is_all_there_is(machine: Path, tmp_path: Path):
-    assert take("one", 1, {"CUDA_VISIBLE_DEVICES": "1"}, "bf16", tmp_path, machine).names == ["1"]
-    assert take("two", 1, {"CUDA_VISIBLE_DEVICES": ""}, "bf16", tmp_path, machine).names is None
+    assert reserve_gpus("one", 1, {"CUDA_VISIBLE_DEVICES": "1"}, "bf16", tmp_path, machine).names == ["1"]
+    assert reserve_gpus("two", 1, {"CUDA_VISIBLE_DEVICES": ""}, "bf16", tmp_path, machine).names is None
     with pytest.raises(UserError, match="one has 2 ranks and needs as many GPUs, but sees 1; set ranks to 1"):
-        take("one", 2, {"CUDA_VISIBLE_DEVICES": "0"}, "bf16", tmp_path, machine)
+        reserve_gpus("one", 2, {"CUDA_VISIBLE_DEVICES": "0"}, "bf16", tmp_path, machine)
 
 
 @pytest.mark.parametrize("variable", ["SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST"])
 def test_a_schedulers_gpus_are_its_own_affair(machine: Path, tmp_path: Path, variable: str):
-    assert take("one", 9, {variable: "7"}, "bf16", tmp_path, machine).names is None
+    assert reserve_gpus("one", 9, {variable: "7"}, "bf16", tmp_path, machine).names is None
     assert not list(tmp_path.glob("*.lock"))
 
 
 def test_a_machine_without_gpus_has_nothing_to_share(tmp_path: Path):
     (tmp_path / "nvidiactl").touch()
-    assert take("one", 2, {"CUDA_VISIBLE_DEVICES": "0"}, "bf16", tmp_path, tmp_path).names is None
+    assert reserve_gpus("one", 2, {"CUDA_VISIBLE_DEVICES": "0"}, "bf16", tmp_path, tmp_path).names is None
 
 
 def test_the_miniature_on_a_laptop_with_one_gpu_uses_the_cpu(machine: Path, tmp_path: Path, capsys):
-    assert take("demo", 3, {}, "fp32", tmp_path, machine).names == []
+    assert reserve_gpus("demo", 3, {}, "fp32", tmp_path, machine).names == []
     assert "trains on the CPU" in capsys.readouterr().err

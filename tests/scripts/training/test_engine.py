@@ -9,18 +9,18 @@ import sys
 import pytest
 import torch
 
-from scripts.sections.run import Run
+from scripts.config.run import RunConfig
 from scripts.training.deepspeed_config import deepspeed_config
 from scripts.training.engine import learning_rate, step_seed
-from tests.runs import REPOSITORY, Lab
+from tests.runs import REPOSITORY, TrainingSetup
 
 
 @pytest.fixture(scope="module")
-def steps(lab: Lab, tmp_path_factory) -> dict[str, list[float]]:
+def steps(lab: TrainingSetup, tmp_path_factory) -> dict[str, list[float]]:
     """Losses and gradient norms of four steps on two ranks, by name of the variant (see `stages.py`)."""
     out = tmp_path_factory.mktemp("stages") / "steps.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.scripts.training.stages", str(lab.root), str(out)]
+    command += ["-m", "tests.scripts.training.run_zero_stages", str(lab.root), str(out)]
     environment = os.environ | {"PATH": "", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -79,8 +79,8 @@ def test_what_is_trained_matters(steps: dict):
     assert steps["frozen 2"] != pytest.approx(steps["2"], rel=1e-4)
 
 
-def run(**changes) -> Run:
-    return Run(**{"model": "m", "blend": "b"} | changes)
+def run(**changes) -> RunConfig:
+    return RunConfig(**{"model": "m", "blend": "b"} | changes)
 
 
 def test_the_rate_rises_and_falls_as_the_settings_say():
@@ -102,7 +102,7 @@ def test_seeds_differ_by_step_and_rank_and_repeat():
 
 
 def test_deepspeed_is_told_no_optimiser_and_no_schedule():
-    config = deepspeed_config(run(zero=3, precision="bf16", clip=0.5), accumulation=4, trained=1000, pin=False)
+    config = deepspeed_config(run(zero=3, precision="bf16", max_grad_norm=0.5), accumulation=4, trained=1000, pin=False)
     assert not {"optimizer", "scheduler"} & set(config)
     assert config["zero_optimization"]["stage"] == 3 and config["bf16"] == {"enabled": True}
     assert config["gradient_accumulation_steps"] == 4 and config["gradient_clipping"] == 0.5

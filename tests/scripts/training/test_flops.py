@@ -5,46 +5,46 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.common.errors import UserError
-from scripts.sections.run import Run
+from scripts.config.run import RunConfig
+from scripts.inference.blend_reader import BlendReader
+from scripts.inference.model_assembly import load_model
 from scripts.training import flops
-from scripts.training.assembly import load_model
-from scripts.training.batches import Batch, Batches
-from scripts.training.engine import RowLosses
+from scripts.training.dataset import MicroBatch, MicroBatchDataset
+from scripts.training.engine import LossModule
 from scripts.training.flops import Flops
-from scripts.training.loader import BlendReader
-from scripts.training.trainable import prepare
-from tests.runs import Lab
+from scripts.training.trainable import mark_trainable
+from tests.runs import TrainingSetup
 
 
 @pytest.mark.parametrize(
     "options", [{"train_language": "full"}, {}, {"train_language": "full", "train_vision": "full"}], ids=str
 )
-def test_the_formula_agrees_with_what_is_multiplied(lab: Lab, options: dict):
-    settings = Run(model="m", blend="b", **options)
+def test_the_formula_agrees_with_what_is_multiplied(lab: TrainingSetup, options: dict):
+    settings = RunConfig(model="m", blend="b", **options)
     model, processor = load_model(lab.model, lab.root, "mmca", torch.float32, check=False)
-    prepare(model, settings)
+    mark_trainable(model, settings)
     reader = BlendReader(lab.blends[0], lab.root)
-    batches = Batches([reader], processor, global_batch=1, micro_batch=1)
+    batches = MicroBatchDataset([reader], processor, global_batch=1, micro_batch=1)
     batch = next(batches[n] for n in range(len(batches)) if len(batches[n].tensors.get("pixel_values", ())) == 2)
     names = ("input_ids", "labels", "modality", "pixel_values")
     with FlopCounterMode(display=False) as counter:
-        RowLosses(model.train())(**{name: batch.tensors[name] for name in names})[0].backward()
+        LossModule(model.train())(**{name: batch.tensors[name] for name in names})[0].backward()
     # PyTorch's counter knows nothing of attention on a CPU.
     assert Flops(model).matrices(batch) == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
-def test_attention_costs_what_is_looked_at(lab: Lab):
+def test_attention_costs_what_is_looked_at(lab: TrainingSetup):
     """Two layers of width 32; a text token sees all before it, an image token in MMCA itself."""
     model, _ = load_model(lab.model, lab.root, "mmca", torch.float32, check=False)
     modality = torch.tensor([[1, 2, 2, 1, 0], [1, 1, 1, 1, 1]])
     documents = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 2, 2, 2]])
-    batch = Batch({"modality": modality, "document_ids": documents}, tokens=9)
+    batch = MicroBatch({"modality": modality, "document_ids": documents}, tokens=9)
     assert Flops(model).attention(batch) == 12 * 2 * 32 * ((1 + 1 + 1 + 4) + (1 + 2) + (1 + 2 + 3))
 
 
-def test_a_filler_costs_nothing(lab: Lab):
+def test_a_filler_costs_nothing(lab: TrainingSetup):
     model, processor = load_model(lab.model, lab.root, "mmca", torch.float32, check=False)
-    batches = Batches([BlendReader(lab.blends[0], lab.root)], processor, global_batch=4, micro_batch=4)
+    batches = MicroBatchDataset([BlendReader(lab.blends[0], lab.root)], processor, global_batch=4, micro_batch=4)
     assert Flops(model).of(batches.filler()) == 0 < Flops(model).of(batches[0])
 
 

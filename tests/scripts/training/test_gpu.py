@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from tests.runs import STEPS, Lab, finished, lines_written, make_lab, metrics, wait_until
+from tests.runs import STEPS, TrainingSetup, finished, lines_written, make_training_setup, metrics, wait_until
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 ALONE = {"ranks": 1, "micro_batch": 3}
 
 
 @pytest.fixture(scope="module")
-def laboratory(tmp_path_factory) -> Lab:
-    return make_lab(tmp_path_factory.mktemp("gpu"))
+def laboratory(tmp_path_factory) -> TrainingSetup:
+    return make_training_setup(tmp_path_factory.mktemp("gpu"))
 
 
-def test_it_has_the_losses_of_the_cpu(laboratory: Lab):
+def test_it_has_the_losses_of_the_cpu(laboratory: TrainingSetup):
     found = {}
     for name, shown in (("gpu", {}), ("cpu", {"CUDA_VISIBLE_DEVICES": ""})):
         out = laboratory.root / "train" / name
@@ -35,7 +35,7 @@ def test_it_has_the_losses_of_the_cpu(laboratory: Lab):
     ],
     ids=["stage 2", "stage 3", "causal", "dattn"],
 )
-def test_killed_in_bf16_it_ends_with_the_same_losses_and_weights(laboratory: Lab, settings, request):
+def test_killed_in_bf16_it_ends_with_the_same_losses_and_weights(laboratory: TrainingSetup, settings, request):
     settings = ALONE | {"precision": "bf16"} | settings
     place = laboratory.root / "train" / request.node.callspec.id.replace(" ", "_")
     status, said = laboratory.train(place / "undisturbed", **settings)

@@ -25,7 +25,7 @@ time.sleep(60)
 RANK = """
 import sys, time
 from pathlib import Path
-from scripts.training.guard import die_with_parent
+from scripts.training.parent_death import die_with_parent
 from scripts.training.runlock import RunLock
 die_with_parent()
 lock = RunLock(Path(sys.argv[1]))

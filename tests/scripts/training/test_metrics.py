@@ -7,11 +7,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from scripts.common.errors import UserError
 from scripts.training.metrics import Metrics, read_metrics, summary, throughput
-from scripts.training.trackers import Identity, TensorBoard
+from scripts.training.trackers import TensorBoard, TrackedRun
 
 
-def run(step: int) -> Identity:
-    return Identity("visualchat", "demo", "f00", {}, step)
+def run(step: int) -> TrackedRun:
+    return TrackedRun("visualchat", "demo", "f00", {}, step)
 
 
 def step(number: int, loss: float) -> dict:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.training import torchrun
-from scripts.training.nodes import Place, find, port_of
+from scripts.training import node_launcher
+from scripts.training.nodes import Topology, detect_topology, port_of
 from scripts.training.runlock import RunLock, launcher_lives
-from tests.runs import REPOSITORY, Lab, finished, lines_written, metrics, state_of
+from tests.runs import REPOSITORY, TrainingSetup, finished, lines_written, metrics, state_of
 
 JOB = "JobId=77 JobName=wrap NodeList=gpu[03-04] BatchHost=gpu03 NumNodes=2 NumCPUs=4 TRES=cpu=4,node=2"
 SLURM = {
@@ -33,20 +33,22 @@ def nobody(command) -> str:
 
 
 def test_one_node_is_torchrun_alone_even_inside_a_job():
-    place = find(1, 4, {"SLURM_JOB_ID": "77", "SLURM_PROCID": "0", "MASTER_ADDR": "x", "NODE_RANK": "1"}, nobody)
-    assert not place.follows and not place.through_srun
+    place = detect_topology(
+        1, 4, {"SLURM_JOB_ID": "77", "SLURM_PROCID": "0", "MASTER_ADDR": "x", "NODE_RANK": "1"}, nobody
+    )
+    assert not place.is_secondary and not place.through_srun
     command = place.command(4, Path("lock"), ["--name", "x"])
-    assert command[:3] == [sys.executable, "-m", "scripts.training.torchrun"]
+    assert command[:3] == [sys.executable, "-m", "scripts.training.node_launcher"]
     assert command[3:] == ["--standalone", "--nproc-per-node", "4", "-m", "scripts.training.worker", "--name", "x"]
 
 
 def test_slurm_starts_one_torchrun_per_node_and_nothing_is_left_to_its_variables():
-    place = find(2, 16, {"SLURM_JOB_ID": "77"}, answers)
-    assert place == Place(2, "10.0.0.3", port_of("77")) and place.through_srun and not place.follows
+    place = detect_topology(2, 16, {"SLURM_JOB_ID": "77"}, answers)
+    assert place == Topology(2, "10.0.0.3", port_of("77")) and place.through_srun and not place.is_secondary
     command = place.command(16, Path("/r/lock"), ["--name", "x"])
     srun = command.index("srun")
-    assert command[:srun] == [sys.executable, "-m", "scripts.training.guard"]
-    torchrun_at = command.index("scripts.training.torchrun")
+    assert command[:srun] == [sys.executable, "-m", "scripts.training.parent_death"]
+    torchrun_at = command.index("scripts.training.node_launcher")
     options = dict(zip(command[srun + 1 : srun + 9 : 2], command[srun + 2 : srun + 9 : 2], strict=True))
     assert options == {"--nodes": "2", "--ntasks": "2", "--ntasks-per-node": "1", "--cpu-bind": "none"}
     assert {"--kill-on-bad-exit=1", "--export=ALL"} <= set(command[srun:torchrun_at])
@@ -74,12 +76,12 @@ def test_slurm_starts_one_torchrun_per_node_and_nothing_is_left_to_its_variables
     ],
 )
 def test_a_process_on_every_node_knows_its_number_and_the_first_node(variables):
-    place = find(2, 4, variables, nobody)
-    assert place == Place(2, "head", 29500, own=1) and place.follows and not place.through_srun
+    place = detect_topology(2, 4, variables, nobody)
+    assert place == Topology(2, "head", 29500, own=1) and place.is_secondary and not place.through_srun
     command = place.command(4, Path("lock"), [])
     assert "srun" not in command and command[command.index("--node-rank") + 1] == "1"
     assert command[command.index("--nproc-per-node") + 1] == "2"
-    assert not find(2, 4, variables | {next(iter(variables)): "0"}, nobody).follows
+    assert not detect_topology(2, 4, variables | {next(iter(variables)): "0"}, nobody).is_secondary
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_a_process_on_every_node_knows_its_number_and_the_first_node(variables):
 )
 def test_surroundings_that_do_not_fit_are_one_clear_error(nodes, ranks, variables, words):
     with pytest.raises(UserError, match=words):
-        find(nodes, ranks, variables, answers)
+        detect_topology(nodes, ranks, variables, answers)
 
 
 def test_the_port_follows_from_the_job_and_stays_below_those_that_systems_hand_out():
@@ -104,9 +106,9 @@ def test_the_port_follows_from_the_job_and_stays_below_those_that_systems_hand_o
 
 
 def test_a_node_that_does_not_see_the_launchers_lock_refuses(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(torchrun, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(node_launcher, "_SECONDS_BETWEEN_LOOKS", 0.01)
     (tmp_path / "lock").touch()
-    assert not torchrun._seen(tmp_path / "lock")
+    assert not node_launcher._seen(tmp_path / "lock")
     assert "not shared" in json.loads(capsys.readouterr().out)["refused"]
     code = (
         "import sys; from pathlib import Path; from scripts.training.runlock import RunLock\n"
@@ -116,18 +118,18 @@ def test_a_node_that_does_not_see_the_launchers_lock_refuses(tmp_path: Path, mon
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, **pipes) as launcher:
         launcher.stdout.readline()
-        assert torchrun._seen(tmp_path / "lock")
+        assert node_launcher._seen(tmp_path / "lock")
         launcher.kill()
     assert not launcher_lives(tmp_path / "lock")
     RunLock(tmp_path / "lock").take_all()
 
 
-def start_node(lab: Lab, out: Path, number: int, port: int) -> subprocess.Popen:
+def start_node(lab: TrainingSetup, out: Path, number: int, port: int) -> subprocess.Popen:
     place = {"NODE_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return lab.start(out, environment=place, nodes=2, ranks=2)
 
 
-def test_two_nodes_have_the_losses_of_one_and_end_together(lab: Lab, undisturbed: Path):
+def test_two_nodes_have_the_losses_of_one_and_end_together(lab: TrainingSetup, undisturbed: Path):
     out, port = lab.root / "train/two_nodes", 20000 + os.getpid() % 10000
     nodes = [start_node(lab, out, number, port) for number in (1, 0)]
     while lines_written(out) < 6:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.runs import REPOSITORY
-from tests.tiny import make_bases
+from tests.tiny_models import make_bases
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="what a process holds is read from /proc")
@@ -27,7 +27,7 @@ def test_a_rank_has_its_share_of_the_decoder_and_no_more(tmp_path):
     size = sum(2 * value.numel() for value in decoder.parameters())
     assert size > 250e6
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.scripts.training.shares", str(tmp_path), str(tmp_path / "out")]
+    command += ["-m", "tests.scripts.training.run_zero3_memory", str(tmp_path), str(tmp_path / "out")]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -4,12 +4,12 @@ from dataclasses import asdict
 
 import torch
 
-from scripts.sections.run import Run
+from scripts.config.run import RunConfig
 from scripts.training.precision import LossScale, dtype_of
 
 
 def test_only_fp16_has_a_scale():
-    found = {name: LossScale.of(Run(model="m", blend="b", precision=name)) for name in ("fp32", "bf16", "fp16")}
+    found = {name: LossScale.of(RunConfig(model="m", blend="b", precision=name)) for name in ("fp32", "bf16", "fp16")}
     assert found["fp32"] is found["bf16"] is None and found["fp16"] == LossScale(2.0**16)
     assert dtype_of("fp16") == torch.float16 and dtype_of("bf16") == torch.bfloat16
 
@@ -25,6 +25,6 @@ def test_the_scale_falls_at_once_and_rises_slowly():
 def test_overflow_at_the_smallest_scale_is_hopeless():
     scale = LossScale(2.0)
     scale.update(True)
-    assert not scale.hopeless
+    assert not scale.exhausted
     scale.update(True)
-    assert scale.hopeless
+    assert scale.exhausted

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.sections.run import Run
-from scripts.training.trackers import Identity, check_installed, open_trackers, scalars
+from scripts.config.run import RunConfig
+from scripts.training.trackers import TrackedRun, check_installed, open_trackers, scalars
 
 LINE = {
     "step": 7,
@@ -20,8 +20,8 @@ LINE = {
 }
 
 
-def run(step: int = 0) -> Identity:
-    return Identity("house", "demo", "0123", {"learning_rate": 0.1}, step)
+def run(step: int = 0) -> TrackedRun:
+    return TrackedRun("house", "demo", "0123", {"learning_rate": 0.1}, step)
 
 
 def installed(name: str) -> bool:
@@ -54,7 +54,7 @@ def test_a_tracker_that_is_not_installed_is_named_with_the_command(name: str):
 def test_wandb_keeps_a_run_without_a_network(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    settings = Run(model="m", blend="b", trackers=["wandb"])
+    settings = RunConfig(model="m", blend="b", trackers=["wandb"])
     (tracker,) = open_trackers(settings, tmp_path, run())
     tracker.log(7, scalars(LINE))
     tracker.close()
@@ -66,7 +66,7 @@ def test_wandb_keeps_a_run_without_a_network(tmp_path: Path, monkeypatch):
 @pytest.mark.skipif(not installed("trackio"), reason="trackio is not installed")
 def test_trackio_keeps_a_run_and_continues_it(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    settings = Run(model="m", blend="b", trackers=["trackio"])
+    settings = RunConfig(model="m", blend="b", trackers=["trackio"])
     for step in (7, 8):
         (tracker,) = open_trackers(settings, tmp_path, run(step - 1))
         tracker.log(step, scalars(LINE))

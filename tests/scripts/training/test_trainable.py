@@ -6,14 +6,15 @@ from torch import nn
 
 from model.modeling import VisualChatForConditionalGeneration
 from scripts.common.errors import UserError
-from scripts.sections.run import Run
-from scripts.training.trainable import apply_weights, parameter_groups, prepare, table
+from scripts.config.run import RunConfig
+from scripts.inference.lora import merge_weights
+from scripts.training.trainable import mark_trainable, parameter_groups, parameter_table
 from tests.model.conversations import ONE_IMAGE, TEXT_ONLY, TWO_IMAGES, batch_of
-from tests.tiny import make_model
+from tests.tiny_models import make_model
 
 
-def run(**changes) -> Run:
-    return Run(**{"model": "m", "blend": "b"} | changes)
+def run(**changes) -> RunConfig:
+    return RunConfig(**{"model": "m", "blend": "b"} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def model(folder) -> VisualChatForConditionalGeneration:
 
 
 def trained(model, **changes) -> set[str]:
-    prepare(model, run(**changes))
+    mark_trainable(model, run(**changes))
     parts = [name.split(".") for name, value in model.named_parameters() if value.requires_grad]
     return {f"{part[0]}.{part[2]}" if part[0] == "language_model" else part[0] for part in parts}
 
@@ -58,7 +59,7 @@ def test_an_untied_head_belongs_to_the_language_model(folder):
     assert trained(model) == {"projector", "language_model.embed_tokens"}
 
 
-ADAPTERS = {"train_language": "lora", "train_vision": "lora", "language_rank": 3, "vision_rank": 2}
+ADAPTERS = {"train_language": "lora", "train_vision": "lora", "language_lora_rank": 3, "vision_lora_rank": 2}
 
 
 @pytest.mark.parametrize("layer", [-1, -2])
@@ -66,7 +67,7 @@ def test_adapters_lie_beside_every_linear_layer_that_an_image_or_a_token_passes(
     model = VisualChatForConditionalGeneration.from_pretrained(folder)
     model.vision_tower.layer = layer  # -2: nothing passes the encoder's last layer
     before = model(**batch).loss
-    prepare(model, run(**ADAPTERS, train_embeddings=False, train_projector=False))
+    mark_trainable(model, run(**ADAPTERS, train_embeddings=False, train_projector=False))
     assert torch.equal(model(**batch).loss, before), "an adapter starts as nothing"
     names = {name for name, value in model.named_parameters() if value.requires_grad}
     assert all("lora_" in name for name in names)
@@ -79,7 +80,7 @@ def test_adapters_lie_beside_every_linear_layer_that_an_image_or_a_token_passes(
 
 
 def test_every_trained_parameter_of_a_whole_encoder_has_a_gradient(model, batch):
-    prepare(model, run(train_vision="full", train_language="full"))
+    mark_trainable(model, run(train_vision="full", train_language="full"))
     model.train()(**batch).loss.backward()
     assert all((value.grad is not None) == value.requires_grad for value in model.parameters())
 
@@ -88,7 +89,7 @@ def test_every_trained_parameter_of_a_whole_encoder_has_a_gradient(model, batch)
 def test_adapters_merge_exactly(folder, batch, dtype):
     model = VisualChatForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
     settings = run(**ADAPTERS, lora_scale=1.5)
-    prepare(model, settings)
+    mark_trainable(model, settings)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for value in model.parameters():
@@ -97,7 +98,7 @@ def test_adapters_merge_exactly(folder, batch, dtype):
     names = {name: value.detach().float() for name, value in model.named_parameters() if value.requires_grad}
     plain = VisualChatForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
     old = {name: value.detach().clone() for name, value in plain.named_parameters()}
-    apply_weights(plain, names, settings.lora_scale)
+    merge_weights(plain, names, settings.lora_scale)
     for name, value in plain.named_parameters():
         key = name.removesuffix(".weight") + ".lora_{}.default.weight"
         if key.format("A") in names:
@@ -114,10 +115,10 @@ def test_adapters_merge_exactly(folder, batch, dtype):
 
 def test_weights_that_do_not_fit_are_refused(model):
     with pytest.raises(UserError, match=r"projector.nothing is \(2,\), not none as in it"):
-        apply_weights(model, {"projector.nothing": torch.zeros(2)}, 1.0)
+        merge_weights(model, {"projector.nothing": torch.zeros(2)}, 1.0)
     adapter = {f"projector.nothing.lora_{x}.default.weight": torch.zeros(2, 2) for x in "AB"}
     with pytest.raises(UserError, match="projector.nothing.weight"):
-        apply_weights(model, adapter, 1.0)
+        merge_weights(model, adapter, 1.0)
 
 
 def test_every_part_has_its_rate_and_only_matrices_decay(model):
@@ -129,7 +130,7 @@ def test_every_part_has_its_rate_and_only_matrices_decay(model):
         embeddings_learning_rate=2e-3,
         vision_learning_rate=3e-3,
     )
-    prepare(model, settings)
+    mark_trainable(model, settings)
     names = {id(value): name for name, value in model.named_parameters() if value.requires_grad}
     rates = {"projector": 1e-2, "vision_tower": 3e-3, "language_model": 1e-3}
     groups, found = parameter_groups(model, settings), []
@@ -144,14 +145,14 @@ def test_every_part_has_its_rate_and_only_matrices_decay(model):
 
 def test_equal_rates_share_a_group(model):
     settings = run(train_language="full")
-    prepare(model, settings)
+    mark_trainable(model, settings)
     assert len(parameter_groups(model, settings)) == 1
 
 
 def test_the_table_tells_what_is_frozen(model):
-    settings = run(train_language="lora", language_rank=2, projector_learning_rate=5e-3)
-    prepare(model, settings)
-    rows = [line.split() for line in table(model, settings).splitlines()]
+    settings = run(train_language="lora", language_lora_rank=2, projector_learning_rate=5e-3)
+    mark_trainable(model, settings)
+    rows = [line.split() for line in parameter_table(model, settings).splitlines()]
     assert rows[0] == ["part", "parameters", "trained", "how", "peak", "rate"]
     by_part = {row[0]: row[1:] for row in rows[1:]}
     assert by_part["vision"][1:] == ["0", "frozen"]

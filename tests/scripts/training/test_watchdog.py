@@ -22,10 +22,10 @@ def prefetch():
 threading.Thread(target=prefetch, daemon=True).start()
 dog = Watchdog(Path(sys.argv[1]), 1, 0.5)
 for _ in range(4):
-    dog.beat()
+    dog.restart()
     time.sleep(0.2)
 if sys.argv[2] == "rest":
-    dog.rest()
+    dog.cancel()
     time.sleep(1)
     sys.exit(0)
 read_from_a_dead_disk()
@@ -39,7 +39,7 @@ def rank(folder: Path, how: str) -> int:
 
 def test_a_rank_that_hangs_ends_with_the_stack_of_its_main_thread(tmp_path: Path):
     assert rank(tmp_path, "hang") == 1
-    said = watchdog.explain(tmp_path, ranks=2)
+    said = watchdog.hang_report(tmp_path, ranks=2)
     assert "rank 1 hangs" in said and "read_from_a_dead_disk" in said and "prefetch" not in said
     assert "rank 0 could not even say where it is" in said
     assert "prefetch" in watchdog.stack_path(tmp_path, 1).read_text()
@@ -47,7 +47,7 @@ def test_a_rank_that_hangs_ends_with_the_stack_of_its_main_thread(tmp_path: Path
 
 def test_progress_and_rest_are_no_hang(tmp_path: Path):
     assert rank(tmp_path, "rest") == 0
-    assert watchdog.explain(tmp_path, ranks=2) is None and not list(tmp_path.iterdir())
+    assert watchdog.hang_report(tmp_path, ranks=2) is None and not list(tmp_path.iterdir())
 
 
 def test_ranks_that_only_wait_are_told_from_the_one_that_hangs(tmp_path: Path):
@@ -55,7 +55,7 @@ def test_ranks_that_only_wait_are_told_from_the_one_that_hangs(tmp_path: Path):
     watchdog.stack_path(tmp_path, 0).write_text(f"Timeout!\nThread 0x1 (most recent call first):\n{frames}")
     stuck = '  File "/x/loader.py", line 3 in _pread\n'
     watchdog.stack_path(tmp_path, 1).write_text(f"Timeout!\nThread 0x2 (most recent call first):\n{stuck}")
-    said = watchdog.explain(tmp_path, ranks=2).splitlines()
+    said = watchdog.hang_report(tmp_path, ranks=2).splitlines()
     assert said[:3] == [
         "rank 1 hangs in (innermost first):",
         "    /x/loader.py:3 _pread",
@@ -67,5 +67,5 @@ def test_a_process_that_cannot_end_itself_is_ended(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(watchdog, "_SECONDS_FOR_OTHERS", 0.0)
     watchdog.stack_path(tmp_path, 0).write_text("Timeout!")
     frozen = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    watchdog.end_hung(frozen, tmp_path)
+    watchdog.kill_hung_ranks(frozen, tmp_path)
     assert frozen.wait(10) < 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scripts.training.worker import unrepeatable
+from scripts.training.worker import nondeterminism_hint
 
 
 def test_an_operation_whose_results_do_not_repeat_is_named_with_the_way_out():
@@ -13,5 +13,5 @@ def test_an_operation_whose_results_do_not_repeat_is_named_with_the_way_out():
             torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
     finally:
         torch.use_deterministic_algorithms(False)
-    assert "put_" in unrepeatable(caught.value) and "`deterministic: false`" in unrepeatable(caught.value)
-    assert unrepeatable(RuntimeError("CUDA error: an illegal memory access")) is None
+    assert "put_" in nondeterminism_hint(caught.value) and "`deterministic: false`" in nondeterminism_hint(caught.value)
+    assert nondeterminism_hint(RuntimeError("CUDA error: an illegal memory access")) is None

@@ -1,0 +1,143 @@
+"""A model as a stock LLaVA of `transformers`, for software that knows that form and not this one.
+
+Possible where the two compute the same: ordinary causal attention, LLaVA-1.5's projector, and an encoder whose features
+LLaVA can choose. Everything else is refused with the reason; MMCA in particular would silently become causal attention.
+The weights give the same logits for the same tokens. The chat template that comes along writes the same text; stock
+processors tokenise it in one piece and may split it a little differently from training.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+from .modeling import VisualChatForConditionalGeneration
+from .processing import VisualChatProcessor
+from .template import IMAGE_TOKEN, Template
+
+
+def to_llava(
+    model: VisualChatForConditionalGeneration, processor: VisualChatProcessor
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Return the model and its processor in LLaVA's form, with weights of their own.
+
+    Raises ValueError, with the reason, if LLaVA cannot compute the same.
+    """
+    config = model.config
+    strategy = _strategy(model)
+    text = copy.deepcopy(config.text_config)
+    text._attn_implementation = "sdpa"
+    llava = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=copy.deepcopy(config.vision_config),
+            text_config=text,
+            image_token_index=config.image_token_id,
+            image_seq_length=config.image_tokens,
+            projector_hidden_act="gelu",
+            vision_feature_select_strategy=strategy,
+            vision_feature_layer=config.vision_feature_layer,
+            tie_word_embeddings=text.tie_word_embeddings,
+        )
+    ).to(model.dtype)
+    llava.model.vision_tower.load_state_dict(model.vision_tower.encoder.state_dict())
+    llava.model.multi_modal_projector.load_state_dict(model.projector.state_dict())
+    llava.model.language_model.load_state_dict(model.get_decoder().state_dict())
+    llava.lm_head.load_state_dict(model.get_output_embeddings().state_dict())
+    llava.generation_config = copy.deepcopy(model.generation_config)
+    llava.eval()
+    _check_features(model, llava)
+    extra = config.vision_tokens - config.vision_patches if strategy == "full" else 1
+    stock = LlavaProcessor(
+        image_processor=processor.image_processor,
+        tokenizer=processor.tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=extra,
+        chat_template=jinja_chat_template(processor.template, processor.tokenizer),
+    )
+    return llava, stock
+
+
+def jinja_chat_template(template: Template, tokenizer) -> str:
+    """Write the prompt template in Jinja, the language of `apply_chat_template`."""
+
+    def quoted(text: str) -> str:
+        return repr(text.replace(IMAGE_TOKEN, ""))
+
+    begin = "{{ bos_token }}" if template.bos and tokenizer.bos_token is not None else ""
+    end = quoted(template.answer_end) if template.answer_end else "eos_token"
+    question_header = f"{{{{ {quoted(template.question_header)} }}}}"
+    before, behind = (question_header, "") if template.images_inside else ("", question_header)
+    header = " ~ (images.shown | string) ~ ".join(map(quoted, template.image_header.split("{number}")))
+    return (
+        "{%- set images = namespace(shown=0) -%}"
+        f"{begin}"
+        "{%- if messages[0].role != 'system' -%}"
+        f"{{{{ {quoted(template.system_text())} }}}}"
+        "{%- endif -%}"
+        "{%- for message in messages -%}"
+        "{%- set text = message.content if message.content is string else "
+        "message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\n') -%}"
+        "{%- if message.role == 'system' -%}"
+        f"{{{{ {quoted(template.system_header)} ~ text ~ {quoted(template.system_end)} if text else '' }}}}"
+        "{%- elif message.role == 'assistant' -%}"
+        f"{{{{ text ~ {end} }}}}"
+        "{%- else -%}"
+        "{%- if loop.index0 > (1 if messages[0].role == 'system' else 0) -%}"
+        f"{{{{ {quoted(template.round_end)} }}}}"
+        "{%- endif -%}"
+        f"{before}"
+        "{%- if message.content is not string -%}"
+        "{%- for part in message.content if part.type == 'image' -%}"
+        "{%- set images.shown = images.shown + 1 -%}"
+        f"{{{{ {header} ~ {IMAGE_TOKEN!r} ~ {quoted(template.image_end)} }}}}"
+        "{%- endfor -%}"
+        "{%- endif -%}"
+        f"{behind}"
+        f"{{{{ text ~ {quoted(template.answer_header)} }}}}"
+        "{%- endif -%}"
+        "{%- endfor -%}"
+    )
+
+
+def _strategy(model: VisualChatForConditionalGeneration) -> str:
+    """Which tokens LLaVA has to take of the encoder's: 'full' for all, 'default' for all but the first.
+
+    Raises ValueError if it cannot compute what this model does.
+    """
+    config, reasons = model.config, []
+    if config.attention != "causal":
+        reasons.append(f"attention {config.attention!r}: LLaVA would attend causally instead")
+    if config.projector != "mlp":
+        reasons.append(f"projector {config.projector!r}: LLaVA's is 'mlp'")
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        reasons.append("the language model's head has a bias: LLaVA's has none")
+    if model.vision_tower.takes_patches or config.image_size != config.vision_config.image_size:
+        reasons.append("the encoder needs its images prepared in a way that LLaVA does not know")
+    if reasons:
+        raise ValueError(f"this model cannot take LLaVA's form: {'; '.join(reasons)}")
+    with torch.no_grad():
+        side = config.image_size
+        blank = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=model.device)
+        tokens = model.vision_tower.encode(blank).last_hidden_state.shape[1]
+    if config.vision_tokens == tokens:
+        return "full"
+    if config.vision_tokens == tokens - 1:
+        return "default"
+    raise ValueError("this model cannot take LLaVA's form: the encoder has several tokens that stand for no patch")
+
+
+def _check_features(model: VisualChatForConditionalGeneration, llava: LlavaForConditionalGeneration) -> None:
+    """Raise ValueError unless both make the same of an image; some encoders normalise their output once more."""
+    side = model.config.image_size
+    pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
+    with torch.no_grad():
+        ours = model.image_embeds(pixels)[0]
+        theirs = llava.to(model.device).get_image_features(pixels, return_dict=True).pooler_output[0]
+    if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * ours.abs().max().item()):
+        raise ValueError(
+            f"this model cannot take LLaVA's form: it reads layer {model.config.vision_feature_layer} of the encoder, "
+            "which LLaVA reads differently; choose an inner layer (vision_layer: -2)"
+        )

@@ -1,0 +1,29 @@
+"""Folders that appear whole: written beside their final place and swapped in at the end."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scripts.common.files import sync
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty draft folder, and let it take the place of `target` when the block ends without an error.
+
+    A killed program leaves the old folder, or for a moment none, and a hidden draft that the next attempt removes.
+    """
+    draft, old = (target.with_name(f".{target.name}.{role}") for role in ("draft", "old"))
+    for leftover in (draft, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    draft.mkdir(parents=True)
+    yield draft
+    for path in draft.iterdir():
+        sync(path)
+    sync(draft)
+    if target.exists():
+        target.rename(old)
+    draft.rename(target)
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)

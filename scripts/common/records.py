@@ -1,0 +1,140 @@
+"""Records: every dataset's conversations in one shape, before any choice is made.
+
+An adapter turns a raw row into a `Record`; `convert` writes them to `records/<dataset>.parquet`; the plan reads that
+table. Nothing random has happened to a record. What may vary stays data: a round holds all wordings of its question and
+its answer, and a *choice group* says which wordings are chosen together. The plan stores one integer per group.
+
+    pick      choice in [0, size): the alternative that every member of the group takes
+    permute   choice in [0, size!): the rank of the order of the rounds; all images come with the first displayed round
+
+Text names an image by a slot, `<|image:I|>` with I the image's place in the record, because the final number of an
+image is known only when conversations are concatenated or joined.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pyarrow as pa
+
+SLOT_PREFIX = "<|image:"
+SPLITS = ("train", "val", "test")
+MAX_PERMUTED = 20
+"""Largest number of rounds that may be permuted: 20! is the last factorial that an int64 holds."""
+
+RECORD_SCHEMA = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("images", pa.list_(pa.struct([("source", pa.string()), ("key", pa.string())]))),
+        (
+            "rounds",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("images", pa.list_(pa.int32())),
+                        ("question", pa.list_(pa.string())),
+                        ("question_group", pa.int32()),
+                        ("answer", pa.list_(pa.string())),
+                        ("answer_group", pa.int32()),
+                    ]
+                )
+            ),
+        ),
+        ("system", pa.string()),
+        ("groups", pa.list_(pa.struct([("name", pa.string()), ("kind", pa.string()), ("size", pa.int32())]))),
+        ("licence", pa.string()),
+        ("split", pa.string()),
+    ]
+)
+
+
+class ImageRef(NamedTuple):
+    """An image of a media store."""
+
+    source: str
+    key: str
+
+
+class ChoiceGroup(NamedTuple):
+    """One choice that the plan makes for a record; `kind` is "pick" or "permute"."""
+
+    name: str
+    kind: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """A question and its answer, each with at least one wording, and the record's images that are first shown here.
+
+    A group of -1 means that there is nothing to choose.
+    """
+
+    question: tuple[str, ...]
+    answer: tuple[str, ...]
+    images: tuple[int, ...] = ()
+    question_group: int = -1
+    answer_group: int = -1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One conversation.
+
+    `id` is the raw file's; `raw_rows` counts the raw rows that were merged into it; `system` is an instruction of its
+    own, in place of the template's, or "".
+    """
+
+    id: str
+    images: tuple[ImageRef, ...]
+    rounds: tuple[Round, ...]
+    groups: tuple[ChoiceGroup, ...] = ()
+    split: str = "train"
+    raw_rows: int = 1
+    system: str = ""
+
+
+def check(record: Record) -> None:
+    """Assert what the later stages rely on.
+
+    Raises:
+        ValueError: the adapter that built the record is wrong (never the data: that is a dropped row).
+    """
+    _require(record.rounds, record, "has no rounds")
+    _require(record.split in SPLITS, record, f"has the split {record.split!r}")
+    shown = [index for round_ in record.rounds for index in round_.images]
+    _require(shown == list(range(len(record.images))), record, "must show its images once, in their order")
+    for round_ in record.rounds:
+        for texts, group in ((round_.question, round_.question_group), (round_.answer, round_.answer_group)):
+            clean = texts and all(text and text == text.strip() and "<image>" not in text for text in texts)
+            _require(clean, record, "has a bad text")
+            _require((group < 0) == (len(texts) == 1), record, "needs a group exactly where there are alternatives")
+            _require(group < len(record.groups), record, "refers to a group that it lacks")
+            if group >= 0:
+                _require(record.groups[group][1:] == ("pick", len(texts)), record, "has a group of another size")
+    _require(record.system == record.system.strip(), record, "has a bad system text")
+    orders = [group for group in record.groups if group.kind == "permute"]
+    _require(len(orders) <= 1, record, "has two orders")
+    _require(all(1 < g.size == len(record.rounds) <= MAX_PERMUTED for g in orders), record, "has a bad order")
+
+
+def _require(condition: object, record: Record, problem: str) -> None:
+    if not condition:
+        raise ValueError(f"record {record.id!r} {problem}")
+
+
+def to_batch(rows: Iterable[tuple[str, Record]], licence: str) -> pa.RecordBatch:
+    """Pairs of uid and record as rows of the table."""
+    return pa.RecordBatch.from_pylist([_row(uid, record, licence) for uid, record in rows], RECORD_SCHEMA)
+
+
+def _row(uid: str, record: Record, licence: str) -> dict:
+    return {
+        "uid": uid,
+        "images": [image._asdict() for image in record.images],
+        "rounds": [vars(round_) for round_ in record.rounds],
+        "system": record.system,
+        "groups": [group._asdict() for group in record.groups],
+        "licence": licence,
+        "split": record.split,
+    }

@@ -1,0 +1,18 @@
+"""How much of the raw data may be unusable before the build stops (read by `convert` and `index`)."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from scripts.config.base import Section
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ToleranceConfig(Section):
+    """Bad rows and images are always left out, counted and shown; beyond these shares they stop the build."""
+
+    rows: Share = 1.0
+    """Share of a dataset's raw rows that may be dropped. 1 never stops; 0.05 suits data that is thought to be clean."""
+    images: Share = 1.0
+    """Share of a source's images that may be unreadable."""

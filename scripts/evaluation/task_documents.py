@@ -1,0 +1,196 @@
+"""The documents of a task: rows of local files, one dictionary each.
+
+`dataset_path` names what is read, as in HF `datasets` and lmms-eval: `json`, `csv`, `parquet` or `imagefolder` with
+`dataset_kwargs: {data_files: ..., data_dir: ...}`, `dialogues` for the original's JSON form, or simply a file or a
+folder. Paths begin at the task file. Nothing is fetched: a set on a hub is downloaded first and named by its folder.
+
+    json, jsonl   a list of objects, one object per line, or a list under `field`
+    csv, tsv      a header and rows; numbers become numbers, empty cells stay empty texts
+    parquet       columns; images as {"bytes", "path"}, which is how hubs store them
+    imagefolder   metadata.jsonl or metadata.csv with a column `file_name`; without one, folders are classes: `label`
+                  counts them in the order of their names
+    dialogues     {"test name": [["question", "image.jpg ..."], ...]}: `test_name`, `messages`, `answers`
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scripts.common.errors import UserError
+from scripts.common.files import read_json
+from scripts.evaluation.suites import ANSWERS, image_names
+from scripts.inference.image_files import find_image_root, split_paths
+
+BUILDERS = {"json": (".json", ".jsonl"), "csv": (".csv", ".tsv"), "parquet": (".parquet",)}
+IMAGEFOLDER, DIALOGUES = "imagefolder", "dialogues"
+_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+Documents = list[dict[str, Any]]
+
+
+def read_documents(
+    dataset_path: str, options: Mapping[str, Any], split: str, base: Path, where: str
+) -> tuple[Documents, Path, list[Path]]:
+    """Read the documents of one split.
+
+    Args:
+        dataset_path: see above.
+        options: `dataset_kwargs`: data_files, data_dir, field.
+        split: such as "test".
+        base: folder that paths begin at.
+        where: the task, for messages.
+
+    Returns:
+        The documents, the folder that image paths in them begin at, and the files that were read.
+
+    Raises:
+        UserError: nothing is there, or it is no such file; the message says what was looked for.
+    """
+    folder = base / options["data_dir"] if options.get("data_dir") else None
+    files = data_files(dataset_path, options, split, base, where)
+    if dataset_path == IMAGEFOLDER or (not options and _is_image_folder(base / dataset_path)):
+        return _image_folder(folder or base / dataset_path, files, where), folder or base / dataset_path, files
+    documents = []
+    for file in files:
+        if dataset_path == DIALOGUES:
+            documents += _dialogues(file)
+        else:
+            documents += _rows(file, options.get("field"), where)
+    if not documents:
+        raise UserError(f"{where}: there is not one document in {', '.join(map(str, files))}")
+    if not all(isinstance(each, dict) for each in documents):
+        raise UserError(f"{where}: every document in {files[0]} must be an object with named fields")
+    if dataset_path == DIALOGUES and not folder:
+        folder = find_image_root(files[0].parent, [name for file in files for name in image_names(read_json(file))])
+    return documents, folder or files[0].parent, files
+
+
+def data_files(dataset_path: str, options: Mapping[str, Any], split: str, base: Path, where: str) -> list[Path]:
+    """The files that hold the documents, see `read_documents`; without reading them."""
+    unknown = sorted(set(options) - {"data_files", "data_dir", "field"})
+    if unknown:
+        raise UserError(f"{where}: dataset_kwargs has {unknown[0]!r}, but knows data_files, data_dir and field only")
+    if dataset_path == IMAGEFOLDER or (not options and _is_image_folder(base / dataset_path)):
+        folder = base / (options.get("data_dir") or dataset_path)
+        return [folder / name for name in _METADATA if (folder / name).is_file()][:1]
+    if dataset_path in BUILDERS or dataset_path == DIALOGUES:
+        named = options.get("data_files")
+        if isinstance(named, Mapping):
+            if split not in named:
+                raise UserError(f"{where}: data_files has {', '.join(map(str, named))}, but not the split {split!r}")
+            named = named[split]
+        patterns = [named] if isinstance(named, str) else named
+        if not patterns or not all(isinstance(each, str) for each in patterns):
+            raise UserError(
+                f"{where}: dataset_path {dataset_path} needs dataset_kwargs with data_files: {{{split}: FILE}}"
+            )
+        files = [file for each in patterns for file in _matching(base, each)]
+        looked = ", ".join(patterns)
+    else:
+        place = base / dataset_path
+        endings = [ending for each in BUILDERS.values() for ending in each]
+        files = [place] if place.is_file() else []
+        for ending in endings:
+            if not files and place.is_dir():
+                files = sorted([*place.glob(f"{split}{ending}"), *place.glob(f"**/{split}-*{ending}")])
+        looked = f"{place}, {place}/{split}.json and the like"
+    missing = next((file for file in files if not file.is_file()), None)
+    if not files or missing:
+        raise UserError(
+            f"{where}: there are no documents at {missing or looked}. Data sets are read from local files; "
+            "one on a hub must be downloaded first, and named by its folder"
+        )
+    return files
+
+
+def _matching(base: Path, pattern: str) -> list[Path]:
+    """The files that a path or pattern names; one without wildcards is itself, there or not."""
+    if not any(mark in pattern for mark in "*?["):
+        return [base / pattern]
+    return sorted(Path(base.anchor or ".").glob(pattern.lstrip("/")) if pattern.startswith("/") else base.glob(pattern))
+
+
+def _rows(file: Path, field: str | None, where: str) -> Documents:
+    ending = file.suffix.lower()
+    if ending == ".jsonl":
+        return _json_lines(file)
+    if ending == ".json":
+        value = _json_or_lines(file)
+        value = value.get(field) if field and isinstance(value, dict) else value
+        if not isinstance(value, list):
+            raise UserError(f"{where}: {file} must hold a JSON list of objects; `field` names one inside an object")
+        return value
+    if ending in (".csv", ".tsv"):
+        import pandas as pd
+
+        # A cell that says "None" or "NA" is an answer and not a gap.
+        table = pd.read_csv(file, sep="\t" if ending == ".tsv" else ",", keep_default_na=False)
+        return json.loads(table.to_json(orient="records"))
+    if ending == ".parquet":
+        import pyarrow.parquet as pq
+
+        return pq.read_table(file).to_pylist()
+    raise UserError(f"{where}: {file} is none of {', '.join(end for ends in BUILDERS.values() for end in ends)}")
+
+
+def _json_or_lines(file: Path) -> Any:
+    """Files of JSON lines are often named .json."""
+    try:
+        return read_json(file)
+    except UserError:
+        lines = [line for line in file.read_bytes().split(b"\n", 1)[0].splitlines() if line.strip()]
+        if lines and lines[0].lstrip()[:1] == b"{" and lines[0].rstrip()[-1:] == b"}":
+            return _json_lines(file)
+        raise
+
+
+def _json_lines(file: Path) -> Documents:
+    documents = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            try:
+                documents.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{file}, line {number} is not valid JSON: {error}") from None
+    return documents
+
+
+def _is_image_folder(folder: Path) -> bool:
+    return folder.is_dir() and any((folder / name).is_file() for name in _METADATA)
+
+
+def _image_folder(folder: Path, metadata: list[Path], where: str) -> Documents:
+    if not folder.is_dir():
+        raise UserError(f"{where}: there is no folder {folder}")
+    if metadata:
+        rows = _rows(metadata[0], None, where)
+        if not all(isinstance(row, dict) and row.get("file_name") for row in rows):
+            raise UserError(f"{where}: every row of {metadata[0]} needs a file_name")
+        return [row | {"image": row["file_name"]} for row in rows]
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES and path.is_file())
+    if not images:
+        raise UserError(f"{where}: there are neither images nor metadata in {folder}")
+    names = [path.relative_to(folder).as_posix() for path in images]
+    classes = sorted({name.split("/")[0] for name in names if "/" in name})
+    documents: Documents = [{"image": name, "file_name": name} for name in names]
+    for document in documents:
+        if "/" in document["file_name"]:
+            document["label"] = classes.index(document["file_name"].split("/")[0])
+    return documents
+
+
+def _dialogues(file: Path) -> Documents:
+    """The original's form as conversations; `answers` are those beside the file, or none."""
+    tests = read_json(file)
+    answers = read_json(file.parent / ANSWERS) if (file.parent / ANSWERS).exists() else {}
+    documents = []
+    for name, rounds in tests.items() if isinstance(tests, dict) else ():
+        messages = []
+        for number, entry in enumerate(rounds, start=1):
+            if not isinstance(entry, list) or not 1 <= len(entry) <= 2 or not all(isinstance(e, str) for e in entry):
+                raise UserError(f"{file}: test {name!r}, round {number} must be [question] or [question, images]")
+            shown = [{"type": "image", "url": path} for path in split_paths(entry[1])] if len(entry) == 2 else []
+            messages.append({"role": "user", "content": [*shown, {"type": "text", "text": entry[0].strip()}]})
+        documents.append({"test_name": name, "messages": messages, "answers": answers.get(name, [None] * len(rounds))})
+    return documents

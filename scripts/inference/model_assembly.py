@@ -1,0 +1,260 @@
+"""Puts a VisualChat model together from its bases, and takes it up again from the small folder that describes it.
+
+`models/<model>/` holds what is new or decides how the parts join: config.json, the processor with its tokenizer, the
+projector and the embedding rows of new tokens (`projector.safetensors`), and `manifest.json` with the place and hash
+of every base. The bases themselves are not copied: a language model may weigh 140 GB.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts.blending.tokens_identity import load_tokenizer, tokens_identity
+from scripts.common.errors import UserError
+from scripts.common.files import canonical_json, file_sha256, read_json, text_sha256, write_json
+from scripts.config.model import ModelConfig
+from scripts.config.tokens import TokensConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.modeling import VisualChatForConditionalGeneration
+    from model.processing import VisualChatProcessor
+
+DELTA = "delta.safetensors"
+_WEIGHTS = "projector.safetensors"
+_ROWS = "new_rows."
+_HASHED = {".json", ".safetensors", ".model", ".txt", ".jinja"}
+_NOT_HASHED = {"manifest.json"}
+_CHOICES = ("projector", "projector_queries", "vision_feature_layer", "vision_class_token")
+
+
+def make_model(
+    settings: ModelConfig, tokens: TokensConfig, bases: dict[str, str], root: Path, out: Path
+) -> dict[str, Any]:
+    """Write the folder `out` of a model joined from `bases` (vision, language, tokenizer: folders or hub names).
+
+    Bases below `root` are remembered relative to it. Returns the manifest.
+
+    Raises:
+        UserError: a base is missing or cannot be used, or an image does not make the tokens that `tokens` counts.
+    """
+    import torch
+
+    from model.modeling import VisualChatForConditionalGeneration
+    from model.processing import VisualChatProcessor
+    from scripts.common.atomic_folder import atomic_folder
+
+    found = {kind: find_base(name, root) for kind, name in bases.items()}
+    template = tokens.template.template()
+    tokenizer = load_tokenizer(str(found["tokenizer"]))
+    identity = tokens_identity(tokenizer, template, tokens.image_tokens)
+    processor = VisualChatProcessor.from_base_models(found["vision"], tokenizer, tokens.image_tokens, template)
+    torch.manual_seed(settings.seed)
+    try:
+        model = VisualChatForConditionalGeneration.from_base_models(
+            found["vision"],
+            found["language"],
+            processor.tokenizer,
+            template=template,
+            dtype=torch.float32,
+            **settings.joining(),
+        )
+    except ValueError as error:
+        raise UserError(f"{bases['vision']} and {bases['language']} cannot be joined: {error}") from None
+    if model.config.image_tokens != tokens.image_tokens:
+        raise UserError(
+            f"{bases['vision']} makes {model.config.image_tokens} tokens of an image, but tokens.{settings.tokens} "
+            f"counts {tokens.image_tokens}; set its image_tokens to {model.config.image_tokens}"
+        )
+
+    with atomic_folder(out) as draft:
+        model.config.save_pretrained(draft)
+        processor.save_pretrained(draft)
+        _write_new_weights(model, _rows_of_language(found["language"]), draft / _WEIGHTS)
+        manifest = {
+            "v": 1,
+            "bases": {
+                kind: {"path": _remembered(bases[kind], found[kind], root), "sha256": folder_sha256(found[kind])}
+                for kind in sorted(bases)
+            },
+            "tokens_identity": identity,
+            "image_tokens": tokens.image_tokens,
+            "sha256": folder_sha256(draft),
+        }
+        write_json(draft / "manifest.json", manifest)
+    return manifest
+
+
+def load_model(
+    folder: Path,
+    root: Path,
+    attention: str,
+    dtype: "torch.dtype | None" = None,
+    check: bool = True,
+    keep_language_dtype: bool = False,
+) -> "tuple[VisualChatForConditionalGeneration, VisualChatProcessor]":
+    """Take up the model that `folder` describes, with the given attention.
+
+    `dtype` is that of all weights (default float32). `check` compares the hashes of folder and bases with the
+    manifest; one process of several may do it for all. `keep_language_dtype` leaves the decoder in the dtype of its files, see
+    `partition.py`.
+
+    Raises:
+        UserError: a base is missing or is not the one that the model was made from.
+    """
+    import torch
+
+    manifest = read_json(folder / "manifest.json")
+    found = _found_bases(manifest["bases"], root, folder, check)
+    if check and folder_sha256(folder) != manifest["sha256"]:
+        raise UserError(f"{folder} has changed since it was made; make the model again")
+    return _join(folder, found, attention, dtype or torch.float32, keep_language_dtype)
+
+
+def _found_bases(bases: dict[str, dict[str, str]], root: Path, folder: Path, check: bool = True) -> dict[str, Path]:
+    """The folders of the bases that `folder` names relative to `root`.
+
+    Raises:
+        UserError: one is missing or, if `check`, has another hash.
+    """
+    found = {kind: find_base(base["path"], root) for kind, base in bases.items()}
+    for kind, path in found.items():
+        if check and folder_sha256(path) != bases[kind]["sha256"]:
+            raise UserError(f"{path} has changed since {folder} was made from it; make the model again")
+    return found
+
+
+def _join(
+    folder: Path, found: dict[str, Path], attention: str, dtype: "torch.dtype", keep_language_dtype: bool = False
+) -> "tuple[VisualChatForConditionalGeneration, VisualChatProcessor]":
+    """Join the bases in `found` as `folder` describes it, with its new weights."""
+    import torch
+    from safetensors.torch import load_file
+
+    from model.modeling import VisualChatForConditionalGeneration
+    from model.processing import VisualChatProcessor
+
+    config = read_json(folder / "config.json")
+    processor = VisualChatProcessor.from_pretrained(folder)
+    model = VisualChatForConditionalGeneration.from_base_models(
+        found["vision"],
+        found["language"],
+        processor.tokenizer,
+        template=processor.template,
+        dtype=dtype,
+        keep_language_dtype=keep_language_dtype,
+        attention=attention,
+        **{name: config[name] for name in _CHOICES},
+    )
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in load_file(folder / _WEIGHTS).items():
+            rows = name.startswith(_ROWS)
+            parameter = parameters[name.removeprefix(_ROWS)]
+            (parameter[-len(value) :] if rows else parameter).copy_(value)
+    return model, processor
+
+
+def write_delta(
+    draft: Path,
+    place: Path,
+    model: Path,
+    root: Path,
+    attention: str,
+    dtype: "torch.dtype",
+    weights: "dict[str, torch.Tensor]",
+    scale: float,
+) -> None:
+    """Write into `draft`, which will lie at `place`, what was trained of the model in the folder `model`.
+
+    `weights` are the trained weights (fp32, by parameter name), adapters among them, which count by `scale`. The bases
+    are remembered by hash and, below `root`, by their path from `place`, so that the whole root may move.
+    """
+    import shutil
+
+    from scripts.common.tensors import write_tensors
+
+    for path in model.iterdir():
+        if path.is_file() and path.name != "manifest.json":
+            shutil.copy2(path, draft / path.name)
+    write_json(draft / "config.json", read_json(draft / "config.json") | {"attention": attention})
+    write_tensors(draft / DELTA, weights)
+    bases = read_json(model / "manifest.json")["bases"]
+    for base in bases.values():
+        if (root / base["path"]).is_dir() and not Path(base["path"]).is_absolute():
+            base["path"] = Path(os.path.relpath(root / base["path"], place)).as_posix()
+    facts = {"v": 1, "bases": bases, "lora_scale": scale, "dtype": str(dtype).removeprefix("torch.")}
+    write_json(draft / "delta.json", facts)
+
+
+def load_delta(folder: Path) -> "tuple[VisualChatForConditionalGeneration, VisualChatProcessor]":
+    """Put the model of a `delta` folder together: its bases, checked by their hashes, and what was trained, merged.
+
+    Raises:
+        UserError: a base is missing or is not the one that the weights were trained with.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from scripts.inference.lora import merge_weights
+
+    facts = read_json(folder / "delta.json")
+    found = _found_bases(facts["bases"], folder, folder)
+    attention = read_json(folder / "config.json")["attention"]
+    model, processor = _join(folder, found, attention, getattr(torch, facts["dtype"]))
+    merge_weights(model, load_file(folder / DELTA), facts["lora_scale"])
+    return model, processor
+
+
+def find_base(name: str, root: Path) -> Path:
+    """Return the folder of a base: a folder as given, one below `root`, or a model of the hub, fetched if need be.
+
+    Raises:
+        UserError: there is none.
+    """
+    for folder in (Path(name), root / name):
+        if folder.is_dir():
+            return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[f"*{suffix}" for suffix in sorted(_HASHED)]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{name!r} is neither a folder (also not below {root}) nor a model of the hub: {reason}"
+        ) from None
+
+
+def folder_sha256(folder: Path) -> str:
+    """Hash of the names and contents of the files that make a model: weights, configuration, tokenizer."""
+    files = [
+        path for path in folder.iterdir() if path.is_file() and path.suffix in _HASHED and path.name not in _NOT_HASHED
+    ]
+    return text_sha256(canonical_json({path.name: file_sha256(path) for path in files}))
+
+
+def _remembered(name: str, found: Path, root: Path) -> str:
+    relative = os.path.relpath(found, root)
+    inside = Path(name).is_dir() and not relative.startswith(os.pardir)
+    return Path(relative).as_posix() if inside else name
+
+
+def _rows_of_language(folder: Path) -> int:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder).vocab_size
+
+
+def _write_new_weights(model: "VisualChatForConditionalGeneration", old_rows: int, path: Path) -> None:
+    """Save what no base holds: the projector, and the rows of tokens that the language model did not have."""
+    from scripts.common.tensors import write_tensors
+
+    new = {name: value for name, value in model.named_parameters() if name.startswith("projector.")}
+    tables = {id(table.weight) for table in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for name, value in model.named_parameters():
+        if id(value) in tables and len(value) > old_rows:
+            new[_ROWS + name] = value[old_rows:]
+    write_tensors(path, {name: value.detach() for name, value in new.items()})

@@ -1,0 +1,163 @@
+"""Reading the images that a source was found to have, wherever they are: files, zip archives, base64 JSON, Parquet.
+
+`entries` of `containers` say where. All but Parquet are read with one `pread` per image, in any order; of a Parquet
+file whole groups of rows must be decoded, so the images that are wanted of it are copied into a temporary file first,
+in one pass, and read from there.
+"""
+
+import os
+import tempfile
+import zlib
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pybase64
+
+from scripts.common.errors import UserError
+from scripts.media.containers import (
+    BASE64,
+    DEFLATED,
+    FILE,
+    PARQUET,
+    ImageEntry,
+    embedded_images,
+    image_bytes,
+    parquet_form,
+)
+from scripts.media.image_check import UnreadableImageError
+from scripts.media.opening import MAX_PIXELS
+
+_MAX_BYTES = 4 * MAX_PIXELS
+"""An image unpacks to no more than what its pixels could take."""
+_BATCH = 64
+
+
+class RawImageReader:
+    """The images of one source below `root`, for one process.
+
+    Args:
+        root: the data path.
+        sizes: bytes of every container, as fetch has listed them.
+        wanted: entries that will be read.
+    """
+
+    def __init__(self, root: Path, sizes: dict[str, int], wanted: Iterable[ImageEntry] = ()):
+        self.root, self._sizes = root, sizes
+        self._open: dict[str, int] = {}
+        self._spooled: dict[ImageEntry, tuple[int, int, bool]] = {}
+        self._spool = tempfile.TemporaryFile()
+        for container, entries in _by_container(entry for entry in wanted if entry.kind == PARQUET and not entry.fault):
+            self._copy(container, entries)
+
+    def read(self, entry: ImageEntry) -> bytes:
+        """The bytes of an image.
+
+        Raises:
+            UnreadableImageError: the container has it, but not whole, or it is nothing that can be used.
+            UserError: the container is gone or has changed.
+        """
+        if entry.fault:
+            raise UnreadableImageError(entry.fault, entry.path)
+        if entry.kind == FILE:
+            return self._file(entry.path)
+        if entry.kind == PARQUET:
+            offset, length, text = self._spooled[entry]
+            data = os.pread(self._spool.fileno(), length, offset)
+            return _base64(data) if text else data
+        stored = os.pread(self._container(entry.container), entry.length, entry.offset)
+        if entry.kind == BASE64:
+            return _base64(stored)
+        data = _inflate(stored) if entry.kind == DEFLATED else stored
+        if zlib.crc32(data) != entry.crc:
+            raise UnreadableImageError("corrupt", f"{entry.container}: the checksum of {entry.path} is another")
+        return data
+
+    def close(self) -> None:
+        """Close all files."""
+        self._spool.close()
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _file(self, path: str) -> bytes:
+        try:
+            return (self.root / path).read_bytes()
+        except OSError as error:
+            raise UserError(f"{self.root / path} cannot be read: {error.strerror}; was it moved? Fetch again") from None
+
+    def _container(self, path: str) -> int:
+        if path not in self._open:
+            try:
+                handle = os.open(self.root / path, os.O_RDONLY)
+            except OSError as error:
+                raise UserError(f"{self.root / path} cannot be read: {error.strerror}; fetch again") from None
+            if os.fstat(handle).st_size != self._sizes[path]:
+                os.close(handle)
+                raise UserError(f"{self.root / path} has changed since it was fetched: fetch again")
+            self._open[path] = handle
+        return self._open[path]
+
+    def _copy(self, container: str, entries: list[ImageEntry]) -> None:
+        """Copy the images of `entries`, all of one Parquet file, to the temporary file."""
+        self._container(container)
+        wanted = {entry.offset: entry for entry in entries}
+        for number, data in _stored(self.root / container, sorted(wanted)):
+            text = isinstance(data, str)
+            stored = data.encode() if text else data
+            self._spooled[wanted[number]] = (self._spool.seek(0, os.SEEK_END), len(stored), text)
+            self._spool.write(stored)
+        self._spool.flush()
+
+
+def _stored(place: Path, wanted: list[int]) -> Iterator[tuple[int, str | bytes]]:
+    """Number and stored value of the `wanted` images (sorted) of a Parquet file; base64 is a text."""
+    form = parquet_form(place)
+    if form.image == "images":
+        chosen = set(wanted)
+        yield from ((number, data) for number, data in embedded_images(place) if number in chosen)
+        return
+    with pq.ParquetFile(place) as table:
+        first = 0
+        for group in range(table.metadata.num_row_groups):
+            end = first + table.metadata.row_group(group).num_rows
+            inside = set(wanted[bisect_left(wanted, first) : bisect_left(wanted, end)])
+            if inside:
+                row = first
+                for batch in table.iter_batches(_BATCH, row_groups=[group], columns=[form.image]):
+                    for offset, value in enumerate(batch.column(0)):
+                        if row + offset in inside:
+                            stored = value.as_py()
+                            yield row + offset, stored if isinstance(stored, str) else image_bytes(stored)
+                    row += batch.num_rows
+            first = end
+
+
+def _by_container(entries: Iterable[ImageEntry]) -> Iterable[tuple[str, list[ImageEntry]]]:
+    groups: dict[str, list[ImageEntry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.container, []).append(entry)
+    return groups.items()
+
+
+def _base64(text: bytes) -> bytes:
+    if text.startswith(b"data:"):
+        text = text.partition(b",")[2]
+    if b"\\" in text:
+        # JSON may write "/" as "\/".
+        text = text.replace(b"\\/", b"/")
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise UnreadableImageError("not_base64", str(error)) from None
+
+
+def _inflate(data: bytes) -> bytes:
+    unpack = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        found = unpack.decompress(data, _MAX_BYTES)
+    except zlib.error as error:
+        raise UnreadableImageError("corrupt", str(error)) from None
+    if unpack.unconsumed_tail:
+        raise UnreadableImageError("too_large", f"unpacks to more than {_MAX_BYTES} bytes")
+    return found

@@ -1,0 +1,112 @@
+"""A model that is served: its engine, and what a person or a client should know about it."""
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model.modeling import VisualChatForConditionalGeneration
+from model.processing import VisualChatProcessor
+from model.template import EncodedConversation
+from scripts.common.errors import UserError
+from scripts.common.files import read_json
+from scripts.serving.engine import BatchingEngine, EngineSettings
+from scripts.serving.errors import ApiError
+
+MOST_TOKENS = 8192  # of an answer, where the decoder names no limit
+
+
+@dataclass
+class ServedModel:
+    """A model under its `name`. `about` is what /v1/models tells of it."""
+
+    name: str
+    processor: VisualChatProcessor
+    engine: BatchingEngine
+    about: dict[str, Any]
+    context: int | None
+    _encoding: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def load(cls, name: str, folder: Path, device: str, bits: int | None, settings: EngineSettings) -> "ServedModel":
+        """Load the model in `folder` and start its engine.
+
+        Raises:
+            UserError: there is no such model, or it cannot be loaded.
+        """
+        from scripts.inference.model_loading import load_model
+
+        model, processor = load_model(folder, device, bits)
+        context = getattr(model.config.text_config, "max_position_embeddings", None)
+        return cls(name, processor, BatchingEngine(model, processor, settings), describe(folder, model), context)
+
+    def encode(self, messages: list[dict[str, Any]]) -> EncodedConversation:
+        """A conversation as tokens.
+
+        Raises:
+            ApiError: the template cannot express it, or it leaves no room for an answer.
+        """
+        try:
+            with self._encoding:  # a tokenizer changes its settings while it encodes
+                encoded = self.processor.encode(messages)
+        except ValueError as error:
+            raise ApiError(400, str(error), "invalid_conversation", "messages") from None
+        if messages[-1]["role"] != "user":
+            raise ApiError(400, "the last message must be the user's: it is what is answered", "invalid_conversation")
+        if self.context is not None and len(encoded) >= self.context:
+            message = f"the conversation has {len(encoded)} tokens; {self.name} reads {self.context} with its answer"
+            raise ApiError(400, message, "context_length_exceeded", "messages")
+        return encoded
+
+    def max_answer_tokens(self, encoded: EncodedConversation) -> int:
+        """The most tokens that an answer may have behind `encoded`."""
+        return MOST_TOKENS if self.context is None else self.context - len(encoded)
+
+
+def describe(folder: Path, model: VisualChatForConditionalGeneration) -> dict[str, Any]:
+    """What a model is, in words and numbers that fit a page."""
+    config, manifest = model.config, _manifest(folder)
+    return {
+        "attention": config.attention,
+        "projector": config.projector,
+        "decoder": config.text_config.model_type,
+        "encoder": config.vision_config.model_type,
+        "parameters": sum(value.numel() for value in model.parameters()),
+        "image_side": config.image_size,
+        "image_tokens": config.image_tokens,
+        "context": getattr(config.text_config, "max_position_embeddings", None),
+        "run": manifest.get("run"),
+        "checkpoint": manifest.get("which"),
+        "step": manifest.get("step"),
+        "heldout_loss": manifest.get("heldout_loss"),
+        "weights": str(manifest.get("weights") or "")[:12] or None,
+        "created": int((folder / "config.json").stat().st_mtime),
+    }
+
+
+def served_name(folder: Path) -> str:
+    """RUN/CHECKPOINT of an exported model, or the folder's own name."""
+    manifest = _manifest(folder)
+    run, which = manifest.get("run"), manifest.get("which")
+    return f"{run}/{which}" if run and which else folder.resolve().name
+
+
+def newest(root: Path) -> list[Path]:
+    """The checkpoints of the run below `root` that was exported last: final, and best where it differs.
+
+    Raises:
+        UserError: nothing was exported there.
+    """
+    finals = [path.parent for path in (root / "exported").glob("*/final/config.json")]
+    if not finals:
+        raise UserError(f"no model has been exported below {root} yet: run snakemake (or make demo) first")
+    final = max(finals, key=lambda folder: (folder / "config.json").stat().st_mtime)
+    best = final.with_name("best")
+    if (best / "config.json").is_file() and _manifest(best).get("sha256") != _manifest(final).get("sha256"):
+        return [final, best]
+    return [final]
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    return read_json(path) if path.is_file() else {}

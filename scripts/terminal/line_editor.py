@@ -1,0 +1,84 @@
+"""The line a person types at a terminal: with history, editing, and completion of commands and image paths."""
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+
+from scripts.terminal.input_line import ENDINGS
+
+
+class LineCompleter(Completer):
+    """Completes commands at the start of a line, and paths of folders and images wherever a word looks like one."""
+
+    def __init__(self, commands: dict[str, str]):
+        """`commands` with what each does."""
+        self.commands = commands
+        self._images = PathCompleter(expanduser=True, file_filter=_is_image)
+        self._folders = PathCompleter(expanduser=True, only_directories=True)
+
+    def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
+        before = document.text_before_cursor
+        if before.startswith("/") and " " not in before:
+            for command, what in self.commands.items():
+                if command.startswith(before):
+                    yield Completion(command, -len(before), display_meta=what)
+        command, _, rest = before.partition(" ")
+        word = _last_word(before)
+        if command in ("/save", "/load"):
+            yield from self._paths(self._folders, rest, event)
+        elif command == "/image" or word.startswith(("/", "~", ".", "'", '"')):
+            yield from self._paths(self._images, word, event)
+
+    def _paths(self, completer: PathCompleter, word: str, event: CompleteEvent) -> Iterable[Completion]:
+        """Paths that begin like `word`; a space in one is escaped, or left as it is within quotes."""
+        quote = word[:1] if word[:1] in "'\"" else ""
+        typed = word[1:] if quote else word.replace("\\ ", " ")
+        for found in completer.get_completions(Document(typed), event):
+            text = found.text if quote else found.text.replace(" ", "\\ ")
+            yield Completion(text, 0, display=found.display)
+
+
+def make_session(commands: dict[str, str]) -> PromptSession[str]:
+    """A prompt that remembers what was typed, from one chat to the next."""
+    return PromptSession(
+        history=_history(),
+        completer=LineCompleter(commands),
+        complete_while_typing=False,
+        auto_suggest=AutoSuggestFromHistory(),
+        enable_open_in_editor=False,
+    )
+
+
+def _history() -> History:
+    """The history in the user's state folder; of this chat alone where that cannot be written."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
+    try:
+        path = state / "visualchat" / "history"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    except OSError as error:
+        print(f"  what you type is not remembered: {error}", file=sys.stderr)
+        return InMemoryHistory()
+    return FileHistory(str(path))
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).is_dir() or name.lower().endswith(ENDINGS)
+
+
+def _last_word(text: str) -> str:
+    """The word before the cursor, with the escaped spaces in it, or from an open quote on."""
+    for quote in "'\"":
+        if text.count(quote) % 2 and (start := text.rfind(quote)) >= 0 and (start == 0 or text[start - 1] == " "):
+            return text[start:]
+    start = len(text)
+    while start and (text[start - 1] != " " or text[start - 2 : start - 1] == "\\"):
+        start -= 1
+    return text[start:]

@@ -1,0 +1,199 @@
+"""Cuts a run into global batches, ranks and micro-batches, and turns their conversations into tensors.
+
+Global batch b of an epoch is units [b*G, (b+1)*G) of its blend folder, in the plan's order (longest first). A unit is a
+row of a batch: one conversation, or a pack of several that do not see each other (`document_ids`). Rank r of W takes r,
+r+W, r+2W, ... of them and computes them at most `micro_batch` at a time. Where nothing is left for a rank
+(the last batch of an epoch may be short), a *filler* takes the place: one token without a label. So every rank makes
+the same number of forward and backward passes (collectives would hang otherwise), and no filler counts in any loss.
+
+Everything is a function of the step number: there is no order to draw, no iterator state to save, and a run that
+resumes at step s simply asks for step s. Neither ranks, worker processes, how images are stored, nor the pixel store
+change what a batch holds.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from model.processing import VisualChatProcessor
+from model.template import IGNORE_INDEX, TEXT, EncodedConversation
+from scripts.common.errors import UserError
+from scripts.inference.blend_reader import BlendReader, Sample
+from scripts.inference.decoded_images import DecodedImageCache
+from scripts.media.pixel_store import PixelStore
+
+
+@dataclass
+class MicroBatch:
+    """One micro-batch of one rank.
+
+    `tensors` are the model's inputs. `datasets` names the dataset of every conversation, in reading order ('' for a
+    filler); `labels` counts supervised tokens by dataset, `tokens` all tokens without padding and fillers.
+    """
+
+    tensors: dict[str, Tensor]
+    datasets: list[str] = field(default_factory=list)
+    labels: Counter = field(default_factory=Counter)
+    tokens: int = 0
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens that are computed: rows times the padded length."""
+        return self.tensors["input_ids"].numel()
+
+    def pin_memory(self) -> "MicroBatch":
+        """The same in page-locked memory, from which a GPU copies while it computes; PyTorch's loader calls it."""
+        self.tensors = {name: value.pin_memory() for name, value in self.tensors.items()}
+        return self
+
+
+class MicroBatchDataset(Dataset):
+    """The micro-batches of one rank over all epochs, by number: item `step * accumulation + micro`."""
+
+    def __init__(
+        self,
+        epochs: Sequence[BlendReader],
+        processor: VisualChatProcessor,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        rank: int = 0,
+        ranks: int = 1,
+        limit: int = 0,
+        pixels: PixelStore | None = None,
+    ):
+        """Divide `epochs` (one reader per epoch); `limit` > 0 keeps only the first so many global batches of each.
+
+        Images come from `pixels` if given, and are decoded otherwise.
+        """
+        self.epochs, self.processor, self.pixels = list(epochs), processor, pixels
+        self.global_batch, self.rank, self.ranks = global_batch, rank, ranks
+        per_rank = -(-global_batch // ranks)
+        self.accumulation = -(-per_rank // micro_batch)
+        self.micro_batch = -(-per_rank // self.accumulation)
+        whole = [-(-reader.units // global_batch) for reader in self.epochs]
+        self.steps_per_epoch = [min(steps, limit) if limit else steps for steps in whole]
+        self.steps = sum(self.steps_per_epoch)
+        self._images = DecodedImageCache(processor)
+        self._filler = EncodedConversation([processor.tokenizer.eos_token_id], [IGNORE_INDEX], [TEXT], [])
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulation
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """Return (epoch, first unit) of the 0-based step `step`; the end of the run is (epochs, 0)."""
+        for epoch, steps in enumerate(self.steps_per_epoch):
+            if step < steps:
+                return epoch, step * self.global_batch
+            step -= steps
+        return len(self.epochs), 0
+
+    def units(self, step: int) -> tuple[int, range]:
+        """Return the epoch and the units of the global batch of `step`, of all ranks."""
+        epoch, first = self.locate(step)
+        return epoch, range(first, min(first + self.global_batch, self.epochs[epoch].units))
+
+    def __getitem__(self, item: int) -> MicroBatch:
+        """Read, encode and collate one micro-batch.
+
+        Raises:
+            UserError: a conversation has not the length that its plan counted, or an image cannot be decoded.
+        """
+        step, micro = divmod(item, self.accumulation)
+        epoch, units = self.units(step)
+        reader, batch, rows = self.epochs[epoch], MicroBatch({}), []
+        for unit in units[self.rank :: self.ranks][micro * self.micro_batch :][: self.micro_batch]:
+            documents = []
+            for position in reader.members(unit):
+                sample = reader.read(position, images=self.pixels is None)
+                documents.append(self._encode(sample, reader))
+                batch.datasets.append(sample.dataset)
+                batch.labels[sample.dataset] += sample.n_labels
+                batch.tokens += sample.n_tokens
+            rows.append(documents)
+        if not rows:
+            return self.filler()
+        batch.tensors = self.processor.collate([_as_one(documents) for documents in rows], padding_side="right")
+        if any(len(documents) > 1 for documents in rows):
+            batch.tensors["document_ids"] = _document_ids(rows, batch.tensors["input_ids"].shape)
+        return batch
+
+    def conversations(self, step: int) -> Iterator[tuple[str, MicroBatch]]:
+        """Yield this rank's conversations of a step one by one: their uids, and a batch of each alone."""
+        epoch, units = self.units(step)
+        reader = self.epochs[epoch]
+        for unit in units[self.rank :: self.ranks]:
+            for position in reader.members(unit):
+                sample = reader.read(position, images=self.pixels is None)
+                tensors = self.processor.collate([self._encode(sample, reader)], padding_side="right")
+                yield "+".join(sample.uids), MicroBatch(tensors, [sample.dataset], Counter(), sample.n_tokens)
+
+    def filler(self) -> MicroBatch:
+        """A micro-batch that costs next to nothing and counts for nothing."""
+        return MicroBatch(self.processor.collate([(self._filler, [])], padding_side="right"), [""])
+
+    def load(self, first_step: int, workers: int) -> Iterator[MicroBatch]:
+        """Yield the micro-batches from `first_step` on; `workers` > 0 processes prepare them ahead of time."""
+        # Its own generator: creating the iterator draws a seed, which must not come from the model's random numbers.
+        order = range(first_step * self.accumulation, len(self))
+        return iter(
+            DataLoader(
+                self,
+                batch_size=None,
+                sampler=order,
+                num_workers=workers,
+                collate_fn=_unchanged,
+                generator=torch.Generator(),
+                pin_memory=torch.cuda.is_available(),
+            )
+        )
+
+    def _encode(self, sample: Sample, reader: BlendReader) -> tuple[EncodedConversation, list[np.ndarray]]:
+        encoded = self.processor.encode(sample.messages)
+        labels = sum(label != IGNORE_INDEX for label in encoded.labels)
+        if (len(encoded), labels) != (sample.n_tokens, sample.n_labels):
+            raise UserError(
+                f"{reader.folder}: {'+'.join(sample.uids)} was planned with {sample.n_tokens} tokens and "
+                f"{sample.n_labels} labels, but the model's processor makes {len(encoded)} and {labels}; blend and "
+                "model must name the same `tokens`"
+            )
+        if self.pixels is not None:
+            return encoded, [self.pixels.get(sha256) for sha256 in sample.image_sha256]
+        try:
+            images = [self._images.get(*image) for image in zip(sample.image_sha256, sample.images, strict=True)]
+        except OSError as error:
+            raise UserError(f"{reader.folder}: an image of {'+'.join(sample.uids)} is damaged: {error}") from None
+        return encoded, images
+
+
+def _as_one(
+    documents: Sequence[tuple[EncodedConversation, list[np.ndarray]]],
+) -> tuple[EncodedConversation, list[np.ndarray]]:
+    """Conversations laid one after the other, with their images."""
+    row, images = EncodedConversation(), []
+    for encoded, shown in documents:
+        row.image_indices += [len(images) + index for index in encoded.image_indices]
+        for name in ("input_ids", "labels", "modality"):
+            getattr(row, name).extend(getattr(encoded, name))
+        images += shown
+    return row, images
+
+
+def _document_ids(
+    rows: Sequence[Sequence[tuple[EncodedConversation, list[np.ndarray]]]], shape: Sequence[int]
+) -> Tensor:
+    """Which conversation of its row each token belongs to (B, T): 1, 2, ..., and 0 for padding."""
+    ids = torch.zeros(*shape, dtype=torch.int64)
+    for row, documents in zip(ids, rows, strict=True):
+        lengths = torch.tensor([len(encoded) for encoded, _ in documents])
+        row[: int(lengths.sum())] = torch.repeat_interleave(torch.arange(1, len(documents) + 1), lengths)
+    return ids
+
+
+def _unchanged(batch: MicroBatch) -> MicroBatch:
+    return batch

@@ -1,0 +1,134 @@
+"""Writes docs/rules.md, the reference of all rules: what each does, reads and makes, and with which program.
+
+    python -m scripts.workflow.rules_reference            prints it
+    python -m scripts.workflow.rules_reference --write    writes docs/rules.md; `make docs` does
+
+It is read off the graphs that Snakemake builds for two configurations which between them use every rule: the miniature
+with prepared pixels, and a taste of published data. So a file stands under "reads" if some job really waits for it. The
+graphs are built in an empty folder, and nothing is run.
+"""
+
+import contextlib
+import io
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import yaml
+from snakemake.api import SnakemakeApi
+from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
+
+from scripts.common.cli import parser
+from scripts.common.errors import run_program
+from scripts.common.files import atomic
+from scripts.common.fingerprint import ROOT
+from scripts.workflow.graph import Graph, break_cycles, describe
+
+PAGE = "docs/rules.md"
+_STAGES = {
+    "sources": "Raw files",
+    "media": "Images",
+    "records": "Conversations",
+    "blends": "Plans and blends",
+    "models": "Models",
+    "train": "Training",
+    "evaluate": "Evaluation",
+    "lock": "Passport",
+    "report": "Report",
+}
+_HEAD = """# Rules
+
+Generated from the graph by `python -m scripts.workflow.rules_reference --write`. A rule runs one program, which also works by
+hand: `python -m scripts.<program> --help`. Paths are below the results root; `{...}` stands for many. A rule runs again
+when a file that it reads has changed, or the settings or the code that it uses; `snakemake -n` says which and why.
+"""
+
+
+def main() -> None:
+    """Run the program."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--write", action="store_true", help=f"write {PAGE} instead of printing")
+    text = page(rules())
+    if arguments.parse_args().write:
+        with atomic(ROOT / PAGE, "w") as file:
+            file.write(text)
+    else:
+        sys.stdout.write(text)
+
+
+def rules() -> dict[str, dict[str, Any]]:
+    """Every rule, by name: stage, program, message, the files it makes and those it reads, as patterns."""
+    default = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    default["runs"] = {name: run | {"pixels": True} for name, run in default["runs"].items()}
+    taste = yaml.safe_load((ROOT / "recipes/subset.yaml").read_text(encoding="utf-8"))
+    found: dict[str, dict[str, Any]] = {}
+    for config in (default, taste):
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            Path("config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+            for name, rule in _read(_graph(), config["results"]).items():
+                known = found.setdefault(name, rule)
+                known["reads"] = sorted({*known["reads"], *rule["reads"]})
+                known["after"] |= rule["after"]
+    order = TopologicalSorter(break_cycles({name: rule | {"reads": rule["after"]} for name, rule in found.items()})[0])
+    return {name: found[name] for name in order.static_order()}
+
+
+def _graph() -> Graph:
+    """Snakemake's graph of everything, for `config.yaml` in the working directory."""
+    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+        workflow = api.workflow(
+            resource_settings=ResourceSettings(cores=1),
+            config_settings=ConfigSettings(configfiles=(Path("config.yaml").resolve(),)),
+            snakefile=ROOT / "Snakefile",
+        )
+        # Of what the interface offers, drawing the graph is what builds it and does nothing else.
+        with contextlib.redirect_stdout(io.StringIO()):
+            workflow.dag(dag_settings=DAGSettings(forceall=True)).printrulegraph()
+        return workflow._workflow.dag
+
+
+def _read(graph: Graph, root: str) -> dict[str, dict[str, Any]]:
+    rules = {
+        name: rule | {"after": rule["reads"], "reads": set(), "makes": []} for name, rule in describe(graph).items()
+    }
+    for job in graph.jobs:
+        if job.rule.name not in rules:
+            continue
+        rule = rules[job.rule.name]
+        rule["makes"] = [_pattern(file, root) for file in job.rule.output]
+        for read, files in graph.dependencies[job].items():
+            patterns = {
+                str(file): _pattern(form, root) for file, form in zip(read.output, read.rule.output, strict=True)
+            }
+            rule["reads"] |= {patterns[str(file)] for file in files}
+    return rules
+
+
+def _pattern(file: Any, root: str) -> str:
+    # A constraint of a wildcard, "{number,\\d{5}}", may hold braces itself.
+    return re.sub(r"\{(\w+),(?:[^{}]|\{[^{}]*\})*\}", r"{\1}", str(file)).removeprefix(f"{root}/")
+
+
+def page(rules: Mapping[str, Mapping[str, Any]]) -> str:
+    """The reference as Markdown."""
+    lines = [_HEAD]
+    for stage, title in _STAGES.items():
+        lines += [f"## {title}", "", f"`rules/{stage}.smk`", ""]
+        for name, rule in rules.items():
+            if rule["stage"] == stage:
+                said = re.sub(r"\{wildcards\.(\w+)\}", r"*\1*", rule["message"])
+                lines += [f"### `{name}`", "", f"{said}: `scripts/{rule['program']}.py`.", ""]
+                lines += ["| reads | makes |", "|---|---|", f"| {_list(rule['reads'])} | {_list(rule['makes'])} |", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _list(files: Iterable[str]) -> str:
+    return "<br>".join(f"`{file}`" for file in files) or "the configuration"
+
+
+if __name__ == "__main__":
+    run_program(main)

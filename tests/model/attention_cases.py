@@ -1,0 +1,114 @@
+"""Layouts of text, images, padding and documents, written as strings; and the attention's formula as an oracle.
+
+A string is a row of a batch: `t` text, `i` image, `.` padding, `|` the border between two packed documents.
+"""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+
+from model.documents import IMAGE, PAD, TEXT
+
+HEADS, WIDTH = 4, 8
+CASES = {
+    "text only": ["tttttt", "tttt.."],
+    "image first": ["iitttt", "iiiitt"],
+    "image last": ["ttttii", "tiiiii"],
+    "adjacent images": ["tiitiitt", "iiiittit"],
+    "eight images": ["tiitiitiitiitiitiitiitiit"],
+    "one row without an image": ["ttttttt", "tiittii"],
+    "padding right": ["tiitt...", "titititt"],
+    "padding left": ["...tiitt", "titititt"],
+    "images only": ["iiii", "iii."],
+    "different segments": ["titititititi", "ttttttiiiitt", "tttttttttttt", "iit........."],
+    "packed": ["tiit|tt|iitt", "ttt|tiitt.."],
+    "packed, one without text": ["tiit|ii|tt", "ttttttt."],
+    "packed, padding left": ["..tiit|tit", "tit|tt|t|iit"],
+}
+
+
+def modality(texts: list[str]) -> torch.Tensor:
+    """The kinds (B, T) of tokens."""
+    return torch.tensor([[".ti".index(letter) for letter in text.replace("|", "")] for text in texts])
+
+
+def document_ids(texts: list[str]) -> torch.Tensor | None:
+    """The documents (B, T), or None where none are packed."""
+    if not any("|" in text for text in texts):
+        return None
+    rows = []
+    for text in texts:
+        pieces = enumerate(text.split("|"), start=1)
+        rows.append([0 if letter == "." else number for number, piece in pieces for letter in piece])
+    return torch.tensor(rows)
+
+
+def pad(texts: list[str], side: str) -> list[str]:
+    """Make all rows equally long."""
+    lengths = [len(text.replace("|", "")) for text in texts]
+    fill = ["." * (max(lengths) - length) for length in lengths]
+    return [text + dots if side == "right" else dots + text for text, dots in zip(texts, fill, strict=True)]
+
+
+rows = st.text("tti", min_size=1, max_size=12)
+packed_rows = st.lists(st.text("tti", min_size=1, max_size=6), min_size=1, max_size=4).map("|".join)
+
+
+def tensors(kinds: torch.Tensor, groups: int, queries: int | None = None) -> list[torch.Tensor]:
+    """Random query, key and value in float64, the same for the same layout."""
+    generator = torch.Generator().manual_seed(int(kinds.sum()) + kinds.numel())
+    batch, length = kinds.shape
+    shapes = ((HEADS, queries or length), (groups, length), (groups, length))
+    return [
+        torch.randn(batch, heads, size, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
+        for heads, size in shapes
+    ]
+
+
+def oracle(query, key, value, kinds, ids, image_rows: str, merge: str) -> torch.Tensor:
+    """The formula, query by query, in float64: (B, T, H, D). Padding rows are 0."""
+    batch, heads, length, width = query.shape
+    repeats, total = heads // key.shape[1], key.shape[2]
+    ids = torch.ones_like(kinds) if ids is None else ids
+
+    def softmax(b: int, h: int, t: int, places: list[int]) -> torch.Tensor:
+        scores = key[b, h // repeats, places] @ query[b, h, t] * width**-0.5
+        return scores.softmax(0) @ value[b, h // repeats, places]
+
+    def row(b: int, t: int, h: int) -> torch.Tensor:
+        place = total - length + t
+        before = [j for j in range(place + 1) if kinds[b, j] != PAD and ids[b, j] == ids[b, place]]
+        text = [j for j in before if kinds[b, j] == TEXT]
+        image = [j for j in before if kinds[b, j] == IMAGE]
+        if kinds[b, place] == PAD:
+            return value.new_zeros(width)
+        if kinds[b, place] == IMAGE:
+            return value[b, h // repeats, place] if image_rows == "self" else softmax(b, h, t, before)
+        if merge == "lse":
+            return softmax(b, h, t, before)
+        return softmax(b, h, t, text) + (softmax(b, h, t, image) if image else 0)
+
+    rows = [[[row(b, t, h) for h in range(heads)] for t in range(length)] for b in range(batch)]
+    return torch.stack([torch.stack([torch.stack(r) for r in of_row]) for of_row in rows])
+
+
+def reference_varlen_attn(
+    query, key, value, cu_seq_q, cu_seq_k, most_q, most_k, *, scale, window_size, enable_gqa=False
+):
+    """What the CUDA kernel computes, by its documentation: stretch by stretch, causal from the last query backwards."""
+    assert (query.shape[1] != key.shape[1]) == enable_gqa
+    out = []
+    for stretch in range(len(cu_seq_q) - 1):
+        q, k, v = (
+            x[starts[stretch] : starts[stretch + 1]].transpose(0, 1)
+            for x, starts in ((query, cu_seq_q), (key, cu_seq_k), (value, cu_seq_k))
+        )
+        assert q.shape[1] <= most_q and k.shape[1] <= most_k
+        repeats = q.shape[0] // k.shape[0]
+        scores = q @ k.repeat_interleave(repeats, 0).transpose(1, 2) * (WIDTH**-0.5 if scale is None else scale)
+        if window_size == (-1, 0):
+            hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(k.shape[1] - q.shape[1] + 1)
+            scores = scores.masked_fill(hidden, -torch.inf)
+        out.append((scores.softmax(-1) @ v.repeat_interleave(repeats, 0)).transpose(0, 1))
+    return torch.cat(out)

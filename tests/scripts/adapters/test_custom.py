@@ -1,0 +1,171 @@
+"""own: the user's conversations in every form that such files come in."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from scripts.adapters.conversion import Conversion
+from scripts.adapters.image_lookup import ImageLookup
+from scripts.adapters.raw import RawFiles
+from scripts.common.errors import UserError
+from scripts.config.custom import CustomDatasetConfig
+from scripts.config.registry import custom_dataset, custom_source
+from scripts.fetch import fetch
+
+NAMES = ("a.jpg", "b.jpg", "sub/c.png")
+
+
+def convert(tmp_path, rows, file="chats.json", images="pictures/", **settings):
+    """Records and reasons of `rows` (a value, or the file's text)."""
+    folder = tmp_path / "mine"
+    for name in NAMES:
+        (folder / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / "pictures" / name)
+    (folder / file).write_bytes(rows if isinstance(rows, bytes) else json.dumps(rows).encode())
+    own = CustomDatasetConfig(folder=str(folder), files=(file,), images=images, **settings)
+    fetch(custom_source("pets", own), folder, tmp_path / "raw", dataset=custom_dataset("pets", own))
+    raw = RawFiles({"pets": tmp_path / "raw"})
+    conversion = Conversion("pets", raw, ImageLookup.from_listing(raw, ["pets"]))
+    records = list(conversion)
+    counts = {reason: entry["count"] for reason, entry in conversion.dropped.as_dict().items()}
+    return records, counts, {reason: entry["count"] for reason, entry in conversion.noted.as_dict().items()}
+
+
+def llava(*said, **row):
+    turns = [{"from": ("human", "gpt")[place % 2], "value": value} for place, value in enumerate(said)]
+    return {"conversations": turns} | row
+
+
+def chat(*said, **row):
+    turns = [{"role": ("user", "assistant")[place % 2], "content": value} for place, value in enumerate(said)]
+    return {"messages": turns} | row
+
+
+def shown(record):
+    return [(round_.question[0], round_.images) for round_ in record.rounds]
+
+
+@pytest.mark.parametrize(
+    "row, images, questions",
+    [
+        (llava("<image>\nWhat?", "A cat.", image="a.jpg"), ["a"], [("What?", (0,))]),
+        (llava("What?\n<image>", "A cat.", "And?", "No.", image="a.jpg"), ["a"], [("What?", (0,)), ("And?", ())]),
+        (chat("What?", "A cat.", images=["a.jpg", "b.jpg"]), ["a", "b"], [("What?", (0, 1))]),
+        (
+            chat("<image><image> Is <image> like these?", "No.", images=list(NAMES)),
+            ["a", "b", "sub/c"],
+            [("Is image <|image:2|> like these?", (0, 1, 2))],
+        ),
+        (
+            chat("<image> First.", "Yes.", "Now <image>.", "No.", images=["a.jpg", "b.jpg"]),
+            ["a", "b"],
+            [("First.", (0,)), ("Now image <|image:1|>.", (1,))],
+        ),
+        (chat("Hello", "Hi."), [], [("Hello", ())]),
+        (
+            chat(
+                [{"type": "image", "image": "b.jpg"}, {"type": "text", "text": "Who?"}],
+                [{"type": "text", "text": "Me."}],
+            ),
+            ["b"],
+            [("Who?", (0,))],
+        ),
+        (
+            chat(
+                [{"type": "text", "text": "Who?"}, {"type": "image_url", "image_url": {"url": "file://b.jpg"}}], "Me."
+            ),
+            ["b"],
+            [("Who?", (0,))],
+        ),
+        (chat("Which?", "This.", images=[{"path": "./sub/c.png"}]), ["sub/c"], [("Which?", (0,))]),
+        (llava("Twice <image> and <image>?", "Yes.", image=["a.jpg", "a.jpg"]), ["a", "a"], None),
+    ],
+)
+def test_the_forms_of_rows(tmp_path, row, images, questions):
+    records, dropped, _ = convert(tmp_path, [row])
+    assert dropped == {} and len(records) == 1
+    stems = [image.key.removeprefix("pictures/").rsplit(".", 1)[0] for image in records[0].images]
+    assert stems == images
+    if questions is not None:
+        assert shown(records[0]) == questions
+
+
+def test_a_system_turn_or_member_replaces_the_templates(tmp_path):
+    turns = [{"role": "system", "content": " Be brief. "}, *chat("Hello", "Hi.")["messages"]]
+    rows = [{"messages": turns}, chat("Hello", "Hi.", system="Be kind."), chat("Hello", "Hi.")]
+    records, dropped, _ = convert(tmp_path, rows)
+    assert dropped == {} and [record.system for record in records] == ["Be brief.", "Be kind.", ""]
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        (llava("<image> What?", "A cat."), "image_count"),
+        (llava("<image> What?", "A cat.", image=["a.jpg", "b.jpg"]), "image_count"),
+        (llava("What?", "A <image>.", image="a.jpg"), "image_in_answer"),
+        (llava("What?", "A cat.", image="../../etc/passwd"), "unsafe_path"),
+        (llava("What?", "A cat.", image="/etc/passwd"), "unsafe_path"),
+        (llava("What?", "A cat.", image="C:\\x.jpg"), "unsafe_path"),
+        (llava("What?", "A cat.", image="lost.jpg"), "missing_image"),
+        (llava("What?", "A cat.", image=5), "bad_row"),
+        (llava("What?", " "), "empty_text"),
+        (llava("What?"), "bad_row"),
+        (llava("<image>", "A cat.", image="a.jpg"), "empty_text"),
+        (chat("Is it <|image:0|>?", "Yes."), "reserved_text"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}, "bad_row"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "bad_row"),
+        ({"messages": "text"}, "bad_row"),
+        ({"text": "no conversation"}, "bad_row"),
+        ("words", "bad_row"),
+        (None, "bad_row"),
+    ],
+)
+def test_rows_that_cannot_be_used(tmp_path, row, reason):
+    records, dropped, _ = convert(tmp_path, [chat("Hello", "Hi."), row])
+    assert len(records) == 1 and dropped == {reason: 1}
+
+
+def test_a_last_question_without_an_answer_is_left_out(tmp_path):
+    records, dropped, noted = convert(tmp_path, [chat("Hello", "Hi.", "And?")])
+    assert len(records[0].rounds) == 1 and dropped == {} and noted == {"unanswered_question": 1}
+
+
+def test_lines_of_json_lose_only_what_is_broken(tmp_path):
+    good = json.dumps(chat("Hello", "Hi.")).encode()
+    lines = [good, b"{broken", b"", good.replace(b"Hi.", b"H\xff."), b'{"a": 1, "a": 2, ' + good[1:]]
+    records, dropped, noted = convert(tmp_path, b"\n".join(lines), "chats.jsonl")
+    assert len(records) == 2 and dropped == {"invalid_json": 1, "invalid_utf8": 1} and noted == {"duplicate_key": 1}
+
+
+def test_rows_in_parquet_and_in_an_object(tmp_path):
+    (tmp_path / "one/mine").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist([chat("Hello", "Hi.")]), tmp_path / "chats.parquet")
+    table = (tmp_path / "chats.parquet").read_bytes()
+    for number, (file, rows) in enumerate(
+        (("x.parquet", table), ("x.json", {"meta": 1, "rows": [chat("Hello", "Hi.")]}))
+    ):
+        assert len(convert(tmp_path / str(number), rows, file)[0]) == 1
+
+
+def test_text_alone_needs_no_folder_of_images(tmp_path):
+    records, dropped, _ = convert(tmp_path, [chat("Hello", "Hi."), llava("<image>?", "x", image="a.jpg")], images=None)
+    assert len(records) == 1 and dropped == {"missing_image": 1}
+
+
+def test_images_in_an_archive(tmp_path):
+    import zipfile
+
+    (tmp_path / "mine").mkdir()
+    with zipfile.ZipFile(tmp_path / "mine/pictures.zip", "w") as archive:
+        archive.writestr("deep/inside/a.jpg", b"x")
+    records, dropped, _ = convert(tmp_path, [llava("<image> Is it?", "Yes.", image="a.jpg")], images="pictures.zip")
+    assert dropped == {} and [image.key for image in records[0].images] == ["pictures/a.jpg"]
+
+
+def test_a_missing_file_names_the_configuration(tmp_path):
+    own = CustomDatasetConfig(folder=str(tmp_path), files=("lost.json",))
+    with pytest.raises(UserError, match="lost.json is not there .*custom.pets"):
+        fetch(custom_source("pets", own), tmp_path, tmp_path / "raw")

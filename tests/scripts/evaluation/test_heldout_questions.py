@@ -1,0 +1,43 @@
+"""Held-out conversations as questions: one prompt per round, with the true answers before it."""
+
+from scripts.evaluation.heldout_questions import questions
+from scripts.evaluation.question_kinds import QuestionKind
+from scripts.inference.blend_reader import Sample
+
+
+def user(text: str, *images: int) -> dict:
+    parts = [{"type": "image", "index": index} for index in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def assistant(text: str) -> dict:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+SAMPLE = Sample(
+    uids=["llava:1", "cgd:2"],
+    dataset="join",
+    messages=[user("One?", 0), assistant("1"), user("Two?", 1, 2), assistant("2"), user("Again?"), assistant("3")],
+    images=[b"a", b"b", b"c"],
+    image_sha256=["aa", "bb", "cc"],
+    n_tokens=0,
+    n_labels=0,
+    position=7,
+)
+
+
+def test_every_round_is_a_question_with_its_true_history():
+    first, second, third = questions(4, SAMPLE, [])
+    assert (first.unit, first.round, second.round, third.round) == (4, 1, 2, 3)
+    assert (first.question, first.reference) == ("One?", "1")
+    assert second.messages == SAMPLE.messages[:3] and second.reference == "2"
+    assert [q.images for q in (first, second, third)] == [("aa",), ("aa", "bb", "cc"), ("aa", "bb", "cc")]
+    assert [q.new_images for q in (first, second, third)] == [1, 2, 0]
+    assert first.test == "llava:1+cgd:2" and first.gallery == ("aa", "bb", "cc")
+
+
+def test_the_kind_without_a_list_follows_from_the_images_in_view():
+    several = QuestionKind("join", "several")
+    assert [q.kind for q in questions(0, SAMPLE, [])] == [QuestionKind("join", "one"), several, several]
+    listed = [QuestionKind("again", "one", False, "^Again"), QuestionKind("rest", "several", True, ".")]
+    assert [q.kind.name for q in questions(0, SAMPLE, listed)] == ["rest", "rest", "again"]

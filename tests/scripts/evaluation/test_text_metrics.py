@@ -1,0 +1,72 @@
+"""ROUGE-L, BLEU, chrF and perplexity, against the public scores of the packages they come from."""
+
+import math
+
+import numpy as np
+import pytest
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+
+from scripts.evaluation.metric_registry import METRICS
+from scripts.evaluation.scoring import metric_spec, score_turns
+from tests.scripts.evaluation.turn_factory import turn
+
+OUTPUTS = ["The dog bit the man.", "It was not unexpected.", "The man bit him first."]
+REFERENCES = [
+    ["The dog bit the man.", "The dog had bit the man."],
+    ["It was not unexpected.", "No one was surprised."],
+    ["The man bit him first.", "The man had bitten the dog."],
+]
+SHIFTED = ["The dog bit the cat.", "It was unexpected.", "A man bit him."]
+
+
+def value(name: str, outputs: list[str], references: list[list[str]] = REFERENCES) -> float:
+    turns = [turn(output, *texts) for output, texts in zip(outputs, references, strict=True)]
+    return score_turns(turns, [metric_spec(name)], 0.95)[1][name]["value"]
+
+
+@pytest.mark.parametrize("outputs", [OUTPUTS, SHIFTED])
+def test_bleu_and_chrf_are_the_public_corpus_scores(outputs):
+    streams = [list(stream) for stream in zip(*REFERENCES, strict=True)]
+    assert value("bleu", outputs) == pytest.approx(sacrebleu.corpus_bleu(outputs, streams).score, abs=1e-9)
+    assert value("chrf", outputs) == pytest.approx(sacrebleu.corpus_chrf(outputs, streams).score, abs=1e-9)
+
+
+def test_published_bleu():
+    # The example of sacrebleu's own documentation, where the score is given as 48.53.
+    outputs = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him."]
+    references = [
+        ["The dog bit the man.", "The dog had bit the man."],
+        ["It was not unexpected.", "No one was surprised."],
+        ["The man bit him first.", "The man had bitten the dog."],
+    ]
+    assert value("bleu", outputs, references) == pytest.approx(48.53, abs=0.005)
+
+
+def test_answers_may_have_different_numbers_of_references():
+    uneven = [REFERENCES[0], REFERENCES[1][:1], REFERENCES[2][:1]]
+    streams = [[texts[0] for texts in uneven], [uneven[0][1], None, None]]
+    assert value("bleu", SHIFTED, uneven) == pytest.approx(sacrebleu.corpus_bleu(SHIFTED, streams).score, abs=1e-9)
+
+
+def test_rouge_takes_the_best_reference():
+    scorer = RougeScorer(["rougeL"])
+    best = [
+        max(scorer.score(text, output)["rougeL"].fmeasure for text in texts)
+        for output, texts in zip(SHIFTED, REFERENCES, strict=True)
+    ]
+    assert value("rouge_l", SHIFTED) == pytest.approx(np.mean(best))
+    assert value("rouge_l", OUTPUTS) == 1.0
+
+
+def test_rouge_worked_out_by_hand():
+    # Longest common subsequence "police the gunman" of 4 and 4 words (Lin 2004, section 3): 3/4 = 0.75.
+    assert value("rouge_l", ["police kill the gunman"], [["police killed the gunman"]]) == 0.75
+
+
+def test_perplexity_weighs_tokens_and_not_answers():
+    turns = [turn("a", answer_loss=(2.0, 1)), turn("b", answer_loss=(1.0, 9)), turn("c")]
+    judged, rows = score_turns(turns, [metric_spec("perplexity")], 0.95)
+    assert rows["perplexity"]["value"] == pytest.approx(math.exp(3 / 10)) and rows["perplexity"]["n"] == 2
+    assert judged[0].scores["perplexity"] == pytest.approx(math.exp(2)) and judged[2].scores == {}
+    assert not METRICS["perplexity"].higher_is_better

@@ -1,0 +1,99 @@
+"""Reading a blend: every unit as it was written, embedded or referenced, and everything missing found at once."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from scripts.common.errors import UserError
+from scripts.inference.blend_reader import BlendReader
+from tests.blends import write_blend
+from tests.runs import TrainingSetup
+
+
+@pytest.fixture
+def referenced(lab: TrainingSetup, tmp_path: Path) -> Path:
+    return write_blend(tmp_path / "blend", 9, lab.bases["tokenizer"], images="referenced", root=tmp_path)
+
+
+def test_units_are_those_that_webdataset_reads(lab: TrainingSetup):
+    reader = BlendReader(lab.blends[0], lab.root)
+    urls = [str(path) for path in sorted(lab.blends[0].glob("*.tar"))]
+    expected = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert len(reader) == len(expected) == 50
+    for unit, sample in enumerate(expected):
+        found = reader[unit]
+        member = json.loads(sample["json"])
+        assert (found.uids, found.messages, found.position) == (member["uids"], member["messages"], unit)
+        for name in ("n_tokens", "n_labels", "dataset"):
+            assert getattr(found, name) == member[name]
+        assert found.images == [sample[f"i{index}.jpg"] for index in range(len(member["images"]))]
+        assert reader.uids(unit) == found.uids
+    with pytest.raises(IndexError):
+        reader[50]
+
+
+def test_embedded_and_referenced_images_are_equal(lab: TrainingSetup, referenced: Path):
+    embedded = write_blend(referenced.parent / "embedded", 9, lab.bases["tokenizer"])
+    one, two = BlendReader(embedded, referenced.parent), BlendReader(referenced, referenced.parent)
+    assert [one[unit] for unit in range(9)] == [two[unit] for unit in range(9)]
+    assert sum(len(one[unit].images) for unit in range(9)) > 3
+
+
+def test_an_empty_blend_has_no_units(lab: TrainingSetup, tmp_path: Path):
+    assert len(BlendReader(write_blend(tmp_path, 0, lab.bases["tokenizer"], stem="heldout", shards=1), tmp_path)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("train-00001-of-00002.tar", None, "is missing"),
+        ("train-00000-of-00002.tar.idx", None, "is missing"),
+        ("train-00001-of-00002.tar", lambda data: data[:-512], "instead of"),
+        ("train-00000-of-00002.tar.idx", lambda data: data[:-8], "instead of"),
+        ("units.idx", None, "is missing"),
+        ("units.idx", lambda data: data + data[-8:], "instead of"),
+        ("manifest.json", None, "does not exist"),
+    ],
+)
+def test_missing_or_short_files_are_found_on_opening(lab: TrainingSetup, tmp_path: Path, name, change, message):
+    folder = tmp_path / "blend"
+    shutil.copytree(lab.blends[0], folder)
+    data = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if change:
+        (folder / name).write_bytes(change(data))
+    with pytest.raises(UserError, match=message) as error:
+        BlendReader(folder, tmp_path)
+    assert str(folder / name) in str(error.value)
+
+
+def test_a_missing_media_shard_is_found_on_opening(referenced: Path):
+    shard = referenced.parent / "media/coco/coco-00000-of-00001.tar"
+    listed = [{"name": shard.name, "bytes": shard.stat().st_size}]
+    (shard.parent / "manifest.json").write_text(json.dumps({"shards": listed}))
+    BlendReader(referenced, referenced.parent)
+    shard.unlink()
+    with pytest.raises(UserError, match="is missing, and the blend's images lie there"):
+        BlendReader(referenced, referenced.parent)
+
+
+def test_damage_and_escapes_are_clear_errors(lab: TrainingSetup, referenced: Path, tmp_path: Path):
+    media = tmp_path / "media/coco/coco-00000-of-00001.tar"
+    reader = BlendReader(referenced, tmp_path)
+    unit = next(unit for unit in range(9) if reader[unit].images)
+    media.write_bytes(b"short")
+    with pytest.raises(UserError, match="shorter than"):
+        reader[unit]
+    media.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        reader[unit]
+    for path in ("../secret", "/etc/passwd"):
+        with pytest.raises(UserError, match="outside the results root"):
+            reader._referenced([path, 0, 1])
+    shard = referenced / "train-00000-of-00002.tar"
+    shard.write_bytes(b"\1" * shard.stat().st_size)
+    with pytest.raises(UserError, match="conversation 0 of .* is damaged"):
+        reader[0]

@@ -1,0 +1,95 @@
+"""Which conversations go on from which: by tokens and pixels, newest first, in a bounded memory."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from model.template import EncodedConversation
+from scripts.serving.jobs import Job, SamplingParams
+from scripts.serving.lru_cache import LruCache
+from scripts.serving.prefix_cache import PrefixCache
+
+IMAGE = 7
+
+
+@dataclass
+class Kept:
+    """What stands for a model's memory of a conversation: a prefix cache only asks how much there is."""
+
+    tokens: int
+
+    @property
+    def lengths(self):
+        return [self.tokens]
+
+    @property
+    def nbytes(self):
+        return 100 * self.tokens
+
+
+def job(*parts: int | str, said=()) -> Job:
+    """Numbers are so many different text tokens, texts are images of four tokens."""
+    encoded, hashes, last = EncodedConversation(), [], 100
+    for part in parts:
+        if isinstance(part, str):
+            encoded.extend([IMAGE] * 4, 2, False)
+            hashes.append(part.encode())
+        else:
+            encoded.extend(list(range(last, last + part)), 1, False)
+            last += part
+    return Job(encoded, [], hashes, SamplingParams(), 0.0, print, output_ids=list(said))
+
+
+def keep(prefixes: PrefixCache, one: Job) -> Kept:
+    kept = Kept(len(one.encoded) + len(one.said) - 1)  # the last token said was not read
+    prefixes.keep(one, kept)
+    return kept
+
+
+@pytest.fixture
+def prefixes():
+    return PrefixCache(100_000, 4)
+
+
+def test_a_conversation_goes_on_from_its_longest_beginning(prefixes):
+    first = keep(prefixes, job(10, "a", 20, said=[1, 2, 3]))
+    assert prefixes.longest(job(10, "a", 20, 5)) == (first, 34)
+    again = job(10, "a", 20)
+    again.encoded.extend([1, 2, 9], 1, False)
+    assert prefixes.longest(again) == (first, 36), "what was said counts"
+    assert prefixes.longest(job(10, "a", 20)) == (first, 33), "the last token is always read"
+    assert prefixes.longest(job(10, "b", 20)) == (None, 0)
+
+
+def test_another_image_ends_what_is_shared(prefixes):
+    first = keep(prefixes, job(20, "a", 20, "b", 20, said=[1]))
+    assert prefixes.longest(job(20, "a", 20, "c", 20)) == (first, 44)
+    assert prefixes.longest(job(20, "c", 20, "b", 20)) == (first, 20)
+
+
+def test_what_went_on_takes_the_place_of_its_beginning(prefixes):
+    keep(prefixes, job(20, "a", 20, said=[1]))
+    longer = keep(prefixes, job(20, "a", 20, 30, said=[1]))
+    assert len(prefixes) == 1 and prefixes.longest(job(20, "a", 20, 5)) == (longer, 48)
+    keep(prefixes, job(20, "b", 20, said=[1]))
+    assert len(prefixes) == 2
+
+
+def test_the_memory_is_bounded_and_leaves_nothing_behind():
+    prefixes = PrefixCache(12_000, 4)
+    for name in "abcdef":
+        keep(prefixes, job(20, name, 20, said=[1]))
+        assert prefixes.nbytes <= 12_000
+    assert len(prefixes) == 2 and prefixes.longest(job(20, "f", 30))[1] == 44
+    assert prefixes.longest(job(20, "a", 30))[1] == 20, "of the first only what others share is left"
+    prefixes.clear()
+    assert not prefixes._by_block and prefixes.nbytes == 0
+
+
+def test_bounded():
+    gone = []
+    kept = LruCache(10, lambda name, value: gone.append(name))
+    assert kept.put("a", 1, 4) and kept.put("b", 2, 4) and kept.get("a") == 1
+    assert kept.put("c", 3, 4) and gone == ["b"] and kept.get("b") is None and kept.nbytes == 8
+    assert not kept.put("d", 4, 11) and kept.put("a", 5, 10) and kept.nbytes == 10 and kept.get("a") == 5
+    assert kept.drop("a") and not kept.drop("a") and kept.nbytes == 0

@@ -1,0 +1,77 @@
+"""Lines as people type them and as terminals write dropped files."""
+
+import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+
+from scripts.chat import COMMANDS
+from scripts.common.errors import UserError
+from scripts.terminal.input_line import InputLine, read_line, read_paths
+from scripts.terminal.line_editor import LineCompleter
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working folder, with images and other files."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat.jpg", "my cat.jpg", "notes", "notes.txt", "DOG.PNG"):
+        (tmp_path / name).touch()
+    (tmp_path / "more").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "images", "text"),
+    [
+        ("What is this?", (), "What is this?"),
+        ("cat.jpg What is this?", ("cat.jpg",), "What is this?"),
+        ("cat.jpg  nowhere.JPEG", ("cat.jpg", "nowhere.JPEG"), ""),
+        ("'my cat.jpg' What is this?", ("my cat.jpg",), "What is this?"),
+        ("\"my cat.jpg\" 'cat.jpg'", ("my cat.jpg", "cat.jpg"), ""),
+        ("my\\ cat.jpg What?", ("my cat.jpg",), "What?"),
+        ("file:///home/me/my%20cat.jpg What?", ("/home/me/my cat.jpg",), "What?"),
+        ("'file:///home/me/my%20cat.jpg' What?", ("/home/me/my cat.jpg",), "What?"),
+        ("Is cat.jpg like DOG.PNG or image 1?", ("cat.jpg", "DOG.PNG"), "Is image 4 like image 5 or image 1?"),
+        ("cat.jpg Is it like DOG.PNG ?", ("cat.jpg", "DOG.PNG"), "Is it like image 5 ?"),
+        ("Is this John's or the dogs' cat?", (), "Is this John's or the dogs' cat?"),
+        ("Read 'my notes' and say \"no\".", (), "Read 'my notes' and say \"no\"."),
+        ("Is it a jpg, and/or 1/2 of one? ./nothing /", (), "Is it a jpg, and/or 1/2 of one? ./nothing /"),
+        ("What is in notes.txt?", (), "What is in notes.txt?"),
+        ("A line\\nwith a \\ backslash", (), "A line\\nwith a \\ backslash"),
+        ("x" * 5000 + " /" + "y" * 5000, (), "x" * 5000 + " /" + "y" * 5000),
+    ],
+)
+def test_images_and_question(folder, line, images, text):
+    assert read_line(line, 4) == InputLine(images, text)
+
+
+def test_files_without_an_ending_are_told_by_being_there(folder):
+    assert read_line("./notes What?", 1) == InputLine(("./notes",), "What?")
+    assert read_line(f"{folder}/notes What?", 1) == InputLine((f"{folder}/notes",), "What?")
+    assert read_line(f"{folder} What?", 1) == InputLine((), f"{folder} What?"), "a folder is no image"
+
+
+def test_paths(folder):
+    assert read_paths("a.jpg 'b c.jpg' d\\ e.jpg file:///f%20g.jpg") == ["a.jpg", "b c.jpg", "d e.jpg", "/f g.jpg"]
+    with pytest.raises(UserError, match="a quote is not closed"):
+        read_paths("'a.jpg b.jpg")
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("/im", {"/image", "/images"}),
+        ("/save m", {"/save more"}),
+        ("/image c", {"/image cat.jpg"}),
+        ("/image D", {"/image DOG.PNG"}),
+        ("/image my\\ c", {"/image my\\ cat.jpg"}),
+        ("/image my", {"/image my\\ cat.jpg"}),
+        ("'my c", {"'my cat.jpg"}),
+        ("What is in ./c", {"What is in ./cat.jpg"}),
+        ("What is in ./n", set()),
+        ("c", set()),
+    ],
+)
+def test_tab_completes(folder, typed, completed):
+    found = LineCompleter(COMMANDS).get_completions(Document(typed), CompleteEvent(completion_requested=True))
+    assert {typed[: len(typed) + one.start_position] + one.text for one in found} == completed

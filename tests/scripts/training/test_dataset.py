@@ -1,0 +1,119 @@
+"""Cutting a run into batches: every conversation once, the same for any number of ranks, and only as planned."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model.processing import VisualChatProcessor
+from scripts.common.errors import UserError
+from scripts.inference.blend_reader import BlendReader
+from scripts.inference.decoded_images import DecodedImageCache
+from scripts.training.dataset import MicroBatchDataset
+from tests.blends import write_blend
+from tests.runs import TrainingSetup
+
+
+@pytest.fixture(scope="module")
+def processor(lab: TrainingSetup) -> VisualChatProcessor:
+    return VisualChatProcessor.from_pretrained(lab.model)
+
+
+@pytest.fixture(scope="module")
+def readers(lab: TrainingSetup) -> list[BlendReader]:
+    return [BlendReader(folder, lab.root) for folder in lab.blends]
+
+
+def cut(readers, processor, rank=0, ranks=1, micro_batch=8, **options) -> MicroBatchDataset:
+    return MicroBatchDataset(
+        readers, processor, global_batch=4, micro_batch=micro_batch, rank=rank, ranks=ranks, **options
+    )
+
+
+def rows(batch) -> list[tuple[int, ...]]:
+    """The tokens of every row that is no filler."""
+    tensors = batch.tensors
+    return [
+        tuple(ids[modality > 0].tolist())
+        for ids, modality, name in zip(tensors["input_ids"], tensors["modality"], batch.datasets, strict=True)
+        if name
+    ]
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 8), (2, 8), (2, 1), (3, 1), (4, 2)])
+def test_every_step_holds_its_global_batch_once(readers, processor, ranks, micro_batch):
+    whole = cut(readers, processor)
+    parts = [cut(readers, processor, rank, ranks, micro_batch) for rank in range(ranks)]
+    assert whole.steps == 26 and len({(part.steps, part.accumulation) for part in parts}) == 1
+    for step in (0, 7, 12, 25):
+        micro = [part[step * part.accumulation + place] for part in parts for place in range(part.accumulation)]
+        assert sorted(row for batch in micro for row in rows(batch)) == sorted(rows(whole[step]))
+        assert sum(batch.tokens for batch in micro) == whole[step].tokens
+        assert sum((batch.labels for batch in micro[1:]), micro[0].labels) == whole[step].labels
+        for batch in micro:
+            assert sum(batch.labels.values()) == int((batch.tensors["labels"] >= 0).sum())
+
+
+def test_steps_know_their_epoch_and_units(readers, processor):
+    batches = cut(readers, processor)
+    assert batches.steps_per_epoch == [13, 13]
+    assert batches.locate(0) == (0, 0) and batches.locate(12) == (0, 48) and batches.locate(13) == (1, 0)
+    assert batches.locate(26) == (2, 0)
+    assert batches.units(12) == (0, range(48, 50))
+    limited = cut(readers[:1], processor, limit=5)
+    assert limited.steps == 5 and rows(limited[4]) == rows(batches[4])
+
+
+def test_other_processes_prepare_the_same_batches(readers, processor):
+    batches = cut(readers, processor, rank=1, ranks=2)
+    torch.manual_seed(5)
+    inline, ahead = list(batches.load(20, 0)), list(batches.load(20, 2))
+    assert torch.initial_seed() == 5
+    assert len(inline) == len(ahead) == 6
+    for one, two in zip(inline, ahead, strict=True):
+        assert (one.datasets, one.labels, one.tokens) == (two.datasets, two.labels, two.tokens)
+        for name, value in one.tensors.items():
+            assert torch.equal(value, two.tensors[name])
+
+
+def test_a_filler_counts_for_nothing(readers, processor):
+    filler = cut(readers, processor, rank=3, ranks=4)[12]
+    assert filler.datasets == [""] and filler.tokens == 0 and not filler.labels
+    assert (filler.tensors["labels"] < 0).all() and "pixel_values" not in filler.tensors
+
+
+def test_a_conversation_that_was_planned_otherwise_is_refused(lab: TrainingSetup, processor, tmp_path: Path):
+    folder = write_blend(tmp_path / "blend", 4, lab.bases["tokenizer"], image_tokens=15)
+    batches = cut([BlendReader(folder, tmp_path)], processor)
+    with pytest.raises(UserError, match=r"llava(_dial)?:train\d was planned with .* same `tokens`"):
+        batches[0]
+
+
+def test_a_damaged_image_names_its_conversation(readers, processor):
+    class Damaged(BlendReader):
+        def read(self, position, images=True):
+            sample = super().read(position, images)
+            return dataclasses.replace(sample, images=[data[:100] for data in sample.images])
+
+    reader = Damaged(readers[0].folder, readers[0].root)
+    with pytest.raises(UserError, match=r"an image of llava\S* is damaged"):
+        cut([reader], processor)[0]
+
+
+def test_the_cache_gives_the_same_pixels_and_keeps_its_bound(processor):
+    def encoded(colour):
+        buffer = io.BytesIO()
+        Image.new("RGB", (50, 40), colour).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    red, blue = encoded("red"), encoded("blue")
+    cache = DecodedImageCache(processor, limit=3 * 32 * 32)
+    first = cache.get("red", red)
+    assert cache.get("red", b"not needed any more") is first
+    assert np.array_equal(cache.get("blue", blue), processor.preprocess_image(Image.open(io.BytesIO(blue))))
+    with pytest.raises(OSError):
+        cache.get("blue", b"still needed: the cache was full")

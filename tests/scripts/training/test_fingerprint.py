@@ -1,0 +1,40 @@
+"""What makes two runs the same run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.common.errors import UserError
+from scripts.config.run import RunConfig
+from scripts.training import fingerprint
+from scripts.training.fingerprint import input_hashes, run_fingerprint
+from tests.runs import SETTINGS, TrainingSetup
+
+
+def test_settings_that_change_numbers_are_told_from_those_that_do_not(lab: TrainingSetup):
+    read = input_hashes(lab.model, lab.blends, lab.heldout)
+    base = run_fingerprint(RunConfig(**SETTINGS), read)
+    same = {"ranks": 7, "micro_batch": 1, "zero": 0, "workers": 3, "checkpoint_every": 9, "keep_checkpoints": 5}
+    same |= {"nodes": 2, "offload": "optimizer", "gradient_checkpointing": True, "trackers": [], "project": "other"}
+    same |= {"early_stopping_patience": 0}
+    for key, value in same.items():
+        assert run_fingerprint(RunConfig(**SETTINGS | {key: value}), read) == base, key
+    other = {"learning_rate": 1e-4, "threads": 2, "seed": 1, "attention": "causal", "epochs": 3, "evaluate_every": 6}
+    other |= {"early_stopping_patience": 2}
+    for key, value in other.items():
+        assert run_fingerprint(RunConfig(**SETTINGS | {key: value}), read) != base, key
+    assert run_fingerprint(RunConfig(**SETTINGS), read | {"model": "x"}) != base
+
+
+def test_a_manifest_counts_by_its_values(tmp_path: Path):
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"a": 1, "b": 2}))
+    before = fingerprint.manifest_sha256(tmp_path)
+    manifest.write_text(json.dumps({"b": 2, "a": 1}, indent=4))
+    assert fingerprint.manifest_sha256(tmp_path) == before
+    manifest.write_text(json.dumps({"a": 1, "b": 3}))
+    assert fingerprint.manifest_sha256(tmp_path) != before
+    manifest.unlink()
+    with pytest.raises(UserError, match="manifest.json"):
+        fingerprint.manifest_sha256(tmp_path)

@@ -1,0 +1,224 @@
+"""The passport of a run, on a graph built for real: whole, free of times and places, and every change is found."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from scripts import verify
+from scripts.common.errors import UserError
+from scripts.common.files import file_sha256
+from scripts.common.fingerprint import code_files
+from scripts.provenance.locking import lock_sha256
+from scripts.provenance.verification import check
+
+RUNS = ("first", "second")
+
+
+@pytest.fixture(scope="module")
+def root(finished, tmp_path_factory) -> Path:
+    """A copy of the results that tests may change, if they put everything back."""
+    copy = tmp_path_factory.mktemp("root") / "out"
+    shutil.copytree(finished.folder / "out", copy, symlinks=True)
+    return copy
+
+
+@pytest.fixture
+def changed(root):
+    """Change a file for a while: `changed(path, content)`; without content it is gone."""
+    before: dict[Path, bytes] = {}
+
+    def change(path: Path, content: bytes | None) -> None:
+        before.setdefault(path, path.read_bytes())
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+
+    yield change
+    for path, content in before.items():
+        path.write_bytes(content)
+
+
+def passport(root: Path, run: str = "first") -> dict:
+    return json.loads((root / f"train/{run}/lock.json").read_text())
+
+
+def test_a_root_is_as_its_passports_say(root):
+    for quick in (False, True):
+        verdict = check(root, quick)
+        assert verdict.differences == [] and verdict.runs == list(RUNS) and verdict.files > 100
+        assert not [note for note in verdict.notes if note.startswith("code")]
+
+
+def test_a_passport_names_every_kind_of_file_and_no_time_or_place(root, finished):
+    lock = passport(root)
+    kinds = {path.split("/")[0] for path in lock["files"]}
+    expected = {"raw", "validated", "media", "split", "records", "tokens", "plan", "blend", "bases", "models"}
+    assert kinds == expected | {"train", "exported", "evaluate"}
+    assert any(path.startswith("pixels/") for path in passport(root, "second")["files"])
+    for path, file in lock["files"].items():
+        assert (file["bytes"], file["sha256"]) == ((root / path).stat().st_size, file_sha256(root / path)), path
+    for name in ("final", "best"):
+        assert f"exported/first/{name}/model.safetensors" in lock["files"]
+    assert {"scripts/plan.py", "model/attention.py", "scripts/adapters/llava.py"} <= lock["code"].keys()
+    assert lock["code"] == code_files(*lock["programs"])
+    # The second run trains on none of the first one's datasets, and its passport tells nothing of their adapters.
+    assert "scripts/adapters/llava.py" not in passport(root, "second")["code"]
+    text = json.dumps(lock)
+    assert str(finished.folder) not in text and not re.search(r'"/|\d{4}-\d{2}-\d{2}|"seconds', text)
+    assert lock["sha256"] == lock_sha256(lock) == lock_sha256(lock | {"environment": {}})
+
+
+TAMPERED = [
+    "raw/coco/source.json",
+    "raw/coco/files.parquet",
+    "validated/llava.json",
+    "media/coco/coco-00000-of-00002.tar",
+    "media/coco/coco-00001-of-00002.tar.idx",
+    "media/coco/parts/coco-00000-of-00002.parquet",
+    "media/coco/index.parquet",
+    "split/heldout.parquet",
+    "records/llava.parquet",
+    "tokens/words/llava.parquet",
+    "plan/mixed/epoch-000.parquet",
+    "blend/mixed/epoch-000/train-00001-of-00002.tar",
+    "blend/mixed/epoch-000/units.idx",
+    "blend/mixed/heldout/manifest.json",
+    "pixels/miniature/coco-00001-of-00002.u8",
+    "bases/miniature/vision/model.safetensors",
+    "models/small/projector.safetensors",
+    "exported/first/final/model.safetensors",
+    "exported/first/best/config.json",
+    "evaluate/first/heldout/final.jsonl",
+    "evaluate/first/metrics.json",
+    "train/first/finished.json",
+]
+
+
+def test_every_changed_file_is_found_by_reading_and_a_changed_size_in_a_moment(root, changed):
+    paths = sorted(root / name for name in TAMPERED)
+    before = {path: path.read_bytes() for path in paths}
+    for path, content in before.items():
+        middle = len(content) // 2
+        changed(path, content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    differences = check(root).differences
+    assert len(differences) == len(paths) and check(root, quick=True).differences == []
+    for path, difference in zip(paths, differences, strict=True):
+        assert difference.startswith(f"{path}: has the sha256 {file_sha256(path)[:16]}")
+    for path, content in before.items():
+        changed(path, content + b"x")
+    for path, difference in zip(paths, check(root, quick=True).differences, strict=True):
+        size = len(before[path])
+        assert difference.startswith(f"{path}: has {size + 1:,} bytes, and {size:,} in the passport of ")
+    for path in paths:
+        changed(path, None)
+    for path, difference in zip(paths, check(root, quick=True).differences, strict=True):
+        assert difference.startswith(f"{path}: is missing; the run ")
+
+
+def test_a_changed_raw_file_is_found_through_its_table(root, changed):
+    image = next((root / "raw/miniature/coco/train2017").iterdir())
+    changed(image, image.read_bytes()[:-1] + b"?")
+    (difference,) = check(root).differences
+    assert difference.startswith(f"{image}: has the sha256 ")
+
+
+def test_raw_files_of_a_user_are_checked_where_they_are_said_to_lie(root, changed):
+    lock = passport(root)
+    lock["listings"] = dict.fromkeys(lock["listings"], "")
+    lock["sha256"] = lock_sha256(lock)
+    changed(root / "train/first/lock.json", json.dumps(lock).encode())
+    changed(root / "train/second/lock.json", None)
+    folder = root / "raw/miniature"
+    assert check(root, raw=folder).files == check(root).files + listed_files(lock, root)
+    captions = folder / "coco_caption/dataset.json"
+    changed(captions, captions.read_bytes() + b" ")
+    assert check(root).differences == []
+    (difference,) = check(root, raw=folder).differences
+    assert difference.startswith(f"{captions}: has ")
+
+
+def listed_files(lock: dict, root: Path) -> int:
+    """How many raw files the tables of a passport list."""
+    tables = [pq.read_table(root / name, columns=["path"])["path"].to_pylist() for name in lock["listings"]]
+    return len({path for table in tables for path in table})
+
+
+def test_changed_weights_of_the_state_are_found(root, changed):
+    finished = json.loads((root / "train/first/finished.json").read_text())
+    weights = root / "train/first" / finished["best"]["weights"]
+    content = weights.read_bytes()
+    changed(weights, content[:-1] + bytes([content[-1] ^ 1]))
+    (difference,) = check(root).differences
+    assert difference.startswith(f"{weights}: ")
+
+
+def test_a_passport_that_was_edited_tells_on_itself(root, changed):
+    path = root / "train/first/lock.json"
+    lock = passport(root)
+    lock["files"]["split/heldout.parquet"]["sha256"] = "0" * 64
+    changed(path, json.dumps(lock).encode())
+    differences = check(root).differences
+    assert any(line.startswith(f"{path}: has been changed") for line in differences)
+    assert any(
+        "split/heldout.parquet: the runs first and second were made from different ones" in d for d in differences
+    )
+
+
+def test_changed_code_and_libraries_are_notes_unless_it_is_strict(root, changed, monkeypatch, capsys):
+    path = root / "train/first/lock.json"
+    lock = passport(root)
+    lock["code"] |= {"scripts/plan.py": "0" * 16, "scripts/gone.py": "0" * 16}
+    del lock["code"]["scripts/blend.py"]
+    lock["environment"]["libraries"]["numpy"] = "0.1"
+    changed(path, json.dumps(lock | {"sha256": lock_sha256(lock)}).encode())
+    notes = check(root, quick=True).notes
+    assert [note for note in notes if note.startswith("code")] == [
+        "code: scripts/blend.py is new since first was made",
+        "code: scripts/gone.py is gone since first was made",
+        "code: scripts/plan.py has changed since first was made",
+    ]
+    assert any(note.startswith("environment: numpy was 0.1 when first was made, and is ") for note in notes)
+    for flags, status in (([], 0), (["--strict"], 1)):
+        monkeypatch.setattr("sys.argv", ["verify", "--root", str(root), "--quick", *flags])
+        assert verify.main() == status
+        said = capsys.readouterr()
+        assert "scripts/plan.py has changed" in (said.out if flags else said.err)
+
+
+def test_the_program_says_what_differs_and_fails(root, changed, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["verify", "--root", str(root)])
+    assert verify.main() == 0
+    assert capsys.readouterr().out.startswith("all as it was made: ")
+    changed(root / "split/heldout.parquet", None)
+    assert verify.main() == 1
+    said = capsys.readouterr().out
+    assert "split/heldout.parquet: is missing" in said and said.splitlines()[-1].startswith("1 differ of ")
+
+
+def test_a_run_without_a_passport_is_told_and_a_root_without_any_is_refused(root, changed, tmp_path):
+    changed(root / "train/second/lock.json", None)
+    verdict = check(root, quick=True)
+    assert verdict.runs == ["first"] and any("second has no lock.json" in note for note in verdict.notes)
+    with pytest.raises(UserError, match="no train/\\*/lock.json below"):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "raw/../../outside"])
+def test_a_passport_cannot_lead_out_of_its_root(root, changed, name):
+    path = root / "train/first/lock.json"
+    lock = passport(root)
+    lock["files"][name] = {"bytes": 1, "sha256": "0" * 64}
+    changed(path, json.dumps(lock).encode())
+    with pytest.raises(UserError, match="does not lie below"):
+        check(root)
+
+
+def test_something_else_is_no_passport(root, changed):
+    path = root / "train/first/lock.json"
+    changed(path, b"{}")
+    with pytest.raises(UserError, match="is no passport"):
+        check(root)

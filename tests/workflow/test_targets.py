@@ -1,0 +1,191 @@
+"""What the rules ask about a configuration."""
+
+import os
+import time
+
+import pytest
+import yaml
+
+from scripts.common.errors import UserError
+from scripts.config import settings
+from scripts.workflow import targets
+from tests.workflow.project import ROOT, TINY
+
+
+@pytest.fixture
+def tiny():
+    return settings.load(TINY)
+
+
+def test_a_fixed_blend_trains_on_its_one_epoch_again_and_again(tiny):
+    blend = tiny.blends["mixed"].model_copy(update={"redraw": False})
+    run = tiny.runs["first"].model_copy(update={"epochs": 3})
+    fixed = tiny.model_copy(update={"blends": {"mixed": blend}, "runs": {"first": run}})
+    assert targets.epoch_parts(fixed, "first") == ["epoch-000"] * 3
+    assert targets.blend_parts(fixed, "mixed") == ["epoch-000", "heldout"]
+
+
+def test_every_epoch_of_a_redrawn_blend_is_a_part_of_its_own(tiny):
+    longer = tiny.model_copy(update={"runs": {"first": tiny.runs["first"].model_copy(update={"epochs": 2})}})
+    assert targets.epoch_parts(longer, "first") == ["epoch-000", "epoch-001"]
+    assert targets.blend_parts(longer, "mixed") == ["epoch-000", "epoch-001", "heldout"]
+
+
+def test_the_join_needs_the_records_that_it_joins(tiny):
+    assert set(targets.datasets_of(tiny, "mixed")) == {"coco_caption", "llava", "llava_dial", "otter_mimicit_cgd"}
+
+
+def test_how_shards_are_stored_is_no_cause_of_the_plan(tiny):
+    other = tiny.blends["mixed"].model_copy(update={"shards": 5, "images": "referenced"})
+    assert targets.plan_rerun_key(tiny, "mixed") == targets.plan_rerun_key(
+        tiny.model_copy(update={"blends": {"mixed": other}}), "mixed"
+    )
+
+
+def test_what_is_done_with_mixed_conversations_is_a_cause_of_the_plan(tiny):
+    other = tiny.holdout.model_copy(update={"mixed": "drop"})
+    assert targets.plan_rerun_key(tiny, "mixed") != targets.plan_rerun_key(
+        tiny.model_copy(update={"holdout": other}), "mixed"
+    )
+
+
+def test_the_number_of_images_is_no_cause_of_the_bases(tiny):
+    more = tiny.miniature.model_copy(update={"images": 7})
+    assert targets.world_rerun_key(tiny) == targets.world_rerun_key(tiny.model_copy(update={"miniature": more}))
+    richer = tiny.miniature.model_copy(update={"shapes": 6})
+    assert targets.world_rerun_key(tiny) != targets.world_rerun_key(tiny.model_copy(update={"miniature": richer}))
+
+
+def test_a_users_folder_counts_by_name_size_and_time(tmp_path):
+    (tmp_path / "images/deep").mkdir(parents=True)
+    (tmp_path / "images/deep/a.jpg").write_bytes(b"1")
+    (tmp_path / "rows.json").write_text("[]")
+    (tmp_path / "other.json").write_text("[]")
+
+    def digest():
+        targets.folder_digest.cache_clear()
+        return targets.folder_digest(str(tmp_path), ("images/", "rows.json", "absent.json"))
+
+    before = digest()
+    (tmp_path / "other.json").write_text("[1]")
+    assert digest() == before
+    os.utime(tmp_path / "images/deep/a.jpg", ns=(time.time_ns(), 1))
+    after = digest()
+    assert after != before
+    (tmp_path / "images/deep/b.jpg").write_bytes(b"1")
+    assert digest() != after
+
+
+def test_a_root_belongs_to_one_configuration(tmp_path):
+    targets.check_root(str(tmp_path / "results"), "one")
+    targets.claim_root(str(tmp_path / "results"), "one")
+    targets.claim_root(str(tmp_path / "results"), "one")
+    with pytest.raises(UserError, match="'one', not of 'two'"):
+        targets.check_root(str(tmp_path / "results"), "two")
+
+
+def test_the_interpreter_of_snakemake_runs_the_steps_unless_conda_does():
+    assert "PATH=" in targets.shell_prefix("/code", conda=False).replace("PYTHONPATH=", "")
+    assert " PATH=" not in targets.shell_prefix("/code", conda=True)
+
+
+def test_a_run_with_pixels_waits_for_the_sources_that_its_blend_shows(tiny):
+    assert targets.pixel_manifests(tiny, "first") == []
+    expected = [f"out/pixels/miniature/coco-0000{i}-of-00002.json" for i in range(2)]
+    assert targets.pixel_manifests(tiny, "second") == expected
+    assert targets.processor_folder(tiny, "miniature") == "out/bases/miniature/vision"
+    model = tiny.models["small"].model_copy(update={"vision": "openai/clip-vit-large-patch14"})
+    other = tiny.model_copy(update={"models": {"small": model}})
+    assert targets.pixel_manifests(other, "second")[0].startswith("out/pixels/openai--clip-vit-large-patch14/")
+    assert targets.processor_folder(other, "openai--clip-vit-large-patch14") == model.vision
+
+
+def test_only_the_talk_of_joins_is_counted_as_follow_ups(tiny):
+    followed = {name for name in tiny.datasets() if targets.needs_followups(tiny, "words", name)}
+    assert followed == {"llava", "llava_dial"}
+
+
+def test_the_picture_names_every_step():
+    picture = (ROOT / "docs/graph.dot").read_text()
+    programs = {
+        "miniature",
+        "fetch",
+        "validate",
+        "shard",
+        "index",
+        "holdout",
+        "convert",
+        "count_tokens",
+        "plan",
+        "blend",
+        "blend_manifest",
+        "pixels",
+    }
+    programs |= {"pretrain", "make_model", "train", "export", "evaluate", "lock", "report"}
+    rules = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
+    for program in programs:
+        assert program in picture and f"-m scripts.{program} " in rules, program
+
+
+def test_what_is_behind_a_run_is_its_own(tiny):
+    first, second = (targets.provenance_manifests(tiny, run) for run in ("first", "second"))
+    assert {"plan/mixed/epoch-000.json", "records/llava.report.json", "raw/miniature/miniature.json"} <= set(first)
+    assert not [path for path in first if "plain" in path or "aokvqa" in path or path.startswith("pixels")]
+    assert "pixels/miniature/coco-00001-of-00002.json" in second and "bases/miniature/vision/manifest.json" in second
+    assert len(set(first)) == len(first) and not [path for path in first if path.endswith((".tar", ".parquet"))]
+    assert "scripts.adapters.llava" in targets.provenance_programs(tiny, "first")
+    assert "scripts.preprocess_images" in targets.provenance_programs(tiny, "second")
+    own = tiny.model_copy(update={"data_path": "/data", "suites": {"mine": "/data/talk.json"}})
+    assert not [
+        path for path in targets.provenance_manifests(own, "first") if path.startswith(("raw/miniature", "/data"))
+    ]
+    assert "scripts.miniature" not in targets.provenance_programs(own, "first")
+
+
+def test_every_profile_is_readable():
+    for path in (ROOT / "profiles").glob("*/profile.yaml"):
+        assert isinstance(yaml.safe_load(path.read_text()), dict), path
+
+
+def test_no_profile_says_what_the_default_one_says_too():
+    """Snakemake merges them, and the default one would win: a cluster would get its limits and its retries."""
+    default = yaml.safe_load((ROOT / "profiles/default/profile.yaml").read_text())
+    for path in (ROOT / "profiles").glob("*/profile.yaml"):
+        if path.parent.name != "default":
+            assert not set(default) & set(yaml.safe_load(path.read_text())), path
+
+
+def test_a_run_on_a_cpu_asks_for_no_gpu_and_one_task(tiny):
+    wanted = targets.training_resources(tiny, "first")
+    assert {name: wanted[name] for name in ("gpu", "nodes", "tasks", "tasks_per_gpu", "mpi")} == dict.fromkeys(
+        ("gpu", "nodes", "tasks", "tasks_per_gpu", "mpi")
+    )
+    assert wanted["mem_mb"] == 4000 and wanted["slurm_extra"] == "--signal=TERM@300"
+
+
+def test_a_run_on_several_nodes_asks_for_one_launcher_on_each_and_all_of_its_gpus(tiny):
+    run = tiny.runs["first"].model_copy(
+        update={"nodes": 2, "ranks": 16, "precision": "bf16", "memory_gb": 500, "threads": 2, "workers": 3}
+    )
+    large = tiny.model_copy(update={"runs": {"first": run}})
+    wanted = targets.training_resources(large, "first")
+    assert (wanted["gpu"], wanted["nodes"], wanted["tasks"], wanted["tasks_per_gpu"]) == (16, 2, 2, 0)
+    assert wanted["mpi"] == "srun" and wanted["mem_mb"] == 500_000
+    assert wanted["slurm_extra"].split()[1:] == ["--ntasks-per-node=1", "--gpus-per-node=8"]
+    assert targets.training_threads(large, "first") == 8 * 5, "of a node, not of all"
+
+
+def test_suites_are_the_miniatures_or_the_users_with_their_data(tiny, tmp_path):
+    (tmp_path / "task.yaml").write_text(
+        "task: t\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ndoc_to_text: !function utils.text\n"
+    )
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    named = {"talk": "miniature", "orders": "miniature/orders", "own": str(tmp_path / "task.yaml"), "old": "a/b.json"}
+    given = tiny.model_copy(update={"suites": named})
+    assert targets.suites(given, "out") == {
+        "old": "a/b.json",
+        "orders": "out/raw/miniature/tasks/orders.yaml",
+        "own": named["own"],
+        "talk": "out/raw/miniature/dialogues/dialogues.json",
+    }
+    assert targets.suite_inputs(given, "out") == [*targets.suites(given, "out").values(), str(tmp_path / "rows.jsonl")]
