@@ -65,7 +65,7 @@ test-lmms: .neighbours/lmms/.ready
 docs: $(READY)
 	$(BIN)/python -m scripts.settings --write
 	$(BIN)/python -m scripts.workflow.rules_reference --write
-	dot -Tsvg docs/graph.dot -o docs/graph.svg
+	$(BIN)/python -c 'from pygraphviz import AGraph; AGraph("docs/graph.dot").draw("docs/graph.svg", prog="dot")'
 
 clean:
 	rm -rf $(VENV) .neighbours

@@ -13,12 +13,13 @@ training of such models usually reaches. How many tokens an epoch has is read fr
 it is guessed and said so.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
+from tabulate import tabulate
 
 from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
@@ -153,7 +154,7 @@ def report(configuration: settings.Settings, name: str, ranks: int, gpu: str, sh
         ]
         mark = "<- the recipe" if (choice.zero, choice.offload) == (run.zero, run.offload) else ""
         rows.append((str(choice.zero), choice.offload, *(f"{value / 1e9:.1f}" for value in parts), mark))
-    lines += columns(rows)
+    lines += [_aligned(rows)]
     sure = "as planned" if load.planned else "guessed; build the data to know"
     lines += [
         "",
@@ -166,7 +167,7 @@ def report(configuration: settings.Settings, name: str, ranks: int, gpu: str, sh
     for kind, (room, _) in GPUS.items():
         plain, slow = (_fit(estimate.smallest(room, offload)) for offload in (False, True))
         rows.append((kind, "", *(plain[:3] if plain else ("none", "", "")), *(slow or ("none", "", "", ""))))
-    return "\n".join([*lines, *columns(rows)]).rstrip() + "\n"
+    return "\n".join([*lines, _aligned(rows)]).rstrip() + "\n"
 
 
 def _fit(found: "tuple[ZeroPlacement, float] | None") -> tuple[str, ...]:
@@ -177,17 +178,10 @@ def _fit(found: "tuple[ZeroPlacement, float] | None") -> tuple[str, ...]:
     return str(choice.ranks), str(choice.zero), f"{needed / 1e9:.1f}", choice.offload
 
 
-def columns(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows as lines of equal columns, the first two to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    last = len(widths) - 1
-    return [
-        "  ".join(
-            cell.ljust(width) if place < 2 or place == last else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as lines of equal columns: the first two and the last to the left, the others to the right."""
+    sides = ("left", "left", *("right" for _ in rows[0][3:]), "left")
+    return tabulate(rows, tablefmt="plain", colalign=sides, disable_numparse=True)
 
 
 def main() -> None:

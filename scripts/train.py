@@ -31,7 +31,7 @@ from typing import Any
 from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import atomic, file_sha256, read_json, write_json
-from scripts.common.progress import Progress
+from scripts.common.progress import Progress, write_over
 from scripts.config.run import RunConfig
 from scripts.inference.blend_reader import BlendReader
 from scripts.training import devices, launch, nodes, watchdog
@@ -154,9 +154,7 @@ class ConsoleReporter:
     def show(self, message: dict[str, Any]) -> None:
         """Show one message."""
         if "log" in message:
-            # On a terminal the line may begin over a progress bar, which it then has to cover.
-            text = f"{self._name}: {message['say']}"
-            print(f"\r{text:<100}" if sys.stderr.isatty() else text, file=sys.stderr)
+            write_over(f"{self._name}: {message['say']}")
         elif "steps" in message:
             self._progress = Progress(f"training {self._name}", message["steps"], message["done"])
         elif self._progress:

@@ -1,51 +1,82 @@
-"""Progress of long steps: a bar on a terminal, a plain line now and then in a log file."""
+"""Progress of long steps: a bar on a terminal, a plain line now and then in a log file. tqdm words the line."""
 
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from tqdm import tqdm
+
 Item = TypeVar("Item")
-_LOG_EVERY_SECONDS = 10.0
-_BAR = 20
+_BAR_EVERY_SECONDS, _LOG_EVERY_SECONDS = 0.2, 10.0
 
 
 class Progress:
-    """Counts finished items of `total` and says so on standard error.
+    """Counts finished items of `total` and shows them on standard error.
 
     On a terminal one line is redrawn; elsewhere a whole line is printed at most every ten seconds, so that logs stay
     readable.
     """
 
-    def __init__(self, label: str, total: int, done: int = 0):
-        """`done` items were finished before, by an earlier attempt; they tell nothing of the time that is left."""
-        self.label, self.total, self.done, self.note = label, total, done, ""
-        self._before = done
-        self._start = self._shown = time.monotonic()
+    def __init__(self, label: str, total: int | None, done: int = 0, *, unit: str = "it", scale: bool = False):
+        """
+        Args:
+            total: None where it is not known.
+            done: items that were finished before, by an earlier attempt; they do not count for the rate.
+            unit: what is counted, in short: "B" for bytes.
+            scale: show numbers as k, M, G.
+        """
+        self.label, self.note, self._format = label, "", {"unit": unit, "unit_scale": scale}
         self._terminal = sys.stderr.isatty()
+        self._shown = time.monotonic()
+        self.begin(total, done)
+
+    def begin(self, total: int | None, done: int) -> None:
+        """Go on, or start again, from `done` items."""
+        self.total, self.done, self._before = total, done, done
+        self._start = time.monotonic()
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Add `count` finished items; `note` is appended to the line (a loss, a rate)."""
         self.done += count
         self.note = note or self.note
         now = time.monotonic()
-        if now - self._shown >= (0.2 if self._terminal else _LOG_EVERY_SECONDS):
+        if now - self._shown >= (_BAR_EVERY_SECONDS if self._terminal else _LOG_EVERY_SECONDS):
             self._shown = now
-            self._show("\r" if self._terminal else "", "" if self._terminal else "\n")
+            self._show(end="" if self._terminal else "\n")
 
     def close(self) -> None:
-        """Say the final count and the time it took."""
-        self._show("\r" if self._terminal else "", "\n")
+        """Show the final count and the time it took."""
+        self._show(end="\n")
 
-    def _show(self, start: str, end: str) -> None:
-        seconds = time.monotonic() - self._start
-        now = self.done - self._before
-        left = seconds / now * (self.total - self.done) if now else 0.0
-        timing = f"{seconds:.0f} s" if self.done >= self.total else f"{seconds:.0f} s, about {left:.0f} s left"
-        full = _BAR * self.done // max(self.total, 1)
-        bar = f" [{'#' * full}{'.' * (_BAR - full)}]" if self._terminal else ""
-        line = f"{self.label}:{bar} {self.done}/{self.total} ({timing}) {self.note}".rstrip()
-        print(f"{start}{line:<100}" if self._terminal else line, end=end, file=sys.stderr, flush=True)
+    def line(self, seconds: float, columns: int = 0) -> str:
+        """The line when `seconds` have passed since `begin`, with a bar that fills `columns`; 0: without a bar."""
+        return tqdm.format_meter(
+            self.done,
+            self.total,
+            seconds,
+            ncols=columns,
+            prefix=self.label,
+            postfix=self.note,
+            initial=self._before,
+            ascii=True,
+            **self._format,
+        )
+
+    def _show(self, end: str) -> None:
+        write_over(self.line(time.monotonic() - self._start, _columns() if self._terminal else 0), end)
+
+
+def write_over(text: str, end: str = "\n") -> None:
+    """Print on standard error; on a terminal in place of the bar that may stand in this line."""
+    text = f"\r{text:<{_columns()}}" if sys.stderr.isatty() else text
+    print(text, end=end, file=sys.stderr, flush=True)
+
+
+def _columns() -> int:
+    # A line that fills the terminal would wrap.
+    return shutil.get_terminal_size().columns - 1
 
 
 def track(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:

@@ -5,6 +5,7 @@ those of the whole suite, not means over answers; ROUGE-L is a mean, its best re
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 
 from scripts.evaluation.metric_registry import Vectors, best_of, metric
 from scripts.evaluation.turns import Turn
+
+_CHRF_ORDER, _CHRF_BETA = 6, 2
 
 
 @metric("rouge_l")
@@ -23,41 +26,64 @@ def rouge_l(turns: Sequence[Turn], *, use_stemmer: bool = False) -> Vectors:
 
 
 def _bleu_value(total: np.ndarray) -> float:
-    return _sacre("BLEU")._compute_score_from_stats(total.astype(int).tolist()).score
-
-
-def _chrf_value(total: np.ndarray) -> float:
-    return _sacre("CHRF")._compute_score_from_stats(total.astype(int).tolist()).score
+    output_length, reference_length, *counts = total.astype(int).tolist()
+    matched, made = counts[: len(counts) // 2], counts[len(counts) // 2 :]
+    return _bleu().compute_bleu(matched, made, output_length, reference_length, smooth_method="exp").score
 
 
 @metric("bleu", value=_bleu_value)
 def bleu(turns: Sequence[Turn]) -> Vectors:
     """BLEU of the suite (Papineni et al. 2002), 0 to 100, with sacrebleu's own tokenizer (13a) and smoothing (exp)."""
-    return _statistics(_sacre("BLEU"), turns)
+
+    def counts(turn: Turn) -> tuple[float, ...]:
+        score = _bleu().corpus_score([turn.output], [[text] for text in turn.references])
+        return tuple(map(float, (score.sys_len, score.ref_len, *score.counts, *score.totals)))
+
+    return [counts(turn) if turn.references else None for turn in turns]
+
+
+def _chrf_value(total: np.ndarray) -> float:
+    """F-score of the mean precision and the mean recall over all orders of which both sides have n-grams."""
+    output, reference, matched = total.reshape(_CHRF_ORDER, 3).T
+    both = (output > 0) & (reference > 0)
+    if not matched.any():
+        return 0.0
+    precision, recall = np.mean(matched[both] / output[both]), np.mean(matched[both] / reference[both])
+    return float(100 * ((1 + _CHRF_BETA**2) * precision * recall / (_CHRF_BETA**2 * precision + recall)))
 
 
 @metric("chrf", value=_chrf_value)
 def chrf(turns: Sequence[Turn]) -> Vectors:
-    """chrF2 of the suite (Popovic 2015): F-score of character 1- to 6-grams, 0 to 100."""
-    return _statistics(_sacre("CHRF"), turns)
+    """chrF2 of the suite (Popovic 2015): F-score of character 1- to 6-grams, 0 to 100; the best reference counts.
+
+    sacrebleu has the n-grams, but its score does not show the counts, which have to add up over answers.
+    """
+    from sacrebleu.metrics.helpers import extract_all_char_ngrams
+
+    def counts(turn: Turn) -> tuple[float, ...]:
+        output = extract_all_char_ngrams(turn.output, _CHRF_ORDER)
+        references = (extract_all_char_ngrams(text, _CHRF_ORDER) for text in turn.references)
+        best = max((_chrf_counts(output, reference) for reference in references), key=_chrf_value)
+        return tuple(best.tolist())
+
+    return [counts(turn) if turn.references else None for turn in turns]
 
 
-def _statistics(scorer: Any, turns: Sequence[Turn]) -> Vectors:
-    """Counts that add up over answers. sacrebleu keeps them for its own resampling, under a name with an underscore; a
-    test compares their sum with its public score."""
-    return [
-        tuple(map(float, scorer._extract_corpus_statistics([turn.output], [[text] for text in turn.references])[0]))
-        if turn.references
-        else None
-        for turn in turns
-    ]
+def _chrf_counts(output: Sequence[Counter[str]], reference: Sequence[Counter[str]]) -> np.ndarray:
+    """For each order the n-grams of the output, of the reference and of both."""
+    rows = []
+    for ours, theirs in zip(output, reference, strict=True):
+        both = sum(min(count, theirs[gram]) for gram, count in ours.items() if gram in theirs)
+        # An order without an n-gram in the reference does not count, so those of the output do not either.
+        rows.append((ours.total() if theirs else 0, theirs.total(), both))
+    return np.array(rows, dtype=float).ravel()
 
 
 @cache
-def _sacre(name: str) -> Any:
-    from sacrebleu import metrics
+def _bleu() -> Any:
+    from sacrebleu.metrics import BLEU
 
-    return metrics.BLEU(force=True) if name == "BLEU" else metrics.CHRF()
+    return BLEU(force=True)
 
 
 @cache

@@ -18,6 +18,7 @@ import requests
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
+from scripts.common.progress import Progress
 from scripts.fetching.connection import (
     DEFAULTS,
     FetchOptions,
@@ -29,7 +30,6 @@ from scripts.fetching.connection import (
     new_session,
     retry,
 )
-from scripts.fetching.progress import BytesProgress
 from scripts.fetching.verification import UNKNOWN, AddressError, Check, Expected, Fetched, WrongContent, writing
 
 _CHUNK = 1 << 20
@@ -162,7 +162,7 @@ def download_file(
     """
     label = options.label or place.name
     with _Part(place, expected, source or url) as part, new_session() as session:
-        progress = BytesProgress(label, part.version.total, part.size)
+        progress = Progress(label, part.version.total, part.size, unit="B", scale=True)
 
         def carry_on() -> None:
             _carry_on(part, session, url, headers or {}, options, progress)
@@ -189,7 +189,7 @@ def _carry_on(
     url: str,
     headers: Mapping[str, str],
     options: FetchOptions,
-    progress: BytesProgress,
+    progress: Progress,
 ) -> None:
     """Add to `part` what it lacks. Raises TransientError where the line ends before that."""
     if part.complete:

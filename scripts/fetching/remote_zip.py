@@ -32,7 +32,6 @@ from scripts.fetching.connection import (
     new_session,
     retry,
 )
-from scripts.fetching.progress import BytesProgress
 from scripts.fetching.verification import UNKNOWN, AddressError, Expected, Fetched, keep, writing
 
 _TAIL = 1 << 16
@@ -117,13 +116,13 @@ class RemoteZip:
             AddressError: it is missing, damaged, no plain file, or claims more than `limit` bytes.
         """
         info = self._refuse(name, limit)
-        progress = BytesProgress(self._label, info.file_size)
+        progress = Progress(self._label, info.file_size, unit="B", scale=True)
         fetched = self._fetch(info, place, expected, progress)
         progress.close()
         return fetched
 
     def _fetch(
-        self, info: zipfile.ZipInfo, place: Path, expected: Expected = UNKNOWN, progress: BytesProgress | None = None
+        self, info: zipfile.ZipInfo, place: Path, expected: Expected = UNKNOWN, progress: Progress | None = None
     ) -> Fetched:
         def whole() -> Fetched:
             if progress:
@@ -190,7 +189,7 @@ class RemoteZip:
                 raise AddressError("the archive has changed while it was read: run again")
             yield response
 
-    def _content(self, info: zipfile.ZipInfo, progress: BytesProgress | None) -> Iterator[bytes]:
+    def _content(self, info: zipfile.ZipInfo, progress: Progress | None) -> Iterator[bytes]:
         """The unpacked bytes of a member, compared with its size and checksum at the end."""
         starts, start = self._directory[1], info.header_offset
         shortest = start + _LOCAL_HEADER.size + info.compress_size

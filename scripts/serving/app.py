@@ -112,15 +112,15 @@ class Service:
             data, purpose = await file.read(), str(form.get("purpose", "vision"))[:64]
             name = (file.filename or "image")[:200]
         identity = await run_in_threadpool(self.pictures.upload, name, purpose, data)
-        return JSONResponse(self.pictures.uploads.get(identity).described(identity))
+        return JSONResponse(self.pictures.uploaded(identity).described(identity))
 
     async def file(self, request: Request) -> Response:
         identity = request.path_params["identity"]
-        kept = self.pictures.uploads.get(identity)
+        kept = self.pictures.uploaded(identity)
         if kept is None:
             raise ApiError(404, f"there is no file {identity!r} (any more)", "file_not_found")
         if request.method == "DELETE":
-            self.pictures.uploads.drop(identity)
+            self.pictures.delete(identity)
             return JSONResponse({"id": identity, "object": "file", "deleted": True})
         return JSONResponse(kept.described(identity))
 

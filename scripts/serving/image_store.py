@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from cachetools import LRUCache, cachedmethod
 from PIL import Image, UnidentifiedImageError
 
 from model.processing import VisualChatProcessor
@@ -20,7 +21,6 @@ from scripts.common.errors import UserError
 from scripts.inference.image_files import decode
 from scripts.media.opening import open_image
 from scripts.serving.errors import ApiError
-from scripts.serving.lru_cache import LruCache
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO")
 """What is opened. Pillow knows many more formats, some of which start other programs."""
@@ -54,8 +54,12 @@ class ImageStore:
     def __init__(self, max_bytes: int, upload_cache_bytes: int, pixel_cache_bytes: int):
         """`max_bytes` of an encoded image; `upload_cache_bytes` and `pixel_cache_bytes` are the memory for uploads and for pixels."""
         self.max_bytes = max_bytes
-        self.uploads: LruCache[str, Upload] = LruCache(upload_cache_bytes)
-        self.pixels: LruCache[tuple[int, bytes], np.ndarray] = LruCache(pixel_cache_bytes)
+        self.uploads: LRUCache[str, Upload] = LRUCache(upload_cache_bytes, getsizeof=lambda upload: len(upload.data))
+        self.pixels: LRUCache[tuple[int, bytes], np.ndarray] = LRUCache(
+            pixel_cache_bytes, getsizeof=lambda image: image.nbytes
+        )
+        # Reading an LRU cache changes its order, and requests are read in several threads.
+        self._lock = threading.Lock()
         self._decoders = threading.Semaphore(_DECODERS)
 
     def upload(self, name: str, purpose: str, data: bytes) -> str:
@@ -68,9 +72,21 @@ class ImageStore:
         with self._decoders:
             _decoded(data, name)
         identity = f"file-{secrets.token_hex(16)}"
-        if not self.uploads.put(identity, Upload(name, purpose, data, int(time.time())), len(data)):
+        if len(data) > self.uploads.maxsize:
             raise ApiError(413, f"{name} has {len(data)} bytes, more than there is room for uploads", "file_too_large")
+        with self._lock:
+            self.uploads[identity] = Upload(name, purpose, data, int(time.time()))
         return identity
+
+    def uploaded(self, identity: str) -> Upload | None:
+        """The upload with this id, None if there is none (any more)."""
+        with self._lock:
+            return self.uploads.get(identity)
+
+    def delete(self, identity: str) -> None:
+        """Forget an upload; nothing happens if it is gone already."""
+        with self._lock:
+            self.uploads.pop(identity, None)
 
     def data(self, part: dict, where: str) -> bytes:
         """The encoded image that a part of a message brings.
@@ -99,16 +115,20 @@ class ImageStore:
         Raises:
             ApiError: the bytes are no image.
         """
-        name = (id(processor), hashlib.sha256(data).digest())
-        pixels = self.pixels.get(name)
-        if pixels is None:
-            with self._decoders:
-                pixels = processor.image(_decoded(data, where))
-            self.pixels.put(name, pixels, pixels.nbytes)
+        pixels = self._pixels(data, processor, where)
         return pixels, hashlib.sha256(pixels.tobytes()).digest()
 
+    @cachedmethod(
+        lambda self: self.pixels,
+        key=lambda self, data, processor, where: (id(processor), hashlib.sha256(data).digest()),
+        lock=lambda self: self._lock,
+    )
+    def _pixels(self, data: bytes, processor: VisualChatProcessor, where: str) -> np.ndarray:
+        with self._decoders:
+            return processor.image(_decoded(data, where))
+
     def _file(self, identity: str, where: str) -> bytes:
-        upload = self.uploads.get(identity)
+        upload = self.uploaded(identity)
         if upload is None:
             message = f"{where}: there is no file {identity!r} (any more); upload it again"
             raise ApiError(404, message, "file_not_found", where)

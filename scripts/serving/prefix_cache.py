@@ -7,14 +7,15 @@ a hash exactly if they begin with the same blocks. The last, incomplete block is
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from cachetools import LRUCache
 
 from model.conversation_batch import ConversationBatch
 from model.template import IMAGE
 from scripts.serving.jobs import Job
-from scripts.serving.lru_cache import LruCache
 
 _BLOCK = 16  # tokens; what is shorter is not worth finding
 
@@ -29,13 +30,30 @@ class _Known:
     blocks: tuple[bytes, ...]
     batch: ConversationBatch
 
+    @property
+    def nbytes(self) -> int:
+        return self.batch.nbytes + self.tokens.nbytes
+
+
+class _Memory(LRUCache):
+    """Conversations by their number, within `room` bytes; `on_evict` is called with each that has to make room."""
+
+    def __init__(self, room: int, on_evict: Callable[[int, _Known], None]):
+        super().__init__(room, getsizeof=lambda known: known.nbytes)
+        self._on_evict = on_evict
+
+    def popitem(self) -> tuple[int, _Known]:
+        number, known = super().popitem()
+        self._on_evict(number, known)
+        return number, known
+
 
 class PrefixCache:
     """A bounded memory of conversations. One thread uses it."""
 
     def __init__(self, room: int, image_tokens: int):
         """`room` in bytes on the model's device."""
-        self._kept: LruCache[int, _Known] = LruCache(room, self._forget)
+        self._kept = _Memory(room, self._forget)
         self._by_block: dict[bytes, dict[int, None]] = {}  # which conversations have a block, the newest last
         self._image_tokens = image_tokens
         self._next = 0
@@ -43,7 +61,7 @@ class PrefixCache:
     @property
     def nbytes(self) -> int:
         """Memory that it takes."""
-        return self._kept.nbytes
+        return self._kept.currsize
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -61,15 +79,17 @@ class PrefixCache:
         new = self._described(job, batch.lengths[0], batch)
         number, known, same = self._find(new)
         if known is not None and same == len(known.tokens):
-            self._kept.drop(number)
+            self._forget(number, self._kept.pop(number))
         self._next += 1
-        if self._kept.put(self._next, new, batch.nbytes + new.tokens.nbytes):
+        if new.nbytes <= self._kept.maxsize:
+            self._kept[self._next] = new
             for block in new.blocks:
                 self._by_block.setdefault(block, {})[self._next] = None
 
     def clear(self) -> None:
         """Forget everything."""
         self._kept.clear()
+        self._by_block.clear()
 
     def _find(self, new: _Known) -> tuple[int, _Known | None, int]:
         """The conversation that shares most blocks with `new`, its number, and how many tokens are the same."""

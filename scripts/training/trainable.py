@@ -14,6 +14,7 @@ the sum is formed once, in double precision, and rounded once to the folder's.
 from typing import Any
 
 import torch
+from tabulate import tabulate
 from torch import nn
 
 from model.modeling import VisualChatForConditionalGeneration
@@ -98,10 +99,8 @@ def parameter_table(model: VisualChatForConditionalGeneration, settings: RunConf
         rate = f"{rates[part]:g}" if trained[part] else ""
         rows.append((part, f"{total[part]:,}", f"{trained[part]:,}", how[part], rate))
     rows.append(("all", f"{sum(total.values()):,}", f"{sum(trained.values()):,}", "", ""))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = (str.ljust, str.rjust, str.rjust, str.ljust, str.rjust)
-    lines = ("  ".join(side(cell, width) for cell, width, side in zip(row, widths, sides, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    sides = ("left", "right", "right", "left", "right")
+    return tabulate(rows, tablefmt="plain", colalign=sides, disable_numparse=True)
 
 
 def _add_adapters(part: nn.Module, rank: int, scale: float, dropout: float, dtype: torch.dtype) -> None:

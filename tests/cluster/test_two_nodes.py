@@ -79,7 +79,7 @@ def undisturbed(lab: TrainingSetup) -> Path:
 def test_two_nodes_have_the_losses_and_the_weights_of_one(slurm: Slurm, lab: TrainingSetup, undisturbed: Path):
     out = lab.root / "train/two"
     said = end(slurm, lab, out, submit(slurm, lab, out))
-    assert "status 0" in said and "training tiny: 26/26" in said, said
+    assert "status 0" in said and "training tiny: 100% 26/26" in said, said
     assert metrics(out) == metrics(undisturbed) and finished(out) == finished(undisturbed)
     for which in ("final", "best"):
         weights = finished(out)[which]["weights"]

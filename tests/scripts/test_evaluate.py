@@ -81,8 +81,8 @@ def test_loss_is_the_mean_over_supervised_tokens(trained, run, tmp_path):
     import torch
 
     from scripts.inference.blend_reader import BlendReader
-    from scripts.inference.model_loading import load_model
     from scripts.inference.decoded_images import DecodedImageCache
+    from scripts.inference.model_loading import load_model
 
     loss = run(tmp_path / "out", trained)["checkpoints"]["final"]["heldout"]["loss"]
     model, processor = load_model(trained.model)

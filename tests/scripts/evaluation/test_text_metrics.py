@@ -1,6 +1,7 @@
 """ROUGE-L, BLEU, chrF and perplexity, against the public scores of the packages they come from."""
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -30,6 +31,27 @@ def test_bleu_and_chrf_are_the_public_corpus_scores(outputs):
     streams = [list(stream) for stream in zip(*REFERENCES, strict=True)]
     assert value("bleu", outputs) == pytest.approx(sacrebleu.corpus_bleu(outputs, streams).score, abs=1e-9)
     assert value("chrf", outputs) == pytest.approx(sacrebleu.corpus_chrf(outputs, streams).score, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_drawn_texts_have_the_public_corpus_scores(seed):
+    """Empty and short texts, signs, other scripts, references of different numbers and texts without a match."""
+    draw = random.Random(seed)
+    words = ["The", "dog", "bit", "man,", "is.", "not!", "Don't", "1,000", "3.5", "über", "狗", "(x)", "—", ""]
+
+    def text() -> str:
+        return " ".join(draw.choices(words, k=draw.choice([0, 1, 2, 3, 8, 20])))
+
+    references = [[text() for _ in range(draw.randint(1, 3))] for _ in range(40)]
+    outputs = [draw.choice(texts)[draw.randint(0, 2) :] if draw.random() < 0.5 else text() for texts in references]
+    streams = [[texts[number] if number < len(texts) else None for texts in references] for number in range(3)]
+    turns = [turn(output, *texts) for output, texts in zip(outputs, references, strict=True)]
+    for name in ("bleu", "chrf"):
+        vectors = METRICS[name].vectors(turns, {})[name]
+        public = getattr(sacrebleu, f"corpus_{name}")(outputs, streams).score
+        assert METRICS[name].value(np.sum(vectors, axis=0)) == public
+    for output, texts, vector in zip(outputs, references, vectors, strict=True):
+        assert METRICS["chrf"].value(np.array(vector)) == sacrebleu.sentence_chrf(output, texts).score
 
 
 def test_published_bleu():

@@ -44,8 +44,8 @@ def _train(root: Path) -> Trained:
     import torch
 
     from scripts.inference.blend_reader import BlendReader
-    from scripts.inference.model_loading import load_model
     from scripts.inference.decoded_images import DecodedImageCache
+    from scripts.inference.model_loading import load_model
 
     folder = make_model(root)
     blend = BlendReader(write_blend(root / "train", CONVERSATIONS, folder, shards=1), root)

@@ -296,4 +296,4 @@ download_file({server.url + "/f"!r}, Path({str(place)!r}))
 def test_progress_is_said_without_a_terminal(server, place, options, capsys):
     server.routes["/f"] = File(DATA, etag='"1"')
     download_file(f"{server.url}/f", place, options=options)
-    assert capsys.readouterr().err.startswith("file.bin: 0.3 of 0.3 MB (")
+    assert capsys.readouterr().err.startswith("file.bin: 100% 300k/300k [")

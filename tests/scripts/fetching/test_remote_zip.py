@@ -106,7 +106,7 @@ def test_many_members_over_few_connections(remote, server, options, tmp_path, ca
     assert set(fetched) == set(wanted) and len(server.requests) == 1 + len(wanted)
     assert sorted((tmp_path / "out").iterdir()) == sorted(wanted.values())
     assert server.connections <= 1 + options.connections
-    assert "x.zip: 20/20 (" in capsys.readouterr().err
+    assert "x.zip: 100% 20/20 [" in capsys.readouterr().err
 
 
 def test_what_is_there_whole_is_not_fetched_again(remote, server, tmp_path):

@@ -3,7 +3,7 @@
 import re
 
 from scripts.common.files import write_json
-from scripts.reporting.rule_graph import graph, layers, reduced
+from scripts.reporting.rule_graph import graph, laid_out, reduced
 from scripts.workflow.graph import break_cycles, printable_command
 
 READS = {
@@ -44,13 +44,12 @@ def test_rules_that_wait_for_each_other_in_turns_are_untangled():
 
 
 def test_everything_stands_below_what_it_waits_for():
-    rows = layers(reduced(READS))
-    level = {name: row for places in rows for name, row in places}
-    assert all(level[name] > level[read] for name, names in reduced(READS).items() for read in names)
+    down = {name: y for name, (_, y) in laid_out(reduced(READS)).boxes.items()}
+    assert all(down[name] > down[read] for name, names in reduced(READS).items() for read in names)
     # What is needed late stands near it, and a step that nothing needs right below the last that it needs.
-    assert level["tokenizer"] == level["plan"] - 1 and level["preview"] == level["plan"] + 1
-    long = layers({"a": [], "b": ["a"], "c": ["b"], "d": ["c"], "e": ["a"], "f": ["e", "d"]})
-    assert ("a>e", 1) in long[1] and ("a>e", 2) in long[2], "a long edge has places of its own"
+    levels = sorted(set(down.values()))
+    assert levels.index(down["tokenizer"]) == levels.index(down["plan"]) - 1
+    assert levels.index(down["preview"]) == levels.index(down["plan"]) + 1
 
 
 def test_the_picture_holds_every_rule_once_and_no_box_lies_on_another(tmp_path):
@@ -66,13 +65,29 @@ def test_the_picture_holds_every_rule_once_and_no_box_lies_on_another(tmp_path):
     }
     write_json(tmp_path / "graph.json", {"v": 1, "command": "snakemake", "snakemake": "9", "rules": rules})
     shown = graph(tmp_path / "graph.json")
-    boxes = [tuple(map(float, box)) for box in re.findall(r'<rect x="(\S+)" y="(\S+)" width="(\S+)"', shown["picture"])]
-    assert len(boxes) == len(READS) and shown["picture"].count("<path") == 7
+    picture = shown["picture"]
+    boxes = [tuple(map(float, box)) for box in re.findall(r'<rect x="(\S+)" y="(\S+)" width="(\S+)"', picture)]
+    assert len(boxes) == len(READS) and picture.count("<path") == 7
+    right, bottom = map(float, re.search(r'viewBox="-1 -1 (\d+) (\d+)"', picture).groups())
     for x, y, width in boxes:
         assert not any(y == other_y and x < other_x < x + width for other_x, other_y, _ in boxes)
-    assert shown["jobs"] == 36 and "1 job<" in shown["picture"] and "8 jobs<" in shown["picture"]
+        assert 0 <= x <= right - width and 0 <= y < bottom
+    # From the foot of one box to the head of another.
+    feet, heads = {y + 34 for _, y, _ in boxes}, {y for _, y, _ in boxes}
+    for line in re.findall(r'<path d="M(.*?)"', picture):
+        numbers = [float(number) for number in re.findall(r"[\d.]+", line)]
+        assert len(numbers) % 6 == 2
+        assert min(abs(numbers[1] - foot) for foot in feet) < 1.5, "a line begins at the foot of a box"
+        assert min(abs(numbers[-1] - head) for head in heads) < 1.5, "a line ends at the head of a box"
+    assert graph(tmp_path / "graph.json") == shown, "the same file gives the same picture"
+    assert shown["jobs"] == 36 and "1 job<" in picture and "8 jobs<" in picture
     assert shown["steps"][0]["said"] == [("Do ", False), ("x", True), (" <b>", False)]
-    assert "<b>" not in shown["picture"]
+    assert "<b>" not in picture
+
+
+def test_the_picture_needs_no_other_program(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert len(laid_out(READS).boxes) == len(READS)
 
 
 def test_without_a_file_there_is_no_picture(tmp_path):

@@ -95,7 +95,7 @@ def test_uploaded_images(client, server):
     client.files.create(file=("b.png", big_png(2), "image/png"), purpose="vision")
     with pytest.raises(openai.NotFoundError):  # the room for uploads is bounded
         client.files.retrieve(first.id)
-    assert server.service.pictures.uploads.nbytes <= LIMITS.uploads
+    assert server.service.pictures.uploads.currsize <= LIMITS.uploads
 
 
 def big_png(seed: int) -> bytes:

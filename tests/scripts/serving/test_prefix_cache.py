@@ -6,7 +6,6 @@ import pytest
 
 from model.template import EncodedConversation
 from scripts.serving.jobs import Job, SamplingParams
-from scripts.serving.lru_cache import LruCache
 from scripts.serving.prefix_cache import PrefixCache
 
 IMAGE = 7
@@ -86,10 +85,12 @@ def test_the_memory_is_bounded_and_leaves_nothing_behind():
     assert not prefixes._by_block and prefixes.nbytes == 0
 
 
-def test_bounded():
-    gone = []
-    kept = LruCache(10, lambda name, value: gone.append(name))
-    assert kept.put("a", 1, 4) and kept.put("b", 2, 4) and kept.get("a") == 1
-    assert kept.put("c", 3, 4) and gone == ["b"] and kept.get("b") is None and kept.nbytes == 8
-    assert not kept.put("d", 4, 11) and kept.put("a", 5, 10) and kept.nbytes == 10 and kept.get("a") == 5
-    assert kept.drop("a") and not kept.drop("a") and kept.nbytes == 0
+def test_a_long_conversation_takes_the_place_of_several_and_one_that_is_too_long_of_none():
+    prefixes = PrefixCache(24_000, 4)
+    for name in "abc":
+        keep(prefixes, job(20, name, 20, said=[1]))
+    assert len(prefixes) == 3
+    long = keep(prefixes, job(200, said=[1]))
+    assert len(prefixes) == 1 and prefixes.longest(job(20, "a", 30)) == (long, 20)
+    keep(prefixes, job("b", 1000, said=[1]))
+    assert len(prefixes) == 1 and prefixes.longest(job(20, "a", 30)) == (long, 20)
