@@ -5,10 +5,14 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from scripts.common.files import atomic
+from scripts.common.files import atomic, sync
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file atomically; without metadata, whose order in the file is not fixed."""
+    """Write a safetensors file atomically; without metadata, whose order in the file is not fixed.
+
+    Its name is on the disk too: a checkpoint that names it may take the place of all earlier ones.
+    """
     with atomic(path) as file:
         file.write(save({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}))
+    sync(path.parent)

@@ -19,7 +19,7 @@ from typing import Any
 import torch.distributed as dist
 
 from scripts.common.errors import UserError
-from scripts.common.files import file_sha256, sync, write_json
+from scripts.common.files import file_sha256, write_json
 from scripts.common.tensors import write_tensors
 from scripts.config.run import RunConfig
 from scripts.inference.blend_reader import BlendReader
@@ -326,7 +326,6 @@ class Trainer:
         final = {"step": self.done, "heldout_loss": heldout, **weights}
         best = self.best or final
         self.prune_weights(final)
-        sync(self.state / "weights")
         state = f"state/{self.args.fingerprint}"
         finished = {
             "v": 1,

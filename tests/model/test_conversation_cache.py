@@ -115,6 +115,21 @@ def test_generation_with_cached_images_equals_generation_with_pixels(model, proc
     assert torch.equal(model.generate(**batch, image_states=states(model, 0, 1, 2), **options), expected)
 
 
+@pytest.mark.parametrize("choose", ["reorder_cache", "batch_select_indices"])
+def test_conversations_of_a_cache_may_change_their_rows(model, processor, choose):
+    batch = prompts(processor, TWO_IMAGES, TEXT_ONLY, ONE_IMAGE)
+    del batch["pixel_values"]
+    rows, expected = torch.tensor([2, 0, 1]), None
+    for order in (torch.arange(3), rows):
+        with torch.no_grad():
+            cache = model(**batch, image_states=states(model, 0, 1, 2), use_cache=True).past_key_values
+            getattr(cache, choose)(order)
+            kinds = torch.cat((batch["modality"][order], torch.ones(3, 1, dtype=torch.int64)), 1)
+            found = model(torch.tensor([[30], [40], [50]])[order], modality=kinds, past_key_values=cache).logits
+        expected = found[rows] if expected is None else expected
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_sampling_several_answers(model, processor):
     batch = prompts(processor, TWO_IMAGES, ONE_IMAGE)
     del batch["pixel_values"]
@@ -172,6 +187,25 @@ def test_images_that_do_not_fill_their_places_are_refused(model, processor):
         forward(model, batch, image_states=states(model, 0, 1), past_key_values=DynamicCache(config=model.config))
     with pytest.raises(ValueError, match="neither packed documents, attentions nor hidden states"):
         forward(model, batch, image_states=states(model, 0, 1), output_hidden_states=True)
+
+
+def test_an_image_may_not_lie_in_two_conversations(model):
+    """As many placeholders as two images have, but half an image in the first row."""
+    kinds = torch.ones(2, 30, dtype=torch.int64)
+    kinds[0, 1 : 1 + IMAGE_TOKENS // 2] = kinds[1, 1 : 1 + 3 * IMAGE_TOKENS // 2] = 2
+    batch = {"input_ids": torch.where(kinds == 2, model.config.image_token_id, 20), "modality": kinds}
+    with pytest.raises(ValueError, match="an image would lie in two conversations"):
+        forward(model, batch, image_states=states(model, 0, 1))
+
+
+@pytest.mark.parametrize("attention", ["mmca", "causal"])
+def test_what_is_kept_of_an_image_takes_no_more_memory_than_is_counted(folder, attention):
+    """A view would keep the images that were computed beside it."""
+    config = VisualChatConfig.from_pretrained(folder, attention=attention)
+    cache = ImageCache(VisualChatForConditionalGeneration.from_pretrained(folder, config=config))
+    cache.model_inputs(PICTURES)
+    kept = [(*x.keys, *x.values) if attention == "mmca" else (x,) for x in cache._kept.values()]
+    assert len(kept) == 3 and sum(x.untyped_storage().nbytes() for parts in kept for x in parts) == cache.nbytes
 
 
 ROTATIONS = TESTED | {

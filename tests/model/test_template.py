@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -63,6 +64,14 @@ def test_begin_of_sequence_comes_once_at_the_start(tokenizer):
     ids = encode(CONVERSATION, tokenizer, Template(), IMAGES).input_ids
     if tokenizer.bos_token_id is not None:
         assert ids.index(tokenizer.bos_token_id) == 0 and ids.count(tokenizer.bos_token_id) == 1
+        assert encode(CONVERSATION, tokenizer, Template(bos=False), IMAGES).input_ids == ids[1:]
+
+
+def test_what_closes_an_answer_is_plain_text_unless_the_template_holds_special_tokens(tokenizer):
+    for special in (False, True):
+        template = Template(answer_end="</s>", special=special)
+        ids = encode(CONVERSATION, tokenizer, template, IMAGES).input_ids
+        assert ids.count(tokenizer.eos_token_id) == (2 if special else 0)
 
 
 def test_a_prompt_ends_where_the_answer_begins(tokenizer):
@@ -98,7 +107,24 @@ def test_text_is_never_a_special_token(tokenizer, text):
     assert tokenizer.decode(answer) == text
 
 
-def test_a_tokenizer_that_would_read_text_as_an_image_is_refused(tokenizer):
+def test_a_tokenizer_that_reads_text_as_an_image_is_refused(tokenizer, tmp_path):
+    """One whose file does not mark <image> as special."""
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        content = json.loads((tmp_path / name).read_text())
+        content.pop("extra_special_tokens", None)
+        for token in content.get("added_tokens", []):
+            token["special"] = token["special"] and token["content"] != IMAGE_TOKEN
+        (tmp_path / name).write_text(json.dumps(content))
+    careless = AutoTokenizer.from_pretrained(tmp_path)
+    encode([user("no image")], careless, Template(), IMAGES)
+    with pytest.raises(ValueError, match=r"encodes the plain text 'an <image>' with .* must be marked special"):
+        encode([user("an <image>")], careless, Template(), IMAGES)
+
+
+def test_a_tokenizer_that_would_read_text_as_the_end_is_refused(tokenizer):
     from copy import deepcopy
 
     from tokenizers import AddedToken
@@ -109,6 +135,40 @@ def test_a_tokenizer_that_would_read_text_as_an_image_is_refused(tokenizer):
     careless._tokenizer.add_tokens([AddedToken("<end>", special=False)])
     with pytest.raises(ValueError, match="must be marked special"):
         encode([user("an <end>")], careless, Template(), IMAGES)
+
+
+def test_a_tokenizer_without_the_end_or_the_image_is_refused(tokenizer):
+    from copy import deepcopy
+
+    endless = deepcopy(tokenizer)
+    endless.eos_token = None
+    with pytest.raises(ValueError, match="no end-of-sequence token"):
+        encode([user("x"), assistant("y")], endless, Template(), IMAGES)
+    assert encode([user("x"), assistant("y")], endless, Template(answer_end="."), IMAGES)
+
+    class Blind:
+        """Knows no <image>, and has a token for all that it does not know, or none."""
+
+        bos_token_id, eos_token_id = None, 1
+
+        def __init__(self, unknown: int | None):
+            self.unk_token_id = unknown
+
+        def __call__(self, texts, **options):
+            return {"input_ids": [[5] * len(text) for text in texts]}
+
+        def convert_tokens_to_ids(self, token):
+            return self.unk_token_id
+
+    for unknown in (0, None):
+        with pytest.raises(ValueError, match="has no token '<image>'"):
+            encode([user("x", 0)], Blind(unknown), Template(), IMAGES)
+
+
+def test_texts_of_a_turn_are_joined_by_a_newline_and_empty_ones_left_out():
+    parts = [{"type": "text", "text": text} for text in ("", "One", "", "two?", "")]
+    shown = [*parts[:2], {"type": "image", "index": 0}, *parts[2:]]
+    assert [part.text for part in segments([{"role": "user", "content": shown}], Template())][-2] == "One\ntwo?"
 
 
 texts = st.one_of(st.sampled_from(DANGEROUS), st.text(min_size=1, max_size=20))

@@ -14,6 +14,7 @@ from scripts.common.files import (
     write_json,
     write_table,
 )
+from tests.disks import PowerCut
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -24,6 +25,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         raise RuntimeError
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    disk = PowerCut(monkeypatch)
+    write_json(tmp_path / "a.json", [1])
+    write_table(tmp_path / "a.parquet", pa.table({"a": [1]}))
+    assert disk.renames == [("a.json", True), ("a.parquet", True)]
 
 
 def test_broken_and_absent_json_are_the_users_fault_and_named(tmp_path):

@@ -16,6 +16,7 @@ from scripts.config.registry import custom_dataset, custom_source
 from scripts.fetch import fetch
 
 NAMES = ("a.jpg", "b.jpg", "sub/c.png")
+SYSTEM = {"role": "system", "content": "Be brief."}
 
 
 def convert(tmp_path, rows, file="chats.json", images="pictures/", **settings):
@@ -117,6 +118,9 @@ def test_a_system_turn_or_member_replaces_the_templates(tmp_path):
         (chat("Is it <|image:0|>?", "Yes."), "reserved_text"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}, "bad_row"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "bad_row"),
+        ({"messages": [SYSTEM, SYSTEM, *chat("Hello", "Hi.")["messages"]]}, "bad_row"),
+        ({"messages": [SYSTEM, *chat("Hello", "Hi.")["messages"]], "system": "Be kind."}, "bad_row"),
+        (chat("Hello", "Hi.", system="Like <image>.", image="a.jpg"), "bad_row"),
         ({"messages": "text"}, "bad_row"),
         ({"text": "no conversation"}, "bad_row"),
         ("words", "bad_row"),

@@ -175,6 +175,14 @@ def test_vst_drops_a_story_with_an_expired_image_whole(tmp_path):
     assert reasons(dropped) == [("expired_image", 1), ("missing_image", 1)]
 
 
+def test_vst_takes_stories_of_up_to_64_images(tmp_path):
+    frames = [f"VST_IMG_{number}" for number in range(65)]
+    rows = {"VST_INS_0": ins(frames[1:], "The most?"), "VST_INS_1": ins(frames, "One more?")}
+    records, dropped, _ = convert(tmp_path, "VST", rows, frames)
+    assert [len(record.images) for record in records] == [64] and texts(records[0])[0][0] == "The most?"
+    assert reasons(dropped) == [("bad_row", 1)] and "VST_INS_1" in dropped[0].example
+
+
 @pytest.mark.parametrize("listed", [{"a": 1}, [None, {}], 5])
 def test_vst_survives_a_strange_list_of_expired_images(tmp_path, listed):
     records, dropped, _ = convert(tmp_path, "VST", {"VST_INS_0": ins(VST)}, VST[:2], expired_images=listed)

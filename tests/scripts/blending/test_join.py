@@ -7,7 +7,16 @@ import pytest
 from scripts.blending.permutation import unrank_permutation
 from scripts.blending.render import messages
 from scripts.common.errors import UserError
-from tests.scripts.blending.plan_fixtures import PlanWorkspace, llava, llava_dial, mixed_records, pair
+from tests.scripts.blending.plan_fixtures import (
+    PlanWorkspace,
+    caption,
+    llava,
+    llava_dial,
+    mixed_records,
+    pair,
+    record,
+    turn,
+)
 
 JOIN = {"llava_otter_blend": {"conversations": 2, "rounds": 2, "followups": 3}}
 
@@ -125,11 +134,12 @@ def test_follow_ups_can_be_switched_off(desk):
 
 def test_a_pair_without_talk_about_its_first_image_or_with_one_image_twice_is_not_joined(tmp_path):
     records = [llava(0, "a"), llava_dial(0, "a"), pair(0, "a", "b"), pair(1, "b", "a"), pair(2, "a", "a")]
+    records.append(record("otter_mimicit_cgd:3", [], [turn("Without an image?", "Yes.")]))
     desk = PlanWorkspace(tmp_path, records)
     rows = desk.plan({"llava_otter_blend": {"repeat": 3}})
     assert {uid for row in rows for uid in row["uids"] if uid.startswith("otter")} == {"otter_mimicit_cgd:0"}
     account = desk.manifest["datasets"]["llava_otter_blend"]
-    assert account["dropped"] == {"no_conversation_on_image": 1, "repeats_an_image": 1}
+    assert account["dropped"] == {"no_conversation_on_image": 2, "repeats_an_image": 1}
 
 
 def test_talk_of_official_splits_is_not_shown(tmp_path):
@@ -155,6 +165,10 @@ def test_the_join_draws_apart_from_the_dataset_that_it_joins(desk):
     alone = [row["uids"][0] for row in rows if row["form"] == "single"]
     assert sorted(joined) == sorted(alone)
     assert joined != alone
+    some = desk.plan({"llava_otter_blend": {"samples": 5}, "otter_mimicit_cgd": {"samples": 5}})
+    chosen = [{uid for row in some if row["form"] == form for uid in row["uids"]} for form in ("join", "single")]
+    pairs = [{uid for uid in uids if uid.startswith("otter")} for uids in chosen]
+    assert len(pairs[0]) == len(pairs[1]) == 5 and pairs[0] != pairs[1], "each chooses its own samples"
 
 
 ANY = {"talk_and_captions": {"join": {"over": "llava_dial", "talk": ["coco_caption"]}, "rounds": 1}}
@@ -175,6 +189,14 @@ def test_any_two_datasets_can_be_joined_on_their_images(desk):
     assert account["joins"] == ["llava_dial", "coco_caption"] and account["usable"] == 12
 
 
+def test_only_records_about_one_image_are_talk_and_a_single_image_must_have_some(tmp_path):
+    desk = PlanWorkspace(tmp_path, [llava_dial(0, "a"), llava_dial(1, "b"), caption(1, "b"), pair(0, "a", "b")])
+    join = {"over": "llava_dial", "talk": ["coco_caption", "otter_mimicit_cgd"]}
+    rows = desk.plan({"mine": {"join": join, "followup": False, "repeat": 5}})
+    assert {uid for row in rows for uid in row["uids"]} == {"llava_dial:1", "coco_caption:1"}
+    assert desk.manifest["datasets"]["mine"]["dropped"] == {"no_conversation_on_image": 1}
+
+
 def test_two_joins_draw_apart_and_leave_each_other_alone(desk):
     def drawn(rows, name):
         return [
@@ -190,9 +212,9 @@ def test_two_joins_draw_apart_and_leave_each_other_alone(desk):
 
 def test_talk_whose_rounds_come_in_a_drawn_order_follows_it(tmp_path):
     one = dict(pair(0, "a", "b", 4), uid="own:0", images=[{"source": "coco", "key": "a"}])
-    one["rounds"] = [dict(turn, images=[0] * (place == 0)) for place, turn in enumerate(one["rounds"])]
-    for turn in one["rounds"]:
-        turn["question"], turn["answer"] = ["Why?"], ["Because."]
+    one["rounds"] = [dict(each, images=[0] * (place == 0)) for place, each in enumerate(one["rounds"])]
+    for each in one["rounds"]:
+        each["question"], each["answer"] = ["Why?"], ["Because."]
     desk = PlanWorkspace(tmp_path, [one, pair(1, "a", "b")])
     entry = {"join": {"over": "otter_mimicit_cgd", "talk": ["own"]}, "followup": False, "rounds": 4, "repeat": 40}
     shown = set()

@@ -57,6 +57,12 @@ def test_rounding_errors_do_not_add_a_batch():
     assert (starts[order] > 0).tolist() == [False] * 55 + [True] * 45
 
 
+def test_a_late_one_with_the_smallest_key_does_not_come_before_its_moment():
+    """Its time is then that of the last one before the moment."""
+    k = np.array([0, 1 << 61, 1 << 62, 1 << 63], np.uint64)
+    assert shuffle(k, np.array([0.5, 0, 0, 0]), 1, [""] * 4).tolist() == [1, 2, 0, 3]
+
+
 def test_too_late_is_refused_with_the_name():
     with pytest.raises(UserError, match="d1 starts at 0.5 .* after 6 conversations.* only 4"):
         shuffle(keys(10), np.repeat([0.0, 0.5], [4, 6]), 3, ["d0"] * 4 + ["d1"] * 6)

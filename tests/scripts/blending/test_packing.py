@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scripts.blending import packing
 from scripts.blending.packing import WINDOW, pack
 from scripts.blending.plan_summary import padding
 from tests.scripts.blending.plan_fixtures import ALL, PlanWorkspace, caption, llava, mixed_records
@@ -55,6 +56,7 @@ def members(packs):
 
 def test_each_conversation_goes_into_the_fullest_pack_with_room_long_ones_first():
     assert members(pack(np.array([3, 6, 4, 7, 2, 5]), np.zeros(6, int), 10, 1)) == [[0, 3], [1, 2], [4, 5]]
+    assert members(pack(np.array([3, 4, 5]), np.zeros(3, int), 10, 1)) == [[0, 1], [2]]
     # Up to half of a row is short: short ones come last, in their own order, and the fuller pack takes the first.
     assert members(pack(np.array([9, 80, 10, 85]), np.zeros(4, int), 100, 1)) == [[0, 3], [1, 2]]
     assert members(pack(np.array([10, 80, 9, 85]), np.zeros(4, int), 100, 1)) == [[0, 3], [1, 2]]
@@ -65,6 +67,14 @@ def test_windows_are_packed_apart():
     packs = pack(tokens, images, 4096, 64)
     window = packs.values // WINDOW
     assert all(len(set(window[packs.rows == row])) == 1 for row in range(len(packs)))
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_however_many_windows_are_packed_at_once_the_packs_are_the_same(monkeypatch, at_once):
+    tokens, images = lengths(4 * WINDOW + 5)
+    expected = members(pack(tokens, images, 4096, 64))
+    monkeypatch.setattr(packing, "_AT_ONCE", at_once)
+    assert sorted(members(pack(tokens, images, 4096, 64))) == sorted(expected)
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,11 @@ def test_other_epochs_give_others_and_another_share_keeps_those_of_the_others(de
     assert first < set(shown(more, "coco_caption"))
 
 
+def test_the_smallest_share_is_one_conversation(desk):
+    rows = desk.plan({"llava": {"proportion": 0.001}, "coco_caption": {"proportion": 0.999}}, epoch_size=100)
+    assert (len(of_llava := shown(rows, "llava")), of_llava.total(), len(rows)) == (1, 1, 101)
+
+
 def test_a_share_counts_before_concatenation(desk):
     rows = desk.plan({"coco_caption": {"proportion": 0.5, "concat": 3}}, epoch_size=60)
     assert sum(len(row["uids"]) for row in rows) == 30 > len(rows)

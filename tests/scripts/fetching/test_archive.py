@@ -1,13 +1,16 @@
 """One file out of an archive, and nothing else, wherever the archive would like to put it."""
 
+import io
+import stat
 import tarfile
 import zipfile
 
 import pytest
 
 from scripts.common.files import bytes_sha256
-from scripts.fetching.archive import extract_member
+from scripts.fetching.archive import extract_member, is_inside
 from scripts.fetching.verification import AddressError, Expected, WrongContent
+from tests.disks import PowerCut
 from tests.scripts.fetching.archives import tar_member, tar_of, zip_of
 
 DATA = b"[1, 2, 3]" * 1000
@@ -48,6 +51,12 @@ def test_a_file_is_found_with_or_without_its_folder(unpack, kind, name):
     assert unpack(kind, archive) == DATA
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(unpack, monkeypatch):
+    disk = PowerCut(monkeypatch)
+    unpack("x.zip", zip_of({"file.json": DATA}))
+    assert disk.renames == [("file.json", True)]
+
+
 def test_the_plain_name_goes_before_one_in_a_folder(unpack):
     assert unpack("x.zip", zip_of({"a/file.json": b"1", "file.json": b"2", "b/file.json": b"3"})) == b"2"
 
@@ -82,6 +91,22 @@ def test_a_name_that_leads_out(unpack, name):
 def test_a_zip_member_that_is_a_link(unpack):
     with pytest.raises(AddressError, match="file.json is not a plain file"):
         unpack("x.zip", zip_of({"file.json": b"/etc/passwd"}, links=["file.json"]))
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK, stat.S_IFDIR])
+def test_a_zip_member_that_is_no_plain_file(unpack, kind):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        info = zipfile.ZipInfo("file.json")
+        info.external_attr = (kind | 0o644) << 16
+        file.writestr(info, DATA)
+    with pytest.raises(AddressError, match="file.json is not a plain file"):
+        unpack("x.zip", archive.getvalue())
+
+
+@pytest.mark.parametrize("name", ["/a", "../a", "a/../../b", "a\\b", "a\0b"])
+def test_names_that_no_archive_may_bring(name):
+    assert not is_inside(name) and is_inside("a/b..c/.d")
 
 
 def test_other_members_may_be_anything(unpack):

@@ -20,6 +20,7 @@ from scripts.common.files import bytes_sha256
 from scripts.fetching.connection import FetchOptions
 from scripts.fetching.download import download_file
 from scripts.fetching.verification import AddressError, Expected, WrongContent
+from tests.disks import PowerCut
 from tests.scripts.fetching.server import File, page, status
 
 DATA = random.Random(0).randbytes(300_000)
@@ -44,6 +45,13 @@ def test_a_file_arrives_whole(server, place, options):
     assert _nothing_but(place, "file.bin") and server.ranges() == [None]
     os.umask(mask := os.umask(0))
     assert place.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(server, place, options, monkeypatch):
+    disk = PowerCut(monkeypatch)
+    server.routes["/f"] = File(DATA, etag='"1"')
+    download_file(f"{server.url}/f", place, options=options)
+    assert disk.renames == [("file.bin.part.json", True), ("file.bin", True)]
 
 
 @pytest.mark.parametrize("body", [b"", b"x"])
@@ -252,12 +260,38 @@ def test_a_part_belongs_to_one_process(server, place, options):
     assert server.requests == []
 
 
+def test_a_part_that_another_process_has_just_finished_is_not_written_to(server, place, options, monkeypatch):
+    """It got its name between our opening it and our getting hold of it."""
+    place.parent.mkdir()
+    part = Path(f"{place}.part")
+    part.write_bytes(DATA)
+    lock = fcntl.flock
+
+    def late(file, operation):
+        os.replace(part, place)
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(UserError, match="another process"):
+        download_file(f"{server.url}/f", place, options=options)
+    assert place.read_bytes() == DATA and server.requests == []
+
+
 def test_a_full_disk_is_seen_before_it_is_full(server, place, options, monkeypatch):
     server.routes["/f"] = File(DATA, stall=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
     with pytest.raises(UserError, match="make room") as caught:
         download_file(f"{server.url}/f", place, options=options)
     assert not isinstance(caught.value, AddressError)
+
+
+def test_what_has_arrived_needs_no_room_again(server, place, options, monkeypatch):
+    server.routes["/f"] = [File(DATA, etag='"1"', cut=100_000), status(404), File(DATA, etag='"1"')]
+    with pytest.raises(AddressError):
+        download_file(f"{server.url}/f", place, options=options)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(300_000, 100_000, 200_000))
+    download_file(f"{server.url}/f", place, options=options)
+    assert place.read_bytes() == DATA and server.ranges()[-1] == "bytes=100000-"
 
 
 def test_a_folder_that_cannot_be_written(server, tmp_path, options):

@@ -1,5 +1,6 @@
 """Reading a blend: every unit as it was written, embedded or referenced, and everything missing found at once."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import webdataset
 
 from scripts.common.errors import UserError
+from scripts.inference import blend_reader
 from scripts.inference.blend_reader import BlendReader
 from tests.blends import write_blend
 from tests.runs import TrainingSetup
@@ -33,6 +35,15 @@ def test_units_are_those_that_webdataset_reads(lab: TrainingSetup):
         assert reader.uids(unit) == found.uids
     with pytest.raises(IndexError):
         reader[50]
+
+
+@pytest.mark.parametrize("head", [512, 1024, 8192])
+def test_without_images_only_the_images_are_missing(lab: TrainingSetup, referenced: Path, monkeypatch, head: int):
+    """Whether the first piece that is read holds all of the JSON member, some of it or its header alone."""
+    monkeypatch.setattr(blend_reader, "_HEAD", head)
+    for reader in (BlendReader(lab.blends[0], lab.root), BlendReader(referenced, referenced.parent)):
+        for position in range(9):
+            assert reader.read(position, images=False) == dataclasses.replace(reader[position], images=[])
 
 
 def test_embedded_and_referenced_images_are_equal(lab: TrainingSetup, referenced: Path):
@@ -75,9 +86,34 @@ def test_a_missing_media_shard_is_found_on_opening(referenced: Path):
     listed = [{"name": shard.name, "bytes": shard.stat().st_size}]
     (shard.parent / "manifest.json").write_text(json.dumps({"shards": listed}))
     BlendReader(referenced, referenced.parent)
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with pytest.raises(UserError, match="bytes instead of .*, and the blend's images lie there"):
+        BlendReader(referenced, referenced.parent)
     shard.unlink()
     with pytest.raises(UserError, match="is missing, and the blend's images lie there"):
         BlendReader(referenced, referenced.parent)
+
+
+def test_a_manifest_that_counts_others_than_its_shards_is_refused(lab: TrainingSetup, tmp_path: Path):
+    folder = tmp_path / "blend"
+    shutil.copytree(lab.blends[0], folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"conversations": 49}))
+    with pytest.raises(UserError, match="counts 49 conversations, its shards 50"):
+        BlendReader(folder, tmp_path)
+
+
+@pytest.mark.parametrize("place", [3, 130, 150, 300], ids=["name", "size", "checksum", "prefix"])
+def test_a_flipped_bit_in_a_header_is_found(lab: TrainingSetup, tmp_path: Path, place: int):
+    folder = tmp_path / "blend"
+    shutil.copytree(lab.blends[0], folder)
+    shard = folder / "train-00000-of-00002.tar"
+    content = bytearray(shard.read_bytes())
+    content[place] ^= 1
+    shard.write_bytes(content)
+    for images in (True, False):
+        with pytest.raises(UserError, match="conversation 0 of .* is damaged.*a header"):
+            BlendReader(folder, tmp_path).read(0, images)
 
 
 def test_damage_and_escapes_are_clear_errors(lab: TrainingSetup, referenced: Path, tmp_path: Path):

@@ -90,6 +90,7 @@ def test_what_is_known_of_a_good_image():
         (_encode("PNG", mode="I;16"), "x.png", ("16-bit",)),
         (_encode("PNG", pnginfo=_text(2 << 20)), "x.png", ("long-text",)),
         (_encode("WEBP"), "x.webp", ()),
+        (_encode("WEBP"), "folder.of/x", ()),
     ],
 )
 def test_oddities_are_flagged_and_kept(data, path, flags):
@@ -103,6 +104,9 @@ def test_an_animation_and_an_orientation_are_noted():
     assert "frames" in check_image(buffer.getvalue(), "x.gif").flags
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert check_image(_encode("JPEG", exif=exif.tobytes()), "x.jpg").orientation == 6
-    exif[0x0112] = 77
-    assert check_image(_encode("JPEG", exif=exif.tobytes()), "x.jpg").orientation == 1
+    picture = check_image(_encode("JPEG", exif=exif.tobytes()), "x.jpg")
+    assert picture.orientation == 6 and picture.flags == ("rotated",)
+    for nonsense in (0, 9, 77):
+        exif[0x0112] = nonsense
+        picture = check_image(_encode("JPEG", exif=exif.tobytes()), "x.jpg")
+        assert picture.orientation == 1 and picture.flags == ()

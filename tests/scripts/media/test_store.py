@@ -1,5 +1,7 @@
 """The media store finds every image and returns its original bytes."""
 
+import os
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -26,7 +28,12 @@ def test_every_image_is_read_as_it_was(built):
         shard, offset, length = store.reference("coco", key)
         assert shard.read_bytes()[offset : offset + length] == path.read_bytes()
         assert shard.parent == media["coco"] and shard.name == f"coco-{row.shard:05d}-of-00003.tar"
+    opened = list(store._open.values())
     store.close()
+    assert len(opened) == 3
+    for descriptor in opened:
+        with pytest.raises(OSError):
+            os.fstat(descriptor)
 
 
 def test_unknown_images_and_sources(built):

@@ -152,6 +152,30 @@ def test_what_runs_stays_within_its_places(trained):
     served.engine.close()
 
 
+def test_a_job_that_does_not_fit_yet_keeps_its_turn(trained):
+    """One that came later does not overtake it, though there is a place for that one."""
+    served = load(trained.model, max_batch_tokens=300)
+    begun, hold = [], threading.Event()
+    sizes = {"runs": 60, "large": 250, "small": 20}  # tokens of the answer at its longest
+    jobs = {name: make_job(served.processor, [user(COLOUR, 0)], max_new_tokens=size) for name, size in sizes.items()}
+    for name, (job, pieces) in jobs.items():
+
+        def hand_out(piece, name=name, pieces=pieces):
+            begun.append(name)
+            pieces.put(piece)
+            hold.wait(PATIENCE)
+
+        job.on_delta = hand_out
+        served.engine.submit(job)
+        while name == "runs" and not begun:  # it is held with its first piece, while the others come to wait
+            time.sleep(0.01)
+    hold.set()
+    for _, pieces in jobs.values():
+        assert rest(pieces)[1] == STOP
+    assert list(dict.fromkeys(begun)) == ["runs", "large", "small"]
+    served.engine.close()
+
+
 def test_seeds_repeat_draws(served):
     def draw(**sampling):
         return ask(served.engine, served.processor, [user(COUNT, 0)], max_new_tokens=12, temperature=3.0, **sampling)[0]
@@ -230,6 +254,101 @@ def test_a_step_that_fails_ends_those_in_it_and_no_others(served):
     assert rest(pieces)[1] == ERROR
     hook.remove()
     assert ask(engine, served.processor, [user(COLOUR, 0)])[0] == "It is red."
+
+
+def test_a_listener_that_fails_ends_its_job_and_no_other(served):
+    job, _ = make_job(served.processor, [user(COLOUR, 0)], max_new_tokens=900, temperature=9.0, seed=0)
+    heard = []
+
+    def fail(piece):
+        heard.append(piece.finish)
+        raise RuntimeError("the connection is gone")
+
+    job.on_delta = fail
+    served.engine.submit(job)
+    assert ask(served.engine, served.processor, [user(COLOUR, 1)])[0] == "It is green."
+    until = time.monotonic() + PATIENCE
+    while served.engine.state()["running"]:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert heard == [None, CANCELLED]
+
+
+def test_a_token_that_cannot_be_chosen_ends_its_answer_and_no_other(served):
+    hold = threading.Event()
+    holder, holder_pieces = make_job(served.processor, [user(COLOUR, 0)])
+    holder.on_delta = lambda piece: (hold.wait(PATIENCE), holder_pieces.put(piece))
+    served.engine.submit(holder)
+    job, pieces = make_job(served.processor, [user(COLOUR, 1)], temperature=float("nan"))
+    other, other_pieces = make_job(served.processor, [user(COLOUR, 2)])
+    for one in (job, other):
+        served.engine.submit(one)
+    hold.set()
+    text, finish, error = rest(pieces)
+    assert (text, finish) == ("", ERROR) and error.startswith("no token could be chosen")
+    assert [rest(pieces)[0] for pieces in (holder_pieces, other_pieces)] == ["It is red.", "It is blue."]
+
+
+def test_prompts_are_read_together_as_far_as_the_memory_of_a_forward_allows(trained):
+    prompts = ["A long question comes first. Say red, green, blue or white.", *(f"{n}? Say red." for n in range(3))]
+    served = load(trained.model)
+    longest = len(served.processor.encode([user(prompts[0])]))
+    assert all(3 * len(served.processor.encode([user(text)])) <= 2 * longest for text in prompts[1:])
+    served.engine.close()
+    served = load(trained.model, max_prefill_tokens=2 * longest)
+    shapes = []
+    hook = served.engine.model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(kwargs["inputs_embeds"].shape[:2]), with_kwargs=True
+    )
+    hold = threading.Event()
+    holder, holder_pieces = make_job(served.processor, [user(COLOUR, 0)])
+    holder.on_delta = lambda piece: (hold.wait(PATIENCE), holder_pieces.put(piece))
+    served.engine.submit(holder)
+    jobs = [make_job(served.processor, [user(text)], max_new_tokens=3) for text in prompts]
+    for job, _ in jobs:
+        served.engine.submit(job)
+    hold.set()
+    for _, pieces in [*jobs, (holder, holder_pieces)]:
+        assert rest(pieces)[1] in (STOP, LENGTH)
+    hook.remove()
+    served.engine.close()
+    together = [rows * width for rows, width in shapes if rows > 1 and width > 1]
+    assert together and max(together) <= 2 * longest
+
+
+def test_where_the_memory_is_full_nothing_is_kept_and_the_prompt_read_again(served):
+    ask(served.engine, served.processor, [user(COLOUR, 1)])  # before its first image the model looks at its decoder
+    calls = []
+
+    def fail(module, args):
+        calls.append(None)
+        if len(calls) == 2:  # the first is that of the image, the second that of the prompt
+            raise torch.OutOfMemoryError("no memory left")
+
+    hook = served.engine.model.get_decoder().register_forward_pre_hook(fail)
+    before = served.engine.state()["images_computed"]
+    assert ask(served.engine, served.processor, [user(COLOUR, 0)]) == ("It is red.", STOP, "")
+    hook.remove()
+    assert served.engine.state()["images_computed"] == before + 2, "what was made of the image was forgotten"
+
+
+def test_those_who_run_and_those_who_wait_are_told_of_the_end(trained):
+    served = load(trained.model, max_batch_size=1)
+    hold = threading.Event()
+    jobs = [make_job(served.processor, [user(COLOUR, 0)], max_new_tokens=900, temperature=9.0, seed=0) for _ in "ab"]
+    jobs[0][0].on_delta = lambda piece: (hold.wait(PATIENCE), jobs[0][1].put(piece))
+    for job, _ in jobs:
+        served.engine.submit(job)
+    closing = threading.Thread(target=served.engine.close)
+    closing.start()
+    while not served.engine._closed:
+        time.sleep(0.01)
+    hold.set()
+    closing.join(PATIENCE)
+    assert not served.engine.alive
+    for _, pieces in jobs:
+        last = list(pieces.queue)[-1:]
+        assert [(piece.finish, piece.error) for piece in last] == [(ERROR, "the server ends")]
 
 
 def test_too_many_waiting_jobs_and_the_end(trained):

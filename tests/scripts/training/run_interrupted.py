@@ -29,7 +29,8 @@ def main(root: Path, out: Path) -> None:
     from scripts.config.run import RunConfig
     from scripts.training.trainer import Trainer
 
-    def attempt(name: str, stop: str | int | None, late: bool = False, **changes) -> dict:
+    def attempt(name: str, stop: str | int | None, left: float | None = None, slowest: float = 0.0, **changes) -> dict:
+        """`left` seconds until the deadline, if there is one; `slowest` seconds that a step has taken so far."""
         said: list[str] = []
         args = Namespace(
             name=name,
@@ -40,7 +41,7 @@ def main(root: Path, out: Path) -> None:
             blend=[root / "blend/tiny/epoch-000", root / "blend/tiny/epoch-001"],
             pixels=[],
             state=out / name / "state" / ("f" * 16),
-            deadline=time.time() if late else None,
+            deadline=None if left is None else time.time() + left,
             patience=60.0,
         )
         trainer = None
@@ -52,17 +53,23 @@ def main(root: Path, out: Path) -> None:
 
         trainer = Trainer(args, RunConfig(**SETTINGS | {"ranks": 1} | changes), send)
         trainer.stopping = stop == "at once"
+        trainer._longest_step = slowest
         return {"end": trainer.run(), "done": trainer.done, "said": "\n".join(said)}
 
     # Measurements are due after every fifth step, and after 13 and 26, where epochs end; checkpoints after 4, 8, ...
     runs = {
         "undisturbed": [{"stop": None}],
         "stopped": [{"stop": stop} for stop in ("at once", 5, 7, 12, 19, 25, None)],
-        "late": [{"stop": None, "late": True}] + [{"stop": 1}] + [{"stop": None, "late": True}] * 2,
+        "late": [{"stop": None, "left": 0.0}] + [{"stop": 1}] + [{"stop": None, "left": 0.0}] * 2,
+        "slow": [{"stop": None, "left": 1000.0, "slowest": 600.0}],
         # So fast that it gets worse; and continued after the measurement that ended it.
         "early": [
             {"stop": stop, "learning_rate": 0.3, "early_stopping_patience": 2, "evaluate_every": 1}
             for stop in (2, None)
+        ],
+        # So fast that nothing is as good as what it began with.
+        "worse": [
+            {"stop": None, "learning_rate": 1.0, "warmup_steps": 0, "early_stopping_patience": 1, "evaluate_every": 1}
         ],
     }
     for name, attempts in runs.items():

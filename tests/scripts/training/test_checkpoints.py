@@ -13,7 +13,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import file_sha256
 from scripts.common.tensors import write_tensors
 from scripts.training.checkpoints import Checkpoints, load_weights, weights_of
-from tests.disks import small_disk
+from tests.disks import PowerCut, small_disk
 
 FACTS = {"metrics_bytes": 10, "best": None}
 
@@ -127,6 +127,22 @@ def test_a_full_disk_costs_the_newest_checkpoint_at_most(disk: Path):
             checkpoints.save(5, big(5.0), FACTS, said.append)
     assert newest(checkpoints) == (4, []) and torch.equal(checkpoints.load(4)["weight/a"], big(4.0)["weight/a"])
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000004"]
+
+
+def test_a_power_cut_costs_no_checkpoint(checkpoints: Checkpoints, monkeypatch):
+    """The new one is on the disk with its name before an older one goes."""
+    disk = PowerCut(monkeypatch)
+    checkpoints.save(12, tensors(12), FACTS, print)
+    assert disk.renames == [("state.safetensors", True), ("checkpoint.json", True), ("step-00000012", True)]
+    assert disk.spares(checkpoints.folder / "step-00000012") and disk.spares_name(checkpoints.folder / "step-00000012")
+    assert disk.names(checkpoints.folder) == {"step-00000006", "step-00000009", "step-00000012"}
+
+
+def test_weights_that_a_checkpoint_may_name_are_on_the_disk_with_their_name(tmp_path: Path, monkeypatch):
+    disk = PowerCut(monkeypatch)
+    path = tmp_path / "weights/step-00000003.safetensors"
+    write_tensors(path, tensors(3))
+    assert disk.spares(path) and disk.spares_name(path)
 
 
 def test_equal_tensors_make_equal_bytes(tmp_path: Path):

@@ -53,6 +53,12 @@ def test_without_time_there_is_no_beginning_but_a_run_that_has_begun_gets_on(cou
     assert [(attempt["end"], attempt["done"]) for attempt in found] == [(False, 0), (False, 2), (False, 3), (False, 4)]
 
 
+def test_no_step_begins_that_may_not_end_in_time(course: Path):
+    """The slowest step took more than half of the time that is left."""
+    (found,) = attempts(course, "slow")
+    assert (found["end"], found["done"]) == (False, 0)
+
+
 def test_a_run_ends_early_where_nothing_improves_and_says_so(course: Path):
     first, ended = attempts(course, "early")
     assert not first["end"]
@@ -63,6 +69,21 @@ def test_a_run_ends_early_where_nothing_improves_and_says_so(course: Path):
     measured = [step for step in losses if step]
     assert finished["best"]["step"] == measured[-3] and finished["final"]["step"] == measured[-1]
     assert all(losses[step] >= losses[measured[-3]] for step in measured[-2:])
+
+
+def test_the_weights_before_training_are_no_result_however_good(course: Path):
+    before, *after = [line["heldout_loss"] for line in metrics(course / "worse") if "heldout_loss" in line]
+    best = result(course, "worse")["best"]
+    assert before < min(after) == best["heldout_loss"] and best["step"] > 0
+
+
+def test_weights_are_kept_as_long_as_the_run_or_a_checkpoint_names_them(course: Path):
+    state, finished = state_of(course / "undisturbed"), result(course, "undisturbed")
+    kept = [json.loads(path.read_text()) for path in sorted(state.glob("checkpoints/*/checkpoint.json"))]
+    of_checkpoints = {Path(facts["best"]["weights"]).name for facts in kept}
+    of_run = {Path(finished[which]["weights"]).name for which in ("final", "best")}
+    assert len(kept) > 1 and of_checkpoints - of_run, "one checkpoint names weights that are no longer the best"
+    assert {path.name for path in (state / "weights").iterdir()} == of_checkpoints | of_run
 
 
 def test_a_line_tells_rates_memory_and_speed(course: Path):

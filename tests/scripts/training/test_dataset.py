@@ -58,6 +58,25 @@ def test_every_step_holds_its_global_batch_once(readers, processor, ranks, micro
             assert sum(batch.labels.values()) == int((batch.tensors["labels"] >= 0).sum())
 
 
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(2, 8), (2, 1), (3, 1)])
+def test_a_rank_takes_every_so_many_th_unit_of_a_batch_that_is_sorted_by_cost(readers, processor, ranks, micro_batch):
+    whole = cut(readers, processor)
+    for rank in range(ranks):
+        part = cut(readers, processor, rank, ranks, micro_batch)
+        for step in (0, 12):
+            micro = range(step * part.accumulation, (step + 1) * part.accumulation)
+            assert [row for place in micro for row in rows(part[place])] == rows(whole[step])[rank::ranks]
+
+
+def test_conversations_one_by_one_are_those_of_this_rank(readers, processor):
+    alone = [uids for uids, _ in cut(readers, processor).conversations(12)]
+    assert alone == ["+".join(readers[0].uids(unit)) for unit in (48, 49)]
+    shares = [list(cut(readers, processor, rank, 3).conversations(0)) for rank in range(3)]
+    every = [uids for uids, _ in cut(readers, processor).conversations(0)]
+    assert [[uids for uids, _ in share] for share in shares] == [every[rank::3] for rank in range(3)]
+    assert rows(cut(readers, processor, 1, 3)[0]) == [row for _, batch in shares[1] for row in rows(batch)]
+
+
 def test_steps_know_their_epoch_and_units(readers, processor):
     batches = cut(readers, processor)
     assert batches.steps_per_epoch == [13, 13]
@@ -91,6 +110,17 @@ def test_a_conversation_that_was_planned_otherwise_is_refused(lab: TrainingSetup
     batches = cut([BlendReader(folder, tmp_path)], processor)
     with pytest.raises(UserError, match=r"llava(_dial)?:train\d was planned with .* same `tokens`"):
         batches[0]
+
+
+@pytest.mark.parametrize("name", ["n_tokens", "n_labels"])
+def test_tokens_and_labels_are_compared_with_the_plan(readers, processor, name: str):
+    class Miscounted(BlendReader):
+        def read(self, position, images=True):
+            sample = super().read(position, images)
+            return dataclasses.replace(sample, **{name: getattr(sample, name) + 1})
+
+    with pytest.raises(UserError, match=r"llava\S* was planned with \d+ tokens and \d+ labels, but .* makes \d+ and"):
+        cut([Miscounted(readers[0].folder, readers[0].root)], processor)[0]
 
 
 def test_a_damaged_image_names_its_conversation(readers, processor):

@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from scripts.common.errors import UserError
 from scripts.training.metrics import Metrics, read_metrics, summary, throughput
 from scripts.training.trackers import TensorBoard, TrackedRun
+from tests.disks import PowerCut
 
 
 def run(step: int) -> TrackedRun:
@@ -38,6 +39,16 @@ def test_a_resumed_run_stands_in_both_records_once(tmp_path: Path):
     events = EventAccumulator(str(tmp_path / "events")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 5.0), (2, 4.5)]
     assert [event.value for event in events.Scalars("heldout_loss/llava")] == [9.0]
+
+
+def test_the_lines_that_a_checkpoint_counts_are_on_the_disk(tmp_path: Path, monkeypatch):
+    disk = PowerCut(monkeypatch)
+    metrics, path = Metrics(tmp_path, 0), tmp_path / "metrics.jsonl"
+    metrics.write(step(1, 5.0))
+    assert metrics.sync() == path.stat().st_size > 0 and disk.spares(path)
+    metrics.write(step(2, 4.0))
+    assert not disk.spares(path)
+    metrics.close()
 
 
 def test_lost_lines_are_a_clear_error(tmp_path: Path):
