@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import preload
 from tests.blends import write_blend
 from tests.tiny_models import IMAGE_TOKENS, make_bases
 
@@ -52,12 +53,18 @@ class TrainingSetup:
         model: Path | None = None,
         flags: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        preloaded: bool = True,
         **changes: Any,
     ) -> subprocess.Popen:
-        """Start a run. The search path is empty, so that nothing can be compiled: training must not need a compiler."""
+        """Start a run. The search path is empty, so that nothing can be compiled: training must not need a compiler.
+
+        `preloaded`: fork its processes from one that has imported the libraries; otherwise they are started as a user
+        starts them.
+        """
         own = os.environ | {"PATH": "", "PYTHONPATH": str(REPOSITORY)} | (environment or {})
         command = [*self.command(out, model, **changes), *flags]
-        return subprocess.Popen(command, cwd=self.root, env=own, stderr=subprocess.PIPE, text=True)
+        popen = preload.Popen if preloaded else subprocess.Popen
+        return popen(command, cwd=self.root, env=own, stderr=subprocess.PIPE, text=True)
 
     def train(self, out: Path, **changes: Any) -> tuple[int, str]:
         """Run to the end; return the exit status and what was said."""

@@ -62,7 +62,7 @@ def _imports(module: str) -> tuple[str, ...]:
     """The modules of ours that `module` imports, inside functions as well."""
     package = module.split(".")[:-1]
     names: list[str] = []
-    for node in ast.walk(ast.parse(_file(module).read_text(encoding="utf-8"))):
+    for node in _statements(_file(module)):
         if isinstance(node, ast.Import):
             names.extend(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -71,6 +71,18 @@ def _imports(module: str) -> tuple[str, ...]:
             names.append(parent)
             names.extend(f"{parent}.{alias.name}" for alias in node.names)
     return tuple(name for name in dict.fromkeys(names) if name.split(".")[0] in _PACKAGES and _exists(name))
+
+
+@cache
+def _statements(path: Path) -> list[ast.AST]:
+    """All statements of a file, those inside others as well. Expressions are not visited: most nodes are such."""
+    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    found = []
+    while pending:
+        found.append(node := pending.pop())
+        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+            pending.extend(getattr(node, field, ()))
+    return found
 
 
 def _exists(module: str) -> bool:
@@ -86,7 +98,7 @@ def _normalised(path: Path) -> str:
     """The source without comments, docstrings, trailing spaces and blank lines."""
     source = path.read_text(encoding="utf-8")
     lines = source.splitlines()
-    for node in ast.walk(ast.parse(source)):
+    for node in _statements(path):
         # Any statement that is only a string is documentation: docstrings and the strings under configuration fields.
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             for number in range(node.lineno - 1, node.end_lineno):

@@ -15,7 +15,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> TrainingSetup:
 
 @pytest.fixture(scope="session")
 def undisturbed(lab: TrainingSetup) -> Path:
-    """The folder of a run on two ranks that nothing disturbed."""
-    status, said = lab.train(lab.root / "train/undisturbed")
+    """The folder of a run on two ranks that nothing disturbed, started as a user starts it."""
+    status, said = lab.train(lab.root / "train/undisturbed", preloaded=False)
     assert status == 0, said
     return lab.root / "train/undisturbed"

@@ -19,6 +19,7 @@ from scripts.config.model import ModelConfig
 from scripts.config.tokens import TokensConfig
 from scripts.inference.blend_reader import BlendReader
 from scripts.inference.model_assembly import make_model
+from tests import preload
 from tests.blends import write_blend
 from tests.runs import STEPS, TrainingSetup, finished, lines_written, metrics, state_of, wait_until
 from tests.tiny_models import IMAGE_TOKENS
@@ -62,7 +63,8 @@ def test_killed_again_and_again_it_ends_with_the_same_losses_and_weights(lab: Tr
     out = lab.root / "train/disturbed"
 
     # One rank alone, as a machine without memory would do it: the others must not wait for it.
-    process = lab.start(out)
+    # Started as a user does, since a rank is known by its variables in /proc; those below are preloaded.
+    process = lab.start(out, preloaded=False)
     wait_until(process, lambda: lines_written(out) >= 7)
     victims = family(process.pid)
     next(victim for victim in victims if "RANK" in victim.environ()).kill()
@@ -119,6 +121,19 @@ def test_killed_again_and_again_it_ends_with_the_same_losses_and_weights(lab: Tr
     assert not list((state_of(out) / "checkpoints").glob(".*"))
 
 
+def test_a_run_whose_processes_are_forked_has_the_numbers_of_one_that_is_started(lab: TrainingSetup, undisturbed: Path):
+    """All other tests rely on it: they fork what a user starts (`tests/preload`)."""
+    out = lab.root / "train/forked"
+    process = lab.start(out)
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
+    assert process.preloaded == preload.available()
+    assert metrics(out) == metrics(undisturbed) and finished(out) == finished(undisturbed)
+    for which in ("final", "best"):
+        path = finished(out)[which]["weights"]
+        assert (out / path).read_bytes() == (undisturbed / path).read_bytes()
+
+
 def test_one_rank_has_the_losses_of_two(lab: TrainingSetup, undisturbed: Path):
     out = lab.root / "train/one_rank"
     status, said = lab.train(out, ranks=1, micro_batch=3, workers=1)
@@ -131,7 +146,7 @@ def test_one_rank_has_the_losses_of_two(lab: TrainingSetup, undisturbed: Path):
 
 
 def test_packs_are_trained_on_killed_at_random_and_continued_by_another_number_of_ranks(
-    lab: TrainingSetup, tmp_path: Path
+    lab: TrainingSetup, tmp_path: Path, chooser: random.Random
 ):
     """Every step stands once in the record, with the conversations that its packs hold."""
     tokenizer, identity = (
@@ -145,7 +160,7 @@ def test_packs_are_trained_on_killed_at_random_and_continued_by_another_number_o
     settings = {"micro_batch": 2, "evaluate_every": 0, "checkpoint_every": 1}
     process = packed.start(out, **settings, ranks=2)
     # The record begins with step 0, and a step's checkpoint follows its line: after two more lines there is one.
-    stop = random.randint(2, 6)
+    stop = chooser.randint(2, 6)
     wait_until(process, lambda: lines_written(out) > stop)
     victims = family(process.pid)
     process.kill()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import preload
 from tests.disks import small_disk
 from tests.runs import REPOSITORY, SETTINGS, STEPS, TrainingSetup, finished, lines_written, metrics, wait_until
 from tests.scripts.test_train import family, wait_for_death
@@ -33,11 +34,11 @@ def same_as(out: Path, undisturbed: Path) -> None:
         assert (out / place).read_bytes() == (undisturbed / place).read_bytes()
 
 
-def test_killed_at_ten_random_moments_it_ends_the_same(lab: TrainingSetup, undisturbed: Path):
-    out, chooser, kills = lab.root / "train/killed", random.Random(), 0
+def test_killed_at_ten_random_moments_it_ends_the_same(lab: TrainingSetup, undisturbed: Path, chooser: random.Random):
+    out, kills = lab.root / "train/killed", 0
     for _ in range(60):
         # From before the first import to after the last step; a run that gets to its end is begun anew from there.
-        process, wait = lab.start(out, checkpoint_every=2), chooser.uniform(0, 14)
+        process, wait = lab.start(out, preloaded=False, checkpoint_every=2), chooser.uniform(0, 14)
         deadline = time.monotonic() + wait
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -59,7 +60,7 @@ def test_killed_at_ten_random_moments_it_ends_the_same(lab: TrainingSetup, undis
 
 def test_a_rank_whose_process_is_frozen_ends_the_job(lab: TrainingSetup):
     out = lab.root / "train/frozen"
-    process = lab.start(out, flags=["--hang-timeout", "0.5"])
+    process = lab.start(out, flags=["--hang-timeout", "0.5"], preloaded=False)
     wait_until(process, lambda: lines_written(out) >= 3)
     victims = family(process.pid)
     worker(process.pid, 1).send_signal(signal.SIGSTOP)
@@ -153,7 +154,7 @@ def test_continued_at_any_stage_by_any_number_of_ranks(lab: TrainingSetup, tmp_p
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         command += ["-m", "tests.scripts.training.run_resharded", str(lab.root), str(tmp_path), str(out)]
         environment = os.environ | {"PATH": "", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+        done = preload.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         found |= json.loads(out.read_text())
     continued = [name for name in found if ">" in name]

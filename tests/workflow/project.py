@@ -1,6 +1,7 @@
 """A copy of the project in a folder of its own, driven through Snakemake as a user would, for tests of the whole
 graph."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+
+from tests import preload
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ["Snakefile", "config.yaml", "rules", "scripts", "model", "envs", "profiles"]
@@ -87,7 +90,10 @@ class Project:
     def snakemake(self, *arguments: str, check: bool = True, config: str = "tiny.yaml") -> str:
         """Run Snakemake on the project's configuration; returns what it printed."""
         command = [sys.executable, "-m", "snakemake", "--configfile", config, "--cores", "2", "--nocolor", *arguments]
-        done = subprocess.run(command, cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        environment = os.environ | preload.in_shells()
+        done = preload.run(
+            command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
         output = done.stdout + done.stderr
         assert not check or done.returncode == 0, output[-6000:]
         return output

@@ -14,6 +14,7 @@ def _fingerprint(root, monkeypatch, files, *modules):
     _write(root, files)
     monkeypatch.setattr(fingerprint, "ROOT", root)
     fingerprint._imports.cache_clear()
+    fingerprint._statements.cache_clear()
     fingerprint._normalised.cache_clear()
     return fingerprint.code_fingerprint(*modules)
 

@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import preload
 from tests.runs import REPOSITORY, STEPS, TrainingSetup, metrics, state_of
 
 
@@ -16,7 +16,7 @@ def course(lab: TrainingSetup, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("course")
     command = [sys.executable, "-m", "tests.scripts.training.run_interrupted", str(lab.root), str(out)]
     environment = os.environ | {"PATH": "", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    done = preload.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import subprocess
 import sys
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from scripts.config.run import RunConfig
 from scripts.training.deepspeed_config import deepspeed_config
 from scripts.training.engine import learning_rate, step_seed
+from tests import preload
 from tests.runs import REPOSITORY, TrainingSetup
 
 
@@ -22,7 +22,7 @@ def steps(lab: TrainingSetup, tmp_path_factory) -> dict[str, list[float]]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tests.scripts.training.run_zero_stages", str(lab.root), str(out)]
     environment = os.environ | {"PATH": "", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    done = preload.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
 
