@@ -23,6 +23,10 @@ HELDOUT = "heldout"
 DRAWN_SUITE = "raw/miniature/dialogues/dialogues.json"
 _SECONDS_TO_SAVE = 300
 _GB_PER_RANK = 4
+_TO_THE_LOG = (
+    'python() {{ if [ -n "${{VISUALCHAT_LOG_ONLY-}}" ]; then exec >> "$VISUALCHAT_LOG" 2>&1; unset VISUALCHAT_LOG; fi; '
+    'exec python "$@"; }}; '
+)
 
 
 def check_root(root: str, name: str) -> None:
@@ -299,7 +303,9 @@ def shell_prefix(basedir: str, conda: bool) -> str:
     """What every shell command of the rules starts with.
 
     The repository is importable from any working directory, and no folder of the user named `scripts` can shadow it.
-    The interpreter that runs Snakemake also runs the steps, unless conda provides one.
+    The interpreter that runs Snakemake also runs the steps, unless conda provides one. With VISUALCHAT_LOG_ONLY set, all
+    that a step prints, its libraries' warnings too, goes to its log file and not to the terminal. Snakemake formats the
+    text, so braces are doubled.
     """
     path = "" if conda else f'export PATH="{os.path.dirname(sys.executable)}:$PATH"; '
-    return f'export PYTHONSAFEPATH=1 PYTHONPATH="{basedir}"; {path}set -euo pipefail; '
+    return f'export PYTHONSAFEPATH=1 PYTHONPATH="{basedir}"; {path}{_TO_THE_LOG}set -euo pipefail; '

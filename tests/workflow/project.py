@@ -14,7 +14,16 @@ import yaml
 from tests import preload
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ["Snakefile", "config.yaml", "rules", "scripts", "model", "envs", "profiles"]
+PARTS = [
+    "Snakefile",
+    "config.yaml",
+    "rules",
+    "scripts",
+    "model",
+    "envs",
+    "profiles",
+    "snakemake_logger_plugin_visualchat",
+]
 
 TINY = {
     "name": "tiny",
