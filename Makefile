@@ -1,4 +1,4 @@
-# Commands for a fresh machine with git, make and Python >= 3.11: `make demo`, then `make chat`; and `make test`.
+# Commands for a fresh machine with git, make and Python >= 3.11: `make demo`, then `make chat`; `make check` and `make test`.
 #
 # TORCH_INDEX: where torch comes from. Empty takes the default index of pip, whose Linux build brings the CUDA libraries. For the
 # much smaller CPU build give the address of the CPU index shown on pytorch.org under "Get started":
@@ -13,9 +13,12 @@ SERVE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+READY_TEST := $(VENV)/.ready-test
+READY_LINT := $(VENV)/.ready-lint
+PIP := $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo chat browser test test-all test-cluster test-lmms neighbours docs clean
+.PHONY: help demo chat browser check lint units test test-all test-cluster test-lmms neighbours docs lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -30,17 +33,32 @@ chat: $(READY)  ## chat in the browser with the model of CONFIG
 	@$(BIN)/python -m scripts.serve $(SERVE) --root "$$($(BIN)/python -m scripts.settings --results $(CONFIG))"
 
 # A Chromium for the tests of the page, where the system brings none.
-browser: $(READY)  ## a Chromium for the tests of the page
+browser: $(READY_TEST)  ## a Chromium for the tests of the page
 	$(BIN)/python -m playwright install --with-deps chromium-headless-shell
 
-test: $(READY)  ## the tests, without those that take minutes
+# Two jobs, for two cores; what each prints comes in one piece.
+check: $(READY_TEST) $(READY_LINT)  ## the gate: lint, formats, types and the tests of units, in two minutes
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lint units
+
+lint: $(READY_LINT)  ## the part of the gate that runs none of the code
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --quiet --check
+	$(BIN)/snakefmt --quiet --check Snakefile rules
+	$(BIN)/snakemake --lint --quiet all
+	git ls-files -z '*.sh' .ci/run | xargs -0 $(BIN)/shellcheck
+	$(BIN)/mypy
+
+units: $(READY_TEST)  ## the tests that start no ranks, graph, server or browser
+	$(BIN)/python -m pytest -q -m "not long and not integration"
+
+test: $(READY_TEST)  ## the tests, without those that take minutes
 	$(BIN)/python -m pytest -m "not long"
 
-test-all: $(READY) neighbours test-lmms  ## every test, those of other tools that read our shards too
+test-all: $(READY_TEST) neighbours test-lmms  ## every test, those of other tools that read our shards too
 	$(BIN)/python -m pytest
 
 # A real Slurm of two nodes on this machine (Debian's packages; needs root): training on both, interrupted in every way.
-test-cluster: $(READY)  ## the tests on a Slurm of two nodes that is started for them (needs root)
+test-cluster: $(READY_TEST)  ## the tests on a Slurm of two nodes that is started for them (needs root)
 	@[ "$$(id -u)" = 0 ] || { echo "test-cluster starts a Slurm of its own, which takes root: run it as root"; exit 1; }
 	@PATH="$$PATH:/usr/sbin"; { command -v slurmctld && command -v munged; } > /dev/null || \
 		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge; }
@@ -59,7 +77,7 @@ neighbours: .neighbours/datasets/.ready .neighbours/energon/.ready  ## environme
 test-lmms: .neighbours/lmms/.ready  ## the test inside lmms-eval, in an environment of its own
 	.neighbours/lmms/bin/python -m pytest tests/scripts/evaluation/test_lmms.py
 
-.neighbours/lmms/.ready: envs/neighbours/lmms.txt pyproject.toml $(READY)
+.neighbours/lmms/.ready: envs/neighbours/lmms.txt pyproject.toml $(READY_TEST)
 	$(BIN)/python -m venv $(@D)
 	echo "$(CURDIR)/$$(echo $(VENV)/lib/python*/site-packages)" > "$$(echo $(@D)/lib/python*/site-packages)/visualchat-environment.pth"
 	$(@D)/bin/pip install --quiet --no-deps -r $<
@@ -71,13 +89,29 @@ docs: $(READY)  ## the generated pages and the picture of the graph
 	$(BIN)/python -m scripts.workflow.rules_reference --write
 	$(BIN)/python -c 'from pygraphviz import AGraph; AGraph("docs/graph.dot").draw("docs/graph.svg", prog="dot")'
 
+# Torch is left out: which build is installed is chosen by TORCH_INDEX, and envs/no-cuda.txt keeps the packages of one build out.
+LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --no-header --annotation-style=line --override envs/no-cuda.txt \
+	--no-emit-package torch --no-emit-package pip
+lock: $(READY_LINT)  ## lock the dependencies that pyproject.toml declares, keeping the versions that still fit
+	$(LOCK) $(LOCK_OPTIONS) pyproject.toml -o envs/requirements.txt
+	$(LOCK) $(LOCK_OPTIONS) --group test -c envs/requirements.txt -o envs/requirements-test.txt
+	$(LOCK) $(LOCK_OPTIONS) --group lint -c envs/requirements.txt -c envs/requirements-test.txt -o envs/requirements-lint.txt
+
 clean:  ## remove the environments
 	rm -rf $(VENV) .neighbours
 
 $(READY): envs/requirements.txt envs/requirements-torch.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Name another with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r envs/requirements-torch.txt
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation -r envs/requirements.txt
+	$(PIP) --upgrade pip setuptools wheel
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r envs/requirements-torch.txt
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -r envs/requirements.txt
+	@touch $@
+
+$(READY_TEST): $(READY) envs/requirements-test.txt
+	$(PIP) -r envs/requirements-test.txt
+	@touch $@
+
+$(READY_LINT): $(READY) envs/requirements-lint.txt
+	$(PIP) -r envs/requirements-lint.txt
 	@touch $@

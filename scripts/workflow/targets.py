@@ -24,8 +24,8 @@ DRAWN_SUITE = "raw/miniature/dialogues/dialogues.json"
 _SECONDS_TO_SAVE = 300
 _GB_PER_RANK = 4
 _TO_THE_LOG = (
-    'python() {{ if [ -n "${{VISUALCHAT_LOG_ONLY-}}" ]; then exec >> "$VISUALCHAT_LOG" 2>&1; unset VISUALCHAT_LOG; fi; '
-    'exec python "$@"; }}; '
+    'if [ -n "${{VISUALCHAT_LOG_ONLY-}}" ]; then '
+    'python() {{ exec >> "$VISUALCHAT_LOG" 2>&1; unset VISUALCHAT_LOG; exec python "$@"; }}; fi; '
 )
 
 
