@@ -1,6 +1,10 @@
-"""The conda environments and the pinned requirements say the same, and cover what the code imports."""
+"""What is installed: imports are declared, nothing is declared that nothing imports, and all lists agree on versions."""
 
+import ast
 import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -8,26 +12,99 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+DECLARED = {
+    "run": PROJECT["project"]["dependencies"],
+    "test": PROJECT["dependency-groups"]["test"],
+    "lint": PROJECT["dependency-groups"]["lint"],
+}
+LOCKED = {
+    "run": ("requirements.txt", "requirements-torch.txt"),
+    "test": ("requirements-test.txt",),
+    "lint": ("requirements-lint.txt",),
+}
+# Declared and used without an import.
+NOT_IMPORTED = {
+    "python-multipart": "starlette reads uploads with it",
+    "tensorboard": "torch.utils.tensorboard writes with it",
+    "snakemake": "its command line runs the rules",
+}
+# Imported only where a person has installed them, or part of a package that is declared.
+OPTIONAL = {
+    "lmms_eval",
+    "wandb",
+    "trackio",
+    "tests",
+    "benchmarks",
+    "model",
+    "scripts",
+    "snakemake_logger_plugin_visualchat",
+}
+
+
+def _name(requirement: str) -> str:
+    """The normalised name of the package that a requirement asks for."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[\s=<>~!;\[]", requirement, maxsplit=1)[0]).lower()
 
 
 def _pins(path: Path) -> dict[str, str]:
     lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
-    return {_name(line.split("==")[0]): line.split("==")[1] for line in lines if line}
+    return {_name(line): line.split("==")[1] for line in lines if line}
 
 
-def _name(package: str) -> str:
-    return re.sub(r"[-_.]+", "-", package).lower()
+PINS = {
+    kind: {k: v for name in names for k, v in _pins(ROOT / "envs" / name).items()} for kind, names in LOCKED.items()
+}
 
 
-PINS = _pins(ROOT / "envs/requirements.txt") | _pins(ROOT / "envs/requirements-torch.txt")
+def _imported(*folders: str) -> set[str]:
+    """The packages that Python files below `folders` import."""
+    distributions = packages_distributions()
+    found = set()
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for module in {name.split(".")[0] for name in names} - OPTIONAL - sys.stdlib_module_names:
+                found.add(_name(distributions.get(module, [module])[0]))
+    return found
+
+
+def test_every_import_is_declared_and_nothing_else_is():
+    product = _imported("scripts", "model", "snakemake_logger_plugin_visualchat")
+    declared = {_name(requirement) for requirement in DECLARED["run"]}
+    assert product - declared == set(), "imported, but not declared in pyproject.toml"
+    assert declared - product == NOT_IMPORTED.keys() - product, "declared in pyproject.toml, but not imported"
+    tests = _imported("tests", "benchmarks")
+    for_tests = {_name(requirement) for requirement in DECLARED["test"]}
+    assert tests - declared - for_tests == set(), "imported by tests, but not declared"
+    assert for_tests - tests <= {"playwright", "pytest-xdist"}, "declared for tests, but not imported"
+
+
+def test_every_declared_package_has_a_reason():
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = re.findall(r'^  "([a-zA-Z0-9_-]+)[<>=~][^"]*",(.*)$', text, re.MULTILINE)
+    assert len(listed) == sum(map(len, DECLARED.values()))
+    assert not [name for name, comment in listed if not comment.strip().startswith("# ")]
+
+
+@pytest.mark.parametrize("kind", DECLARED)
+def test_what_is_declared_is_locked(kind):
+    """`make lock` was run after the last change of pyproject.toml."""
+    assert {_name(requirement) for requirement in DECLARED[kind]} <= PINS[kind].keys()
+
+
+def test_the_locked_lists_agree():
+    for kind in ("test", "lint"):
+        shared = PINS[kind].keys() & PINS["run"].keys()
+        assert {name: PINS[kind][name] for name in shared} == {name: PINS["run"][name] for name in shared}
 
 
 @pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda p: p.stem)
-def test_every_package_of_an_environment_is_pinned_alike(path):
+def test_every_package_of_a_conda_environment_is_pinned_alike(path):
     packages = next(part["pip"] for part in yaml.safe_load(path.read_text())["dependencies"] if isinstance(part, dict))
     for package in packages:
-        name, version = package.split("==")
-        assert PINS[_name(name)] == version, f"{path.name}: {name}"
+        assert PINS["run"][_name(package)] == package.split("==")[1], f"{path.name}: {package}"
 
 
 def test_every_environment_is_named_by_a_rule_and_every_rule_names_one():
@@ -35,10 +112,10 @@ def test_every_environment_is_named_by_a_rule_and_every_rule_names_one():
     for file in (ROOT / "rules").glob("*.smk"):
         text = file.read_text()
         used |= set(re.findall(r'conda:\s+"\.\./envs/([a-z]+)\.yaml"', text))
-        counts = [len(re.findall(rf"^\s+{directive}:$", text, re.M)) for directive in ("shell", "conda", "log")]
+        counts = [len(re.findall(rf"^\s+{directive}:$", text, re.MULTILINE)) for directive in ("shell", "conda", "log")]
         assert len(set(counts)) == 1, file.name
     assert used == {path.stem for path in ENVIRONMENTS}
 
 
-def test_no_cuda_package_is_pinned():
-    assert not [name for name in PINS if name.startswith(("nvidia", "triton"))]
+def test_no_package_of_one_build_of_torch_is_pinned():
+    assert not [name for pins in PINS.values() for name in pins if name.startswith(("nvidia", "cuda", "triton"))]
