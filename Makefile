@@ -51,8 +51,9 @@ lint: $(READY_LINT)  ## the part of the gate that runs none of the code
 units: $(READY_TEST)  ## the tests that start no ranks, graph, server or browser
 	$(BIN)/python -m pytest -q -m "not long and not integration"
 
+# In two processes; tests/conftest.py decides which tests stay together.
 test: $(READY_TEST)  ## the tests, without those that take minutes
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" -n 2
 
 test-all: $(READY_TEST) neighbours test-lmms  ## every test, those of other tools that read our shards too
 	$(BIN)/python -m pytest

@@ -1,22 +1,22 @@
 # VisualChat: from raw datasets to a chat model, as one graph of files.
 #
-#   raw/<source>        what was downloaded, drawn, or already there      rules/sources.smk
+#   raw/<source>        raw files: downloaded, generated or provided      rules/sources.smk
 #   media/<source>      every image once, in tar shards                   rules/media.smk
-#   records/<dataset>   rows as conversations; tokens/ counts them        rules/records.smk
-#   plan/, blend/       what is trained on, in which order                rules/blends.smk
-#   models/, bases/     the network before training                       rules/models.smk
-#   train/, exported/   a run, and the folders it leaves                  rules/train.smk
+#   records/<dataset>   rows as conversations; tokens/ counts tokens      rules/records.smk
+#   plan/, blend/       training data, in training order                  rules/blends.smk
+#   models/, bases/     models before training                            rules/models.smk
+#   train/, exported/   runs, and their models as folders                 rules/train.smk
 #   evaluate/           scores and dialogues                              rules/evaluate.smk
-#   train/*/lock.json   the passport of a run                             rules/lock.smk
-#   report.html         what a person looks at                            rules/report.smk
+#   train/*/lock.json   the provenance of a run                           rules/lock.smk
+#   report.html         the report                                        rules/report.smk
 #
-# All of it lies below the results root of the configuration. Targets: all (default), data, train, evaluate, report.
+# All paths are below the results root of the configuration. Targets: all (default), data, train, evaluate, report.
 
 from snakemake.utils import min_version
 
 min_version("9.25")
 
-# A recipe given with --configfile is complete: the default configuration must not shine through it.
+# A recipe given with --configfile is complete: keys of the default configuration must not leak into it.
 if not workflow.config_settings.configfiles:
 
     configfile: f"{workflow.basedir}/config.yaml"

@@ -1,17 +1,17 @@
-"""How long one waits for the first token in a long chat, against computing everything anew in every round.
+"""Time to the first token in a long chat, against recomputing the whole prompt in every round.
 
     python -m benchmarks.chat
 
 A conversation of eight rounds about eight images of 256 tokens, with a model of random weights and the widths of a
-small real one. What is timed is round 8, from the question to its first token, in three situations:
+small real one. Timed is round 8, from the question to its first token, in three situations:
 
     shown     all eight images were shown in earlier rounds: round 8 is text
-    seen      round 8 brings the eighth image, which another conversation has shown before
-    new       round 8 brings the eighth image, which nobody has shown before
+    seen      round 8 shows the eighth image, which another conversation has shown before
+    new       round 8 shows the eighth image, which no conversation has shown before
 
-each by `ChatSession`, which goes on from its cache, and anew: encoder and decoder over all images and the whole prompt,
-as the original does in every round (with this project's attention, which is faster than the original's). They take
-turns, each on a copy of the same session; the ratios are medians over the turns.
+each with `ChatSession`, which continues from its cache, and recomputed: encoder and decoder over all images and the
+whole prompt, as the original does in every round (with this project's attention, which is faster than the original's).
+Both alternate, each on a copy of the same session; the ratios are medians over the repeats.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from transformers import (
 
 from benchmarks.attention import processor as processor_name
 from model.chat import ChatSession
-from model.conversation_cache import ImageCache
+from model.image_cache import ImageCache
 from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
 
@@ -110,8 +110,10 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (224, 224, 3), dtype=np.uint8))
 
 
-def begin(model: VisualChatForConditionalGeneration, processor: VisualChatProcessor, images: int) -> ChatSession:
-    """A session after seven rounds, each with an image, the first with one more if `images` is 8."""
+def start_session(
+    model: VisualChatForConditionalGeneration, processor: VisualChatProcessor, images: int
+) -> ChatSession:
+    """A session after seven rounds, each with an image, the first with two if `images` is 8."""
     session = ChatSession(model, processor)
     pictures = [picture(number) for number in range(images)]
     for number in range(ROUNDS - 1):
@@ -130,34 +132,36 @@ def to_first_token(session: ChatSession, images: list[Image.Image]) -> float:
 
 
 def synchronise(model: VisualChatForConditionalGeneration) -> None:
+    """Wait for the work of a GPU, so that a clock can be read."""
     if model.device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def measure(attention: str, args: argparse.Namespace) -> Iterator[tuple[str, int, list[float], list[float]]]:
-    """Yield for every situation its name, the tokens of the prompt, and seconds anew and by the session, by turn."""
+    """Yield for every situation its name, the tokens of the prompt, and seconds recomputed and by the session."""
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(Path(folder), attention, args)
         parts = (Path(folder) / "vision", Path(folder) / "tokenizer", model.config.image_tokens)
         processor = VisualChatProcessor.from_base_models(*parts)
     last = picture(ROUNDS)
     for situation, images in (("shown", ROUNDS), ("seen", ROUNDS - 1), ("new", ROUNDS - 1)):
-        talk, brought = begin(model, processor, images), [] if situation == "shown" else [last]
-        anew, by_session = [], []
+        base, shown = start_session(model, processor, images), [] if situation == "shown" else [last]
+        recomputed: list[float] = []
+        by_session: list[float] = []
         for _ in range(args.repeats + 1):
             fresh = ChatSession(model, processor)
-            fresh._restore(list(talk.history), list(talk.images))
-            anew.append(to_first_token(fresh, brought))
-            session = copied(talk)
+            fresh._restore(list(base.history), list(base.images))
+            recomputed.append(to_first_token(fresh, shown))
+            session = copy_session(base)
             if situation == "seen":
                 session._image_cache.model_inputs([processor.preprocess_image(last)])
-            by_session.append(to_first_token(session, brought))
-        # The first turn does not count.
-        yield situation, len(processor.encode(fresh.history[:-1])), anew[1:], by_session[1:]
+            by_session.append(to_first_token(session, shown))
+        # The first repeat warms up.
+        yield situation, len(processor.encode(fresh.history[:-1])), recomputed[1:], by_session[1:]
 
 
-def copied(session: ChatSession) -> ChatSession:
-    """A session in the same state, with caches of its own."""
+def copy_session(session: ChatSession) -> ChatSession:
+    """A session in the same state, with separate caches."""
     other = copy.copy(session)
     other._tokens = copy.deepcopy(session._tokens)
     other._image_cache = ImageCache(session.model)
@@ -175,20 +179,22 @@ def main() -> None:
     arguments.add_argument("--layers", type=int, default=8)
     arguments.add_argument("--vision-width", type=int, default=768)
     arguments.add_argument("--vision-layers", type=int, default=6)
-    arguments.add_argument("--repeats", type=int, default=5, help="turns that count")
+    arguments.add_argument("--repeats", type=int, default=5, help="timed repeats")
     args = arguments.parse_args()
     args.dtype = getattr(torch, args.dtype)
     torch.set_num_threads(args.threads)
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"{processor_name()}, {args.threads} threads"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
     print(f"{where}; {versions}; decoder {args.layers} x {args.width}, encoder {args.vision_layers} x ", end="")
-    print(f"{args.vision_width}, {args.dtype}; time to first token in round {ROUNDS}, median of {args.repeats} turns\n")
-    print("| attention | the eighth image was | prompt tokens | anew | session | ratio |")
+    print(
+        f"{args.vision_width}, {args.dtype}; time to first token in round {ROUNDS}, median of {args.repeats} repeats\n"
+    )
+    print("| attention | the eighth image was | prompt tokens | recomputed | session | ratio |")
     print("|---|---|---|---|---|---|")
     for attention in ("mmca", "causal"):
-        for situation, tokens, anew, by_session in measure(attention, args):
-            times = " | ".join(f"{1000 * median(values):.0f} ms" for values in (anew, by_session))
-            ratio = median(slow / fast for slow, fast in zip(anew, by_session, strict=True))
+        for situation, tokens, recomputed, by_session in measure(attention, args):
+            times = " | ".join(f"{1000 * median(values):.0f} ms" for values in (recomputed, by_session))
+            ratio = median(slow / fast for slow, fast in zip(recomputed, by_session, strict=True))
             print(f"| {attention} | {situation} | {tokens} | {times} | {ratio:.1f} x |", flush=True)
 
 

@@ -1,16 +1,16 @@
-"""From a container of images to media shards, beside what decoding the same images alone takes.
+"""The time from a container of images to media shards, against decoding the same images alone.
 
     python -m benchmarks.convert [--gigabytes 1.0] [--processes 2] [--runs 5] [--folder DIR]
 
-Makes a JSON object of base64 PNGs (224 x 224, as MIMIC-IT's) and a zip of JPEGs (640 x 428, as COCO's) of the given
+Makes a JSON object of base64 PNGs (224 x 224, as in MIMIC-IT) and a zip of JPEGs (640 x 428, as in COCO) of the given
 size. Each run measures, one after the other, each right after its files were read once, so that no disk is timed:
 
-    ours      fetch (list the images), shard (read, decode, hash and write every one of them), index: the programs
-              that the rules run, one shard per process
+    ours      fetch (list the images), shard (read, decode, hash and write each), index: the programs that the rules
+              run, one shard per process
     decoding  as many processes, each decoding its share of the same bytes with Pillow and doing nothing else
-    plain     json.load, or zipfile, and Pillow in one process: what a short script would do
+    script    json.load, or zipfile, and Pillow in one process: a short script
 
-Times are of the wall, start of the interpreters included; memory is the largest peak of any one process.
+Times are wall-clock, with the start of the interpreters; memory is the largest peak of any one process.
 """
 
 import argparse
@@ -26,11 +26,12 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import PIL
-import pyarrow
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -57,10 +58,10 @@ def _encoded(format_: str, width: int, height: int, noise: float) -> list[bytes]
     return images
 
 
-def make_json(place: Path, size: float) -> None:
+def make_json(path: Path, size: float) -> None:
     """A JSON object of base64 PNGs of at least `size` bytes."""
     texts = [base64.b64encode(data).decode() for data in _encoded("PNG", 224, 224, 4.0)]
-    with place.open("w") as file:
+    with path.open("w") as file:
         number = 0
         while file.tell() < size:
             file.write(f'{", " if number else "{"}"SD_IMG_{number:07d}_1": "{texts[number % _DISTINCT]}"')
@@ -68,12 +69,12 @@ def make_json(place: Path, size: float) -> None:
         file.write("}")
 
 
-def make_zip(place: Path, size: float) -> None:
-    """A zip of JPEGs, stored as they are, of at least `size` bytes."""
+def make_zip(path: Path, size: float) -> None:
+    """A zip of JPEGs, stored without compression, of at least `size` bytes."""
     images = _encoded("JPEG", 640, 428, 18.0)
-    with zipfile.ZipFile(place, "w") as archive:
+    with path.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
         number = 0
-        while archive.fp.tell() < size:
+        while file.tell() < size:
             archive.writestr(f"train2017/{number:012d}.jpg", images[number % _DISTINCT])
             number += 1
 
@@ -87,11 +88,11 @@ def run(commands: list[list[str]]) -> tuple[float, float]:
         for command in commands
     ]
     peak = 0
-    for child in children:
+    for command, child in zip(commands, children, strict=True):
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
-            raise RuntimeError(f"{child.args} ended with status {child.returncode}")
+            raise RuntimeError(f"{command} ended with status {child.returncode}")
         peak = max(peak, usage.ru_maxrss)
     return time.perf_counter() - start, peak / 1024
 
@@ -111,9 +112,9 @@ def ours(source: str, data: Path, work: Path, processes: int) -> tuple[float, fl
 _DECODE = """
 import io, mmap, sys
 from PIL import Image
-places = [tuple(map(int, line.split())) for line in open(sys.argv[2])]
+ranges = [tuple(map(int, line.split())) for line in open(sys.argv[2])]
 with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-    for offset, length in places:
+    for offset, length in ranges:
         Image.open(io.BytesIO(data[offset : offset + length])).load()
 """
 _JSON = """
@@ -132,17 +133,16 @@ with zipfile.ZipFile(sys.argv[1]) as archive:
 
 
 def write_shares(work: Path, into: Path) -> list[list[str]]:
-    """The commands that decode alone: the image bytes of our own shards, each process its share."""
+    """The commands that only decode: each process a shard of ours, copied to `into` with the ranges of its images."""
     media = work / "media"
     index = pq.read_table(media / "index.parquet").to_pylist()
     commands = []
     for number, shard in enumerate(sorted(media.glob("*.tar"))):
-        places = into / f"{number}.txt"
-        rows = [f"{row['offset']} {row['length']}" for row in index if row["shard"] == number]
-        places.write_text("\n".join(rows))
+        ranges = into / f"{number}.txt"
+        ranges.write_text("\n".join(f"{row['offset']} {row['length']}" for row in index if row["shard"] == number))
         copy = into / f"{number}.bytes"
         shutil.copyfile(shard, copy)
-        commands.append([sys.executable, "-c", _DECODE, str(copy), str(places)])
+        commands.append([sys.executable, "-c", _DECODE, str(copy), str(ranges)])
     return commands
 
 
@@ -156,7 +156,7 @@ def main() -> None:
     args = arguments.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="convert-", dir=args.folder))
     print(
-        f"Python {platform.python_version()}, Pillow {PIL.__version__}, pyarrow {pyarrow.__version__}, "
+        f"Python {platform.python_version()}, Pillow {PIL.__version__}, pyarrow {pa.__version__}, "
         f"{os.cpu_count()} CPUs ({platform.machine()}), {args.gigabytes:g} GB, {args.processes} processes, "
         f"{args.runs} runs"
     )
@@ -165,8 +165,8 @@ def main() -> None:
         ("zip of JPEGs", "coco", "coco/train2017.zip", make_zip, _ZIP),
     )
     try:
-        for title, source, path, make, plain in cases:
-            _case(folder, title, source, path, make, plain, args)
+        for title, source, path, make, script in cases:
+            _case(folder, title, source, path, make, script, args)
     finally:
         shutil.rmtree(folder)
 
@@ -180,30 +180,38 @@ def _warm(folder: Path) -> None:
                     pass
 
 
-def _case(folder: Path, title: str, source: str, path: str, make, plain: str, args: argparse.Namespace) -> None:
+def _case(
+    folder: Path,
+    title: str,
+    source: str,
+    path: str,
+    make: Callable[[Path, float], None],
+    script: str,
+    args: argparse.Namespace,
+) -> None:
     data, work, alone = folder / "data", folder / "work", folder / "alone"
     (data / path).parent.mkdir(parents=True)
     alone.mkdir()
     make(data / path, args.gigabytes * 1e9)
     ours(source, data, work, args.processes)
     decoders = write_shares(work, alone)
-    script = [[sys.executable, "-c", plain, str(data / path)]]
-    results: dict[str, list[tuple[float, float]]] = {"ours": [], "decoding": [], "plain": []}
+    script_command = [sys.executable, "-c", script, str(data / path)]
+    results: dict[str, list[tuple[float, float]]] = {"ours": [], "decoding": [], "script": []}
     for _ in range(args.runs):
         _warm(alone)
         results["decoding"].append(run(decoders))
         _warm(data)
         results["ours"].append(ours(source, data, work, args.processes))
         _warm(data)
-        results["plain"].append(run(script))
+        results["script"].append(run([script_command]))
     images = json.loads((work / "media/manifest.json").read_text())["images"]
     print(f"\n{title}: {(data / path).stat().st_size / 1e9:.2f} GB, {images} images")
-    middle = {name: statistics.median(seconds for seconds, _ in values) for name, values in results.items()}
+    medians = {name: statistics.median(seconds for seconds, _ in values) for name, values in results.items()}
     for name, values in results.items():
         spread = f"{min(s for s, _ in values):.2f} to {max(s for s, _ in values):.2f}"
         peak = max(peak for _, peak in values)
-        ratio = middle[name] / middle["decoding"]
-        print(f"  {name:9} {middle[name]:6.2f} s ({spread}), {ratio:4.2f} x decoding, peak {peak:5.0f} MB a process")
+        ratio = medians[name] / medians["decoding"]
+        print(f"  {name:9} {medians[name]:6.2f} s ({spread}), {ratio:4.2f} x decoding, peak {peak:5.0f} MB per process")
     shutil.rmtree(data)
     shutil.rmtree(alone)
 

@@ -1,21 +1,22 @@
-"""How long a suite takes in batches with images computed once, against one question at a time and everything anew.
+"""The time of an evaluation suite in batches with cached images, against one question at a time without a cache.
 
     python -m benchmarks.evaluate
 
-A suite as those of robustness are: a few sets of four images, each with many questions, answered with a model of random
-weights and the widths of a small real one. Three ways take turns, and the ratios are medians over the turns:
+A suite like those of robustness: a few sets of four images, each with many questions, answered with a model of random
+weights and the widths of a small real one. Three modes alternate, and the ratios are medians over the repeats:
 
-    anew      one question at a time, encoder and image rows computed for each, as the original does
-    cached    one question at a time; an image is computed when it first appears
-    batched   sixteen questions at a time, too
+    recomputed   one question at a time, encoder and image rows computed for each, as the original does
+    cached       one question at a time; an image is computed when it first appears
+    batched      the same with sixteen questions at a time
 
-and a fourth reads the answers of an evaluation that was stopped at its end: what going on costs.
+A fourth reads the answers from the answer cache: the cost of resuming an evaluation that was stopped at its end.
 """
 
 import argparse
 import io
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -34,7 +35,7 @@ IMAGES, ANSWER, BATCH = 4, 16, 16
 
 
 def suite(sets: int, questions: int) -> list[Prompt]:
-    """Prompts of four images each; those of a set show the same."""
+    """Prompts of four images each, which are the same for all prompts of a set."""
     prompts = []
     for number in range(sets):
         data = []
@@ -44,21 +45,21 @@ def suite(sets: int, questions: int) -> list[Prompt]:
             data.append(buffer.getvalue())
         shown = [{"type": "image", "index": index} for index in range(IMAGES)]
         for question in range(questions):
-            asked = [*shown, {"type": "text", "text": f"{QUESTION} ({question})"}]
+            content = [*shown, {"type": "text", "text": f"{QUESTION} ({question})"}]
             hashes = [bytes_sha256(each) for each in data]
-            prompts.append(Prompt("x", [{"role": "user", "content": asked}], hashes, lambda data=data: data))
+            prompts.append(Prompt("x", [{"role": "user", "content": content}], hashes, partial(list, data)))
     return prompts
 
 
-def seconds(answerer: ModelRunner, prompts: list[Prompt], batch: int, anew: bool) -> float:
-    """Time to answer all prompts, from a cache of images without any."""
-    answerer.settings = answerer.settings.model_copy(update={"batch": batch})
-    answerer._states.clear()
+def seconds(runner: ModelRunner, prompts: list[Prompt], batch: int, recompute: bool) -> float:
+    """Seconds to answer all prompts, beginning with an empty image cache; with `recompute`, empty for each prompt."""
+    runner.settings = runner.settings.model_copy(update={"batch_size": batch})
+    runner._states.clear()
     start = time.perf_counter()
-    for each in [[prompt] for prompt in prompts] if anew else [prompts]:
-        answerer.generate(each, "answers")
-        if anew:
-            answerer._states.clear()
+    for each in [[prompt] for prompt in prompts] if recompute else [prompts]:
+        runner.generate(each, "answers")
+        if recompute:
+            runner._states.clear()
     return time.perf_counter() - start
 
 
@@ -78,7 +79,7 @@ def main() -> None:
     prompts = suite(args.sets, args.questions)
     print(f"{processor_name()}, {args.threads} threads; torch {torch.__version__}, ", end="")
     print(f"transformers {transformers.__version__}; {len(prompts)} questions about {IMAGES} images of 256 tokens\n")
-    print("| attention | anew | cached | batched | batched, against anew | going on |")
+    print("| attention | recomputed | cached | batched | batched, against recomputed | resumed |")
     print("|---|---|---|---|---|---|")
     for attention in ("mmca", "causal"):
         with tempfile.TemporaryDirectory() as folder:
@@ -87,20 +88,20 @@ def main() -> None:
             model.save_pretrained(root / "model")
             parts = (root / "vision", root / "tokenizer", model.config.image_tokens)
             VisualChatProcessor.from_base_models(*parts).save_pretrained(root / "model")
-            answerer = ModelRunner(
+            runner = ModelRunner(
                 root / "model", EvaluationConfig(max_new_tokens=ANSWER, threads=args.threads, device="cpu")
             )
-            ways = {"anew": (1, True), "cached": (1, False), "batched": (BATCH, False)}
-            times: dict[str, list[float]] = {name: [] for name in ways}
+            modes = {"recomputed": (1, True), "cached": (1, False), "batched": (BATCH, False)}
+            times: dict[str, list[float]] = {name: [] for name in modes}
             for _ in range(args.repeats):
-                for name, (batch, anew) in ways.items():
-                    times[name].append(seconds(answerer, prompts, batch, anew))
-            answerer.journal = AnswerCache(root / "journal.jsonl", {})
-            seconds(answerer, prompts, BATCH, False)
-            again = seconds(answerer, prompts, BATCH, False)
-        ratio = median(slow / fast for slow, fast in zip(times["anew"], times["batched"], strict=True))
+                for name, (batch, recompute) in modes.items():
+                    times[name].append(seconds(runner, prompts, batch, recompute))
+            runner.answer_cache = AnswerCache(root / "answers.jsonl", {})
+            seconds(runner, prompts, BATCH, False)
+            resumed = seconds(runner, prompts, BATCH, False)
+        ratio = median(slow / fast for slow, fast in zip(times["recomputed"], times["batched"], strict=True))
         row = " | ".join(f"{median(values):.1f} s" for values in times.values())
-        print(f"| {attention} | {row} | {ratio:.1f} x | {again:.2f} s |", flush=True)
+        print(f"| {attention} | {row} | {ratio:.1f} x | {resumed:.2f} s |", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,21 +2,22 @@
 
     python -m benchmarks.loader [--images 400] [--samples 50000] [--runs 7] [--folder DIR]
 
-Draws JPEGs of 640 x 428 pixels and stores them in everybody's own form. Every loader turns them into uint8 batches of 8
-crops (short side to 224 pixels, bicubic, centre), in one process; a checksum over all crops must be the same for all.
-Loaders take turns within the command, each run in a fresh process of its own environment below --folder (made on first
-use, with the same Pillow), and time begins when libraries are imported and the data are opened.
+Draws JPEGs of 640 x 428 pixels and stores them in each library's format. Every loader turns them into uint8 batches of
+8 crops (short side to 224 pixels, bicubic, centre), in one process; a checksum over all crops must be the same for all.
+The loaders alternate, each run in a new process of the library's environment below --folder (made on first use, with
+the same Pillow). Timing begins after the imports, where the data are opened.
 
     ours         our blend shards with embedded images, read as training does
     ours, refs   the same with references into media shards
     ours, store  the same from the pixel store
-    folder       a list of files and a map-style Dataset, as the original's
+    folder       a list of files and a map-style Dataset, as in the original
     webdataset   stock webdataset on our shards
     streaming    MosaicML Streaming on MDS shards of the same files
     datasets     HF datasets on an Arrow table of the same files
 
-Then the time from opening a data set of many samples to the first batch at a random place: what a resumed run waits
-for. webdataset cannot seek, so it reads up to the place; HF datasets and the folder index; Streaming restores its state.
+Then the time from opening a data set of many samples to the first batch at a random position, as a resumed run needs
+it. webdataset cannot seek, so it reads up to the position; HF datasets and the folder index; Streaming restores its
+state.
 """
 
 import argparse
@@ -53,7 +54,7 @@ COMMON = f"""
 import io, json, os, sys, time, zlib
 import numpy as np
 from PIL import Image
-data, start, count, BATCH = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), {BATCH}
+data, start, count, BATCH, SIDE = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), {BATCH}, {SIDE}
 def crop(picture):
     picture = picture.convert("RGB")
     scale = {SIDE} / min(picture.size)
@@ -82,28 +83,25 @@ def measure(open_data):
     check = sum(zlib.crc32(row.tobytes()) for batch in made for row in batch)
     print(json.dumps({{"first": first, "seconds": spent, "cpu": busy, "images": count - BATCH, "check": check}}))
 """
-OURS = (
-    """
+OURS = """
 from pathlib import Path
 from types import SimpleNamespace
 from scripts.media.pixel_store import PixelStore, pixels_key
-from scripts.training.dataset import ImageCache
+from scripts.inference.decoded_images import DecodedImageCache
 from scripts.inference.blend_reader import BlendReader
 form = sys.argv[4]
 def open_data():
     reader = BlendReader(Path(data) / ("refs" if form == "refs" else "embedded"), data)
     if form == "store":
-        store = PixelStore([Path(data) / "pixels/one-00000-of-00001.json"], pixels_key({"side": %d}))
+        store = PixelStore([Path(data) / "pixels/one-00000-of-00001.json"], pixels_key({"side": SIDE}))
         for position in range(start, len(reader)):
             yield from map(store.get, reader.read(position, images=False).image_sha256)
-    cache = ImageCache(SimpleNamespace(image=crop), limit=0)
+    cache = DecodedImageCache(SimpleNamespace(preprocess_image=crop), limit=0)
     for position in range(start, len(reader)):
         sample = reader[position]
         yield from map(cache.get, sample.image_sha256, sample.images)
 measure(open_data)
 """
-    % SIDE
-)
 SCRIPTS = {
     "folder": """
 def open_data():
@@ -140,8 +138,8 @@ measure(open_data)
 import datasets
 def open_data():
     table = datasets.load_from_disk(f"{data}/arrow")
-    for place in range(start, len(table)):
-        sample = table[place]
+    for position in range(start, len(table)):
+        sample = table[position]
         json.loads(sample["json"])
         yield decode(sample["jpg"])
 measure(open_data)
@@ -170,18 +168,18 @@ datasets.Dataset.from_generator(rows, features=features, cache_dir=f"{data}/cach
 
 
 def environment(folder: Path, name: str) -> str:
-    """The interpreter of a peer, in an environment of its own that is made on first use."""
-    place = folder / "peers" / name
-    if not (place / "bin/python").exists():
-        print(f"making the environment of {name} below {place}", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", place], check=True)
+    """The interpreter of a peer's environment, which is made on first use."""
+    path = folder / "peers" / name
+    if not (path / "bin/python").exists():
+        print(f"making the environment of {name} at {path}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", path], check=True)
         packages = [*PEERS[name], f"pillow=={PIL.__version__}"]
-        subprocess.run([place / "bin/pip", "install", "--quiet", *packages], check=True)
-    return str(place / "bin/python")
+        subprocess.run([path / "bin/pip", "install", "--quiet", *packages], check=True)
+    return str(path / "bin/python")
 
 
 def prepare(folder: Path, count: int, width: int, height: int, distinct: int) -> None:
-    """Write `count` samples of one image each in every form that needs no peer."""
+    """Write `count` samples of one image each in every format that needs no peer's library."""
     (folder / "files").mkdir(parents=True)
     pictures = []
     for number in range(distinct):
@@ -193,21 +191,27 @@ def prepare(folder: Path, count: int, width: int, height: int, distinct: int) ->
     with ShardWriter(folder / "media/one/one-00000-of-00001.tar") as media:
         offsets = [media.add(f"{number:06d}", [("jpg", data)])[0] for number, data in enumerate(pictures)]
     with (
-        ShardWriter(folder / "embedded" / shard_name("train", 0, 1)) as whole,
-        ShardWriter(folder / "refs" / shard_name("train", 0, 1)) as thin,
+        ShardWriter(folder / "embedded" / shard_name("train", 0, 1)) as embedded,
+        ShardWriter(folder / "refs" / shard_name("train", 0, 1)) as refs,
     ):
-        for place in range(count):
-            number = place % distinct
-            names.append(f"{place:07d}.jpg")
+        for position in range(count):
+            number = position % distinct
+            names.append(f"{position:07d}.jpg")
             (folder / "files" / names[-1]).write_bytes(pictures[number])
             image = {"source": "one", "key": f"{number:06d}", "sha256": hashes[number]}
-            sample = {"uids": [f"one:{place}"], "dataset": "one", "messages": [], "n_tokens": 1, "n_labels": 1}
-            sample |= {"position": place}
+            sample = {
+                "uids": [f"one:{position}"],
+                "dataset": "one",
+                "messages": [],
+                "n_tokens": 1,
+                "n_labels": 1,
+                "position": position,
+            }
             reference = {"ref": ["media/one/one-00000-of-00001.tar", offsets[number], len(pictures[number])]}
-            whole.add(f"e000-{place:09d}", [("json", _json(sample, image)), ("i0.jpg", pictures[number])])
-            thin.add(f"e000-{place:09d}", [("json", _json(sample, image | reference))])
+            embedded.add(f"e000-{position:09d}", [("json", _json(sample, image)), ("i0.jpg", pictures[number])])
+            refs.add(f"e000-{position:09d}", [("json", _json(sample, image | reference))])
     write_json(folder / "files.json", names)
-    for form, shard in (("embedded", whole), ("refs", thin)):
+    for form, shard in (("embedded", embedded), ("refs", refs)):
         np.arange(count + 1, dtype="<u8").tofile(folder / form / UNITS)
         listed = {"name": shard.path.name, "bytes": shard.bytes, "conversations": count, "units": count}
         manifest = {"plan": "", "global_batch": BATCH, "units": count, "conversations": count, "datasets": {"one": {}}}
@@ -215,38 +219,38 @@ def prepare(folder: Path, count: int, width: int, height: int, distinct: int) ->
         write_json(folder / form / "manifest.json", manifest | images | {"shards": [listed]})
     scope: dict = {}
     exec(COMMON.split("def batches")[0].replace("sys.argv[1], int(sys.argv[2]), int(sys.argv[3])", "0, 0, 0"), scope)
-    place = folder / "pixels/one-00000-of-00001"
-    place.parent.mkdir()
-    place.with_suffix(PIXELS).write_bytes(b"".join(scope["decode"](data).tobytes() for data in pictures))
-    place.with_suffix(HASHES).write_bytes(b"".join(map(bytes.fromhex, hashes)))
+    store = folder / "pixels/one-00000-of-00001"
+    store.parent.mkdir()
+    store.with_suffix(PIXELS).write_bytes(b"".join(scope["decode"](data).tobytes() for data in pictures))
+    store.with_suffix(HASHES).write_bytes(b"".join(map(bytes.fromhex, hashes)))
     facts = {"key": pixels_key({"side": SIDE}), "pillow": PIL.__version__, "images": distinct, "shape": [3, SIDE, SIDE]}
-    write_json(place.with_suffix(".json"), facts)
+    write_json(store.with_suffix(".json"), facts)
 
 
 def _json(sample: dict, image: dict) -> bytes:
     return canonical_json(sample | {"images": [image]}).encode()
 
 
-def contestants(folder: Path) -> dict[str, list[str]]:
-    """The command of every loader, without its data."""
-    found = {
+def candidates(folder: Path) -> dict[str, list[str]]:
+    """The command of every loader, without the arguments for its data."""
+    commands = {
         name: [sys.executable, "-c", COMMON + OURS, form]
         for name, form in (("ours", "embedded"), ("ours, refs", "refs"), ("ours, store", "store"))
     }
     for name, script in SCRIPTS.items():
         python = environment(folder, name) if name in PEERS else sys.executable
-        found[name] = [python, "-c", COMMON + script, ""]
-    return found
+        commands[name] = [python, "-c", COMMON + script, ""]
+    return commands
 
 
 def run(command: list[str], data: Path, start: int, count: int) -> dict:
-    """Run a loader over `count` images from `start` on."""
+    """Run a loader over `count` images from position `start` on."""
     *program, form = command
     variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    words = [*program, str(data), str(start), str(count), form]
-    done = subprocess.run(words, cwd=data, env=variables, capture_output=True, text=True)
+    arguments = [*program, str(data), str(start), str(count), form]
+    done = subprocess.run(arguments, cwd=data, env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{words[0]} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"{program[0]} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -254,12 +258,12 @@ def main() -> None:
     """Run the benchmark and print its tables."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--images", type=int, default=400)
-    arguments.add_argument("--samples", type=int, default=50_000, help="of the large data set")
+    arguments.add_argument("--samples", type=int, default=50_000, help="samples of the large data set")
     arguments.add_argument("--runs", type=int, default=7)
     arguments.add_argument("--folder", type=Path, required=True, help="where to work; environments are kept there")
     args = arguments.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    loaders = contestants(args.folder.resolve())
+    loaders = candidates(args.folder.resolve())
     with tempfile.TemporaryDirectory(prefix="loader-", dir=args.folder.resolve()) as scratch:
         few, many = Path(scratch) / "few", Path(scratch) / "many"
         prepare(few, args.images, 640, 428, args.images)
@@ -268,18 +272,18 @@ def main() -> None:
             for data in (few, many):
                 subprocess.run([loaders[name][0], "-c", writer, data], cwd=data, check=True, capture_output=True)
         print(
-            f"Python {platform.python_version()}, Pillow {PIL.__version__}, {os.cpu_count()} CPUs ({platform.machine()}), "
-            f"load {os.getloadavg()[0]:.1f}, {args.images} images, {args.runs} runs"
+            f"Python {platform.python_version()}, Pillow {PIL.__version__}, {os.cpu_count()} CPUs "
+            f"({platform.machine()}), load {os.getloadavg()[0]:.1f}, {args.images} images, {args.runs} runs"
         )
         results = _rates(loaders, few, args)
         _table(
             "images per second", {name: [r["images"] / r["seconds"] for r in runs] for name, runs in results.items()}
         )
         _table(
-            "CPU ms an image", {name: [1e3 * r["cpu"] / r["images"] for r in runs] for name, runs in results.items()}
+            "CPU ms per image", {name: [1e3 * r["cpu"] / r["images"] for r in runs] for name, runs in results.items()}
         )
         firsts = _first_batches(loaders, many, args)
-        _table(f"seconds to the first batch at a random place of {args.samples:,}", firsts)
+        _table(f"seconds to the first batch at a random position of {args.samples:,}", firsts)
 
 
 def _rates(loaders: dict[str, list[str]], data: Path, args: argparse.Namespace) -> dict[str, list[dict]]:
@@ -290,24 +294,25 @@ def _rates(loaders: dict[str, list[str]], data: Path, args: argparse.Namespace) 
     checks = {result["check"] for runs in results.values() for result in runs}
     if len(checks) > 1:
         raise RuntimeError(f"the loaders do not make the same crops: {checks}")
-    best = max(_middle(results[name], "seconds") for name in SCRIPTS)
-    ours = {name: _middle(results[name], "seconds") / best for name in loaders if name not in SCRIPTS}
+    best = max(_median_rate(results[name]) for name in SCRIPTS)
+    ours = {name: _median_rate(results[name]) / best for name in loaders if name not in SCRIPTS}
     print("ours against the best of the others: " + ", ".join(f"{name} {ratio:.2f} x" for name, ratio in ours.items()))
     return results
 
 
-def _middle(runs: list[dict], spent: str) -> float:
-    return statistics.median(result["images"] / result[spent] for result in runs)
+def _median_rate(runs: list[dict]) -> float:
+    """Images per second."""
+    return statistics.median(result["images"] / result["seconds"] for result in runs)
 
 
 def _first_batches(loaders: dict[str, list[str]], data: Path, args: argparse.Namespace) -> dict[str, list[float]]:
     chooser = random.Random(0)
-    found: dict[str, list[float]] = {name: [] for name in loaders}
+    seconds: dict[str, list[float]] = {name: [] for name in loaders}
     for _ in range(args.runs):
         start = chooser.randrange(args.samples - BATCH)
         for name, command in loaders.items():
-            found[name].append(run(command, data, start, BATCH)["first"])
-    return found
+            seconds[name].append(run(command, data, start, BATCH)["first"])
+    return seconds
 
 
 def _table(title: str, values: dict[str, list[float]]) -> None:

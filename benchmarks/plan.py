@@ -1,12 +1,12 @@
-"""How long planning takes and how much memory: the program `plan` on drawn tables of records and token counts.
+"""The time and memory of planning: the program `plan` on random tables of records and token counts.
 
     python -m benchmarks.plan [--conversations 1000000 10000000] [--runs 3] [--folder DIR]
 
 Draws six datasets shaped like the paper's (one round or many, 53 prompts with 5 captions, rounds in any order, pairs of
-images, and the join of pairs with talk about their images) so that the plan has about as many rows as asked for, then
-runs `python -m scripts.plan` on them as the rule does, packed to 4,096 tokens: reading all tables, every draw, the
-join, exact lengths, packing, order, the written table and its hash. Texts are left out, since a plan never reads them.
-Times are of the wall, the interpreter's start included; memory is the peak of the process.
+images, and the join of pairs with conversations about their images) so that the plan has about as many rows as
+requested, then runs `python -m scripts.plan` on them as the rule does, packed to 4,096 tokens: reading all tables,
+every draw, the join, exact lengths, packing, order, the written table and its hash. Texts are left out, since a plan
+never reads them. Times are wall-clock, with the start of the interpreter; memory is the peak of the process.
 """
 
 import argparse
@@ -57,9 +57,9 @@ def _lists(values: pa.Array, lengths: np.ndarray) -> pa.ListArray:
     return nested(starts_from_lengths(lengths), values)
 
 
-def _filled(kind: pa.DataType, lengths: np.ndarray, value) -> pa.ListArray:
+def _filled(data_type: pa.DataType, lengths: np.ndarray, value: str) -> pa.ListArray:
     """Lists of these lengths, all with one value."""
-    return _lists(pa.array(np.full(int(lengths.sum()), value), kind), lengths)
+    return _lists(pa.array(np.full(int(lengths.sum()), value), data_type), lengths)
 
 
 def draw(name: str, conversations: int, images: int, folder: Path) -> None:
@@ -78,33 +78,32 @@ def draw(name: str, conversations: int, images: int, folder: Path) -> None:
     groups = [("order", "permute")] if permuted else []
     groups += [(role, "pick") for role, size in zip(("q", "a"), alternatives, strict=True) if size > 1]
     sizes = {"permute": rounds, "q": np.full(count, alternatives[0]), "a": np.full(count, alternatives[1])}
-    grouped = (
-        np.stack([sizes["permute" if kind == "permute" else role] for role, kind in groups], 1) if groups else None
-    )
-    kinds = RECORD_SCHEMA.field("groups").type.value_type
+    group_sizes = [sizes["permute" if kind == "permute" else role] for role, kind in groups]
+    group_type = RECORD_SCHEMA.field("groups").type.value_type
     columns = [
         pa.array([role for role, _ in groups] * count, pa.string()),
         pa.array([kind for _, kind in groups] * count, pa.string()),
-        pa.array(grouped.ravel() if groups else [], pa.int32()),
+        pa.array(np.stack(group_sizes, 1).ravel() if groups else [], pa.int32()),
     ]
-    member = [list(zip(*groups, strict=True))[0].index(r) if groups and (r, "pick") in groups else -1 for r in "qa"]
+    question_group, answer_group = (
+        groups.index((role, "pick")) if (role, "pick") in groups else -1 for role in ("q", "a")
+    )
     texts = _filled(pa.string(), np.zeros(total, np.int64), "")
-    said = [
+    round_columns = [
         _lists(pa.array(np.tile(np.arange(shown), count), pa.int32()), image_counts),
         texts,
-        pa.array(np.full(total, member[0]), pa.int32()),
+        pa.array(np.full(total, question_group), pa.int32()),
         texts,
-        pa.array(np.full(total, member[1]), pa.int32()),
+        pa.array(np.full(total, answer_group), pa.int32()),
     ]
+    round_type = RECORD_SCHEMA.field("rounds").type.value_type
     table = pa.Table.from_arrays(
         [
             uids,
             _lists(struct.take(pa.array(codes)), np.full(count, shown)),
-            _lists(
-                pa.StructArray.from_arrays(said, fields=list(RECORD_SCHEMA.field("rounds").type.value_type)), rounds
-            ),
+            _lists(pa.StructArray.from_arrays(round_columns, fields=list(round_type)), rounds),
             pa.array([""] * count),
-            _lists(pa.StructArray.from_arrays(columns, fields=list(kinds)), np.full(count, len(groups))),
+            _lists(pa.StructArray.from_arrays(columns, fields=list(group_type)), np.full(count, len(groups))),
             pa.array(["free"] * count),
             pa.array(["train"] * count),
         ],
@@ -164,9 +163,9 @@ def plan(folder: Path) -> tuple[float, float, dict]:
 
 
 def _padding(table: pa.Table) -> dict[str, tuple[int, int]]:
-    """Padded places and all places of micro-batches of 8 conversations, and of the packs of the same plan.
+    """The padding and all token slots of micro-batches of 8: of packs, and of the same conversations without packing.
 
-    Unpacked, the conversations of a global batch of 128 lie longest first, as a plan without packing has them.
+    Without packing, the conversations of a global batch of 128 are sorted by length, as in a plan without packing.
     """
     tokens = table["n_tokens"].to_numpy().astype(np.int64)
     packs = np.bincount(table["pack"].to_numpy(), tokens).astype(np.int64)
@@ -194,17 +193,18 @@ def main() -> None:
         folder = Path(tempfile.mkdtemp(prefix="plan-", dir=args.folder))
         try:
             prepare(conversations, folder)
-            found = [plan(folder) for _ in range(args.runs)]
+            results = [plan(folder) for _ in range(args.runs)]
             padded = _padding(pq.read_table(folder / "out/epoch-000.parquet", columns=["n_tokens", "pack"]))
         finally:
             shutil.rmtree(folder)
-        seconds, memory, manifests = zip(*found, strict=True)
-        made = manifests[0]
+        seconds, memory, manifests = zip(*results, strict=True)
+        manifest = manifests[0]
         shares = ", ".join(f"{name} {part / whole:.1%}" for name, (part, whole) in padded.items())
+        full = manifest["tokens"] / (manifest["units"] * manifest["sequence"])
         print(
-            f"{made['conversations']:>11,} conversations in {made['units']:,} packs: median {statistics.median(seconds):.1f}"
-            f" s ({min(seconds):.1f} to {max(seconds):.1f}), peak {max(memory):.2f} GB, packs "
-            f"{made['tokens'] / (made['units'] * made['sequence']):.1%} full; padding: {shares}",
+            f"{manifest['conversations']:>11,} conversations in {manifest['units']:,} packs: median "
+            f"{statistics.median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f}), "
+            f"peak {max(memory):.2f} GB, packs {full:.1%} full; padding: {shares}",
             flush=True,
         )
 

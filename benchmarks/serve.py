@@ -1,19 +1,19 @@
-"""How many questions a server answers per second, and how long one waits for the first token, against one at a time.
+"""Answers per second of the server and time to the first token, against one request at a time.
 
     python -m benchmarks.serve
     python -m benchmarks.serve --model results/exported/mmca/final
 
-Clients hold conversations of several rounds at the same time; every round shows an image out of a few that all clients
-share, sends the whole conversation, as OpenAI's interface asks for, and waits for the answer before the next round.
+Clients hold conversations of several rounds at the same time; every round shows one of a few images that all clients
+share, sends the whole conversation, as OpenAI's interface requires, and waits for the answer before the next round.
 
-    server    `python -m scripts.serve` over HTTP on the loopback interface, streamed; started anew for every turn, so
-              that nothing is kept from before
-    generate  the same requests by `processor.apply_chat_template` and `model.generate`, one at a time in the order in
-              which they come: what `transformers serve` does for models with images, here without its HTTP
+    server    `python -m scripts.serve` over HTTP on the loopback interface, streamed; restarted for every repeat, so
+              that its caches are empty
+    generate  the same requests by `processor.apply_chat_template` and `model.generate`, one at a time in order of
+              arrival: what `transformers serve` does for models with images, here without its HTTP
 
-`transformers serve` (5.23) itself cannot load this model: it looks the class up in the library by name, and ours comes
-with the model's folder. Both sides run the same weights on the same machine, take turns, and decode greedily the same
-number of tokens. Without --model the weights are random and of the widths given.
+`transformers serve` (5.23) itself cannot load this model: it looks the class up in `transformers` by name, and ours
+comes with the model's folder. Both sides run the same weights on the same machine, alternate, and decode greedily the
+same number of tokens. Without --model the weights are random, with the given widths.
 """
 
 import argparse
@@ -37,10 +37,12 @@ import requests
 import torch
 import transformers
 from PIL import Image
+from torch import Tensor
 from transformers import TextStreamer
 
 from benchmarks.attention import processor as processor_name
 from benchmarks.chat import make_model
+from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
 from scripts.inference.model_loading import load_model
 
@@ -62,17 +64,17 @@ def data_url(seed: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def hold(ask: Ask, args: argparse.Namespace) -> tuple[float, list[float], list[list[str]]]:
-    """Let all clients hold their conversations; returns seconds in all, to every first token, and the answers."""
+def hold_conversations(ask: Ask, args: argparse.Namespace) -> tuple[float, list[float], list[list[str]]]:
+    """Hold the conversations of all clients; returns total seconds, seconds to every first token, and the answers."""
     urls = [data_url(seed) for seed in range(IMAGES)]
     firsts: list[float] = []
     answers: list[list[str]] = [[] for _ in range(args.clients)]
 
     def converse(client: int) -> None:
         messages: list[dict] = []
-        for turn in range(args.rounds):
-            image = {"type": "image_url", "image_url": {"url": urls[(client + turn) % IMAGES]}}
-            text = {"type": "text", "text": QUESTIONS[(client // IMAGES + turn) % len(QUESTIONS)]}
+        for number in range(args.rounds):
+            image = {"type": "image_url", "image_url": {"url": urls[(client + number) % IMAGES]}}
+            text = {"type": "text", "text": QUESTIONS[(client // IMAGES + number) % len(QUESTIONS)]}
             messages.append({"role": "user", "content": [image, text]})
             answer, first, _ = ask(messages)
             firsts.append(first)
@@ -90,12 +92,12 @@ def hold(ask: Ask, args: argparse.Namespace) -> tuple[float, list[float], list[l
 
 @contextmanager
 def served(folder: Path, args: argparse.Namespace) -> Iterator[str]:
-    """Run the server until the block ends; gives its address."""
-    words = [sys.executable, "-m", "scripts.serve", "--model", f"model={folder}", "--port", "0", "--timeout", "3600"]
-    words += ["--device", args.device, "--threads", str(args.threads)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    """Run the server until the block ends; yields its address."""
+    command = [sys.executable, "-m", "scripts.serve", "--model", f"model={folder}", "--port", "0", "--timeout", "3600"]
+    command += ["--device", args.device, "--threads", str(args.threads)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        ready = process.stdout.readline()
+        ready = process.stdout.readline() if process.stdout else ""
         url = ready.removeprefix("ready: open ").strip()
         if not url.startswith("http"):
             raise SystemExit("the server did not start")
@@ -110,7 +112,8 @@ def through_server(url: str, args: argparse.Namespace) -> Ask:
 
     def ask(messages: list[dict]) -> tuple[str, float, float]:
         body = {"model": "model", "messages": messages, "max_tokens": args.tokens, "stream": True}
-        start, first, pieces = time.perf_counter(), None, []
+        start, first = time.perf_counter(), 0.0
+        pieces: list[str] = []
         with requests.post(f"{url}v1/chat/completions", json=body, stream=True, timeout=3600) as answer:
             answer.raise_for_status()
             for line in answer.iter_lines():
@@ -120,46 +123,52 @@ def through_server(url: str, args: argparse.Namespace) -> Ask:
                     if choice["delta"].get("content") or choice["finish_reason"]:
                         first = first or time.perf_counter()
                         pieces.append(choice["delta"].get("content", ""))
+        if not pieces:
+            raise RuntimeError("the server sent no answer")
         return "".join(pieces), first - start, time.perf_counter() - start
 
     return ask
 
 
-class _First(TextStreamer):
-    """Notes when the first token comes."""
+class _FirstTokenTimer(TextStreamer):
+    """Records the time of the first token."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.calls, self.at = 0, 0.0
 
-    def put(self, value) -> None:
+    def put(self, value: Tensor) -> None:
         self.calls += 1
-        if self.calls == 2:  # the first call brings the prompt
+        if self.calls == 2:  # the first call passes the prompt
             self.at = time.perf_counter()
 
     def end(self) -> None:
         pass
 
 
-def by_generate(model, processor, args: argparse.Namespace) -> Ask:
+def by_generate(
+    model: VisualChatForConditionalGeneration, processor: VisualChatProcessor, args: argparse.Namespace
+) -> Ask:
     """Ask the model itself, one at a time."""
     one_at_a_time = threading.Lock()
 
     def ask(messages: list[dict]) -> tuple[str, float, float]:
-        start, first = time.perf_counter(), _First()
+        start, timer = time.perf_counter(), _FirstTokenTimer()
         with one_at_a_time, torch.inference_mode():
-            own = [message | {"content": _parts(message["content"])} for message in messages]
-            inputs = processor.apply_chat_template(own, add_generation_prompt=True, tokenize=True, return_dict=True)
+            converted = [message | {"content": _parts(message["content"])} for message in messages]
+            inputs = processor.apply_chat_template(
+                converted, add_generation_prompt=True, tokenize=True, return_dict=True
+            )
             tokens = model.generate(
-                **inputs.to(model.device), max_new_tokens=args.tokens, do_sample=False, streamer=first
+                **inputs.to(model.device), max_new_tokens=args.tokens, do_sample=False, streamer=timer
             )
             text = processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return text, first.at - start, time.perf_counter() - start
+        return text, timer.at - start, time.perf_counter() - start
 
     return ask
 
 
 def _parts(content: str | list[dict]) -> str | list[dict]:
-    """A message's parts as the library's processors take them."""
+    """A message's parts as processors of `transformers` take them."""
     if isinstance(content, str):
         return content
     urls = [{"type": "image", "url": part["image_url"]["url"]} for part in content if part["type"] == "image_url"]
@@ -177,24 +186,24 @@ def random_model(folder: Path, args: argparse.Namespace) -> Path:
 
 
 def compare(folder: Path, args: argparse.Namespace) -> None:
-    """Measure both sides with the model in `folder`, and print what came out."""
+    """Measure both sides with the model in `folder`, and print the results."""
     model, processor = load_model(folder, args.device)
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"{processor_name()}, {args.threads} threads"
     size = sum(value.numel() for value in model.parameters())
     print(f"{where}; torch {torch.__version__}, transformers {transformers.__version__}, Python", end=" ")
     print(f"{platform.python_version()}; load {os.getloadavg()[0]:.1f}; {args.model or 'random weights'},", end=" ")
-    print(f"{size / 1e6:.1f}M parameters, {model.config.image_tokens} tokens an image,", end=" ")
+    print(f"{size / 1e6:.1f}M parameters, {model.config.image_tokens} tokens per image,", end=" ")
     print(f"attention {model.config.attention}; {args.clients} clients, {args.rounds} rounds,", end=" ")
-    print(f"up to {args.tokens} tokens an answer\n", flush=True)
-    asked = args.clients * args.rounds
+    print(f"up to {args.tokens} tokens per answer\n", flush=True)
+    count = args.clients * args.rounds
     rows: dict[str, list[tuple[float, float]]] = {"server": [], "generate": []}
     same = []
     for _ in range(args.repeats):
         with served(folder, args) as url:
-            seconds, firsts, ours = hold(through_server(url, args), args)
-        rows["server"].append((asked / seconds, median(firsts)))
-        seconds, firsts, theirs = hold(by_generate(model, processor, args), args)
-        rows["generate"].append((asked / seconds, median(firsts)))
+            seconds, firsts, ours = hold_conversations(through_server(url, args), args)
+        rows["server"].append((count / seconds, median(firsts)))
+        seconds, firsts, theirs = hold_conversations(by_generate(model, processor, args), args)
+        rows["generate"].append((count / seconds, median(firsts)))
         same.append(sum(a == b for one, two in zip(ours, theirs, strict=True) for a, b in zip(one, two, strict=True)))
     print("| | answers per second | first token after (median) |")
     print("|---|---|---|")
@@ -203,8 +212,8 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
     pairs = list(zip(rows["server"], rows["generate"], strict=True))
     faster = [one[0] / two[0] for one, two in pairs]
     sooner = [two[1] / one[1] for one, two in pairs]
-    print(f"\nratio {median(faster):.1f} (turns {', '.join(f'{value:.1f}' for value in faster)}); ", end="")
-    print(f"first token {median(sooner):.1f} times sooner; {min(same)} of {asked} answers the same text")
+    print(f"\nratio {median(faster):.1f} (repeats {', '.join(f'{value:.1f}' for value in faster)}); ", end="")
+    print(f"first token {median(sooner):.1f} times sooner; {min(same)} of {count} answers identical")
 
 
 def main() -> None:
@@ -222,8 +231,8 @@ def main() -> None:
     arguments.add_argument("--attention", choices=("mmca", "causal", "dattn"), default="mmca", help="of random weights")
     arguments.add_argument("--clients", type=int, default=16)
     arguments.add_argument("--rounds", type=int, default=4)
-    arguments.add_argument("--tokens", type=int, default=24, help="longest answer")
-    arguments.add_argument("--repeats", type=int, default=3, help="turns of both sides")
+    arguments.add_argument("--tokens", type=int, default=24, help="largest number of tokens of an answer")
+    arguments.add_argument("--repeats", type=int, default=3, help="repeats of both sides")
     args = arguments.parse_args()
     args.dtype = getattr(torch, args.dtype)
     torch.set_num_threads(args.threads)

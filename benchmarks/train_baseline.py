@@ -1,8 +1,8 @@
-"""The training step of a plain loop in the original's manner, as `benchmarks.train` measures it: written from its
-description. Of ours it has the reader, the encoder and the projector.
+"""The training step of the baseline of `benchmarks.train`: a plain loop like the original's.
 
-Conversations are padded to the longest of the batch, JPEGs decoded when the batch is due; the encoder runs inside the
-module; logits are computed at every place; MMCA takes two T x T masks and two softmaxes over all scores.
+It was written from the description of the original and shares the reader, the encoder and the projector with this
+project. Conversations are padded to the longest of the batch, JPEGs decoded when the batch is needed; the encoder runs
+inside the module; logits are computed at every token; MMCA takes two T x T masks and two softmaxes over all scores.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def padded(reader: Any, processor: Any, rows: range) -> dict[str, Tensor]:
-    """Read, decode and pad some conversations, here and now."""
+    """Read, decode and pad the conversations `rows`, in this process."""
     from scripts.media.opening import open_image
 
     encoded = []
@@ -31,8 +31,8 @@ def padded(reader: Any, processor: Any, rows: range) -> dict[str, Tensor]:
 class BaselineModel(nn.Module):
     """Encoder, projector and decoder in one module, which returns the mean cross entropy of a padded batch."""
 
-    def __init__(self, model: Any, folder: Path):
-        """`model` gives encoder and projector; the language model is read again, with the library's own layers."""
+    def __init__(self, model: Any, folder: Path) -> None:
+        """`model` provides encoder and projector; the language model is loaded again, with dense attention."""
         from transformers import AttentionInterface, LlamaForCausalLM
 
         super().__init__()
@@ -43,6 +43,7 @@ class BaselineModel(nn.Module):
         )
 
     def forward(self, input_ids: Tensor, modality: Tensor, labels: Tensor, pixel_values: Tensor, **_: Tensor) -> Tensor:
+        """The mean loss of a batch."""
         embeds = self.language.get_input_embeddings()(input_ids)
         features = self.projector(self.tower(pixel_values))
         embeds = embeds.masked_scatter((modality == 2)[..., None], features.to(embeds.dtype))
@@ -60,24 +61,37 @@ class BaselineModel(nn.Module):
 
 
 def dense_masks(modality: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What is added to the scores of the two branches, (B, 1, T, T): 0 where a token looks, very little elsewhere.
+    """The biases (B, 1, T, T) of the scores of both branches: 0 where a token attends, the lowest number elsewhere.
 
-    Text looks at all earlier text, and at all earlier images; an image token looks at itself, as text.
+    Text attends to all earlier text, and to all earlier images; an image token attends to itself in the text branch.
     """
     length = modality.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=modality.device).tril()
     rows, columns = modality[:, :, None] == 1, modality[:, None, :]
     itself = torch.eye(length, dtype=torch.bool, device=modality.device)
-    looks = (causal & rows & (columns == 1) | itself & ~rows, causal & rows & (columns == 2))
-    low = torch.finfo(dtype).min
-    return tuple(torch.zeros_like(look, dtype=dtype).masked_fill(~look, low)[:, None] for look in looks)
+
+    def bias(attends: Tensor) -> Tensor:
+        return torch.zeros_like(attends, dtype=dtype).masked_fill(~attends, torch.finfo(dtype).min)[:, None]
+
+    return bias(causal & rows & (columns == 1) | itself & ~rows), bias(causal & rows & (columns == 2))
 
 
-def dense_mmca(module, query, key, value, attention_mask, scaling=None, text_mask=None, image_mask=None, **_):
+def dense_mmca(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    text_mask: Tensor,
+    image_mask: Tensor,
+    **_: object,
+) -> tuple[Tensor, None]:
     """softmax(QK masked to text) V + softmax(QK masked to images) V, each over all T x T scores."""
     scores = query @ key.transpose(2, 3) * scaling
     text = torch.softmax(scores + text_mask, -1) @ value
-    # Where no image lies before, the branch adds nothing.
+    # Where no image precedes the token, the branch adds nothing.
     some = (image_mask == 0).any(-1, keepdim=True)
     image = torch.softmax(scores + image_mask, -1) @ value * some
     return (text + image).transpose(1, 2).contiguous(), None

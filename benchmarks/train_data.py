@@ -1,4 +1,4 @@
-"""What the contestants of `benchmarks.train` share: conversations over JPEGs as blend folders, and a small model."""
+"""The data and the model of `benchmarks.train`: conversations over JPEGs as blend folders, and a small model."""
 
 import argparse
 import hashlib
@@ -14,7 +14,10 @@ import torch
 from scripts.common.files import canonical_json, read_json, write_json
 
 SEQUENCE, PACK_IMAGES = 2048, 8
-WORDS = "the a red blue small large cat dog house tree on under beside left right of and with there is what how".split()
+WORDS = (
+    *("the", "a", "red", "blue", "small", "large", "cat", "dog", "house", "tree", "on", "under", "beside", "left"),
+    *("right", "of", "and", "with", "there", "is", "what", "how"),
+)
 
 
 def conversation(chooser: random.Random) -> list[dict[str, Any]]:
@@ -34,13 +37,14 @@ def conversation(chooser: random.Random) -> list[dict[str, Any]]:
 
 
 def write_data(folder: Path, count: int, step_tokens: int, processor: Any) -> None:
-    """Write `count` conversations, in random order, to `folder`/plain and packed to `folder`/packed."""
+    """Write `count` conversations, in random order, to `folder`/baseline and packed to `folder`/packed."""
     from benchmarks.convert import picture
     from scripts.blending.packing import pack
 
     chooser = random.Random(0)
-    samples, pictures = [], []
-    for place in range(count):
+    samples: list[dict[str, Any]] = []
+    pictures: list[bytes] = []
+    for index in range(count):
         messages = conversation(chooser)
         encoded = processor.encode(messages)
         shown = sum(part["type"] == "image" for part in messages[0]["content"])
@@ -50,14 +54,14 @@ def write_data(folder: Path, count: int, step_tokens: int, processor: Any) -> No
             picture(number, 640, 428, 18.0).save(buffer, "JPEG", quality=90)
             pictures.append(buffer.getvalue())
         counted = {"n_tokens": len(encoded), "n_labels": sum(label >= 0 for label in encoded.labels)}
-        samples.append({"uids": [f"one:{place}"], "dataset": "one", "messages": messages, **counted, "first": first})
+        samples.append({"uids": [f"one:{index}"], "dataset": "one", "messages": messages, **counted, "first": first})
     lengths = np.array([sample["n_tokens"] for sample in samples])
     images = np.array([sum(part["type"] == "image" for part in s["messages"][0]["content"]) for s in samples])
     packed = pack(lengths, images, SEQUENCE, PACK_IMAGES)
     packs = [members.tolist() for members in np.split(packed.values, packed.starts[1:-1])]
-    write_blend(folder / "plain", samples, pictures, [[place] for place in range(count)], range(count))
+    write_blend(folder / "baseline", samples, pictures, [[index] for index in range(count)], range(count))
     write_blend(folder / "packed", samples, pictures, packs, packed.values.tolist())
-    for name in ("plain", "packed"):
+    for name in ("baseline", "packed"):
         manifest = read_json(folder / name / "manifest.json")
         per_step = max(1, round(manifest["units"] * step_tokens / int(lengths.sum())))
         write_json(folder / name / "manifest.json", manifest | {"global_batch": per_step})
@@ -108,7 +112,7 @@ def write_model(folder: Path, args: argparse.Namespace) -> None:
     CLIPVisionModel(CLIPVisionConfig(**vision, image_size=224, patch_size=14)).save_pretrained(folder / "vision")
     CLIPImageProcessorPil().save_pretrained(folder / "vision")
     tokenizer = AutoTokenizer.from_pretrained(write_tokenizer(folder / "tokenizer"))
-    # As many tokens as a real model has, though the texts use few of them.
+    # As many tokens as in a real model, though the texts use few of them.
     text = {"vocab_size": args.vocabulary, "hidden_size": args.width, "intermediate_size": int(args.width * 2.75)}
     text |= {"num_hidden_layers": args.layers, "num_attention_heads": args.width // 64, "max_position_embeddings": 4096}
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -116,7 +120,7 @@ def write_model(folder: Path, args: argparse.Namespace) -> None:
 
 
 def load(folder: Path, attention: str = "mmca") -> tuple[Any, Any]:
-    """The model, in the format that is trained in, and its processor."""
+    """The model, in the precision of training, and its processor."""
     from transformers import AutoTokenizer
 
     from model.modeling import VisualChatForConditionalGeneration

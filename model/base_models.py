@@ -1,4 +1,4 @@
-"""The parts that a model is joined from: an encoder's and a decoder's folders, loaded strictly."""
+"""The base models that a model is joined from: the folders of an encoder and of a decoder, loaded strictly."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def load_base_models(
     dtype: torch.dtype | None,
     keep_language_dtype: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Load encoder and decoder; `tokenizer` gets the image placeholder, and the decoder's embedding a row for it.
+    """Load encoder and decoder; add the image placeholder to `tokenizer`, and a row for it to the decoder's embedding.
 
-    `keep_language_dtype`: the decoder keeps the dtype that its folder names, which `dtype` may not be.
+    `dtype` None is the decoder's own. With `keep_language_dtype` the decoder keeps its own whatever `dtype` is.
 
-    Raises ValueError for a folder that lacks weights, or a decoder that cannot be used.
+    Raises ValueError for a folder that lacks weights, or a decoder whose attention is not supported.
     """
     vision_config = AutoConfig.from_pretrained(vision_folder)
     vision_config = getattr(vision_config, "vision_config", vision_config)
@@ -39,9 +39,9 @@ def load_base_models(
     if len(tokenizer) > language.get_input_embeddings().num_embeddings:
         language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         for table in (language.get_input_embeddings(), language.get_output_embeddings()):
-            # These are no longer what is stored, and their new rows must not be rounded to it.
+            # They differ from the stored tables now, and their new rows must not be rounded to the stored dtype.
             table.to(dtype or language.dtype)
-    language.config.name_or_path = encoder.config.name_or_path = ""  # a folder must not depend on where it was made
+    language.config.name_or_path = encoder.config.name_or_path = ""  # a folder must not depend on where its bases were
     return encoder, language
 
 
@@ -50,33 +50,36 @@ def joined_config(
     encoder: PreTrainedModel,
     language: PreTrainedModel,
     tokenizer: Any,
-    template: Template | dict[str, str] | None,
+    template: Template | dict[str, str | bool] | None,
     options: dict[str, Any],
 ) -> VisualChatConfig:
-    """The configuration of a model joined from two parts; `options` are fields of `VisualChatConfig`."""
+    """The configuration of a model joined from two parts; `options` are fields of `VisualChatConfig`.
+
+    Raises ValueError if the image processor of `vision_folder` does not make squares, or for an invalid option.
+    """
     images = load_image_processor(vision_folder)
+    side = image_side(images)
     config = VisualChatConfig(
         vision_config=encoder.config,
         text_config=language.config,
-        image_size=image_side(images),
+        image_size=side,
         image_token_id=image_token_id(tokenizer),
         image_mean=images.image_mean if images.do_normalize else [0.0] * 3,
         image_std=images.image_std if images.do_normalize else [1.0] * 3,
         template=template.to_dict() if isinstance(template, Template) else template,
         tie_word_embeddings=language.config.tie_word_embeddings,
-        # Without it the library would set the attention of both parts to nothing.
+        # Without it `transformers` would set the attention of both parts to None.
         attn_implementation={"vision_config": encoder.config._attn_implementation},
         **options,
     )
-    side = config.image_size
     with torch.no_grad():
         config.vision_tokens = VisionTower(config, encoder)(torch.zeros(1, 3, side, side, dtype=torch.uint8)).shape[1]
     return config
 
 
 def generation_defaults(tokenizer: Any, config: VisualChatConfig) -> GenerationConfig:
-    """How a model generates unless told otherwise: until an answer is closed, and never an image placeholder."""
-    ends = {tokenizer.eos_token_id, end_ids(tokenizer, Template.from_dict(config.template))[-1]} - {None}
+    """The default options of generation: stop where an answer is closed, and never generate an image placeholder."""
+    ends = {tokenizer.eos_token_id, end_ids(tokenizer, Template.from_dict(config.template or {}))[-1]} - {None}
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=sorted(ends) if len(ends) > 1 else tokenizer.eos_token_id,
@@ -85,16 +88,16 @@ def generation_defaults(tokenizer: Any, config: VisualChatConfig) -> GenerationC
     )
 
 
-def check_loading_info(folder: str | Path, info: dict[str, Any], kinds: tuple[str, ...]) -> None:
-    """Raise ValueError if loading `folder` left weights over or without a value."""
-    for kind in kinds:
-        if info[kind]:
-            names = ", ".join(sorted(map(str, info[kind]))[:5])
-            raise ValueError(f"{folder}: the weights do not fit the configuration, {kind.replace('_', ' ')}: {names}")
+def check_loading_info(folder: str | Path, info: dict[str, Any], keys: tuple[str, ...]) -> None:
+    """Raise ValueError if the loading information of `folder` lists weights under one of `keys`."""
+    for key in keys:
+        if info[key]:
+            names = ", ".join(sorted(map(str, info[key]))[:5])
+            raise ValueError(f"{folder}: the weights do not fit the configuration, {key.replace('_', ' ')}: {names}")
 
 
 def _load_strictly(auto_class: Any, folder: Path, **options: Any) -> PreTrainedModel:
-    """Load an ordinary folder; ValueError if it lacks a weight, which the library would fill with random numbers."""
+    """Load a folder; ValueError if it lacks a weight, which `transformers` would initialise at random."""
     model, info = auto_class.from_pretrained(folder, output_loading_info=True, **options)
     check_loading_info(folder, info, ("missing_keys", "mismatched_keys"))
     return model

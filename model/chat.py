@@ -1,9 +1,9 @@
 """A chat: questions and images in, answers out, over many rounds, of which only the new text is computed.
 
-The session keeps the conversation in the chat form. For every question the whole conversation is written by the same
-template as in training, and what the model has in its cache already, from the first token on, is not computed again;
-so the answers are those of a fresh start, and undoing, regenerating or loading a conversation needs no care. An image
-is encoded once, however often it is shown and in however many sessions that share an `ImageCache`.
+The session keeps the conversation in the chat form of `transformers`. For every question the whole conversation is
+encoded with the template of training, and the longest prefix that is in the model's cache is not computed again. So the
+answers equal those of a new session, and undoing, regenerating or loading a conversation needs no special handling. An
+image is encoded once, however often it is shown and in however many sessions that share an `ImageCache`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from transformers import DynamicCache, TextStreamer
 
-from .conversation_cache import ConversationCache, ImageCache
+from .conversation_cache import ConversationCache
+from .image_cache import ImageCache
 from .modeling import VisualChatForConditionalGeneration
 from .processing import VisualChatProcessor, to_rgb
 from .template import IMAGE, EncodedConversation
@@ -37,8 +38,8 @@ class ChatSession:
         processor: VisualChatProcessor,
         system: str = "",
         cache: ImageCache | None = None,
-    ):
-        """`system` is said before the conversation; sessions with the same model may share a `cache` of images."""
+    ) -> None:
+        """`system` is inserted before the conversation; sessions with the same model may share a `cache` of images."""
         self.model = model.eval()
         self.processor = processor
         self.system = system
@@ -46,12 +47,14 @@ class ChatSession:
         self.images: list[Image.Image] = []
         self._pixels: list[np.ndarray] = []
         self._image_cache = cache or ImageCache(model)
-        self._forget_tokens()
+        self._tokens: DynamicCache
+        self._cached: list[int | bytes]  # the keys of the tokens in `_tokens`, see `_token_keys`
+        self._reset_cache()
 
     def clear(self) -> None:
-        """Forget the conversation and its images."""
+        """Remove the conversation and its images."""
         self.history, self.images, self._pixels = [], [], []
-        self._forget_tokens()
+        self._reset_cache()
 
     @torch.inference_mode()
     def ask(
@@ -65,9 +68,10 @@ class ChatSession:
         """Ask a question and return the answer.
 
         `content` is a text, or texts and images in any order; `images` are shown before it. `on_text` gets the answer
-        piece by piece while it is made. `sampling` are options of `generate` (do_sample, temperature, top_p, ...);
-        without them the likeliest answer is taken. A question that fails or gets no answer leaves the conversation as
-        it was. Raises ValueError if the conversation does not fit into the model's context.
+        piece by piece while it is generated. `sampling` are options of `generate` (do_sample, temperature, top_p, ...);
+        the default is greedy decoding. A question that fails or gets an empty answer leaves the conversation unchanged.
+
+        Raises ValueError for an empty question, or if the conversation does not fit into the model's context.
         """
         shown = list(images)
         parts: list[dict[str, Any]] = [{"type": "image", "index": len(self.images) + n} for n in range(len(shown))]
@@ -83,9 +87,9 @@ class ChatSession:
     def regenerate(
         self, max_new_tokens: int = 256, on_text: Callable[[str], None] | None = None, **sampling: Any
     ) -> str:
-        """Answer the last question anew, for instance by sampling; the arguments are those of `ask`.
+        """Answer the last question again, for instance by sampling; the arguments are those of `ask`.
 
-        Raises ValueError if nothing was asked yet.
+        Raises ValueError if there is no question yet.
         """
         before = list(self.history), list(self.images)
         question, shown = self.undo()
@@ -99,23 +103,22 @@ class ChatSession:
         return answer
 
     def undo(self) -> tuple[dict[str, Any], list[Image.Image]]:
-        """Take back the last round; returns its question, as a message, and the images it brought.
+        """Remove the last round; returns its question, as a message, and its images.
 
-        Raises ValueError if nothing was asked yet.
+        Raises ValueError if there is no question yet.
         """
         if not self.history:
-            raise ValueError("there is no round to take back")
+            raise ValueError("there is no round to undo")
         *self.history, question, _ = self.history
-        brought = sum(part["type"] == "image" for part in question["content"])
-        kept = len(self.images) - brought
+        kept = len(self.images) - sum(part["type"] == "image" for part in question["content"])
         shown, self.images, self._pixels = self.images[kept:], self.images[:kept], self._pixels[:kept]
         return question, shown
 
     def save(self, folder: str | Path) -> None:
-        """Write the conversation into `folder`: conversation.json, and the images as PNG, which keeps every pixel.
+        """Write the conversation to `folder`: conversation.json, and the images as PNG, which is lossless.
 
-        One that was saved there before stays whole until the new one is: images are named by their pixels, and the
-        file that names them is replaced last.
+        A conversation that was saved there before stays readable until the new one is complete: images are named by a
+        hash of their pixels, and conversation.json, which lists them, is replaced last.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,21 +140,21 @@ class ChatSession:
         processor: VisualChatProcessor,
         cache: ImageCache | None = None,
     ) -> ChatSession:
-        """Take up a conversation that `save` wrote, with this model or another.
+        """Load a conversation that `save` wrote, with the same model or another.
 
-        Raises ValueError if the folder holds none, or its file names images outside of the folder.
+        Raises ValueError if the folder holds none, or if conversation.json names images outside of the folder.
         """
         try:
             content = json.loads((Path(folder) / _FILE).read_text(encoding="utf-8"))
             session = cls(model, processor, content["system"], cache)
             if any(Path(name).name != name for name in content["images"]):
-                raise ValueError("an image lies outside of the folder")
+                raise ValueError("an image is outside of the folder")
             images = [Image.open(Path(folder) / name).convert("RGB") for name in content["images"]]
             session._restore(content["history"], images)
             if content["history"]:
                 shown = processor.encode(content["history"]).image_indices
                 if content["history"][-1]["role"] != "assistant" or shown != list(range(len(images))):
-                    raise ValueError("its messages and images do not belong together")
+                    raise ValueError("its messages and images do not match")
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{folder} holds no conversation: {error}") from None
         return session
@@ -168,15 +171,15 @@ class ChatSession:
         on_text: Callable[[str], None] | None,
         sampling: dict[str, Any],
     ) -> str:
-        pictures = [to_rgb(image) for image in shown]
-        pixels = self._pixels + [self.processor.preprocess_image(picture) for picture in pictures]
-        asked = [*self.history, question]
-        encoded = self.processor.encode(self._with_system(asked))
-        room = getattr(self.model.config.text_config, "max_position_embeddings", None)
-        if room is not None and len(encoded) + max_new_tokens > room:
+        images = [to_rgb(image) for image in shown]
+        pixels = self._pixels + [self.processor.preprocess_image(image) for image in images]
+        messages = [*self.history, question]
+        encoded = self.processor.encode(self._with_system(messages))
+        context = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        if context is not None and len(encoded) + max_new_tokens > context:
             raise ValueError(
                 f"the conversation has {len(encoded)} tokens; with {max_new_tokens} for an answer it does not fit into "
-                f"the {room} that the model can read: clear the conversation, or ask for a shorter answer"
+                f"the {context} tokens of the model's context: clear the conversation, or ask for a shorter answer"
             )
         options = {"do_sample": False} | sampling | {"max_new_tokens": max_new_tokens}
         if on_text:
@@ -184,21 +187,21 @@ class ChatSession:
         tokens = self._generate(encoded, pixels, options)
         answer = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
         if answer:
-            self.history = [*asked, {"role": "assistant", "content": answer}]
-            self.images, self._pixels = [*self.images, *pictures], pixels
+            self.history = [*messages, {"role": "assistant", "content": answer}]
+            self.images, self._pixels = [*self.images, *images], pixels
         return answer
 
     def _generate(
         self, encoded: EncodedConversation, pixels: Sequence[np.ndarray], options: dict[str, Any]
     ) -> list[int]:
-        """Generate behind `encoded`, going on from the longest beginning that the cache holds already."""
-        names = self._names(encoded, pixels)
-        # The last token is always computed: the answer's first one follows from it.
-        limit = min(len(names) - 1, len(self._cached))
-        same = next((n for n in range(limit) if names[n] != self._cached[n]), limit)
+        """Generate the tokens that follow `encoded`, continuing from the longest prefix that is cached."""
+        keys = self._token_keys(encoded, pixels)
+        # The last token is always computed: its logits predict the first token of the answer.
+        limit = min(len(keys) - 1, len(self._cached))
+        same = next((n for n in range(limit) if keys[n] != self._cached[n]), limit)
         self._tokens.crop(same - self._tokens.get_seq_length())
-        known = sum(kind == IMAGE for kind in encoded.modality[:same]) // self.processor.image_tokens
-        images = self._image_cache.model_inputs([pixels[index] for index in encoded.image_indices[known:]])
+        cached_images = encoded.modality[:same].count(IMAGE) // self.processor.image_tokens
+        images = self._image_cache.model_inputs([pixels[index] for index in encoded.image_indices[cached_images:]])
         ids = torch.tensor([encoded.input_ids], device=self.model.device)
         try:
             out = self.model.generate(
@@ -209,40 +212,36 @@ class ChatSession:
                 **options,
             )
         except BaseException:
-            self._forget_tokens()  # it may have been stopped between two layers
+            self._reset_cache()  # an exception between two layers leaves it inconsistent
             raise
-        tokens = out[0, len(names) :].tolist()
-        self._cached = [*names, *tokens][: self._tokens.get_seq_length()]
+        tokens = out[0, len(keys) :].tolist()
+        self._cached = [*keys, *tokens][: self._tokens.get_seq_length()]
         return tokens
 
-    def _names(self, encoded: EncodedConversation, pixels: Sequence[np.ndarray]) -> list[int | bytes]:
-        """The tokens, with the image's hash in place of every placeholder."""
-        hashes = iter([hashlib.sha256(pixels[index].tobytes()).digest() for index in encoded.image_indices])
-        names: list[int | bytes] = []
-        left, name = 0, b""
-        for token, kind in zip(encoded.input_ids, encoded.modality, strict=True):
-            if kind == IMAGE:
-                if not left:
-                    left, name = self.processor.image_tokens, next(hashes)
-                left -= 1
-            names.append(name if kind == IMAGE else token)
-        return names
+    def _token_keys(self, encoded: EncodedConversation, pixels: Sequence[np.ndarray]) -> list[int | bytes]:
+        """What identifies each token in the cache: its id, or the hash of its image for a placeholder."""
+        hashes = [hashlib.sha256(pixels[index].tobytes()).digest() for index in encoded.image_indices]
+        placeholders = iter([key for key in hashes for _ in range(self.processor.image_tokens)])
+        return [
+            next(placeholders) if modality == IMAGE else token
+            for token, modality in zip(encoded.input_ids, encoded.modality, strict=True)
+        ]
 
-    def _forget_tokens(self) -> None:
-        """Start with an empty cache; the conversation stays."""
+    def _reset_cache(self) -> None:
+        """Replace the cache of tokens by an empty one; the conversation stays."""
         config = self.model.config
         split = self.model.supports_image_states
         self._tokens = ConversationCache(config) if split else DynamicCache(config=config.get_text_config(decoder=True))
-        self._cached: list[int | bytes] = []
+        self._cached = []
 
     def _with_system(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{"role": "system", "content": self.system}, *messages] if self.system else messages
 
 
 class _Streamer(TextStreamer):
-    """Hands finished text to a function, word by word."""
+    """Passes finished text to a function, word by word."""
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]):
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.on_text = on_text
 

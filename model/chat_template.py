@@ -1,53 +1,53 @@
-"""A chat-tuned decoder's own prompt, taken out of its tokenizer's chat template: the alternative to the default one.
+"""The prompt template of a chat-tuned decoder, extracted from its tokenizer's chat template.
 
-Such a decoder answers well only in the form that it was tuned on. `template_from_tokenizer` writes two conversations with the
-tokenizer's Jinja template, cuts them at what was said, and puts the pieces into a `Template`; then it checks that the
-two write the same. So labels stay exact and token counts still add up, which a Jinja template alone cannot promise.
-Images are shown inside the user's turn, numbered as ever.
+Such a decoder answers well only in the format that it was tuned on. `template_from_tokenizer` renders short
+conversations with the tokenizer's Jinja template, splits them at the messages, and makes a `Template` of the pieces;
+then it checks that both render the same. So labels stay exact and token counts still add up, which a Jinja template
+alone does not guarantee. Images are inserted into the user's turn and numbered, as with the default template.
 
 Pure Python, like template.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .template import Template, segments
 
-_SYSTEM, _QUESTION, _ANSWER, _AGAIN = "SYSTEMTEXT", "QUESTIONTEXT", "ANSWERTEXT", "SECONDQUESTION"
+_SYSTEM, _QUESTION, _ANSWER, _SECOND = "SYSTEMTEXT", "QUESTIONTEXT", "ANSWERTEXT", "SECONDQUESTION"
+_ROLES = ("user", "assistant", "user")
 
 
 def template_from_tokenizer(
     tokenizer: Any, image_header: str = "Image {number}:\n", image_end: str = "\n", system: str | None = None
 ) -> Template:
-    """Take the prompt template out of a tokenizer with a chat template.
+    """Extract the prompt template from a tokenizer with a chat template.
 
-    `image_header` and `image_end` go around every image; `system` takes the place of what the chat template says by
-    itself at the start.
+    `image_header` and `image_end` are put around every image; `system` replaces the text that the chat template inserts
+    before the conversation.
 
-    Raises ValueError if there is no chat template, or if it does more than put fixed texts around what is said.
+    Raises ValueError if there is no chat template, or if it does more than put fixed texts around the messages.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("the tokenizer has no chat template; use one of a chat-tuned language model")
 
-    def written(*said: str, roles: tuple[str, ...] = ("user", "assistant", "user")) -> str:
-        messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    def render(*texts: str, roles: tuple[str, ...] = _ROLES) -> str:
+        return tokenizer.apply_chat_template(_messages(roles, texts), tokenize=False, add_generation_prompt=True)
 
-    begin, prompt = _cut(written(_QUESTION), _QUESTION)
-    first, answer_header, middle, last = _cut(written(_QUESTION, _ANSWER, _AGAIN), _QUESTION, _ANSWER, _AGAIN)
-    answer_end = _ending(middle, tokenizer)
+    begin, prompt = _split_at(render(_QUESTION), _QUESTION)
+    first, answer_header, middle, last = _split_at(render(_QUESTION, _ANSWER, _SECOND), _QUESTION, _ANSWER, _SECOND)
+    answer_end = _answer_end(middle, tokenizer)
     between = middle[len(answer_end) :]
     bos = bool(tokenizer.bos_token) and begin.startswith(tokenizer.bos_token)
     start = len(tokenizer.bos_token) if bos else 0
-    question_header = _common_end(begin[start:], between)
-    said_first = begin[start : len(begin) - len(question_header)]
-    header, end = _around_system(written, start, question_header, prompt)
-    own = said_first.removeprefix(header).removesuffix(end) if said_first else ""
+    question_header = _common_suffix(begin[start:], between)
+    before_question = begin[start : len(begin) - len(question_header)]
+    system_header, system_end = _around_system(render, start, question_header, prompt)
     template = Template(
-        system=own,
-        system_header=header,
-        system_end=end,
+        system=before_question.removeprefix(system_header).removesuffix(system_end),
+        system_header=system_header,
+        system_end=system_end,
         image_header=image_header,
         image_end=image_end,
         question_header=question_header,
@@ -58,30 +58,31 @@ def template_from_tokenizer(
         images_inside=True,
         special=True,
     )
-    # Where a prompt stops before the blank that an answer starts with, it is ours that goes on to it.
+    # The prompt may lack a blank at its end that the answer header of a full conversation has.
     same = (first, last) == (begin, prompt) and answer_header.rstrip() == prompt.rstrip()
-    for said, roles in (
-        ((_QUESTION, _ANSWER, _AGAIN), ("user", "assistant", "user")),
-        ((_SYSTEM, _QUESTION, _ANSWER, _AGAIN), ("system", "user", "assistant", "user")),
-    ):
-        if roles[0] == "system" and not header + end:
-            continue  # it knows no system message
-        messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
-        spoken = _spoken(messages, template, tokenizer).removesuffix(answer_header) + prompt
-        same = same and spoken == written(*said, roles=roles)
+    cases: list[tuple[tuple[str, ...], tuple[str, ...]]] = [((_QUESTION, _ANSWER, _SECOND), _ROLES)]
+    if system_header + system_end:
+        cases.append(((_SYSTEM, _QUESTION, _ANSWER, _SECOND), ("system", *_ROLES)))
+    for texts, roles in cases:
+        ours = _render(_messages(roles, texts), template, tokenizer).removesuffix(answer_header) + prompt
+        same = same and ours == render(*texts, roles=roles)
     if not same:
         raise ValueError(
-            "the tokenizer's chat template does more than put fixed texts around what is said (it may tell the date, "
+            "the tokenizer's chat template does more than put fixed texts around the messages (it may insert the date, "
             "or change earlier turns); write its texts into a template by hand"
         )
     return template if system is None else Template.from_dict(template.to_dict() | {"system": system})
 
 
-def _around_system(written: Any, start: int, question_header: str, prompt: str) -> tuple[str, str]:
-    """What stands before and after a system message; two empty texts if the chat template knows none."""
+def _messages(roles: Sequence[str], texts: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+
+
+def _around_system(render: Callable[..., str], start: int, question_header: str, prompt: str) -> tuple[str, str]:
+    """The texts before and after a system message; two empty ones if the chat template supports none."""
     try:
-        text = written(_SYSTEM, _QUESTION, roles=("system", "user"))
-    except Exception:  # of whatever kind the template raises to say so
+        text = render(_SYSTEM, _QUESTION, roles=("system", "user"))
+    except Exception:  # noqa: BLE001 - a template may raise anything to refuse a system message
         return "", ""
     if _SYSTEM not in text:
         return "", ""
@@ -89,27 +90,27 @@ def _around_system(written: Any, start: int, question_header: str, prompt: str) 
     return before[start:], after.removesuffix(question_header + _QUESTION + prompt)
 
 
-def _cut(text: str, *said: str) -> list[str]:
-    """The pieces of `text` before, between and after what was said."""
-    found = []
-    for part in said:
-        before, mark, text = text.partition(part)
-        if not mark:
-            raise ValueError(f"the tokenizer's chat template leaves out what is said, such as {part!r}")
-        found.append(before)
-    return [*found, text]
+def _split_at(text: str, *messages: str) -> list[str]:
+    """The pieces of `text` before, between and after the messages."""
+    pieces = []
+    for message in messages:
+        before, found, text = text.partition(message)
+        if not found:
+            raise ValueError(f"the tokenizer's chat template leaves out the text of a message, such as {message!r}")
+        pieces.append(before)
+    return [*pieces, text]
 
 
-def _ending(text: str, tokenizer: Any) -> str:
-    """What closes an answer: everything up to and including the first special token behind it."""
-    places = [(text.find(token), token) for token in tokenizer.get_added_vocab() if token and token in text]
-    if not places:
+def _answer_end(text: str, tokenizer: Any) -> str:
+    """The end of an answer: everything up to and including the first special token behind it."""
+    positions = [(text.find(token), token) for token in tokenizer.get_added_vocab() if token and token in text]
+    if not positions:
         raise ValueError("the tokenizer's chat template closes an answer with no special token, so no model could stop")
-    place, token = min(places)
-    return text[: place + len(token)]
+    position, token = min(positions)
+    return text[: position + len(token)]
 
 
-def _common_end(one: str, other: str) -> str:
+def _common_suffix(one: str, other: str) -> str:
     """The longest text that both end with."""
     length = 0
     while length < min(len(one), len(other)) and one[-1 - length] == other[-1 - length]:
@@ -117,7 +118,8 @@ def _common_end(one: str, other: str) -> str:
     return one[len(one) - length :]
 
 
-def _spoken(messages: list[dict[str, Any]], template: Template, tokenizer: Any) -> str:
-    texts = {"end": template.answer_end}
+def _render(messages: list[dict[str, Any]], template: Template, tokenizer: Any) -> str:
     begin = tokenizer.bos_token if template.bos else ""
-    return begin + "".join(texts.get(part.kind, part.text) for part in segments(messages, template))
+    return begin + "".join(
+        template.answer_end if segment.kind == "end" else segment.text for segment in segments(messages, template)
+    )

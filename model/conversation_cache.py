@@ -1,119 +1,38 @@
-"""An image computed once: its keys and values in every layer, reused at any place of any conversation.
+"""The cache of a conversation: keys and values of its text, and, separate from them, those of its images.
 
-Where image rows attend to themselves alone ('mmca', 'dattn'), what the decoder makes of an image depends on nothing
-but the image: neither on the text around it, nor on its place, once the rotation of its keys is left out. So
+A forward over a `ConversationCache` computes text alone. The layers of the DynamicCache of `transformers` hold the
+text; the states of images (`image_states.py`) are put beside it, rotated to their positions. It serves 'mmca' and
+'dattn', where the states of an image depend on nothing but the image; with 'causal' attention an ordinary DynamicCache
+holds all tokens.
 
-    ImageStates        keys (before rotation) and values of one image, layer by layer
-    ImageCache         keeps them by the image's pixels, over rounds, conversations and users
-    ConversationCache  what a conversation has in view: the keys and values of its text, which the library's layers
-                       hold, and those of its images, apart, turned to their places
+Each key belongs to one of the K tokens of its row, its *slot*; slot -1 marks padding.
 
-and a forward over a conversation cache computes text alone. With 'causal' attention an image's states depend on what
-precedes it; `ImageCache` then keeps what the vision tower made of it, and the library's own cache does the rest.
-
-Shapes: B rows, K tokens so far, T tokens of this forward, L layers, G key-value heads, D head width, n tokens of an
-image.
+Shapes: B rows, K tokens so far, T tokens of this forward, N text tokens of this forward, Kt and Ki cached keys of text
+and of images, G key-value heads, D head width.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
 from .attention_plan import AttentionPlan
 from .documents import IMAGE, PAD, TEXT, compact_left
+from .image_states import ImageStates
 from .masks import SplitCacheSdpa, unless_all
 from .rotation import KeyRotation
-
-if TYPE_CHECKING:
-    from .modeling import VisualChatForConditionalGeneration
-
-_ROOM = 1 << 30  # bytes
-
-
-@dataclass(frozen=True)
-class ImageStates:
-    """One image in every layer: `keys` and `values` are L tensors (G, n, D), the keys as at position 0."""
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-
-    @property
-    def tokens(self) -> int:
-        """n"""
-        return self.keys[0].shape[1]
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that it takes."""
-        return sum(x.nbytes for x in (*self.keys, *self.values))
-
-
-class ImageCache:
-    """Keeps what a model made of images, by their pixels, and forgets what was not used for longest.
-
-    Valid as long as the model's weights stay the same. Several conversations with one model may share it.
-    """
-
-    def __init__(self, model: VisualChatForConditionalGeneration, max_bytes: int = _ROOM):
-        """`max_bytes` is the memory in bytes that it may take on the model's device."""
-        self.model, self.max_bytes, self.nbytes, self.misses = model, max_bytes, 0, 0
-        self._kept: OrderedDict[bytes, ImageStates | Tensor] = OrderedDict()
-
-    def model_inputs(self, images: Sequence[np.ndarray]) -> dict[str, Any]:
-        """Return the argument of `forward` and `generate` that stands for `images`, each uint8 (3, height, width).
-
-        That is `image_states`, or with 'causal' attention `image_features`; nothing without an image.
-        """
-        if not images:
-            return {}
-        names = [hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest() for image in images]
-        found = {name: self._kept.get(name) for name in names}
-        missing = {name: image for name, image in zip(names, images, strict=True) if found[name] is None}
-        if missing:
-            self.misses += len(missing)
-            pixels = torch.from_numpy(np.stack(list(missing.values()))).to(self.model.device)
-            found.update(zip(missing, self._compute(pixels), strict=True))
-        for name in names:
-            self._keep(name, found[name])
-        states = [found[name] for name in names]
-        return {"image_states": states} if self.model.supports_image_states else {"image_features": torch.stack(states)}
-
-    def clear(self) -> None:
-        """Forget all images, for instance because the model was trained further."""
-        self._kept.clear()
-        self.nbytes = 0
-
-    def _compute(self, pixels: Tensor) -> Sequence[ImageStates | Tensor]:
-        with torch.no_grad():
-            if self.model.supports_image_states:
-                return self.model.compute_image_states(pixels)
-            return self.model.vision_tower(pixels)
-
-    def _keep(self, name: bytes, states: ImageStates | Tensor) -> None:
-        if name not in self._kept:
-            # A view would keep the whole batch alive.
-            self._kept[name] = states.clone() if isinstance(states, Tensor) else states
-            self.nbytes += states.nbytes
-        self._kept.move_to_end(name)
-        while self.nbytes > self.max_bytes and len(self._kept) > 1:
-            self.nbytes -= self._kept.popitem(last=False)[1].nbytes
 
 
 @dataclass
 class TextStep:
-    """A forward over a conversation cache: its text alone, moved together.
+    """The text of a forward over a conversation cache, compacted to the left of each row.
 
-    `index` (B, N) is the place of each text token among the T new ones, `filled` (B, N) where there is one;
+    `index` (B, N) is the position of each text token among the T new ones, `filled` (B, N) where there is one;
     `positions` (B, N) and `attention_plan` are for the decoder.
     """
 
@@ -123,25 +42,25 @@ class TextStep:
     attention_plan: AttentionPlan
 
     def select_text(self, x: Tensor) -> Tensor:
-        """(B, T, width) -> (B, N, width): the text tokens."""
+        """Select the text tokens: (B, T, width) -> (B, N, width)."""
         return x.gather(1, self.index[..., None].expand(-1, -1, x.shape[-1]))
 
     def scatter_text(self, x: Tensor, length: int) -> Tensor:
-        """(B, N, width) -> (B, T, width): every text token back in its place, zeros elsewhere."""
+        """Put every text token back into its position, zeros elsewhere: (B, N, width) -> (B, `length`, width)."""
         x = x * self.filled[..., None]
         out = x.new_zeros(len(x), length, x.shape[-1])
         return out.scatter_add(1, self.index[..., None].expand_as(x), x)
 
 
 class ConversationCache(DynamicCache):
-    """The keys and values of conversations, images apart from text.
+    """The keys and values of conversations, images separate from text.
 
-    To `generate` it is a cache of all tokens seen so far, images included. `modality` (B, K) tells what they are;
-    `text_slots` (B, Kt) and `image_slots` (B, Ki) which of the K tokens each key is of (-1: of none), and `images`
-    holds the images' keys and values (B, G, Ki, D) for each layer.
+    To `generate` it is a cache of all tokens seen so far, images included. `modality` (B, K) holds their kind;
+    `text_slots` (B, Kt) and `image_slots` (B, Ki) the slot of each key; `images` the keys and values (B, G, Ki, D) of
+    images for each layer. The first three are on the CPU and None in an empty cache (`image_slots`: without images).
     """
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig) -> None:
         """`config` is the model's, or its decoder's."""
         super().__init__(config=config.get_text_config(decoder=True))
         self.modality: Tensor | None = None
@@ -150,51 +69,61 @@ class ConversationCache(DynamicCache):
         self.images: list[tuple[Tensor, Tensor]] = []
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """K"""
+        """The number of tokens so far, K."""
         return 0 if self.modality is None else self.modality.shape[1]
 
     @torch.compiler.disable
     def prepare_step(
         self, modality: Tensor, states: Sequence[ImageStates], rotation: KeyRotation, device: torch.device
     ) -> TextStep:
-        """Take in the modality (B, T) of new tokens and the states of the images among them, in reading order.
+        """Add the modality (B, T) of new tokens and the states of the images among them, in reading order.
 
-        Call it once per forward, before the decoder. Raises ValueError if the images do not fill their places.
+        Call it once per forward, before the decoder. Returns the text of the forward, with tensors on `device`.
+
+        Raises ValueError if the images do not match their placeholders.
         """
         modality = modality.detach().cpu().to(torch.int64)
         past, length = self.get_seq_length(), modality.shape[1]
-        self.modality = modality if self.modality is None else torch.cat((self.modality, modality), 1)
-        positions = ((self.modality != PAD).cumsum(1) - 1).clamp(min=0)
-        self._add_images(modality == IMAGE, states, positions[:, past:], past, rotation)
+        all_modality = modality if self.modality is None else torch.cat((self.modality, modality), 1)
+        self.modality = all_modality
+        positions = ((all_modality != PAD).cumsum(1) - 1).clamp(min=0)[:, past:]
+        self._add_images(modality == IMAGE, states, positions, past, rotation)
         index, _, filled = compact_left(modality == TEXT)
         index = (index - torch.arange(len(modality))[:, None] * length).masked_fill(~filled, 0)
-        places = (past + index).masked_fill(~filled, -1)
-        causal = self.text_slots is None or not self.text_slots.shape[1]
-        self.text_slots = places if causal else torch.cat((self.text_slots, places), 1)
-        attention_plan = self._layout(places, causal).to(device)
-        return TextStep(*(x.to(device) for x in (index, filled, positions[:, past:].gather(1, index))), attention_plan)
+        new_slots = (past + index).masked_fill(~filled, -1)
+        first_text = self.text_slots is None or not self.text_slots.shape[1]
+        if self.text_slots is None or first_text:
+            self.text_slots = new_slots
+        else:
+            self.text_slots = torch.cat((self.text_slots, new_slots), 1)
+        return TextStep(
+            index=index.to(device),
+            filled=filled.to(device),
+            positions=positions.gather(1, index).to(device),
+            attention_plan=self._plan(new_slots, self.text_slots, first_text).to(device),
+        )
 
-    def _layout(self, places: Tensor, causal: bool) -> AttentionPlan:
-        """What the text at `places` (B, N) reads: all text and images before it."""
+    def _plan(self, new_slots: Tensor, text_slots: Tensor, causal: bool) -> AttentionPlan:
+        """The plan of text in `new_slots` (B, N), which attends to all text (B, Kt) and images up to itself."""
 
-        def before(keys: Tensor) -> Tensor:
-            return ((keys >= 0)[:, None] & (keys[:, None] <= places[:, :, None]))[:, None]
+        def visible(key_slots: Tensor) -> Tensor:
+            return ((key_slots >= 0)[:, None] & (key_slots[:, None] <= new_slots[:, :, None]))[:, None]
 
-        # Where all there is comes now, padding lies behind every query that counts.
-        text = None if causal else unless_all(before(self.text_slots))
+        # Where all text is new, padding lies behind every query whose result is used.
+        text = None if causal else unless_all(visible(text_slots))
         image = no_image = None
-        if self.images:
-            image = before(self.image_slots)
+        if self.image_slots is not None and self.images:
+            image = visible(self.image_slots)
             no_image = ~image.any(-1, keepdim=True)
-            # A query that reads nothing would be 0/0: it reads everything, and its answer is not used.
+            # A query without a key would give 0/0: it attends to everything, and its result is not used.
             image, no_image = unless_all(image | no_image), no_image.transpose(1, 2) if no_image.any() else None
-        plan = SplitCacheSdpa(self.images, causal, text, image, no_image)
-        return AttentionPlan.split(plan, (places < 0)[..., None, None], self.text_slots.shape[1])
+        backend = SplitCacheSdpa(self.images, causal, text, image, no_image)
+        return AttentionPlan.for_split_cache(backend, (new_slots < 0)[..., None, None], text_slots.shape[1])
 
     def _add_images(
         self, is_image: Tensor, states: Sequence[ImageStates], positions: Tensor, past: int, rotation: KeyRotation
     ) -> None:
-        """Put the states to the places that `is_image` (B, T) marks, whose positions (B, T) are given."""
+        """Put the states into the slots that `is_image` (B, T) marks, behind `past` tokens, at `positions` (B, T)."""
         counts, tokens = is_image.sum(1), [state.tokens for state in states]
         if int(counts.sum()) != sum(tokens):
             raise ValueError(
@@ -207,78 +136,82 @@ class ConversationCache(DynamicCache):
             raise ValueError("an image would lie in two conversations: placeholders and images do not match")
         index, slot, filled = compact_left(is_image)
         index = index - torch.arange(len(is_image))[:, None] * is_image.shape[1]
-        places = (past + index).masked_fill(~filled, -1)
-        shape, where = filled.shape, slot[is_image]
-        keys, values = (
-            [torch.cat(parts, 1) for parts in zip(*(getattr(state, name) for state in states), strict=True)]
-            for name in ("keys", "values")
-        )
+        new_slots = (past + index).masked_fill(~filled, -1)
+        (batch, length), columns = filled.shape, slot[is_image]
+        keys = [torch.cat(parts, 1) for parts in zip(*(state.keys for state in states), strict=True)]
+        values = [torch.cat(parts, 1) for parts in zip(*(state.values for state in states), strict=True)]
         keys = rotation.rotate(keys, positions[is_image].to(keys[0].device))
-        new = [tuple(_in_rows(x, where, shape) for x in pair) for pair in zip(keys, values, strict=True)]
-        if not self.images:
-            self.images, self.image_slots = new, places
+        new = [
+            (_scatter_tokens(key, columns, batch, length), _scatter_tokens(value, columns, batch, length))
+            for key, value in zip(keys, values, strict=True)
+        ]
+        if self.image_slots is None or not self.images:
+            self.images, self.image_slots = new, new_slots
             return
         self.images = [
-            tuple(torch.cat(pair, 2) for pair in zip(old, fresh, strict=True))
-            for old, fresh in zip(self.images, new, strict=True)
+            (torch.cat((key, new_key), 2), torch.cat((value, new_value), 2))
+            for (key, value), (new_key, new_value) in zip(self.images, new, strict=True)
         ]
-        self.image_slots = torch.cat((self.image_slots, places), 1)
+        self.image_slots = torch.cat((self.image_slots, new_slots), 1)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens, images among them; their number is given below zero."""
+        """Remove the last tokens, images among them; their number is given as a negative one."""
         keep = self.get_seq_length() - abs(tokens_to_remove)
-        if tokens_to_remove == 0 or self.modality is None:
+        if tokens_to_remove == 0 or self.modality is None or self.text_slots is None:
             return
         self.modality = self.modality[:, :keep]
-        self.text_slots, dropped = _cropped(self.text_slots, keep)
+        self.text_slots, dropped = _crop_slots(self.text_slots, keep)
         super().crop(-dropped)
-        if self.images:
-            self.image_slots, dropped = _cropped(self.image_slots, keep)
+        if self.image_slots is not None and self.images:
+            self.image_slots, _ = _crop_slots(self.image_slots, keep)
             left = self.image_slots.shape[1]
             self.images = [(key[:, :, :left], value[:, :, :left]) for key, value in self.images] if left else []
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove everything."""
         super().reset()
         self.modality = self.text_slots = self.image_slots = None
         self.images = []
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Let row i become what row `beam_idx[i]` was."""
+        """Replace row i by row `beam_idx[i]`."""
         super().reorder_cache(beam_idx)
-        self._choose_rows(beam_idx)
+        self._select_rows(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows `indices`."""
         super().batch_select_indices(indices)
-        self._choose_rows(indices)
+        self._select_rows(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row `repeats` times."""
         super().batch_repeat_interleave(repeats)
         if self.modality is not None:
-            self._choose_rows(torch.arange(len(self.modality)).repeat_interleave(repeats))
+            self._select_rows(torch.arange(len(self.modality)).repeat_interleave(repeats))
 
-    def _choose_rows(self, rows: Tensor) -> None:
-        if self.modality is None:
+    def _select_rows(self, rows: Tensor) -> None:
+        if self.modality is None or self.text_slots is None:
             return
-        here = rows.cpu()
-        self.modality, self.text_slots = self.modality[here], self.text_slots[here]
-        if self.images:
-            self.image_slots = self.image_slots[here]
-            self.images = [tuple(x.index_select(0, rows.to(x.device)) for x in pair) for pair in self.images]
+        on_cpu = rows.cpu()
+        self.modality, self.text_slots = self.modality[on_cpu], self.text_slots[on_cpu]
+        if self.image_slots is not None and self.images:
+            self.image_slots = self.image_slots[on_cpu]
+            self.images = [
+                (key.index_select(0, rows.to(key.device)), value.index_select(0, rows.to(value.device)))
+                for key, value in self.images
+            ]
 
 
-def _in_rows(x: Tensor, where: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Put tokens (G, M, D) to their places `where` (M,) in a block of `shape` (B, Ki): (B, G, Ki, D), zeros between."""
-    out = x.new_zeros(shape[0] * shape[1], x.shape[0], x.shape[2])
-    out[where.to(x.device)] = x.transpose(0, 1)
-    return out.unflatten(0, shape).transpose(1, 2)
+def _scatter_tokens(x: Tensor, columns: Tensor, batch: int, length: int) -> Tensor:
+    """Put tokens (G, M, D) into the flat columns (M,) of a block: (batch, G, length, D), zeros elsewhere."""
+    out = x.new_zeros(batch * length, x.shape[0], x.shape[2])
+    out[columns.to(x.device)] = x.transpose(0, 1)
+    return out.unflatten(0, (batch, length)).transpose(1, 2)
 
 
-def _cropped(places: Tensor, keep: int) -> tuple[Tensor, int]:
-    """Drop the places from `keep` on; also returns how many columns at the end are thereby empty and cut off."""
-    places = places.masked_fill(places >= keep, -1)
-    used = (places >= 0).any(0).nonzero()
+def _crop_slots(slots: Tensor, keep: int) -> tuple[Tensor, int]:
+    """Remove the slots from `keep` on, and the columns at the end that are then empty; also returns their number."""
+    slots = slots.masked_fill(slots >= keep, -1)
+    used = (slots >= 0).any(0).nonzero()
     left = int(used.max()) + 1 if len(used) else 0
-    return places[:, :left], places.shape[1] - left
+    return slots[:, :left], slots.shape[1] - left

@@ -1,17 +1,17 @@
-"""How a language model gets the attention of this package, which ones can take it, and how one that cannot is told.
+"""How a language model gets the attention of this package, and how an unsupported one is detected.
 
-`install_attention` gives it to a decoder for good: its attention modules read another name from their configuration, whatever
-`attn_implementation` says. That goes on to mean how, not what is computed: 'eager' by the formula, with weights to look
-at, everything else by the plans of attention_plan.py.
+`install_attention` is permanent: the decoder's attention modules read the name of this attention from their
+configuration, whatever `attn_implementation` is. That option keeps deciding how, not what is computed: 'eager' by the
+formula, with attention weights; everything else by the back-ends of attention_plan.py.
 
-A decoder must take its attention from the AttentionInterface of `transformers`, in every layer, once, and ask of it
-nothing that `attend` does not compute. Three checks, from cheap to sure:
+A decoder must take its attention from the AttentionInterface of `transformers`, in every layer, once, and require
+nothing that `attend` does not support. Three checks, from cheap to certain:
 
-    check_decoder_supported   by its configuration: sliding windows, soft caps, scaled logits, ...
-    dry_run_decoder                 by a forward on the meta device, which costs neither memory nor arithmetic
-    check_attention_calls              by counting, after every forward
+    check_decoder_supported   its configuration: sliding windows, soft caps, scaled logits, ...
+    dry_run_decoder           a forward on the meta device, which costs neither memory nor arithmetic
+    check_attention_calls     the number of calls, after every forward
 
-So none is ever used with its own attention by mistake. A table of decoders that were tested is in docs/model.md.
+So no decoder ever runs with its own attention by mistake. docs/model.md has a table of decoders that were tested.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .attention_plan import SWITCHES, AttentionPlan
 from .documents import IMAGE, TEXT
 
-# What changes attention scores or logits outside the functions that this model calls, and its value without effect.
+# Options that change attention scores or logits outside the functions that this model calls, and their neutral value.
 _NEUTRAL = {
     "attn_logit_softcapping": None,
     "final_logit_softcapping": None,
@@ -42,9 +42,9 @@ _NEUTRAL = {
 
 
 class _View:
-    """A decoder's configuration as its attention modules see it: the same, but for the name of the attention."""
+    """A decoder's configuration as its attention modules see it: the same, except for the name of the attention."""
 
-    def __init__(self, config: PreTrainedConfig, attention: str):
+    def __init__(self, config: PreTrainedConfig, attention: str) -> None:
         self._config, self._attn_implementation = config, attention
 
     def __getattr__(self, name: str) -> Any:
@@ -53,23 +53,26 @@ class _View:
         return getattr(self._config, name)
 
 
-def install_attention(language_model: nn.Module, attention: str) -> None:
-    """Let the decoder's attention modules call `attention`, and none be built or used but by `placeholder_mask`."""
+def install_attention(language_model: PreTrainedModel, attention: str) -> None:
+    """Make the decoder's attention modules call `attention`, a name of the AttentionInterface."""
     for module in language_model.get_decoder().modules():
         if isinstance(module.__dict__.get("config"), PreTrainedConfig) and not isinstance(module, PreTrainedModel):
             module.config = _View(module.config, attention)
 
 
 def placeholder_mask(embeds: Tensor) -> Tensor:
-    """What to pass as a decoder's attention mask: of four dimensions, so that the library takes it for a finished one
-    and builds none of its own, and of one element, by which `attend` knows it."""
+    """The attention mask (1, 1, 1, 1) to pass to a decoder whose attention is `attend`.
+
+    Its four dimensions make `transformers` take it for a complete mask and build none; `attend` recognises it by its
+    single element.
+    """
     return embeds.new_zeros(1, 1, 1, 1)
 
 
 def check_decoder_supported(config: PreTrainedConfig) -> None:
-    """Raise ValueError, with the reason, for a decoder that computes something which this model would leave out."""
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
-    reasons = [f"layers of {kind}" for kind in sorted(kinds)]
+    """Raise ValueError, with the reason, for a decoder that needs something which this model would leave out."""
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    reasons = [f"layers of {layer_type}" for layer_type in sorted(layer_types)]
     if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None) is not None:
         reasons.append(f"a sliding window of {config.sliding_window} tokens")
     for name, neutral in _NEUTRAL.items():
@@ -82,26 +85,31 @@ def check_decoder_supported(config: PreTrainedConfig) -> None:
         )
 
 
-def dry_run_decoder(language_model: nn.Module, attention: str) -> None:
+def dry_run_decoder(language_model: PreTrainedModel, attention: str) -> None:
     """Run one text and one image token through the decoder on the meta device.
 
-    Raises ValueError if it does not call `attention` once per layer, or calls it with something it does not compute.
-    A decoder that cannot run there (its control flow depends on values) is judged at its first real forward.
+    Raises ValueError if it does not call `attention` once per layer, or passes it something that is not supported.
+    A decoder that cannot run there (its control flow depends on values) is checked at its first real forward.
     """
     decoder, device = language_model.get_decoder(), torch.device("meta")
-    with torch.device("cpu"):  # the library builds models where "meta" is the default device
+    with torch.device("cpu"):  # `transformers` builds models with "meta" as the default device
         attention_plan = AttentionPlan.build(torch.tensor([[IMAGE, TEXT]]), **SWITCHES[attention]).to(device)
     tensors = {name: x.to(device) for name, x in (*decoder.named_parameters(), *decoder.named_buffers())}
     embeds = torch.zeros(1, 2, decoder.config.hidden_size, dtype=language_model.dtype, device=device)
-    inputs = {"inputs_embeds": embeds, "position_ids": torch.tensor([[0, 1]], device=device), "use_cache": False}
-    inputs["attention_mask"] = placeholder_mask(embeds)
+    inputs = {
+        "inputs_embeds": embeds,
+        "attention_mask": placeholder_mask(embeds),
+        "position_ids": torch.tensor([[0, 1]], device=device),
+        "use_cache": False,
+        "attention_plan": attention_plan,
+    }
     training = decoder.training
-    decoder.eval()  # a forward in training mode may change buffers, and takes no part of gradient checkpointing here
+    decoder.eval()  # a forward in training mode may change buffers or checkpoint gradients
     try:
         with torch.no_grad():
-            functional_call(decoder, tensors, kwargs=inputs | {"attention_plan": attention_plan}, strict=False)
-    except Exception as error:  # a decoder that knows nothing of this attention may fail in any way
-        # What is for lack of values is no verdict: the first real forward gives it, with `check_attention_calls`.
+            functional_call(decoder, tensors, kwargs=inputs, strict=False)
+    except Exception as error:
+        # A failure for lack of values decides nothing: `check_attention_calls` does, at the first real forward.
         if isinstance(error, NotImplementedError | RuntimeError) and (attention_plan.calls or "meta" in str(error)):
             return
         raise ValueError(f"{type(language_model).__name__} cannot run with this attention: {error}") from error
@@ -111,11 +119,11 @@ def dry_run_decoder(language_model: nn.Module, attention: str) -> None:
 
 
 @torch.compiler.disable
-def check_attention_calls(language_model: nn.Module, attention: str, attention_plan: AttentionPlan) -> None:
-    """Raise ValueError unless every layer of the decoder called the attention once with this layout."""
+def check_attention_calls(language_model: PreTrainedModel, attention: str, attention_plan: AttentionPlan) -> None:
+    """Raise ValueError unless every layer of the decoder called the attention once with this plan."""
     layers = language_model.config.num_hidden_layers
     if attention_plan.calls != layers:
         raise ValueError(
-            f"{type(language_model).__name__} called the attention {attention!r} {attention_plan.calls} times in {layers} "
-            "layers; use a decoder of full attention layers that takes its attention from AttentionInterface"
+            f"{type(language_model).__name__} called the attention {attention!r} {attention_plan.calls} times in "
+            f"{layers} layers; use a decoder of full attention layers that takes its attention from AttentionInterface"
         )

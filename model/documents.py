@@ -1,7 +1,7 @@
 """Where the documents of a batch lie, and how their tokens move between a batch and blocks of rows.
 
-A *document* is what attends to itself alone: a whole row of the batch, or one of several packed into a row. Every
-back-end of the attention starts from the table of documents that `Documents.from_modality` makes, on the CPU, because sizes are
+A *document* attends to itself alone: a whole row of the batch, or one of several packed into a row. Every back-end of
+the attention starts from the table of documents that `Documents.from_modality` makes, on the CPU, because sizes are
 needed there.
 
 Shapes: B rows, T tokens of a row, M tokens that are not padding, D documents.
@@ -23,7 +23,7 @@ class Documents:
     """The tokens of a batch without its padding, document by document, each in its own order.
 
     tokens (M,): their flat index in the batch (B*T). modality (M,): TEXT or IMAGE. numbers (M,): the document of each.
-    lengths, text_lengths, image_lengths (D,): how many tokens each document has, and how many of each kind.
+    lengths, text_lengths, image_lengths (D,): how many tokens each document has in all, of text and of images.
     """
 
     tokens: Tensor
@@ -35,9 +35,10 @@ class Documents:
 
     @classmethod
     def from_modality(cls, modality: Tensor, document_ids: Tensor | None = None) -> Documents:
-        """Find the documents in `modality` (B, T) on the CPU: each row is one, or `document_ids` (B, T) tells them apart.
+        """Find the documents in `modality` (B, T), on the CPU: one per row, or those that `document_ids` (B, T) names.
 
-        Raises ValueError if `document_ids` is 0 at a token, anything else at padding, or if a document lies in pieces.
+        Raises ValueError if `document_ids` is 0 at a token or not 0 at padding, or if the tokens of a document are not
+        contiguous.
         """
         tokens = (modality != PAD).flatten().nonzero()[:, 0]
         names = tokens // max(modality.shape[1], 1)
@@ -47,27 +48,28 @@ class Documents:
             names = names * (int(document_ids.max()) + 1) + document_ids.flatten()[tokens]
         runs, numbers, lengths = names.unique_consecutive(return_inverse=True, return_counts=True)
         if len(runs.unique()) != len(runs):
-            raise ValueError("the tokens of a document must lie together in its row of the batch")
+            raise ValueError("the tokens of a document must be contiguous in their row of the batch")
         modality = modality.flatten()[tokens]
-        images = torch.bincount(numbers[modality == IMAGE], minlength=len(lengths))
-        return cls(tokens, modality, numbers, lengths, lengths - images, images)
+        image_lengths = torch.bincount(numbers[modality == IMAGE], minlength=len(lengths))
+        return cls(tokens, modality, numbers, lengths, lengths - image_lengths, image_lengths)
 
-    def padded_indices(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Lay documents beside each other: for `chosen` (n,) numbers, the place in `tokens` (n, longest) of each token.
+    def padded_indices(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Lay the documents `numbers` (n,) out as rows: the index (n, longest) into `tokens` of each of their tokens.
 
-        The second tensor (n, longest) tells where there is one; elsewhere the first is 0.
+        The second tensor (n, longest) is true where there is a token; elsewhere the first is 0.
         """
-        lengths = self.lengths[chosen]
+        lengths = self.lengths[numbers]
         filled = torch.arange(int(lengths.max())) < lengths[:, None]
-        starts = (self.lengths.cumsum(0) - self.lengths)[chosen]
+        starts = (self.lengths.cumsum(0) - self.lengths)[numbers]
         return (starts[:, None] + torch.arange(filled.shape[1])).masked_fill(~filled, 0), filled
 
 
 def compact_left(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Move the true places of each row of `mask` (n, L) to its left.
+    """Move the true elements of each row of `mask` (n, L) to its left, into N slots.
 
-    Returns the flat index (n, N) of what lies at each new place, the flat new place (n, L) of each old one (both 0
-    where there is none), and which new places are filled (n, N). N is the largest number of true places in a row.
+    Returns `index` (n, N), the flat index in `mask` of the element in each slot; `slot` (n, L), the flat slot of each
+    element (both 0 where there is none); and `filled` (n, N), which slots hold an element. N is the largest number of
+    true elements in a row.
     """
     counts = mask.sum(1)
     filled = torch.arange(int(counts.max())) < counts[:, None]
@@ -77,17 +79,17 @@ def compact_left(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(B, heads, T, width) -> (B*T, heads*width)"""
+    """Turn (B, heads, T, width) into a table of rows (B*T, heads*width)."""
     return x.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
-def split_heads(table: Tensor, batch: int, count: int) -> Tensor:
-    """(batch*T, count*width) -> (batch, count, T, width)"""
-    return table.view(batch, len(table) // batch, count, table.shape[1] // count).transpose(1, 2)
+def split_heads(table: Tensor, batch: int, heads: int) -> Tensor:
+    """Turn a table of rows (batch*T, heads*width) into (batch, heads, T, width)."""
+    return table.view(batch, len(table) // batch, heads, table.shape[1] // heads).transpose(1, 2)
 
 
 def select_rows(table: Tensor, index: Tensor) -> Tensor:
-    """Rows of a matrix by their number.
+    """Select rows of a table (n, width) by `index` (m,): (m, width).
 
     A look-up in an embedding table, because its backward pass is faster than that of other gathers on the CPU.
     """
@@ -95,7 +97,7 @@ def select_rows(table: Tensor, index: Tensor) -> Tensor:
 
 
 def self_values(value: Tensor, query: Tensor) -> Tensor:
-    """The values (B, G, K, D) of the queries' own tokens, which are the last T, for all heads: (B, T, H, D)."""
+    """The values of the queries' own tokens: the last T of `value` (B, G, K, D), for all heads, as (B, T, H, D)."""
     repeats, length = query.shape[1] // value.shape[1], query.shape[2]
-    own = value[:, :, -length:].transpose(1, 2)
-    return own if repeats == 1 else own.repeat_interleave(repeats, 2)
+    values = value[:, :, -length:].transpose(1, 2)
+    return values if repeats == 1 else values.repeat_interleave(repeats, 2)

@@ -1,8 +1,9 @@
-"""What a model makes of images: features of the tower, embeddings of the projector, states of the decoder."""
+"""What a model computes of images: features of the tower, embeddings of the projector, states of the decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,30 +13,48 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from .attention_plan import SWITCHES, AttentionPlan
-from .conversation_cache import ImageStates
 from .decoders import check_attention_calls, placeholder_mask
 from .documents import IMAGE
+from .image_states import ImageStates
 from .rotation import KeyRotation
 
 Embeds = Tensor | Sequence[Tensor]
 
 
+@dataclass(frozen=True)
+class ImageInputs:
+    """The images of a forward in at most one of the forms that `forward` takes."""
+
+    pixel_values: Tensor | None = None
+    image_features: Tensor | None = None
+    image_states: Sequence[ImageStates] | None = None
+    mm_encoder_outputs: dict[str, Any] | None = None
+
+    def check_one_form(self) -> None:
+        """Raise ValueError if images are passed in several forms."""
+        forms = (self.pixel_values, self.image_features, self.image_states, self.mm_encoder_outputs)
+        if sum(form is not None for form in forms) > 1:
+            raise ValueError("pass images in one form: pixel_values, image_features, image_states, mm_encoder_outputs")
+
+
 class ImageMixin:
-    """The part of VisualChatForConditionalGeneration that deals with images."""
+    """The part of VisualChatForConditionalGeneration that handles images."""
+
+    _rotation: KeyRotation | None
 
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Run tower and projector over images (N, 3, height, width), as `generate` does before it begins.
+        """Run tower and projector over images (N, 3, height, width); `generate` calls this once.
 
-        Returns the encoder's output, with hidden states and attentions if asked for; its `pooler_output` holds the
+        Returns the encoder's output, with hidden states and attentions if requested; its `pooler_output` holds the
         embeddings (image_tokens, text width) of each image.
         """
         outputs = self.vision_tower.encode(pixel_values, **kwargs)
         features = self.vision_tower.select(outputs)
         outputs.pooler_output = list(self.projector(features.to(self.projector_dtype)))
-        asked = kwargs.get("output_hidden_states")
-        if not (self.vision_tower.encoder.config.output_hidden_states if asked is None else asked):
-            outputs.hidden_states = None  # an inner layer may have been asked for by `encode` alone
+        requested = kwargs.get("output_hidden_states")
+        if not (self.vision_tower.encoder.config.output_hidden_states if requested is None else requested):
+            outputs.hidden_states = None  # `encode` may have requested them to read an inner layer
         return outputs
 
     def image_embeds(self, pixel_values: Tensor) -> Tensor:
@@ -49,7 +68,7 @@ class ImageMixin:
 
     @torch.no_grad()
     def compute_image_states(self, pixel_values: Tensor) -> list[ImageStates]:
-        """Compute the states of images (N, 3, height, width) in every layer of the decoder, see cache.py.
+        """Compute the states of images (N, 3, height, width) in every layer of the decoder, see image_states.py.
 
         Raises ValueError if they would depend on more than the image: with 'causal' attention, or with a decoder whose
         keys cannot be moved to another position.
@@ -59,23 +78,29 @@ class ImageMixin:
                 f"with attention {self.config.attention!r} the states of an image depend on what precedes it; "
                 "cache its image_features, or use 'mmca' or 'dattn'"
             )
-        _ = self.key_rotation
-        return self._states_of(self.image_embeds(pixel_values))
+        self._detect_key_rotation()
+        return self._compute_states(self.image_embeds(pixel_values))
 
     @property
     def supports_image_states(self) -> bool:
-        """Whether `image_states` can be computed with this attention and this decoder."""
+        """Whether `compute_image_states` works with this attention and this decoder."""
+        if SWITCHES[self.config.attention]["image_rows"] != "self":
+            return False
         try:
-            return SWITCHES[self.config.attention]["image_rows"] == "self" and self.key_rotation is not None
+            self._detect_key_rotation()
         except ValueError:
             return False
+        return True
 
     @property
     def key_rotation(self) -> KeyRotation:
-        """How the decoder turns its keys; found out by watching it when first needed.
+        """How the decoder rotates its keys; detected when first needed.
 
         Raises ValueError if its keys cannot be moved from one position to another.
         """
+        return self._detect_key_rotation()
+
+    def _detect_key_rotation(self) -> KeyRotation:
         if self._rotation is None:
             width = self.config.text_config.hidden_size
             tokens = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0))
@@ -83,7 +108,7 @@ class ImageMixin:
             embeds = (tokens * scale).to(self.device, self.dtype)
             with torch.no_grad():
                 self._rotation = KeyRotation.detect(
-                    self.get_decoder(), lambda places: self._image_layers(embeds, places)
+                    self.get_decoder(), lambda positions: self._image_layers(embeds, positions)
                 )
         return self._rotation
 
@@ -109,43 +134,48 @@ class ImageMixin:
         check_attention_calls(self.language_model, self.config.attention, attention_plan)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _states_of(self, embeds: Tensor) -> list[ImageStates]:
+    def _compute_states(self, embeds: Tensor) -> list[ImageStates]:
+        """The states of images from their embeddings (N, n, text width)."""
         embeds = embeds.to(self.device, self.get_input_embeddings().weight.dtype)
         layers = self._image_layers(embeds, torch.zeros(embeds.shape[:2], dtype=torch.int64, device=embeds.device))
         # Copies: a view of one image would keep all of them in memory.
         return [
-            ImageStates(*(tuple(part[place].clone() for part in parts) for parts in zip(*layers, strict=True)))
-            for place in range(len(embeds))
+            ImageStates(
+                keys=tuple(keys[image].clone() for keys, _ in layers),
+                values=tuple(values[image].clone() for _, values in layers),
+            )
+            for image in range(len(embeds))
         ]
 
-    def _projected(self, images: tuple) -> Embeds | None:
-        """The embeddings (tokens, text width) of each image, from whichever of the forms of `forward` was given."""
-        pixel_values, image_features, _, encoded = images
-        if pixel_values is not None:
-            return self.image_embeds(pixel_values)
-        if image_features is not None:
-            return self.projector(image_features.to(self.projector_dtype))
-        return None if encoded is None or encoded.get("image") is None else encoded["image"].pooler_output
+    def _project(self, images: ImageInputs) -> Embeds | None:
+        """The embeddings (tokens, text width) of each image; None if none was passed, or as image states."""
+        if images.pixel_values is not None:
+            return self.image_embeds(images.pixel_values)
+        if images.image_features is not None:
+            return self.projector(images.image_features.to(self.projector_dtype))
+        encoded = (images.mm_encoder_outputs or {}).get("image")
+        return None if encoded is None else encoded.pooler_output
 
-    def _with_images(self, embeds: Tensor, is_image: Tensor, images: tuple) -> Tensor:
-        """Put the images into their places in `embeds` (B, T, text width), where `is_image` (B, T) is true.
+    def _with_images(self, embeds: Tensor, is_image: Tensor, images: ImageInputs) -> Tensor:
+        """Replace the placeholders in `embeds` (B, T, text width), where `is_image` (B, T) is true, by the images.
 
-        Raises ValueError if they do not fill them exactly.
+        Raises ValueError if the images do not match the placeholders exactly.
         """
-        given = self._projected(images)
-        places, tokens = int(is_image.sum()), 0 if given is None else sum(len(one) for one in given)
-        if places != tokens:
-            each = len(given[0]) if tokens else self.config.image_tokens
+        projected = self._project(images)
+        placeholders, tokens = int(is_image.sum()), 0 if projected is None else sum(map(len, projected))
+        if placeholders != tokens:
+            count = 0 if projected is None else len(projected)
+            each = len(projected[0]) if tokens else self.config.image_tokens
             raise ValueError(
-                f"the batch has {places} image placeholders, but {0 if given is None else len(given)} images of {each} "
-                "tokens; whoever made the batch must pass every image of its conversations once, in reading order"
+                f"the batch has {placeholders} image placeholders, but {count} images of {each} tokens; "
+                "pass every image of its conversations once, in reading order"
             )
         if tokens:
-            flat = given.flatten(0, 1) if isinstance(given, Tensor) else torch.cat(list(given))
+            flat = projected.flatten(0, 1) if isinstance(projected, Tensor) else torch.cat(list(projected))
             return embeds.masked_scatter(is_image.unsqueeze(-1).to(embeds.device), flat.to(embeds))
-        return embeds + self._nothing(embeds) if self.training else embeds
+        return embeds + self._zero_of_image_parameters(embeds) if self.training else embeds
 
-    def _nothing(self, embeds: Tensor) -> Tensor:
+    def _zero_of_image_parameters(self, embeds: Tensor) -> Tensor:
         """Zero, computed with every parameter that an image would use.
 
         Every rank must use the same parameters in every step, or sharded training fails (ZeRO 2) or hangs (ZeRO 3).

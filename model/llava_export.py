@@ -1,14 +1,15 @@
-"""A model as a stock LLaVA of `transformers`, for software that knows that form and not this one.
+"""A model as a stock LLaVA of `transformers`, for software that supports that architecture and not this one.
 
 Possible where the two compute the same: ordinary causal attention, LLaVA-1.5's projector, and an encoder whose features
-LLaVA can choose. Everything else is refused with the reason; MMCA in particular would silently become causal attention.
-The weights give the same logits for the same tokens. The chat template that comes along writes the same text; stock
-processors tokenise it in one piece and may split it a little differently from training.
+LLaVA can select. Everything else is refused with the reason; MMCA in particular would silently become causal attention.
+The weights give the same logits for the same tokens. The chat template of the exported processor writes the same text;
+stock processors tokenise it as a whole and may split it a little differently from training.
 """
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
@@ -21,7 +22,7 @@ from .template import IMAGE_TOKEN, Template
 def to_llava(
     model: VisualChatForConditionalGeneration, processor: VisualChatProcessor
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Return the model and its processor in LLaVA's form, with weights of their own.
+    """Return the model and its processor as a LLaVA, with copies of the weights.
 
     Raises ValueError, with the reason, if LLaVA cannot compute the same.
     """
@@ -60,7 +61,7 @@ def to_llava(
     return llava, stock
 
 
-def jinja_chat_template(template: Template, tokenizer) -> str:
+def jinja_chat_template(template: Template, tokenizer: Any) -> str:
     """Write the prompt template in Jinja, the language of `apply_chat_template`."""
 
     def quoted(text: str) -> str:
@@ -103,7 +104,7 @@ def jinja_chat_template(template: Template, tokenizer) -> str:
 
 
 def _strategy(model: VisualChatForConditionalGeneration) -> str:
-    """Which tokens LLaVA has to take of the encoder's: 'full' for all, 'default' for all but the first.
+    """Which of the encoder's tokens LLaVA has to select: 'full' for all, 'default' for all but the first.
 
     Raises ValueError if it cannot compute what this model does.
     """
@@ -115,9 +116,9 @@ def _strategy(model: VisualChatForConditionalGeneration) -> str:
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         reasons.append("the language model's head has a bias: LLaVA's has none")
     if model.vision_tower.takes_patches or config.image_size != config.vision_config.image_size:
-        reasons.append("the encoder needs its images prepared in a way that LLaVA does not know")
+        reasons.append("the encoder needs its images prepared in a way that LLaVA does not support")
     if reasons:
-        raise ValueError(f"this model cannot take LLaVA's form: {'; '.join(reasons)}")
+        raise ValueError(f"this model cannot be exported as LLaVA: {'; '.join(reasons)}")
     with torch.no_grad():
         side = config.image_size
         blank = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=model.device)
@@ -126,11 +127,11 @@ def _strategy(model: VisualChatForConditionalGeneration) -> str:
         return "full"
     if config.vision_tokens == tokens - 1:
         return "default"
-    raise ValueError("this model cannot take LLaVA's form: the encoder has several tokens that stand for no patch")
+    raise ValueError("this model cannot be exported as LLaVA: the encoder has several tokens that are not patches")
 
 
 def _check_features(model: VisualChatForConditionalGeneration, llava: LlavaForConditionalGeneration) -> None:
-    """Raise ValueError unless both make the same of an image; some encoders normalise their output once more."""
+    """Raise ValueError unless both give the same features of an image; some encoders normalise their output again."""
     side = model.config.image_size
     pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
     with torch.no_grad():
@@ -138,6 +139,6 @@ def _check_features(model: VisualChatForConditionalGeneration, llava: LlavaForCo
         theirs = llava.to(model.device).get_image_features(pixels, return_dict=True).pooler_output[0]
     if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * ours.abs().max().item()):
         raise ValueError(
-            f"this model cannot take LLaVA's form: it reads layer {model.config.vision_feature_layer} of the encoder, "
-            "which LLaVA reads differently; choose an inner layer (vision_layer: -2)"
+            f"this model cannot be exported as LLaVA: it reads layer {model.config.vision_feature_layer} of the "
+            "encoder, which LLaVA reads differently; choose an inner layer (vision_layer: -2)"
         )

@@ -1,7 +1,7 @@
-"""Attention with masks: of queries that continue a cache, and, where a person asks for it, of weights to look at.
+"""Attention with masks: for queries that continue a cache, and for attention weights when they are requested.
 
 A forward that continues a cache has few queries, mostly one, so its masks (B, 1, T, K) are small; whole sequences never
-come here (see gather.py), except when attention weights are asked for, which are themselves of size T x T.
+come here (see sdpa_segments.py), except when attention weights are requested, which are themselves of size T x T.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from .sdpa import Sdpa
 
 @dataclass
 class Masks:
-    """What each of the last T of K tokens reads, as (B, 1, T, K) bool. A query always reads itself."""
+    """What each of the last T of K tokens attends to, as (B, 1, T, K) bool. A query always attends to itself."""
 
     everything: Tensor  # all tokens up to itself
     text: Tensor  # the text among them
-    image: Tensor  # the images among them, without itself; a query that would read none reads all, see `no_image`
+    image: Tensor  # the images among them, without itself; all tokens where there is none, see `no_image`
     no_image: Tensor  # (B, 1, T, 1) bool: queries without an image before them
 
     @classmethod
     def build(cls, modality: Tensor, length: int, document_ids: Tensor | None = None) -> Masks:
-        """Write down what the last `length` tokens of `modality` (B, K) read within their document."""
-        place = torch.arange(modality.shape[1])
-        before = (place <= place[-length:, None]).expand(len(modality), 1, -1, -1)
+        """Build the masks of the last `length` tokens of `modality` (B, K), each within its document."""
+        index = torch.arange(modality.shape[1])
+        before = (index <= index[-length:, None]).expand(len(modality), 1, -1, -1)
         if document_ids is not None:
             before = before & (document_ids[:, None, -length:, None] == document_ids[:, None, None])
-        itself = place == place[-length:, None]
+        itself = index == index[-length:, None]
         image = (modality == IMAGE)[:, None, None] & before
-        # A query that reads nothing would be 0/0: it reads everything, and its answer is not used.
+        # A query without a key would give 0/0: it attends to everything, and its result is not used.
         no_image = ~image.any(-1, keepdim=True)
         text = ((modality == TEXT)[:, None, None] & before) | itself
         return cls(((modality != PAD)[:, None, None] & before) | itself, text, image | no_image, no_image)
@@ -42,24 +42,29 @@ class Masks:
 
 @dataclass
 class MaskedSdpa:
-    """The last T of K tokens, whose keys and values lie in one tensor. Masks that hide nothing are None.
+    """The last T of K tokens, whose keys and values are in one tensor. Masks that hide nothing are None.
 
-    `own` (B, T, 1, 1) marks queries that are no text; None if there are none.
+    `non_text` (B, T, 1, 1) marks queries that are not text; None if there are none.
     """
 
-    own: Tensor | None
+    non_text: Tensor | None
     everything: Tensor | None
     text: Tensor | None
     image: Tensor | None
     no_image: Tensor | None  # (B, T, 1, 1)
 
     @classmethod
-    def build(cls, modality: Tensor, length: int, own: Tensor) -> MaskedSdpa:
+    def build(cls, modality: Tensor, length: int, non_text: Tensor) -> MaskedSdpa:
         """Plan a forward of the last `length` tokens of `modality` (B, K), the others being cached."""
         masks = Masks.build(modality, length)
         no_image = masks.no_image.transpose(1, 2)
-        hiding = (unless_all(mask) for mask in (masks.everything, masks.text, masks.image))
-        return cls(own if own.any() else None, *hiding, no_image if no_image.any() else None)
+        return cls(
+            non_text=non_text if non_text.any() else None,
+            everything=unless_all(masks.everything),
+            text=unless_all(masks.text),
+            image=unless_all(masks.image),
+            no_image=no_image if no_image.any() else None,
+        )
 
     def joint(self, sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         """One softmax over all keys up to the query. Returns (B, T, H, D)."""
@@ -67,23 +72,23 @@ class MaskedSdpa:
 
     def text_joint(self, sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         """The same at text tokens; at image tokens their own value."""
-        return self._with_own(query, value, sdpa(query, key, value, mask=self.everything))
+        return self._with_self_values(query, value, sdpa(query, key, value, mask=self.everything))
 
     def sum(self, sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         """The text branch plus the image branch, and at image tokens their own value. Returns (B, T, H, D)."""
-        image = without(sdpa(query, key, value, mask=self.image), self.no_image)
-        return self._with_own(query, value, sdpa(query, key, value, mask=self.text) + image)
+        image = zero_rows(sdpa(query, key, value, mask=self.image), self.no_image)
+        return self._with_self_values(query, value, sdpa(query, key, value, mask=self.text) + image)
 
-    def _with_own(self, query: Tensor, value: Tensor, out: Tensor) -> Tensor:
-        return out if self.own is None else torch.where(self.own, self_values(value, query), out)
+    def _with_self_values(self, query: Tensor, value: Tensor, out: Tensor) -> Tensor:
+        return out if self.non_text is None else torch.where(self.non_text, self_values(value, query), out)
 
 
 @dataclass
 class SplitCacheSdpa:
-    """T text queries whose keys and values lie apart: text in a cache of its own, images given here for every layer.
+    """T text queries over two caches: keys and values of text come with the queries, those of images are here.
 
     `images` holds (keys, values), each (B, G, Ki, D), or is empty. `text` (B, 1, T, Kt) and `image` (B, 1, T, Ki) are
-    masks, or None where they hide nothing; `causal` replaces `text` where the queries are all there is.
+    masks, or None where they hide nothing; `causal` replaces `text` where the cache held no text before.
     """
 
     images: Sequence[tuple[Tensor, Tensor]]
@@ -96,7 +101,7 @@ class SplitCacheSdpa:
         """One softmax over text and images. Returns (B, T, H, D)."""
         if not self.images:
             return sdpa(query, key, value, mask=self.text, causal=self.causal)
-        keys, values = self.images[layer]
+        image_key, image_value = self.images[layer]
         shape = (len(query), 1, query.shape[2])
         text, image = self.text, self.image
         if text is None and (self.causal or image is not None or self.no_image is not None):
@@ -104,19 +109,22 @@ class SplitCacheSdpa:
             text = text.tril() if self.causal else text
         if text is not None:
             if image is None:
-                image = torch.ones(*shape, keys.shape[2], dtype=torch.bool, device=key.device)
+                image = torch.ones(*shape, image_key.shape[2], dtype=torch.bool, device=key.device)
             if self.no_image is not None:
                 image = image & ~self.no_image.transpose(1, 2)
             text = torch.cat((text, image), 3)
-        return sdpa(query, torch.cat((key, keys), 2), torch.cat((value, values), 2), mask=text)
+        return sdpa(query, torch.cat((key, image_key), 2), torch.cat((value, image_value), 2), mask=text)
 
-    text_joint = joint
+    def text_joint(self, sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
+        """The same: all queries are text."""
+        return self.joint(sdpa, query, key, value, layer)
 
     def sum(self, sdpa: Sdpa, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         """The text branch plus the image branch. Returns (B, T, H, D)."""
         out = sdpa(query, key, value, mask=self.text, causal=self.causal)
         if self.images:
-            out = out + without(sdpa(query, *self.images[layer], mask=self.image), self.no_image)
+            image_key, image_value = self.images[layer]
+            out = out + zero_rows(sdpa(query, image_key, image_value, mask=self.image), self.no_image)
         return out
 
 
@@ -125,16 +133,17 @@ def attend_with_weights(
     key: Tensor,
     value: Tensor,
     masks: Masks,
-    own: Tensor,
+    non_text: Tensor,
     *,
     image_rows: str,
     merge: str,
     dropout: float,
     scaling: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention by its formula, for a look at the weights (B, H, T, K), which add up to 2 where two branches do.
+    """Attention by its formula. Returns the output (B, T, H, D) and its weights (B, H, T, K).
 
-    `own` (B, T, 1, 1) marks rows that are no text. Returns (B, T, H, D) and the weights that made it.
+    The weights of a query add up to 2 where both branches contribute to a sum. Shapes of the inputs are those of
+    `attention.attend`; `non_text` (B, T, 1, 1) marks queries that are not text.
     """
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
@@ -147,16 +156,16 @@ def attend_with_weights(
     joint = softmax(masks.everything)
     weights = joint if merge == "lse" else softmax(masks.text) + softmax(masks.image).masked_fill(masks.no_image, 0)
     itself = torch.eye(scores.shape[-1], dtype=scores.dtype, device=scores.device)[-scores.shape[2] :]
-    weights = torch.where(own.transpose(1, 2), joint if image_rows == "causal" else itself, weights)
+    weights = torch.where(non_text.transpose(1, 2), joint if image_rows == "causal" else itself, weights)
     weights = torch.nn.functional.dropout(weights, dropout)
     return (weights @ value).transpose(1, 2), weights
 
 
 def unless_all(mask: Tensor) -> Tensor | None:
-    """A mask, or None if it hides nothing."""
+    """The mask, or None if it hides nothing."""
     return None if mask.all() else mask
 
 
-def without(out: Tensor, nothing: Tensor | None) -> Tensor:
-    """Zero the rows of `out` (B, T, H, D) that `nothing` (B, T, 1, 1) marks."""
-    return out if nothing is None else out.masked_fill(nothing, 0)
+def zero_rows(out: Tensor, rows: Tensor | None) -> Tensor:
+    """Set the rows of `out` (B, T, H, D) to zero that `rows` (B, T, 1, 1) marks; None marks none."""
+    return out if rows is None else out.masked_fill(rows, 0)

@@ -2,9 +2,9 @@
 
     1. tower      pixels of all images of the batch (N, 3, height, width) -> features (N, tokens, vision width)
     2. projector  features -> (N, image_tokens, width of the language model)
-    3. embedding  the tokens' one embedding; projected features take the place of the image placeholders
+    3. embedding  of the tokens; projected features replace the image placeholders
     4. decoder    with the attention that the configuration names (attention.py)
-    5. head       only where a label is, or at the tokens whose logits are asked for
+    5. head       only where there is a label, or at the tokens whose logits are requested
 
 The keys of a batch, each optional but the first:
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ from .attention import SWITCHES
 from .attention_plan import AttentionPlan
 from .base_models import check_loading_info, generation_defaults, joined_config, load_base_models
 from .configuration import VisualChatConfig
-from .conversation_cache import ConversationCache, ImageStates
+from .conversation_cache import ConversationCache
 from .decoders import (
     check_attention_calls,
     check_decoder_supported,
@@ -45,7 +45,8 @@ from .decoders import (
 )
 from .documents import IMAGE, PAD, TEXT
 from .generation_mixin import VisualChatGenerationMixin
-from .image_mixin import ImageMixin
+from .image_mixin import ImageInputs, ImageMixin
+from .image_states import ImageStates
 from .projector import build_projector
 from .resampler import Resampler
 from .rotation import KeyRotation
@@ -62,18 +63,21 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
 
     def __init__(
-        self, config: VisualChatConfig, encoder: nn.Module | None = None, language_model: nn.Module | None = None
-    ):
+        self,
+        config: VisualChatConfig,
+        encoder: PreTrainedModel | None = None,
+        language_model: PreTrainedModel | None = None,
+    ) -> None:
         super().__init__(config)
         check_decoder_supported(config.text_config)
         self.vision_tower = VisionTower(config, encoder)
         self.projector = build_projector(config)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         install_attention(self.language_model, config.attention)
-        self.attention_backend = "auto"  # which one runs is a matter of the machine, so no configuration names it
+        self.attention_backend = "auto"  # one of BACKENDS; it depends on the machine, so it is no configuration
         self._rotation: KeyRotation | None = None
         self.post_init()
         dry_run_decoder(self.language_model, config.attention)
@@ -85,7 +89,7 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         language_folder: Path,
         tokenizer: Any,
         *,
-        template: Template | dict[str, str] | None = None,
+        template: Template | dict[str, str | bool] | None = None,
         dtype: torch.dtype | None = None,
         keep_language_dtype: bool = False,
         **options: Any,
@@ -94,15 +98,17 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
 
         `tokenizer` is the language model's. It gets the image placeholder if it lacks it, and only then may the
         embedding grow. `options` are fields of `VisualChatConfig` (attention, projector, vision_feature_layer, ...).
-        `dtype` defaults to the language model's own. With `keep_language_dtype` the language model keeps that, whatever `dtype`
-        says: its weights are then pages of its files, not copies. It must be converted before it is used.
+        `dtype` defaults to the language model's own. With `keep_language_dtype` the language model keeps it even if
+        `dtype` is given: its weights are then memory-mapped, not copied. It must be converted before it is used.
+
+        Raises ValueError for a folder that lacks weights, or a decoder whose attention is not supported.
         """
         encoder, language = load_base_models(vision_folder, language_folder, tokenizer, dtype, keep_language_dtype)
         dtype = dtype or language.dtype
         config = joined_config(vision_folder, encoder, language, tokenizer, template, options)
         model = cls(config, encoder, language).eval()
-        # The parts were loaded so. To convert the whole would round buffers too, such as the frequencies of rotary
-        # positions, which a folder that is loaded has in full precision.
+        # The parts are in `dtype` already. Converting the whole model would round buffers too, such as the frequencies
+        # of rotary positions, which a model that is loaded from its folder has in full precision.
         model.projector.to(dtype)
         with torch.no_grad():
             config.image_tokens = model.projector(model.projector.blank(model.device, dtype)).shape[1]
@@ -110,10 +116,10 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         return model
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, *args: Any, **options: Any):
-        """Load a model's folder, strictly: ValueError if a weight is missing or one too many.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **options: Any) -> Any:
+        """Load the folder of a model and return it; with `output_loading_info`, the model and that information.
 
-        With `output_loading_info` nothing is refused: whoever asks for the gaps judges them.
+        Raises ValueError if a weight is missing, unexpected or of another shape, unless `output_loading_info` is given.
         """
         wants_info = options.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **options)
@@ -139,7 +145,8 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
 
         The model then takes `image_features`, which are what the tower returns.
         """
-        tower, self.vision_tower = self.vision_tower, None
+        tower = self.vision_tower
+        self.register_module("vision_tower", None)
         return tower
 
     def attach_vision_tower(self, tower: VisionTower) -> None:
@@ -147,18 +154,23 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         self.vision_tower = tower
 
     def get_input_embeddings(self) -> nn.Module:
+        """The token embeddings of the decoder."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings of the decoder."""
         self.language_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
+        """The output head of the decoder."""
         return self.language_model.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the output head of the decoder."""
         self.language_model.set_output_embeddings(new_embeddings)
 
     def get_decoder(self) -> nn.Module:
+        """The decoder without its output head."""
         return self.language_model.get_decoder()
 
     @can_return_tuple
@@ -184,26 +196,35 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
     ) -> CausalLMOutputWithPast:
         """Run the model on a batch, see the module's docstring.
 
-        Images come in one of four forms: pixel_values; image_features (N, tokens, vision width), what the tower made of
-        them; mm_encoder_outputs {'image': what `get_image_features` made of them}; or image_states, see cache.py.
-        inputs_embeds (B, T, text width) stand in for input_ids. With a cache, input_ids are the new tokens, and
-        modality (B, K) and attention_mask (B, K) are of all; tokens behind the end of modality are text.
-        attention_mask tells padding where modality is absent, and is used for nothing else. use_cache defaults to the
-        decoder's configuration where nothing is trained.
+        Images come in one of four forms: pixel_values; image_features (N, tokens, vision width), the output of the
+        tower; mm_encoder_outputs {'image': the output of `get_image_features`}; or image_states, see image_states.py.
+        inputs_embeds (B, T, text width) replace input_ids. With a cache, input_ids are the new tokens, and modality
+        (B, K) and attention_mask (B, K) cover all tokens; tokens behind the end of modality are text. attention_mask
+        marks padding where modality is absent, and is used for nothing else. use_cache defaults to the decoder's
+        configuration, and to false in training or with labels.
 
         With labels, `loss` is the sum of the labels' cross entropies divided by `num_items_in_batch` (by their number
         if None), and `logits` (number of labels, vocabulary) are those that predict them. Without, `logits` are
-        (B, T, vocabulary), or of the last `logits_to_keep` tokens. Raises ValueError if placeholders and images do
-        not match.
+        (B, T, vocabulary), or of the last `logits_to_keep` tokens.
+
+        Raises ValueError if placeholders and images do not match, or for inputs that exclude each other.
         """
-        images = (pixel_values, image_features, image_states, mm_encoder_outputs or None)
         outputs = self._decode(
-            *(input_ids, inputs_embeds, modality, attention_mask, document_ids, position_ids),
-            *(images, past_key_values, self._uses_cache(use_cache, labels), output_attentions, output_hidden_states),
+            input_ids,
+            ImageInputs(pixel_values, image_features, image_states, mm_encoder_outputs or None),
+            modality=modality,
+            attention_mask=attention_mask,
+            document_ids=document_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=self._uses_cache(use_cache, labels),
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
         )
         hidden, loss = outputs.last_hidden_state, None
         if labels is None:
-            logits = self.get_output_embeddings()(_kept(hidden, logits_to_keep))
+            logits = self.get_output_embeddings()(_select_positions(hidden, logits_to_keep))
         else:
             logits, targets, _ = self._predictions(hidden, labels, document_ids)
             loss = F.cross_entropy(logits.float(), targets, reduction="sum")
@@ -231,9 +252,9 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         Documents are counted in reading order over the whole batch; without `document_ids` that is the row. The other
         arguments are those of `forward`.
         """
-        images = (pixel_values, image_features, None, None)
+        images = ImageInputs(pixel_values, image_features)
         outputs = self._decode(
-            input_ids, None, modality, attention_mask, document_ids, None, images, None, False, None, None
+            input_ids, images, modality=modality, attention_mask=attention_mask, document_ids=document_ids
         )
         logits, targets, documents = self._predictions(outputs.last_hidden_state, labels, document_ids)
         return F.cross_entropy(logits.float(), targets, reduction="none"), documents
@@ -250,7 +271,7 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
             starts = document_ids.to(labels.device).diff(dim=1, prepend=torch.zeros_like(labels[:, :1]))
             starts = (starts != 0) & (document_ids.to(labels.device) != 0)
             documents = (starts.flatten().cumsum(0) - 1).view_as(starts)[:, 1:]
-            labelled = labelled & ~starts[:, 1:]  # what begins a document does not follow from the one before it
+            labelled = labelled & ~starts[:, 1:]  # the first token of a document is not predicted from the one before
         return self.get_output_embeddings()(hidden[:, :-1][labelled]), labels[labelled], documents[labelled]
 
     def _uses_cache(self, use_cache: bool | None, labels: Tensor | None) -> bool:
@@ -261,35 +282,35 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
     def _decode(
         self,
         input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        modality: Tensor | None,
-        attention_mask: Tensor | None,
-        document_ids: Tensor | None,
-        position_ids: Tensor | None,
-        images: tuple,
-        past_key_values: Cache | None,
-        use_cache: bool,
-        output_attentions: bool | None,
-        output_hidden_states: bool | list[int] | None,
+        images: ImageInputs,
+        *,
+        modality: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
     ) -> BaseModelOutputWithPast:
         """Everything before the head; the arguments are those of `forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass input_ids or inputs_embeds, one of them")
-        if sum(given is not None for given in images) > 1:
-            raise ValueError("pass images in one form: pixel_values, image_features, image_states, mm_encoder_outputs")
+        images.check_one_form()
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        length = embeds.shape[1]
         if modality is None:
             if past and not isinstance(past_key_values, ConversationCache):
                 raise ValueError("a forward that continues a cache needs the modality of all tokens in it")
             modality = self.infer_modality(input_ids, attention_mask, inputs_embeds)
-            if modality.shape[1] < past + length:  # what the cache holds is known to the cache
+            if modality.shape[1] < past + length:  # the conversation cache has the modality of its own tokens
                 modality = F.pad(modality, (past, 0), value=TEXT)
         modality = F.pad(modality, (0, past + length - modality.shape[1]), value=TEXT)
-        embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-        if images[2] is not None or isinstance(past_key_values, ConversationCache):
+        if images.image_states is not None or isinstance(past_key_values, ConversationCache):
             if document_ids is not None or output_attentions or output_hidden_states:
-                raise ValueError("a conversation cache gives neither packed documents, attentions nor hidden states")
+                raise ValueError("a conversation cache supports neither packed documents, attentions nor hidden states")
             return self._decode_text(embeds, modality[:, past:], images, past_key_values)
 
         config = self.config.text_config
@@ -305,14 +326,14 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
             dtype=embeds.dtype,
             width=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             dropout=getattr(config, "attention_dropout", 0.0) if self.training else 0.0,
-            # Caches, and whoever asks for inner states, want the batch as it was given.
+            # Caches, attentions and hidden states need the batch in its own order.
             unpad=not (use_cache or past_key_values is not None or output_attentions or output_hidden_states)
             and not config.output_hidden_states,
         )
         embeds = self._with_images(embeds, modality[:, past:] == IMAGE, images)
         if position_ids is None:
             position_ids = compute_position_ids(modality, document_ids)[:, past:]
-        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        requested = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         shape = embeds.shape
         if (order := attention_plan.to(embeds.device).order) is not None:
             embeds = order(embeds.flatten(0, 1))[None]
@@ -324,7 +345,7 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
             past_key_values=past_key_values,
             use_cache=use_cache,
             attention_plan=attention_plan,
-            **{name: value for name, value in asked.items() if value is not None},
+            **{name: value for name, value in requested.items() if value is not None},
         )
         check_attention_calls(self.language_model, self.config.attention, attention_plan)
         hidden = outputs.last_hidden_state
@@ -333,16 +354,16 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         return outputs
 
     def _decode_text(
-        self, embeds: Tensor, modality: Tensor, images: tuple, cache: Cache | None
+        self, embeds: Tensor, modality: Tensor, images: ImageInputs, cache: Cache | None
     ) -> BaseModelOutputWithPast:
         """A forward over a conversation cache: the decoder runs on the text alone."""
         cache = ConversationCache(self.config) if cache is None else cache
         if not isinstance(cache, ConversationCache):
-            raise ValueError("image_states need a ConversationCache, or no cache, to be put into")
-        states = images[2]
+            raise ValueError("image_states need a ConversationCache, or no cache")
+        states = images.image_states
         if states is None:
-            given = self._projected(images)
-            states = [] if given is None else self._states_of(torch.stack(list(given)))
+            projected = self._project(images)
+            states = [] if projected is None else self._compute_states(torch.stack(list(projected)))
         step = cache.prepare_step(modality, states, self.key_rotation, embeds.device)
         hidden = step.select_text(embeds)
         if hidden.shape[1]:
@@ -360,23 +381,23 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
 
 def compute_position_ids(modality: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """The position (B, T) of every token in its document, padding not counted."""
-    place = (modality != PAD).cumsum(1) - 1
+    positions = (modality != PAD).cumsum(1) - 1
     if document_ids is not None:
-        begins = document_ids.to(place.device).diff(dim=1, prepend=torch.zeros_like(place[:, :1])) != 0
-        place = place - torch.where(begins, place, 0).cummax(1).values
-    return place.clamp(min=0)
+        begins = document_ids.to(positions.device).diff(dim=1, prepend=torch.zeros_like(positions[:, :1])) != 0
+        positions = positions - torch.where(begins, positions, 0).cummax(1).values
+    return positions.clamp(min=0)
 
 
 def count_documents(input_ids: Tensor, document_ids: Tensor | None = None) -> int:
-    """How many documents a batch holds: its rows, or what `document_ids` (B, T) tells apart."""
+    """The number of documents of a batch: its rows, or those that `document_ids` (B, T) names."""
     if document_ids is None:
         return len(input_ids)
     begins = document_ids.diff(dim=1, prepend=torch.zeros_like(document_ids[:, :1])) != 0
     return int((begins & (document_ids != 0)).sum())
 
 
-def _kept(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """Those of the hidden states (B, T, width) whose logits are wanted: the last ones (0: all), or by index."""
+def _select_positions(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """The hidden states (B, T, width) whose logits are requested: the last ones (0: all), or by index."""
     return hidden[:, logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)]
 
 

@@ -1,8 +1,8 @@
 """The processor: conversations and images in, batches of tensors out.
 
 It holds an image processor and a tokenizer of `transformers`, the prompt template and the number of tokens per image.
-Images leave it as uint8, resized and cropped exactly as the image processor does it, and not normalised: the model does
-that. Only image processors that work with Pillow are used, so that pixels are the same on every machine.
+Its images are uint8, resized and cropped exactly as by the image processor, and not normalised: the model does that.
+Only the Pillow back-end of image processors is used, so that pixels are the same on every machine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class VisualChatProcessor(ProcessorMixin):
     by anything but 1/255.
     """
 
-    def __init__(self, image_processor, tokenizer, image_tokens: int, template: Template | dict | None = None):
+    def __init__(
+        self, image_processor: Any, tokenizer: Any, image_tokens: int, template: Template | dict[str, Any] | None = None
+    ) -> None:
         if isinstance(template, dict) or template is None:
             template = Template.from_dict(template or {})
         if abs(image_processor.rescale_factor * 255 - 1) > 1e-6:
@@ -49,7 +51,7 @@ class VisualChatProcessor(ProcessorMixin):
 
     @classmethod
     def from_base_models(
-        cls, vision_folder: Path, tokenizer, image_tokens: int, template: Template | dict | None = None
+        cls, vision_folder: Path, tokenizer: Any, image_tokens: int, template: Template | dict[str, Any] | None = None
     ) -> VisualChatProcessor:
         """Build a processor from the folder of a vision encoder and a tokenizer (an object, or its folder)."""
         if isinstance(tokenizer, str | Path):
@@ -57,12 +59,12 @@ class VisualChatProcessor(ProcessorMixin):
         return cls(load_image_processor(vision_folder), tokenizer, image_tokens, template)
 
     def preprocess_image(self, image: Image.Image) -> np.ndarray:
-        """Turn an image of any mode into what the encoder sees: uint8 (3, height, width), resized and cropped."""
+        """Convert an image of any mode into the input of the encoder: uint8 (3, height, width), resized and cropped."""
         batch = self.image_processor(to_rgb(image), do_rescale=False, do_normalize=False)
         return np.asarray(batch["pixel_values"][0], dtype=np.uint8)
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> EncodedConversation:
-        """Turn a conversation into tokens, see `template.encode`."""
+        """Encode a conversation as tokens, see `template.encode`."""
         return encode_messages(messages, self.tokenizer, self.template, self.image_tokens)
 
     def collate(
@@ -103,15 +105,17 @@ class VisualChatProcessor(ProcessorMixin):
         return_tensors: str = "pt",
         **ignored: Any,
     ) -> BatchFeature:
-        """Turn one conversation, or a batch of them, into the inputs of the model, ready for `generate`.
+        """Prepare one conversation, or a batch of them, as inputs of the model, ready for `generate`.
 
         A conversation is a list of messages in the chat form, or a text that is one question, with "<image>" for every
         image it shows (without any, its images are shown first). `images` are those of the one conversation; for a
-        batch, a list of them per conversation. `ignored` are options that other processors know, such as `padding`:
-        here a batch is always padded. Raises ValueError if placeholders and images do not match.
+        batch, a list of them per conversation. `ignored` are options that other processors take, such as `padding`:
+        here a batch is always padded.
+
+        Raises ValueError without a text, or if placeholders and images do not match.
         """
         if text is None:
-            raise ValueError("pass a question or a conversation as text; images alone ask nothing")
+            raise ValueError("pass a question or a conversation as text; images alone are not a question")
         if isinstance(images, Image.Image):
             images = [images]
         single = isinstance(text, str) or (len(text) > 0 and isinstance(text[0], dict))
@@ -137,15 +141,17 @@ class VisualChatProcessor(ProcessorMixin):
         padding_side: str = "left",
         **ignored: Any,
     ) -> Any:
-        """Write a conversation (or a list of them) in the model's prompt template, as `transformers` asks for it.
+        """Write a conversation (or a list of them) in the model's prompt template, as `transformers` does.
 
-        Image parts bring their image, or its path, address or base64 form, under 'image', 'url', 'path' or 'base64'.
-        With `add_generation_prompt`, a last question is followed by what begins an answer; with
-        `continue_final_message`, a last answer stays open. Returns the text; with `tokenize` the model's inputs, of
-        which without `return_dict` only `input_ids`. Raises ValueError for another `chat_template` than the model's.
+        Image parts contain their image, path, URL or base64 form under 'image', 'path', 'url' or 'base64'. With
+        `add_generation_prompt`, a last question is followed by the answer header; with `continue_final_message`, a last
+        answer is not closed. Returns the text; with `tokenize` the model's inputs, or without `return_dict` only
+        `input_ids`.
+
+        Raises ValueError if `chat_template` is given, or for an image part without one image.
         """
         if chat_template is not None:
-            raise ValueError("the prompt template is part of the model; another one would be read as noise")
+            raise ValueError("the prompt template is part of the model; it was not trained with another chat_template")
         single = isinstance(conversation[0], dict)
         samples, texts = [], []
         for messages in [conversation] if single else conversation:
@@ -168,37 +174,42 @@ class VisualChatProcessor(ProcessorMixin):
     ) -> BatchFeature:
         for encoded, gallery in samples:
             if any(not 0 <= index < len(gallery) for index in encoded.image_indices):
-                raise ValueError(f"a conversation shows images {encoded.image_indices} but {len(gallery)} were given")
-        ready = [(encoded, [self.image(load_image(image)) for image in gallery]) for encoded, gallery in samples]
+                raise ValueError(f"a conversation shows images {encoded.image_indices}, but {len(gallery)} were given")
+        ready = [
+            (encoded, [self.preprocess_image(load_image(image)) for image in gallery]) for encoded, gallery in samples
+        ]
         batch = self.collate(ready, padding_side)
         del batch["labels"]
         return BatchFeature(batch)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what processor_config.json holds."""
+        """Return the content of processor_config.json."""
         return super().to_dict() | {"template": self.template.to_dict()}
 
     @property
     def model_input_names(self) -> list[str]:
+        """Names of the inputs that the processor makes."""
         return ["input_ids", "modality", "attention_mask", "pixel_values"]
 
     @classmethod
-    def _get_arguments_from_pretrained(cls, folder, processor_dict=None, **kwargs):
-        # The library would prefer torchvision where it is installed, whose pixels differ a little.
+    def _get_arguments_from_pretrained(
+        cls, folder: str | Path, processor_dict: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        # `transformers` would prefer torchvision where it is installed, whose pixels differ a little.
         return [load_image_processor(folder, **kwargs), AutoTokenizer.from_pretrained(folder, **kwargs)]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn an image upright (EXIF) and into RGB; transparency is dropped, 16 bits are scaled to 8."""
+    """Rotate an image by its EXIF orientation and convert it to RGB; transparency is dropped, 16 bits become 8."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.getextrema()[1] > 255):
-        # Pillow would cut every value above 255.
+    if image.mode.startswith("I;16") or (image.mode == "I" and np.asarray(image).max() > 255):
+        # Pillow would clip every value above 255.
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     return image.convert("RGB")
 
 
-def load_image_processor(folder: Path, **kwargs: Any):
-    """Load the image processor of a folder, in its form that works with Pillow.
+def load_image_processor(folder: str | Path, **kwargs: Any) -> Any:
+    """Load the image processor of a folder with its Pillow back-end.
 
     SigLIP 2's, which cuts images of any shape into patches, is replaced by one that makes squares of as many patches.
     """
@@ -214,33 +225,33 @@ def load_image_processor(folder: Path, **kwargs: Any):
     )
 
 
-def image_side(image_processor) -> int:
-    """The side in pixels of the images that an image processor makes. Raises ValueError if they are no squares."""
+def image_side(image_processor: Any) -> int:
+    """The side in pixels of the images that an image processor makes. Raises ValueError if they are not square."""
     height, width = np.asarray(
         image_processor(Image.new("RGB", (8, 8)), do_rescale=False, do_normalize=False)["pixel_values"][0]
     ).shape[-2:]
     if height != width:
-        raise ValueError(f"the image processor makes images of {width} x {height} pixels; set it to squares")
+        raise ValueError(f"the image processor makes images of {width} x {height} pixels; configure it to make squares")
     return height
 
 
-def add_image_token(tokenizer) -> None:
-    """Make the image placeholder a special token; the vocabulary grows only if it lacks it."""
+def add_image_token(tokenizer: Any) -> None:
+    """Make the image placeholder a special token of `tokenizer`, whose vocabulary grows only if it lacks it."""
     if IMAGE_TOKEN not in tokenizer.all_special_tokens:
         tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
 
 
 def _question(text: str, images: int) -> list[dict[str, Any]]:
     """Make a conversation of one question out of a text with "<image>" for every image, or for none."""
-    places = text.count(IMAGE_TOKEN)
-    if places not in (0, images):
-        raise ValueError(f"the text has {places} times {IMAGE_TOKEN!r}, but {images} images were given")
+    placeholders = text.count(IMAGE_TOKEN)
+    if placeholders not in (0, images):
+        raise ValueError(f"the text has {placeholders} times {IMAGE_TOKEN!r}, but {images} images were given")
     parts = [{"type": "image", "index": index} for index in range(images)]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text.replace(IMAGE_TOKEN, "").strip()}]}]
 
 
 def _with_indices(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Number the images of messages that bring them along; returns the messages in our form, and the images."""
+    """Replace images in messages by their index, as `template.encode` takes them; returns messages and images."""
     gallery: list[Any] = []
 
     def numbered(part: dict[str, Any]) -> dict[str, Any]:
@@ -248,7 +259,9 @@ def _with_indices(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, An
             return part
         sources = [part[name] for name in ("image", "url", "path", "base64") if part.get(name) is not None]
         if len(sources) != 1:
-            raise ValueError(f"an image part must bring one image, as 'image', 'url', 'path' or 'base64', not {part!r}")
+            raise ValueError(
+                f"an image part must contain one image, as 'image', 'url', 'path' or 'base64', not {part!r}"
+            )
         gallery.append(sources[0])
         return {"type": "image", "index": len(gallery) - 1}
 

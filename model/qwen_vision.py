@@ -1,8 +1,8 @@
 """The vision encoder of Qwen-VL (arXiv 2308.12966): a ViT-bigG at 448 x 448 pixels, a resampler to 256 tokens, a norm.
 
-An own implementation whose parameters bear the names of the original's, so that `scripts/extract_qwen_encoder.py` can
-take them out of `Qwen/Qwen-VL-Chat` one by one. What follows the norm there (a square matrix `proj`) is left out: the
-projector takes its place.
+A separate implementation with the original's names of parameters, so that `scripts/extract_qwen_encoder.py` can
+extract them from `Qwen/Qwen-VL-Chat` one by one. The square matrix `proj` that follows the norm there is left out: the
+projector replaces it.
 
     pixels (N, 3, 448, 448) -> patches (N, 1024, 1664) -> 48 blocks -> resampler (N, 256, 4096) -> norm
 """
@@ -22,16 +22,16 @@ from .resampler import Resampler, interpolate_positions
 
 
 class _Attention(nn.Module):
-    """Self-attention whose query, key and value lie side by side for each head."""
+    """Self-attention with one input projection, in which query, key and value of each head are adjacent."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.in_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, tokens, width) -> (N, tokens, width)"""
+        """Attend within each image: (N, tokens, width) -> (N, tokens, width)."""
         mixed = self.in_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         out = F.scaled_dot_product_attention(*mixed.chunk(3, -1))
         return self.out_proj(out.transpose(1, 2).flatten(2))
@@ -40,7 +40,7 @@ class _Attention(nn.Module):
 class QwenVisionBlock(GradientCheckpointingLayer):
     """A pre-norm transformer block."""
 
-    def __init__(self, config: QwenVisionConfig):
+    def __init__(self, config: QwenVisionConfig) -> None:
         super().__init__()
         width, eps = config.vit_width, config.layer_norm_eps
         self.ln_1, self.ln_2 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
@@ -53,13 +53,21 @@ class QwenVisionBlock(GradientCheckpointingLayer):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, tokens, width) -> (N, tokens, width)"""
+        """Apply attention and MLP: (N, tokens, width) -> (N, tokens, width)."""
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp["c_proj"](F.gelu(self.mlp["c_fc"](self.ln_2(x))))
 
 
+class _Blocks(nn.Module):
+    """The blocks, under the original's name `transformer.resblocks`."""
+
+    def __init__(self, config: QwenVisionConfig) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(QwenVisionBlock(config) for _ in range(config.num_hidden_layers))
+
+
 class QwenVisionModel(PreTrainedModel):
-    """See the module. Its output has 256 tokens of width `hidden_size`; hidden states are those of the blocks."""
+    """See the module's docstring. Hidden states are those before, between and behind the blocks."""
 
     config_class = QwenVisionConfig
     main_input_name = "pixel_values"
@@ -68,15 +76,13 @@ class QwenVisionModel(PreTrainedModel):
     _no_split_modules = ("QwenVisionBlock",)
     _supports_sdpa = True
 
-    def __init__(self, config: QwenVisionConfig):
+    def __init__(self, config: QwenVisionConfig) -> None:
         super().__init__(config)
         width, eps = config.vit_width, config.layer_norm_eps
         self.conv1 = nn.Conv2d(config.num_channels, width, config.patch_size, stride=config.patch_size, bias=False)
         self.positional_embedding = nn.Parameter(self.conv1.weight.new_zeros(config.positions, width))
         self.ln_pre = nn.LayerNorm(width, eps=eps)
-        self.transformer = nn.ModuleDict(
-            {"resblocks": nn.ModuleList(QwenVisionBlock(config) for _ in range(config.num_hidden_layers))}
-        )
+        self.transformer = _Blocks(config)
         self.attn_pool = Resampler(
             config.resampler_queries, config.hidden_size, config.resampler_heads, config.vit_width, eps
         )
@@ -96,13 +102,16 @@ class QwenVisionModel(PreTrainedModel):
     def forward(
         self, pixel_values: Tensor, output_hidden_states: bool | list[int] | None = None, **kwargs: object
     ) -> BaseModelOutputWithPooling:
-        """Encode normalised pixels (N, 3, height, width) of square images."""
+        """Encode normalised pixels (N, 3, height, width) of square images.
+
+        Returns features (N, resampler_queries, hidden_size) and, if requested, hidden states (N, patches, vit_width).
+        """
         patches = self.conv1(pixel_values).flatten(2).transpose(1, 2)
         x = self.ln_pre(patches + interpolate_positions(self.positional_embedding, patches.shape[1]))
         states = [x]
-        for block in self.transformer["resblocks"]:
+        for block in self.transformer.resblocks:
             x = block(x)
             states.append(x)
         out = self.ln_post(self.attn_pool(x))
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return BaseModelOutputWithPooling(last_hidden_state=out, hidden_states=tuple(states) if wanted else None)
+        requested = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return BaseModelOutputWithPooling(last_hidden_state=out, hidden_states=tuple(states) if requested else None)

@@ -1,8 +1,8 @@
-"""The vision tower: bytes of images in, features of a fixed number of tokens per image out.
+"""The vision tower: uint8 pixels of images in, features of a fixed number of tokens per image out.
 
-Any encoder that `AutoModel` knows and that takes square images of one size can stand in it: CLIP, SigLIP, SigLIP 2,
-DINOv2, and Qwen-VL's with its resampler (qwen.py). Batches carry uint8 pixels, a quarter of the bytes of float32;
-normalising them is the tower's first act.
+It works with any encoder of `AutoModel` that takes square images of one size: CLIP, SigLIP, SigLIP 2, DINOv2, and
+Qwen-VL's with its resampler (qwen_vision.py). Batches hold uint8 pixels, a quarter of the bytes of float32; the tower
+normalises them first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration import QwenVisionConfig, VisualChatConfig
@@ -20,22 +20,22 @@ from .qwen_vision import QwenVisionModel
 
 
 class VisionTower(nn.Module):
-    """An encoder with the normalisation before it and the choice of tokens behind it."""
+    """An encoder with the normalisation before it and the selection of layer and tokens behind it."""
 
-    def __init__(self, config: VisualChatConfig, encoder: nn.Module | None = None):
+    def __init__(self, config: VisualChatConfig, encoder: PreTrainedModel | None = None) -> None:
         super().__init__()
         self.encoder = encoder or AutoModel.from_config(config.vision_config)
-        # The library asks a model's tower for these, which it takes for an encoder.
+        # `transformers` reads these of the parts of a model.
         self._no_split_modules, self._supports_sdpa = self.encoder._no_split_modules, self.encoder._supports_sdpa
         self.mean, self.std = config.image_mean, config.image_std
         self.layer = config.vision_feature_layer
         self.patch_size = config.vision_config.patch_size
         self.patches = config.vision_patches
-        self.only_patches = config.vision_class_token == "drop"
+        self.only_patches = config.vision_class_token == "drop"  # noqa: S105 - not a password
         accepted = inspect.signature(self.encoder.forward).parameters
-        # SigLIP 2 takes patches that are cut already, because it also takes images of any shape.
+        # SigLIP 2 takes patches in place of images, because it also supports images of any shape.
         self.takes_patches = "spatial_shapes" in accepted
-        self._options = {}
+        self._options: dict[str, bool] = {}
         if "interpolate_pos_encoding" in accepted and config.image_size != config.vision_config.image_size:
             self._options["interpolate_pos_encoding"] = True
 
@@ -47,13 +47,13 @@ class VisionTower(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Encode images.
 
-        `pixel_values` (N, 3, height, width): uint8, or float that is normalised already. Returns (N, tokens, width of
-        the encoder).
+        `pixel_values` (N, 3, height, width): uint8, or float if normalised already. Returns features (N, tokens,
+        width of the encoder).
         """
         return self.select(self.encode(pixel_values))
 
     def encode(self, pixel_values: Tensor, **options: Any) -> BaseModelOutputWithPooling:
-        """Run the encoder; `options` (output_hidden_states, output_attentions, ...) are passed on to it."""
+        """Run the encoder on images (N, 3, height, width); `options` (output_attentions, ...) are passed on to it."""
         pixels = self.normalise(pixel_values).to(self.encoder.dtype)
         if self.layer != -1:
             options["output_hidden_states"] = True
@@ -67,7 +67,7 @@ class VisionTower(nn.Module):
         return self.encoder(patches, pixel_attention_mask=mask, spatial_shapes=shapes, **options)
 
     def select(self, outputs: BaseModelOutputWithPooling) -> Tensor:
-        """Take the features out of the encoder's output: the layer and the tokens that the configuration names."""
+        """Select the configured layer and tokens from the encoder's output: (N, tokens, width)."""
         features = outputs.last_hidden_state if self.layer == -1 else outputs.hidden_states[self.layer]
         # Class and register tokens come first.
         return features[:, -self.patches :] if self.only_patches else features
@@ -81,7 +81,10 @@ class VisionTower(nn.Module):
 
 
 def cut_patches(pixels: Tensor, size: int) -> Tensor:
-    """(N, C, height, width) -> (N, patches, size * size * C): row by row, the channels of a pixel side by side."""
+    """Cut images (N, C, height, width) into patches (N, patches, size * size * C).
+
+    Patches and the pixels of each come row by row, the channels of a pixel together.
+    """
     count, channels, height, width = pixels.shape
     grid = pixels.view(count, channels, height // size, size, width // size, size)
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(count, -1, size * size * channels)

@@ -1,4 +1,4 @@
-# Blends: the plan (which conversations, in which order, with which of their alternatives), and the shards written from it.
+# Blends: the plan (which conversations, in which order, with which alternative texts), and the shards written from it.
 
 
 rule plan:
@@ -84,7 +84,8 @@ rule blend_manifest:
     message:
         "Describing the shards of {wildcards.part} of the blend {wildcards.blend}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.blend_manifest --plan {input.plan:q} --shards {params.shards} --out {params.out:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.blend_manifest --plan {input.plan:q} --shards {params.shards} "
+        "--out {params.out:q}"
 
 
 rule preview:

@@ -1,4 +1,4 @@
-# What all rules share: the checked configuration, its root, the shell they run in, and the lists of targets.
+# Shared by all rules: the validated configuration, its root, the shell prefix, and the lists of targets.
 
 import os
 import shlex
@@ -9,14 +9,14 @@ sys.path.insert(0, str(workflow.basedir))
 
 from snakemake.exceptions import WorkflowError
 
-from scripts.workflow import targets, graph
-from scripts.config import settings as typed
+from scripts.common.errors import UserError
 from scripts.common.fingerprint import asset_fingerprint as assets
 from scripts.common.fingerprint import code_fingerprint as code
-from scripts.common.errors import UserError
+from scripts.config.settings import load
+from scripts.workflow import graph, targets
 
 try:
-    SETTINGS = typed.load(config)
+    SETTINGS = load(config)
     ROOT = SETTINGS.results
     targets.check_root(ROOT, SETTINGS.name)
 except UserError as error:
@@ -27,7 +27,8 @@ shell.prefix(targets.shell_prefix(str(workflow.basedir), CONDA))
 
 REGISTRY = SETTINGS.registry()
 IMAGE_SOURCES = targets.image_sources(SETTINGS)
-SUBSET_ANNOTATION_SOURCES = sorted({source for name in targets.subset_datasets(SETTINGS) for source in REGISTRY.annotation_sources(name)})
+SUBSET_DATASETS = targets.subset_datasets(SETTINGS)
+SUBSET_ANNOTATION_SOURCES = sorted({source for name in SUBSET_DATASETS for source in REGISTRY.annotation_sources(name)})
 BASES = f"{ROOT}/bases/miniature"
 
 
@@ -42,66 +43,67 @@ wildcard_constraints:
 
 
 def below_root(pattern, **lists):
-    """Paths below the results root for every combination of the given names."""
+    """Paths below the results root for all combinations of the given names."""
     return expand(f"{ROOT}/{pattern}", **lists)
 
 
 def folder(path):
-    """A folder as a parameter; a function, so that Snakemake does not take it for a hard-coded path."""
+    """A folder as a parameter; a function, so that Snakemake's lint does not take it for a hard-coded path."""
     return lambda wildcards: path.format(**wildcards)
 
 
 def raw_folders(wildcards):
-    """`--raw` of a dataset: every source that it reads."""
+    """The argument of `--raw` for a dataset: the folders of all sources that it reads."""
     return " ".join(f"{source}={ROOT}/raw/{source}" for source in REGISTRY.sources_of(wildcards.dataset))
 
 
 def subset_input(wildcards):
-    """The choice of images that limits a dataset, where only a taste is asked for."""
-    return f"{ROOT}/raw/subset.json" if wildcards.dataset in targets.subset_datasets(SETTINGS) else []
+    """The selected images, if the images of the dataset are limited to a subset."""
+    return f"{ROOT}/raw/subset.json" if wildcards.dataset in SUBSET_DATASETS else []
 
 
 def tokenizer_folder(tokens):
-    """Where the tokenizer of a `tokens` entry lies: made by the DAG, or a folder or hub name of the user."""
+    """The tokenizer of a `tokens` entry: made by the graph, or a folder or hub name."""
     name = SETTINGS.tokens[tokens].tokenizer
-    return f"{ROOT}/bases/miniature/tokenizer" if name == "miniature" else name
+    return f"{BASES}/tokenizer" if name == "miniature" else name
 
 
 def tokenizer_input(tokens):
-    """The manifest to wait for where the DAG makes the tokenizer."""
-    return [f"{ROOT}/bases/miniature/tokenizer/manifest.json"] if SETTINGS.tokens[tokens].tokenizer == "miniature" else []
+    """The manifest of the tokenizer, if it is made by the graph."""
+    return [f"{BASES}/tokenizer/manifest.json"] if SETTINGS.tokens[tokens].tokenizer == "miniature" else []
 
 
 def base_folder(model, kind):
-    """A base of a model: made by the DAG, or a folder or hub name of the user."""
+    """A base of a model: made by the graph, or a folder or hub name."""
     name = getattr(SETTINGS.models[model], kind)
     return f"{BASES}/{kind}" if name == "miniature" else name
 
 
 def base_inputs(wildcards):
-    """The manifests to wait for where the DAG makes the bases."""
-    kinds = [kind for kind in ("vision", "language") if getattr(SETTINGS.models[wildcards.model], kind) == "miniature"]
-    return [f"{BASES}/{kind}/manifest.json" for kind in kinds] + tokenizer_input(SETTINGS.models[wildcards.model].tokens)
+    """The manifests of the bases of a model that are made by the graph."""
+    model = SETTINGS.models[wildcards.model]
+    kinds = [kind for kind in ("vision", "language") if getattr(model, kind) == "miniature"]
+    return [f"{BASES}/{kind}/manifest.json" for kind in kinds] + tokenizer_input(model.tokens)
 
 
 def training(resource):
-    """What a job of a run asks for of `resource`."""
+    """The amount of a resource that a training job requests."""
     return lambda wildcards: targets.training_resources(SETTINGS, wildcards.run)[resource]
 
 
 def records_inputs(wildcards):
-    """The reports of every dataset that a blend reads; the tables lie beside them."""
+    """The reports of all datasets that a blend reads; the tables are in the same folder."""
     return below_root("records/{dataset}.report.json", dataset=targets.datasets_of(SETTINGS, wildcards.blend))
 
 
 def tokens_inputs(wildcards):
-    """The token tables' manifests of every dataset that a blend reads."""
+    """The manifests of the token tables of all datasets that a blend reads."""
     tokens = SETTINGS.blends[wildcards.blend].tokens
     return below_root(f"tokens/{tokens}/{{dataset}}.json", dataset=targets.datasets_of(SETTINGS, wildcards.blend))
 
 
 def all_data(wildcards):
-    """Blend manifests and previews of every part that a run needs."""
+    """The manifests of all parts of blends that runs need, and the previews."""
     return [
         f"{ROOT}/blend/{blend}/{file}"
         for blend in SETTINGS.blends
@@ -110,12 +112,12 @@ def all_data(wildcards):
 
 
 def all_exports(wildcards):
-    """The exported folders of every run."""
+    """The exported folders of all runs."""
     return below_root("exported/{run}/{which}/manifest.json", run=SETTINGS.runs, which=["final", "best"])
 
 
 def all_metrics(wildcards):
-    """The scores of every run."""
+    """The scores of all runs."""
     return below_root("evaluate/{run}/metrics.json", run=SETTINGS.runs)
 
 
@@ -126,4 +128,4 @@ onstart:
 
 
 onerror:
-    shell("echo 'A step failed. Its message stands above and in the log file named there.' >&2")
+    shell("echo 'A step failed. Its error message is above and in the log file named there.' >&2")

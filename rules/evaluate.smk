@@ -1,4 +1,4 @@
-# Scores of a run: held-out loss, exact match by kind of question, and suites. A killed evaluation goes on where it was.
+# Scores of a run: held-out loss, exact match by kind of question, and suites. A killed evaluation is resumed.
 
 
 rule evaluate_run:
@@ -25,7 +25,9 @@ rule evaluate_run:
         model=folder(f"{ROOT}/exported/{{run}}"),
         heldout=lambda w, input: os.path.dirname(input.heldout),
         kinds=lambda w, input: f"--kinds {shlex.quote(input.kinds)}" if input.kinds else "",
-        suites=" ".join(f"--suite {shlex.quote(f'{name}={path}')}" for name, path in targets.suites(SETTINGS, ROOT).items()),
+        suites=" ".join(
+            f"--suite {shlex.quote(f'{name}={path}')}" for name, path in targets.suites(SETTINGS, ROOT).items()
+        ),
         root=folder(ROOT),
         out=subpath(output[0], parent=True),
     message:

@@ -1,4 +1,4 @@
-# The passport of a run: size and hash of everything that it came from and that it left. Written last; the report shows it.
+# The provenance of a run: size and hash of all of its inputs and outputs. Written last; the report shows it.
 
 
 rule lock:
@@ -9,7 +9,7 @@ rule lock:
             f"{ROOT}/train/{{run}}/lock.json",
             caption="captions/lock.rst",
             category="Runs",
-            labels={"run": "{run}", "file": "passport"},
+            labels={"run": "{run}", "file": "provenance"},
         ),
     log:
         f"{ROOT}/logs/lock/{{run}}.log",
@@ -20,7 +20,7 @@ rule lock:
         code=lambda w: code("scripts.lock", *targets.provenance_programs(SETTINGS, w.run)),
         root=folder(ROOT),
     message:
-        "Writing the passport of {wildcards.run}"
+        "Writing the provenance of {wildcards.run}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.lock --root {params.root:q} --run {wildcards.run} --manifests {input:q} "
-        "--programs {params.programs} --out {output:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.lock --root {params.root:q} --run {wildcards.run} "
+        "--manifests {input:q} --programs {params.programs} --out {output:q}"

@@ -1,5 +1,5 @@
-# Images: every readable image of a source once, in tar shards with an index; which of them are held out; and, where a run
-# asks for it, what the encoder's image processor makes of them.
+# Images: every readable image of a source once, in tar shards with an index; which of them are held out; and, for runs
+# with `pixels: true`, the images after the encoder's image processor.
 
 
 rule shard:
@@ -17,7 +17,7 @@ rule shard:
     conda:
         "../envs/data.yaml"
     params:
-        # Archives are not hashed as a whole: without this, one that changed while nothing ran could go unnoticed.
+        # Archives are not hashed as a whole: without this, a change of one between two runs could go unnoticed.
         digest=lambda w: targets.raw_digest(SETTINGS, w.source),
         code=code("scripts.shard"),
         raw=folder(f"{ROOT}/raw/{{source}}"),
@@ -31,7 +31,7 @@ rule shard:
 
 rule media_index:
     input:
-        card=f"{ROOT}/raw/{{source}}/source.json",
+        source=f"{ROOT}/raw/{{source}}/source.json",
         tars=lambda w: [f"{ROOT}/{shard}.tar" for shard in targets.media_shards(SETTINGS, w.source)],
         offsets=lambda w: [f"{ROOT}/{shard}.tar.idx" for shard in targets.media_shards(SETTINGS, w.source)],
         parts=lambda w: [
@@ -43,7 +43,7 @@ rule media_index:
         rejected=f"{ROOT}/media/{{source}}/rejected.parquet",
         manifest=f"{ROOT}/media/{{source}}/manifest.json",
     log:
-        f"{ROOT}/logs/index/{{source}}.log",
+        f"{ROOT}/logs/media_index/{{source}}.log",
     conda:
         "../envs/data.yaml"
     params:
@@ -55,8 +55,8 @@ rule media_index:
     message:
         "Indexing the images of {wildcards.source}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.media_index --source {wildcards.source} --shards {params.shards} --raw {params.raw:q} "
-        "--tolerance {params.tolerance} --out {params.out:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.media_index --source {wildcards.source} --shards {params.shards} "
+        "--raw {params.raw:q} --tolerance {params.tolerance} --out {params.out:q}"
 
 
 rule holdout:
@@ -75,9 +75,10 @@ rule holdout:
         media=" ".join(f"{source}={ROOT}/media/{source}" for source in IMAGE_SOURCES),
         out=subpath(output.manifest, parent=True),
     message:
-        "Choosing the images that are kept for evaluation"
+        "Selecting the images that are held out for evaluation"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.holdout --settings {params.settings:q} --media {params.media} --out {params.out:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.holdout --settings {params.settings:q} --media {params.media} "
+        "--out {params.out:q}"
 
 
 rule preprocess_images:
@@ -103,7 +104,8 @@ rule preprocess_images:
         folder=folder(f"{ROOT}/media/{{source}}"),
         out=subpath(output.crops, parent=True),
     message:
-        "Preparing the images of {wildcards.source} for the encoder {wildcards.encoder}, shard {wildcards.number} of {wildcards.total}"
+        "Preprocessing images of {wildcards.source} for {wildcards.encoder}, shard {wildcards.number} of {wildcards.total}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.preprocess_images --processor {params.processor:q} --source {wildcards.source} "
-        "--media {params.folder:q} --shard {wildcards.source}-{wildcards.number}-of-{wildcards.total} --out {params.out:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.preprocess_images --processor {params.processor:q} "
+        "--source {wildcards.source} --media {params.folder:q} "
+        "--shard {wildcards.source}-{wildcards.number}-of-{wildcards.total} --out {params.out:q}"

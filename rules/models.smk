@@ -1,4 +1,4 @@
-# Networks before training: the miniature's pretrained bases, and the VisualChat model put together from two bases.
+# Models before training: the miniature's pretrained bases, and the VisualChat model assembled from two bases.
 
 BASE_FILES = {
     "tokenizer": ["tokenizer.json", "tokenizer_config.json"],
@@ -7,7 +7,8 @@ BASE_FILES = {
 }
 
 
-# The bases know the miniature's world, not its images: they depend on its settings, and on the hold-out to stay clear of it.
+# The bases are trained on separate scenes, not on the miniature's images: they depend on its settings, and the vision
+# encoder on the hold-out, which it must not see.
 for _base in BASE_FILES:
 
     rule:
@@ -27,7 +28,7 @@ for _base in BASE_FILES:
             part=_base,
             world=targets.world_rerun_key(SETTINGS),
             settings=getattr(SETTINGS.pretrain, _base).rerun_key(),
-            # Not scripts.pretrain, which only chooses among the three: a base depends on its own code.
+            # Not scripts.pretrain, which imports all three: a base depends on its own code only.
             code=code(f"scripts.pretraining.{_base}"),
             extra=lambda w, input: (
                 f"--tokenizer {BASES}/tokenizer" if input.tokenizer else f"--split {ROOT}/split" if input.split else ""
@@ -61,7 +62,7 @@ rule make_model:
         root=folder(ROOT),
         out=subpath(output.manifest, parent=True),
     message:
-        "Putting the model {wildcards.model} together"
+        "Assembling the model {wildcards.model}"
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.make_model --settings {params.settings:q} --tokens {params.tokens:q} "
         "--vision {params.vision:q} --language {params.language:q} --tokenizer {params.tokenizer:q} "

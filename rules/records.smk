@@ -1,9 +1,9 @@
-# Rows: each dataset's raw annotations as conversations with their alternatives, and the exact token count of each.
+# Records: each dataset's raw rows as conversations with all alternative texts, and the exact token count of each text.
 
 
 rule convert:
     input:
-        verdict=f"{ROOT}/validated/{{dataset}}.json",
+        validated=f"{ROOT}/validated/{{dataset}}.json",
         subset=subset_input,
         media=lambda w: below_root("media/{source}/manifest.json", source=REGISTRY.image_sources(w.dataset)),
     output:
@@ -13,7 +13,7 @@ rule convert:
             caption="captions/records.rst",
             category="Data",
             subcategory="Datasets",
-            labels={"dataset": "{dataset}", "file": "what became of its rows"},
+            labels={"dataset": "{dataset}", "file": "rows kept and dropped"},
         ),
     log:
         f"{ROOT}/logs/convert/{{dataset}}.log",
@@ -28,7 +28,7 @@ rule convert:
         subset=lambda w, input: f"--subset {input.subset}" if input.subset else "",
         out=subpath(output.report, parent=True),
     message:
-        "Turning {wildcards.dataset} into records"
+        "Converting {wildcards.dataset} to records"
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.convert --dataset {wildcards.dataset} --raw {params.raw} "
         "--media {params.media} --tolerance {params.tolerance} {params.subset} --out {params.out:q}"

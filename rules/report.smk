@@ -1,4 +1,4 @@
-# The page a person looks at: everything the other stages counted and scored, in one self-contained file.
+# The report: counts and scores of all other stages in one self-contained page.
 
 
 rule report_page:
@@ -19,11 +19,13 @@ rule report_page:
         "../envs/report.yaml"
     params:
         title=SETTINGS.name,
-        # Snakemake itself writes it as it starts: no rule makes it, and what it tells changes nothing else.
+        # Written when Snakemake starts (see common.smk): no rule makes it, so it cannot be an input.
         graph=folder(f"{ROOT}/{graph.FILE}"),
         code=code("scripts.report"),
         assets=assets("scripts/reporting/*.jinja", "scripts/reporting/*.css"),
-        suites=" ".join(f"--suite {shlex.quote(f'{name}={path}')}" for name, path in targets.suites(SETTINGS, ROOT).items()),
+        suites=" ".join(
+            f"--suite {shlex.quote(f'{name}={path}')}" for name, path in targets.suites(SETTINGS, ROOT).items()
+        ),
     message:
         "Writing the report"
     shell:

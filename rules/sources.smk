@@ -1,4 +1,4 @@
-# Raw files: drawn (the miniature) or already on disk (data_path), listed with their hashes, and judged before anything is built.
+# Raw files: generated (the miniature) or provided (data_path), listed with hashes, and validated before anything else.
 
 
 rule miniature:
@@ -16,12 +16,12 @@ rule miniature:
         code=code("scripts.miniature"),
         out=subpath(output.manifest, parent=True),
     message:
-        "Drawing the miniature world and writing it in the datasets' own formats"
+        "Generating the miniature in the raw formats of the datasets"
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.miniature --settings {params.settings:q} --out {params.out:q}"
 
 
-# Which images a taste takes; they are chosen from the annotations before any image is there.
+# The images of a subset are selected from the annotations, before any image is downloaded.
 rule select_subset:
     input:
         below_root("raw/{source}/source.json", source=SUBSET_ANNOTATION_SOURCES),
@@ -33,15 +33,18 @@ rule select_subset:
         "../envs/data.yaml"
     params:
         settings=SETTINGS.subset.rerun_key() if SETTINGS.subset else "",
-        datasets=" ".join(targets.subset_datasets(SETTINGS)),
+        datasets=" ".join(SUBSET_DATASETS),
         sources=" ".join(targets.subset_sources(SETTINGS)),
         raw=" ".join(f"{source}={ROOT}/raw/{source}" for source in SUBSET_ANNOTATION_SOURCES),
-        code=code("scripts.select_subset", *(f"scripts.adapters.{REGISTRY.datasets[name].adapter}" for name in targets.subset_datasets(SETTINGS))),
+        code=code(
+            "scripts.select_subset",
+            *(f"scripts.adapters.{REGISTRY.datasets[name].adapter}" for name in SUBSET_DATASETS),
+        ),
     message:
-        "Choosing the images of a taste"
+        "Selecting a subset of the images"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.select_subset --settings {params.settings:q} --datasets {params.datasets} "
-        "--sources {params.sources} --raw {params.raw} --out {output:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.select_subset --settings {params.settings:q} "
+        "--datasets {params.datasets} --sources {params.sources} --raw {params.raw} --out {output:q}"
 
 
 rule fetch:
@@ -56,25 +59,27 @@ rule fetch:
         f"{ROOT}/logs/fetch/{{source}}.log",
     conda:
         "../envs/data.yaml"
+    resources:
+        # Limits how many sources are downloaded at once; profiles/default sets the limit.
+        download=int(SETTINGS.download == "missing"),
     params:
         data_path=lambda w: targets.data_path(SETTINGS, w.source),
         require=lambda w: " ".join(
             f"--require {shlex.quote(path)}" for path in REGISTRY.requirements(w.source, SETTINGS.datasets())
         ),
-        own=lambda w: f"--custom {shlex.quote(SETTINGS.custom[w.source].rerun_key())}" if w.source in SETTINGS.custom else "",
+        custom=lambda w: (
+            f"--custom {shlex.quote(SETTINGS.custom[w.source].rerun_key())}" if w.source in SETTINGS.custom else ""
+        ),
         entry=lambda w: targets.source_rerun_key(SETTINGS, w.source),
         digest=lambda w: targets.raw_digest(SETTINGS, w.source),
         download=lambda w: "--download" if SETTINGS.download == "missing" and w.source not in SETTINGS.custom else "",
         subset=lambda w, input: f"--subset {input.subset}" if input.subset else "",
         code=code("scripts.fetch"),
         out=subpath(output.manifest, parent=True),
-    resources:
-        # A polite limit on how many sources are fetched at once; profiles/default sets it.
-        download=int(SETTINGS.download == "missing"),
     message:
         "Listing the raw files of {wildcards.source}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.fetch --source {wildcards.source} {params.own} {params.download} "
+        "VISUALCHAT_LOG={log:q} python -m scripts.fetch --source {wildcards.source} {params.custom} {params.download} "
         "{params.subset} --data-path {params.data_path:q} {params.require} --out {params.out:q}"
 
 
@@ -91,15 +96,16 @@ rule validate_source:
         code=code("scripts.validate"),
         raw=subpath(input[0], parent=True),
     message:
-        "Judging the files of {wildcards.source}"
+        "Validating the files of {wildcards.source}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.validate --source {wildcards.source} --raw {params.raw:q} --out {output:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.validate --source {wildcards.source} --raw {params.raw:q} "
+        "--out {output:q}"
 
 
 rule validate_dataset:
     input:
         subset=subset_input,
-        verdicts=lambda w: below_root("validated/source/{source}.json", source=REGISTRY.sources_of(w.dataset)),
+        sources=lambda w: below_root("validated/source/{source}.json", source=REGISTRY.sources_of(w.dataset)),
     output:
         f"{ROOT}/validated/{{dataset}}.json",
     log:
@@ -112,7 +118,7 @@ rule validate_dataset:
         raw=raw_folders,
         subset=lambda w, input: f"--subset {input.subset}" if input.subset else "",
     message:
-        "Judging the rows of {wildcards.dataset}"
+        "Validating the rows of {wildcards.dataset}"
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.validate --dataset {wildcards.dataset} --raw {params.raw} "
         "{params.subset} --out {output:q}"

@@ -1,6 +1,7 @@
-# A run: training from the blend's parts, and the self-contained folders it leaves.
+# A run: training on the parts of its blend, and the export of the trained model.
 
-# Where jobs go to a cluster, this machine's limit does not count.
+
+# On a cluster the limit of profiles/default does not apply, because the jobs do not run on this machine.
 resource_scopes:
     trainings="local",
 
@@ -9,13 +10,14 @@ rule train_run:
     input:
         model=lambda w: f"{ROOT}/models/{SETTINGS.runs[w.run].model}/manifest.json",
         parts=lambda w: [
-            f"{ROOT}/blend/{SETTINGS.runs[w.run].blend}/{part}/manifest.json" for part in targets.epoch_parts(SETTINGS, w.run)
+            f"{ROOT}/blend/{SETTINGS.runs[w.run].blend}/{part}/manifest.json"
+            for part in targets.epoch_parts(SETTINGS, w.run)
         ],
         heldout=lambda w: f"{ROOT}/blend/{SETTINGS.runs[w.run].blend}/heldout/manifest.json",
         pixels=lambda w: targets.pixel_manifests(SETTINGS, w.run),
     output:
-        # `update` keeps the last good result until a newer one has succeeded. Checkpoints are no outputs: Snakemake would
-        # delete them before a retry.
+        # `update` keeps the last good result until a newer one has succeeded. Checkpoints are not declared as outputs:
+        # Snakemake would delete them before a retry.
         update(f"{ROOT}/train/{{run}}/finished.json"),
     log:
         f"{ROOT}/logs/train/{{run}}.log",
@@ -31,7 +33,8 @@ rule train_run:
         tasks_per_gpu=training("tasks_per_gpu"),
         mpi=training("mpi"),
         slurm_extra=training("slurm_extra"),
-        # Minutes within which the run ends in order, to be continued by another attempt; 0 is no limit. Profiles set it.
+        # Minutes after which the run stops with a checkpoint, to be continued by another attempt; 0: no limit. Profiles
+        # set it.
         runtime=0,
     params:
         settings=lambda w: SETTINGS.runs[w.run].rerun_key(),
@@ -71,5 +74,5 @@ rule export:
     message:
         "Exporting {wildcards.run} as Hugging Face folders"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.export --form {params.form} --run {params.run:q} --model {params.model:q} "
-        "--root {params.root:q} --out {params.out:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.export --form {params.form} --run {params.run:q} "
+        "--model {params.model:q} --root {params.root:q} --out {params.out:q}"

@@ -2,18 +2,20 @@
 
 Reads   a plan, records/<dataset>.parquet, media/<source>
 Writes  blend/<blend>/<part>/train-00000-of-00008.tar, .tar.idx       (heldout-00000-of-00001.tar for the held-out part)
-        blend/<blend>/<part>/parts/train-00000-of-00008.json           what the shard holds; `blend_manifest` joins them
+        blend/<blend>/<part>/parts/train-00000-of-00008.json           what the shard holds; read by `blend_manifest`
 
 A sample is `<key>.json` with the messages and, with `images: embedded`, the original bytes of its images as
-`<key>.i0.jpg`, ... With `images: referenced` the JSON says where they lie: shard below the root, offset, length. Both
-hold the same conversations. Shards are independent of each other: they are built in parallel, on several machines, and
-a build that was killed goes on with those that are missing. A pack is never divided between two of them.
+`<key>.i0.jpg`, ... With `images: referenced` the JSON refers to them by shard below the root, offset and length.
+Both hold the same conversations. Shards are independent of each other: they are built in parallel, on several machines,
+and a build that was killed continues with those that are missing. A pack is never divided between two shards.
 """
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +25,7 @@ from scripts.blending.plan_table import manifest_path, read_rows, unit_ids
 from scripts.blending.ragged import flat
 from scripts.blending.record_store import RecordStore
 from scripts.blending.render import messages
-from scripts.blending.shard_parts import MANIFEST, part_path, stem_of
+from scripts.blending.shard_parts import MANIFEST, part_path, shard_stem
 from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import canonical_json, read_json, write_json
@@ -45,7 +47,7 @@ def write_shard(
     out: Path,
     index: int = 0,
     shards: int = 1,
-) -> dict:
+) -> dict[str, Any]:
     """Write shard `index` of `shards` of `plan` into `out`; return what it holds.
 
     Image references are relative to `root`.
@@ -56,21 +58,23 @@ def write_shard(
     packs, planned = unit_ids(plan), read_json(manifest_path(plan))
     if planned["tokens_name"] != settings.tokens:
         found = planned["tokens_name"]
-        raise UserError(f"{plan} was measured with the tokens {found!r}, not {settings.tokens!r}: run plan again")
+        raise UserError(f"{plan} was counted with the tokens {found!r}, not {settings.tokens!r}: run plan again")
     check_records(records, planned["records"])
     units = planned["units"]
     first, end = (units * edge // shards for edge in (index, index + 1))
-    table = read_rows(plan, *np.searchsorted(packs, [first, end]).tolist())
-    lookup = RecordStore(records, flat(table, "uids").flatten().to_pylist())
+    first_row, end_row = np.searchsorted(packs, [first, end]).tolist()
+    table = read_rows(plan, first_row, end_row)
+    record_store = RecordStore(records, flat(table, "uids").flatten().to_pylist())
     samples = _Samples(MediaStore(media), settings.images == "embedded", root)
 
-    # A manifest beside shards that it does not describe would be believed.
+    # A manifest must never lie beside shards that it does not describe.
     (out / MANIFEST).unlink(missing_ok=True)
-    name = shard_name(stem_of(planned), index, shards)
+    name = shard_name(shard_stem(planned), index, shards)
     progress = Progress(f"{planned['blend']} {planned['epoch']}, {name}: conversations", table.num_rows)
     with ShardWriter(out / name) as shard:
-        for row in _rows(table, lookup):
-            shard.add(*samples.sample(*row))
+        for row, row_records in _rows(table, record_store):
+            key, members = samples.sample(row, row_records)
+            shard.add(key, members)
             progress.advance()
     progress.close()
     samples.store.close()
@@ -86,12 +90,21 @@ def write_shard(
     return part
 
 
-def _rows(table: pa.Table, lookup: RecordStore) -> Iterator[tuple[dict, dict]]:
-    """Rows of the plan, each with the records that it and its neighbours name."""
+def _rows(table: pa.Table, record_store: RecordStore) -> Iterator[tuple[dict[str, Any], dict[str, dict[str, Any]]]]:
+    """Rows of the plan, each with the records that it and its neighbours name, by uid."""
     for batch in table.to_batches(_ROWS_AT_ONCE):
         rows = batch.to_pylist()
-        records = lookup.fetch(uid for row in rows for uid in row["uids"])
+        records = record_store.fetch(uid for row in rows for uid in row["uids"])
         yield from ((row, records) for row in rows)
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An image of a sample: what the JSON holds of it, the reference to it, and its member where it is embedded."""
+
+    described: dict[str, Any]
+    reference: dict[str, Any]
+    member: tuple[str, bytes] | None
 
 
 class _Samples:
@@ -101,14 +114,16 @@ class _Samples:
     many shards there are.
     """
 
-    def __init__(self, store: MediaStore, embed: bool, root: Path):
+    def __init__(self, store: MediaStore, embed: bool, root: Path) -> None:
         self.store, self.embed, self.root = store, embed, root
         self.content = 0
 
-    def sample(self, row: dict, records: dict[str, dict]) -> tuple[str, list[tuple[str, bytes]]]:
+    def sample(
+        self, row: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[str, list[tuple[str, bytes]]]:
         """Key and members (extension, bytes) of one conversation."""
-        images = [self._image(place, **image) for place, image in enumerate(row["images"])]
-        content = {
+        images = [self._image(index, image["source"], image["key"]) for index, image in enumerate(row["images"])]
+        content: dict[str, Any] = {
             "v": 1,
             "uids": row["uids"],
             "datasets": [uid.partition(":")[0] for uid in row["uids"]],
@@ -120,31 +135,35 @@ class _Samples:
             "form": row["form"],
             "n_tokens": row["n_tokens"],
             "n_labels": row["n_labels"],
-            "images": [described for described, _, _ in images],
+            "images": [image.described for image in images],
             "messages": messages(row, records),
         }
         digest = hashlib.sha256(canonical_json(content).encode()).digest()
         self.content = (self.content + int.from_bytes(digest, "big")) % _MODULUS
-        for described, reference, _ in images:
-            described |= reference
-        embedded = [member for _, _, member in images if member]
+        # After hashing: the content is the same wherever its images lie.
+        content["images"] = [image.described | image.reference for image in images]
+        embedded = [image.member for image in images if image.member]
         return f"e{row['epoch']:03d}-{row['position']:09d}", [("json", canonical_json(content).encode()), *embedded]
 
-    def _image(self, place: int, source: str, key: str) -> tuple[dict, dict, tuple[str, bytes] | None]:
-        """What the JSON says of an image and of where it lies, and its member where images are embedded."""
+    def _image(self, index: int, source: str, key: str) -> _Image:
+        """The image with the number `index` of a sample.
+
+        Raises:
+            UserError: the media folder lacks it.
+        """
         found = self.store.lookup(source, key)
         if found is None:
             raise UserError(f"the plan shows the image {key} of {source}, which its media folder lacks: run plan again")
         described = {"source": source, "key": key, "width": found.width, "height": found.height, "sha256": found.sha256}
         if self.embed:
-            return described, {}, (f"i{place}.{found.format}", self.store.read(source, key))
-        return described, {"ref": self._reference(source, key)}, None
+            return _Image(described, {}, (f"i{index}.{found.format}", self.store.read(source, key)))
+        return _Image(described, {"ref": self._reference(source, key)}, None)
 
-    def _reference(self, source: str, key: str) -> list:
+    def _reference(self, source: str, key: str) -> list[str | int]:
         shard, offset, length = self.store.reference(source, key)
         relative = os.path.relpath(shard, self.root)
         if relative.startswith(os.pardir):
-            raise UserError(f"{shard} is not below {self.root}, so no blend can refer to it: use images: embedded")
+            raise UserError(f"{shard} is not below {self.root}, so a blend cannot refer to it: use images: embedded")
         return [Path(relative).as_posix(), offset, length]
 
 
@@ -155,9 +174,9 @@ def main() -> None:
     arguments.add_argument("--records", required=True, type=Path, help="folder of the record tables")
     arguments.add_argument("--media", nargs="*", action="extend", default=[], metavar="SOURCE=FOLDER", help="all media")
     arguments.add_argument("--settings", required=True, help="JSON: tokens and images of the blend; or @file")
-    arguments.add_argument("--root", required=True, type=Path, help="the results root, which references begin at")
-    arguments.add_argument("--shards", required=True, type=int, help="how many shards the part has")
-    arguments.add_argument("--index", required=True, type=int, help="which of them to write, from 0")
+    arguments.add_argument("--root", required=True, type=Path, help="results root, which references are relative to")
+    arguments.add_argument("--shards", required=True, type=int, help="number of shards of the part")
+    arguments.add_argument("--index", required=True, type=int, help="number of the shard to write, from 0")
     arguments.add_argument("--out", required=True, type=Path, help="folder to write: blend/<blend>/<part>")
     args = arguments.parse_args()
     settings, media = load_settings(BlendStorageConfig, args.settings), media_folders(args.media)

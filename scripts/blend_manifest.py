@@ -6,11 +6,12 @@ Writes  blend/<blend>/<part>/units.idx       where each unit begins among the co
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from scripts.blending.plan_table import read_plan, unit_ids
-from scripts.blending.shard_parts import MANIFEST, part_path, stem_of
+from scripts.blending.shard_parts import MANIFEST, part_path, shard_stem
 from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import atomic, read_json, write_json
@@ -39,14 +40,14 @@ _FROM_PLAN = (
 )
 
 
-def write_manifest(plan: Path, shards: int, out: Path) -> dict:
+def write_manifest(plan: Path, shards: int, out: Path) -> dict[str, Any]:
     """Describe the `shards` shards of `plan` in `out`; return the manifest.
 
     Raises:
-        UserError: a shard is missing, is not whole, or was built from another plan.
+        UserError: a shard is missing, has another size, or was built from another plan.
     """
     _, planned = read_plan(plan)
-    parts = [_part(out, shard_name(stem_of(planned), index, shards), planned["sha256"]) for index in range(shards)]
+    parts = [_part(out, shard_name(shard_stem(planned), index, shards), planned["sha256"]) for index in range(shards)]
     forms = sorted({part["images"] for part in parts})
     if len(forms) > 1:
         raise UserError(f"{out} holds shards with {' and with '.join(forms)} images: build them again")
@@ -65,8 +66,8 @@ def write_manifest(plan: Path, shards: int, out: Path) -> dict:
     return manifest
 
 
-def _part(out: Path, shard: str, plan: str) -> dict:
-    """What is told of `shard`, checked against its files and the plan."""
+def _part(out: Path, shard: str, plan: str) -> dict[str, Any]:
+    """The description of `shard`, checked against its files and the hash of the plan."""
     path = part_path(out, shard)
     if not path.exists():
         raise UserError(f"{path} does not exist: run blend for {shard} first")
@@ -76,7 +77,7 @@ def _part(out: Path, shard: str, plan: str) -> dict:
     sizes = {out / shard: part["shard"]["bytes"], index_path(out / shard): 8 * (part["shard"]["conversations"] + 1)}
     for file, size in sizes.items():
         if not file.is_file() or file.stat().st_size != size:
-            raise UserError(f"{file} is missing or not whole: run blend for {shard} again")
+            raise UserError(f"{file} is missing or has another size: run blend for {shard} again")
     return part
 
 

@@ -1,17 +1,19 @@
-"""Compare two evaluations of the same suites, question by question: which differences are more than chance?
+"""Compare two evaluations of the same suites question by question, with intervals and p-values.
 
 Reads   two folders evaluate/RUN
 Writes  a table to standard output; with --out a JSON file
 
-Every metric is recomputed on the questions that both have answered. The interval of the difference is a paired
-bootstrap, p an approximate randomisation test (scripts/evaluation/resampling.py); conversations, and versions of one
-question, are drawn whole. With many metrics and suites some p will be small by chance: divide by their number.
+Every metric is recomputed on the questions that both answered. The interval of the difference is a paired bootstrap, p
+comes from an approximate randomisation test (scripts/evaluation/resampling.py); all turns of a conversation, and all
+versions of a question, are resampled together. With many metrics and suites some p are small by chance: compare them
+with the significance level divided by the number of tests (Bonferroni).
 """
 
 import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
@@ -21,25 +23,30 @@ from scripts.evaluation.results import HELDOUT, METRICS_FILE
 from scripts.evaluation.scoring import MetricSpec, compare, metric_spec
 from scripts.evaluation.turns import Turn
 
+Checkpoint = tuple[Path, str]
+"""The folder `evaluate/<run>` and the name of a checkpoint in it."""
+
 
 def main() -> None:
+    """Run the program."""
     args = arguments().parse_args()
-    first, second = (side(value) for value in (args.first, args.second))
+    first, second = parse_checkpoint(args.first), parse_checkpoint(args.second)
     suites = [name for name in shared_suites(first, second) if not args.suite or name in args.suite]
     if not suites:
         raise UserError(f"{args.first} and {args.second} have no suite in common")
-    wanted = [metric_spec(name) for name in args.metric]
-    result = {name: compared(first, second, name, wanted, args.confidence) for name in suites}
+    specs = [metric_spec(name) for name in args.metric]
+    result = {name: compare_suite(first, second, name, specs, args.confidence) for name in suites}
     print("\n".join(table(result, args.confidence)))
     if args.out:
         write_json(args.out, {"v": 1, "first": args.first, "second": args.second, "suites": result})
 
 
 def arguments() -> argparse.ArgumentParser:
+    """The command line."""
     result = parser(__doc__)
-    help_side = "evaluate/RUN, or evaluate/RUN:CHECKPOINT (default: final)"
-    result.add_argument("first", metavar="FIRST", help=help_side)
-    result.add_argument("second", metavar="SECOND", help=help_side)
+    help_run = "evaluate/RUN, or evaluate/RUN:CHECKPOINT (default: final)"
+    result.add_argument("first", metavar="FIRST", help=help_run)
+    result.add_argument("second", metavar="SECOND", help=help_run)
     result.add_argument("--suite", action="append", default=[], help="suite to compare, repeatable (default: all)")
     result.add_argument(
         "--metric", action="append", default=[], help="metric, repeatable (default: those of the suite)"
@@ -49,37 +56,42 @@ def arguments() -> argparse.ArgumentParser:
     return result
 
 
-def side(value: str) -> tuple[Path, str]:
-    """The folder and the checkpoint that an argument names."""
+def parse_checkpoint(value: str) -> Checkpoint:
+    """Parse RUN or RUN:CHECKPOINT."""
     folder, colon, checkpoint = value.rpartition(":")
     return (Path(folder), checkpoint) if colon else (Path(value), "final")
 
 
-def shared_suites(first: tuple[Path, str], second: tuple[Path, str]) -> list[str]:
-    """The suites that both have answered, held-out questions among them.
+def shared_suites(first: Checkpoint, second: Checkpoint) -> list[str]:
+    """The suites that both evaluations have, held-out questions included.
 
     Raises:
         UserError: a folder holds no evaluation of the checkpoint.
     """
-    found = []
+    suites: list[list[str]] = []
     for folder, checkpoint in (first, second):
         checkpoints = read_json(folder / METRICS_FILE)["checkpoints"]
         if checkpoint not in checkpoints:
-            raise UserError(f"{folder} has evaluated {', '.join(sorted(checkpoints))}, but not {checkpoint!r}")
-        found.append([HELDOUT, *checkpoints[checkpoint]["suites"]])
-    return [name for name in found[0] if name in found[1]]
+            known = ", ".join(sorted(checkpoints))
+            raise UserError(f"{folder} has no evaluation of checkpoint {checkpoint!r}; it has {known}")
+        suites.append([HELDOUT, *checkpoints[checkpoint]["suites"]])
+    return [name for name in suites[0] if name in suites[1]]
 
 
-def compared(
-    first: tuple[Path, str], second: tuple[Path, str], suite: str, wanted: Sequence[MetricSpec], confidence: float
-) -> dict[str, dict]:
-    """Every metric of one suite, first minus second."""
+def compare_suite(
+    first: Checkpoint, second: Checkpoint, suite: str, specs: Sequence[MetricSpec], confidence: float
+) -> dict[str, dict[str, Any]]:
+    """First minus second by metric, see `scoring.compare`; without `specs` the metrics of the suite.
+
+    Raises:
+        UserError: a result file is missing.
+    """
     ours, theirs = (read_turns(folder / suite / f"{checkpoint}.jsonl") for folder, checkpoint in (first, second))
-    return compare(ours, theirs, wanted or own_metrics(first, suite), confidence)
+    return compare(ours, theirs, specs or suite_metrics(first, suite), confidence)
 
 
-def own_metrics(evaluated: tuple[Path, str], suite: str) -> list[MetricSpec]:
-    """The metrics that a suite was judged by, as far as their names are known; options keep their defaults."""
+def suite_metrics(evaluated: Checkpoint, suite: str) -> list[MetricSpec]:
+    """The metrics that a suite was scored with, with default options; metrics of a task's own code are left out."""
     if suite == HELDOUT:
         return [metric_spec("exact_match")]
     folder, checkpoint = evaluated

@@ -1,12 +1,13 @@
-"""Turn the raw rows of one dataset into records, and account for every row.
+"""Convert the raw rows of one dataset to records, and account for every row.
 
-Reads `raw/<source>` and the media index of the images' sources. Writes, below --out, `<dataset>.parquet` (the records)
-and, last, `<dataset>.report.json`: rows read and kept, and every dropped row under its reason with examples.
+Reads `raw/<source>` and the media indexes of the image sources. Writes, below --out, `<dataset>.parquet` (the records)
+and, last, `<dataset>.report.json`: rows read and kept, and the dropped rows counted by reason, with examples.
 """
 
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -28,27 +29,31 @@ def convert(
     raw_folders: dict[str, Path],
     media: dict[str, Path],
     out: Path,
-    tolerated: float = 1.0,
-    wanted: dict[str, list[str]] | None = None,
-) -> dict:
+    tolerance: float = 1.0,
+    subset: dict[str, list[str]] | None = None,
+) -> dict[str, Any]:
     """Write the records of `dataset`; return the report.
 
     Args:
-        tolerated: the share of rows that may be dropped.
-        wanted: paths of images by source, where only a taste is asked for.
+        dataset: its name.
+        raw_folders: `raw/<source>` of every source that it reads.
+        media: `media/<source>` of every source of its images.
+        out: folder to write into.
+        tolerance: share of rows that may be dropped, in [0, 1].
+        subset: paths of the only images to use, by source; None: all.
 
     Raises:
-        UserError: a source is missing, a file is broken, or too few rows can be used.
+        UserError: a source is missing, a file is damaged, or too few rows can be used.
     """
-    images = ImageLookup.from_media(media, wanted)
+    images = ImageLookup.from_media(media, subset)
     conversion = Conversion(dataset, RawFiles(raw_folders), images)
     licence = conversion.entry.licence
     statistics = Statistics()
-    named = statistics.of(_with_uids(dataset, conversion))
+    records = statistics.measure(_with_uids(dataset, conversion))
     batches = []
-    while rows := list(islice(named, _BATCH)):
+    while rows := list(islice(records, _BATCH)):
         batches.append(to_batch(rows, licence))
-    _check_losses(conversion, tolerated)
+    _check_losses(conversion, tolerance)
     table = pa.Table.from_batches(batches, RECORD_SCHEMA)
     write_table(out / f"{dataset}.parquet", table)
     report = {
@@ -70,26 +75,26 @@ def convert(
     return report
 
 
-def _check_losses(conversion: Conversion, tolerated: float) -> None:
-    """Raise UserError if a larger share of rows than `tolerated` was dropped."""
+def _check_losses(conversion: Conversion, tolerance: float) -> None:
+    """Raise UserError if more than the share `tolerance` of the rows was dropped, those outside the subset apart."""
     outside = conversion.dropped.as_dict().get(OUTSIDE_SUBSET, {"count": 0})["count"]
     lost, rows = conversion.rows - conversion.kept - outside, conversion.rows - outside
-    if lost > tolerated * rows:
+    if lost > tolerance * rows:
         first = next(iter(conversion.dropped.as_dict().values()))["examples"][0]
         raise UserError(
             f"dataset {conversion.dataset!r}: {lost} of {rows} rows cannot be used, more than the share of "
-            f"{tolerated:g} that `tolerance.rows` allows ({conversion.dropped}). For example {first}. "
+            f"{tolerance:g} that `tolerance.rows` allows ({conversion.dropped}). For example {first}. "
             "Repair the data, or raise the tolerance"
         )
 
 
 def _with_uids(dataset: str, conversion: Conversion) -> Iterator[tuple[str, Record]]:
-    """Give every record a unique name: `<dataset>:<raw id>`, and `#1`, `#2`, ... from the second of the same id on."""
+    """Give every record a unique id: `<dataset>:<raw id>`, and for repeated ids also `#1`, `#2`, ..."""
     used: dict[str, int] = {}
     for record in conversion:
         plain = uid = f"{dataset}:{record.id}"
         if uid in used:
-            conversion.noted.add("duplicate_id", f"{uid} is the name of more than one conversation")
+            conversion.noted.add("duplicate_id", f"{uid} is the id of more than one conversation")
         while uid in used:
             uid = f"{plain}#{used[plain]}"
             used[plain] += 1
@@ -102,14 +107,14 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--dataset", required=True, help="which dataset to convert")
     add_folders(arguments, "--raw", "raw/<source> of every source that the dataset reads")
-    add_folders(arguments, "--media", "media/<source> of every source of its images")
+    add_folders(arguments, "--media", "media/<source> of every image source of the dataset")
     arguments.add_argument("--out", type=Path, required=True, help="folder to write into: records")
     arguments.add_argument("--tolerance", type=float, default=1.0, help="share of rows that may be dropped")
-    arguments.add_argument("--subset", type=Path, help="raw/subset.json, where only a taste is asked for")
+    arguments.add_argument("--subset", type=Path, help="raw/subset.json: use only the images listed in it")
     args = arguments.parse_args()
     raw, media = named_folders(args.raw, "--raw"), named_folders(args.media, "--media")
-    wanted = read_json(args.subset)["images"] if args.subset else None
-    report = convert(args.dataset, raw, media, args.out, args.tolerance, wanted)
+    subset = read_json(args.subset)["images"] if args.subset else None
+    report = convert(args.dataset, raw, media, args.out, args.tolerance, subset)
     lost = report["rows"] - report["kept"]
     print(f"{args.dataset}: {report['rows']} rows, {report['records']} records, {lost} rows dropped")
 

@@ -11,6 +11,7 @@ a join takes follow-ups from need it.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,13 +42,13 @@ _TEXTS_AT_ONCE = 4096
 
 
 class TextCounter:
-    """Counts of texts, each distinct text of a batch tokenised once."""
+    """Counts tokens of texts; each distinct text of a batch is tokenised once."""
 
-    def __init__(self, counter: TokenCounter, max_images: int):
+    def __init__(self, counter: TokenCounter, max_images: int) -> None:
         self.counter, self.max_images = counter, max_images
 
     def alternatives(self, column: pa.ListArray) -> pa.ListArray:
-        """list<string> -> list<list<int32>>: each alternative's tokens per offset, or one count without slots."""
+        """From list<string> to list<list<int32>>: each alternative's tokens per offset, or one count without slots."""
         texts = column.flatten().dictionary_encode()
         counts = self.distinct(texts.dictionary.to_pylist()).take(texts.indices.to_numpy())
         return nested(list_starts(column), counts.to_arrow(pa.int32()))
@@ -72,7 +73,7 @@ class TextCounter:
 
 
 def count_batch(batch: pa.Table, counter: TextCounter, named: bool) -> pa.Table:
-    """The token table of some records (columns uid, images, rounds, system)."""
+    """The token table of some records (columns uid, images, rounds, system); `named`: count follow-ups too."""
     rounds = flat(batch, "rounds")
     questions, answers = (pc.struct_field(rounds.flatten(), name) for name in ("question", "answer"))
     starts = list_starts(rounds)
@@ -85,12 +86,11 @@ def count_batch(batch: pa.Table, counter: TextCounter, named: bool) -> pa.Table:
     return pa.Table.from_arrays([flat(batch, "uid"), prefixes, nested(starts, structs)], schema=TOKENS_SCHEMA)
 
 
-def _named(questions: pa.ListArray, wanted: np.ndarray) -> pa.ListArray:
-    """The follow-up form of the questions of the wanted rounds, and no alternatives for the others."""
-    chosen = questions.filter(pa.array(wanted))
-    texts = chosen.flatten().dictionary_encode()
+def _named(questions: pa.ListArray, selected: np.ndarray) -> pa.ListArray:
+    """The questions of the selected rounds (rounds,) in their follow-up form, and no alternatives for the others."""
+    texts = questions.filter(pa.array(selected)).flatten().dictionary_encode()
     forms = pa.array([name_image(text) for text in texts.dictionary.to_pylist()], pa.string())
-    lengths = np.where(wanted, np.diff(list_starts(questions)), 0)
+    lengths = np.where(selected, np.diff(list_starts(questions)), 0)
     return nested(starts_from_lengths(lengths), forms.take(texts.indices))
 
 
@@ -102,7 +102,7 @@ def count_tokens(
     settings: TokensConfig,
     out: Path,
     followups: bool = False,
-) -> dict:
+) -> dict[str, Any]:
     """Write the token table of `dataset` and its manifest into `out`; return the manifest.
 
     `followups` counts questions as follow-ups of a join too.
@@ -157,7 +157,7 @@ def _count(path: Path, counter: TextCounter, dataset: str, followups: bool) -> p
 def main() -> None:
     """Run the program."""
     arguments = parser(__doc__)
-    arguments.add_argument("--dataset", required=True, help="whose texts to count")
+    arguments.add_argument("--dataset", required=True, help="dataset whose texts are counted")
     arguments.add_argument("--records", required=True, type=Path, help="records/<dataset>.parquet")
     arguments.add_argument("--report", required=True, type=Path, help="records/<dataset>.report.json")
     arguments.add_argument("--tokenizer", required=True, help="folder or hub name")

@@ -1,16 +1,16 @@
-"""Know before you pay: what the runs of a configuration need, from their recipe alone, before anything is downloaded.
+"""Estimate what the runs of a configuration need, from the recipe alone, before anything is downloaded.
 
     python -m scripts.estimate recipes/paper-7b.yaml [--run mmca] [--gpus 8] [--gpu a100-80]
     python -m scripts.train --estimate recipes/paper-7b.yaml ...          the same
 
 For every run: which parameters are trained and which are frozen; the memory of a GPU at every ZeRO stage with every
-offload; the memory of a node; operations per token, and days; and the fewest GPUs of each kind that hold it. The model
+offload; the memory of a node; operations per token, and days; and the fewest GPUs of each kind that suffice. The model
 is built on the meta device, so that 70 billion parameters are counted on a laptop in seconds; where its bases are not
-here, published architectures stand in (`scripts/estimation/architectures.py`).
+on this machine, published architectures are used (`scripts/estimation/architectures.py`).
 
 States are exact; activations are estimated from the layers' shapes, and days from the share of a GPU's peak that
-training of such models usually reaches. How many tokens an epoch has is read from the plan, once it is there; before,
-it is guessed and said so.
+training of such models usually reaches. The tokens of an epoch are read from the plan where it exists; otherwise they
+are a guess, and marked as one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from scripts.estimation.memory import LayerSizes, ZeroPlacement
     from scripts.estimation.meta_model import ParameterCounts
 
-# Memory in bytes, from the vendors' data sheets, and the name under which `flops.py` knows their speed.
+# Memory in bytes, from the vendors' data sheets, and the name of their peak in `flops.PEAKS`.
 GPUS = {
     "rtx4090": (24e9, "RTX 4090"),
     "a100-40": (40e9, "A100"),
@@ -50,33 +50,37 @@ _USABLE = 0.94
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is known of a run: its model without weights, and the settings that decide sizes."""
+    """A run as far as its memory and time depend on it: its model without weights, and what decides sizes."""
 
     name: str
     run: "RunConfig"
     model: "VisualChatForConditionalGeneration"
     counts: "ParameterCounts"
-    shape: "LayerSizes"
+    sizes: "LayerSizes"
     largest: int
 
     @classmethod
     def of(cls, configuration: settings.Settings, name: str) -> "Estimate":
-        """Build the model of the run `name` on the meta device."""
+        """Build the model of the run `name` on the meta device.
+
+        Raises:
+            UserError: a base is unknown, or an image does not become as many tokens as the configuration counts.
+        """
         from scripts.estimation import meta_model
         from scripts.estimation.memory import LayerSizes
 
         run, root = configuration.runs[name], Path(configuration.results)
         section, blend = configuration.models[run.model], configuration.blends[run.blend]
         model = meta_model.build(section, run, root)
-        counted = configuration.tokens[section.tokens].image_tokens
-        if model.config.image_tokens != counted:
+        expected = configuration.tokens[section.tokens].image_tokens
+        if model.config.image_tokens != expected:
             raise UserError(
                 f"runs.{name}: {section.vision} makes {model.config.image_tokens} tokens of an image, but "
-                f"tokens.{section.tokens} counts {counted}; set its image_tokens to {model.config.image_tokens}"
+                f"tokens.{section.tokens} counts {expected}; set its image_tokens to {model.config.image_tokens}"
             )
         text, vision = model.config.text_config, model.config.vision_config
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        shape = LayerSizes(
+        sizes = LayerSizes(
             width=text.hidden_size,
             inner=text.intermediate_size,
             kv_width=head * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads),
@@ -88,44 +92,49 @@ class Estimate:
             padded_tokens=run.micro_batch * blend.sequence,
             images=run.micro_batch * (blend.max_images_per_pack if blend.packing else blend.max_images),
             checkpointing=run.gradient_checkpointing,
-            learns_through_tower=run.train_vision != "frozen",
+            trains_tower=run.train_vision != "frozen",
         )
-        return cls(name, run, model, meta_model.count(model, run), shape, meta_model.largest_layer(model))
+        return cls(name, run, model, meta_model.count(model, run), sizes, meta_model.largest_layer(model))
 
-    def device(self, choice: "ZeroPlacement") -> dict[str, float]:
+    def device(self, placement: "ZeroPlacement") -> dict[str, float]:
         """Bytes of a GPU by kind."""
         from scripts.estimation.memory import device_bytes
 
-        return device_bytes(self.counts, choice, self.run.precision, self.shape, self.largest)
+        return device_bytes(self.counts, placement, self.run.precision, self.sizes, self.largest)
 
-    def host(self, choice: "ZeroPlacement", ranks_here: int) -> float:
+    def host(self, placement: "ZeroPlacement", ranks_here: int) -> float:
         """Bytes of a node with so many ranks."""
         from scripts.estimation.memory import host_bytes
 
-        return host_bytes(self.counts, choice, self.run.precision, ranks_here, self.run.workers)
+        return host_bytes(self.counts, placement, self.run.precision, ranks_here, self.run.workers)
 
-    def choices(self, ranks: int) -> Iterator["ZeroPlacement"]:
-        """Every stage and offload that go together."""
+    def placements(self, ranks: int) -> Iterator["ZeroPlacement"]:
+        """Every possible combination of stage and offload."""
         from scripts.estimation.memory import ZeroPlacement
 
         every = (ZeroPlacement(zero, offload, ranks) for offload in OFFLOADS for zero in STAGES)
-        return (choice for choice in every if choice.possible)
+        return (placement for placement in every if placement.possible)
 
-    def smallest(self, room: float, offload: bool) -> "tuple[ZeroPlacement, float] | None":
-        """The fewest ranks, and then the least offloaded and the lowest stage, that fit into GPUs with `room` bytes.
+    def smallest(self, capacity: float, offload: bool) -> "tuple[ZeroPlacement, float] | None":
+        """The fewest ranks, and then the least offloaded and the lowest stage, that fit into GPUs of `capacity` bytes.
 
-        Only without `offload` are they fast. Returns the choice and the bytes that it takes of a GPU.
+        Offloading, which is slow, is considered only with `offload`. Returns the placement and the bytes of a GPU, or
+        None if nothing fits.
         """
         for ranks in COUNTS:
-            for choice in self.choices(ranks):
-                needed = sum(self.device(choice).values())
-                if needed <= _USABLE * room and (offload or choice.offload == "none"):
-                    return choice, needed
+            for placement in self.placements(ranks):
+                needed = sum(self.device(placement).values())
+                if needed <= _USABLE * capacity and (offload or placement.offload == "none"):
+                    return placement, needed
         return None
 
 
-def report(configuration: settings.Settings, name: str, ranks: int, gpu: str, share: float) -> str:
-    """The estimate of a run as text: `ranks` GPUs of the kind `gpu`, of whose peak a `share` is reached."""
+def report(configuration: settings.Settings, name: str, ranks: int, gpu: str, mfu: float) -> str:
+    """The estimate of a run as text, on `ranks` GPUs of the kind `gpu` at a model flops utilisation of `mfu`.
+
+    Raises:
+        UserError: see `Estimate.of`.
+    """
     from scripts.estimation.epoch_flops import epoch_totals, operations
     from scripts.training.flops import PEAKS
     from scripts.training.trainable import parameter_table
@@ -134,48 +143,48 @@ def report(configuration: settings.Settings, name: str, ranks: int, gpu: str, sh
     run = estimate.run
     blend = configuration.blends[run.blend]
     section = configuration.models[run.model]
-    load = epoch_totals(blend, Path(configuration.results) / "plan" / run.blend, estimate.model.config.image_tokens)
-    flops = operations(estimate.model, load)
-    days = run.epochs * flops / (ranks * PEAKS[GPUS[gpu][1]] * share) / 86400
-    here = max(1, ranks // run.nodes)
+    epoch = epoch_totals(blend, Path(configuration.results) / "plan" / run.blend, estimate.model.config.image_tokens)
+    flops = operations(estimate.model, epoch)
+    days = run.epochs * flops / (ranks * PEAKS[GPUS[gpu][1]] * mfu) / 86400
+    ranks_here = max(1, ranks // run.nodes)
     lines = [f"run {name}: {section.language} with {section.vision}", "", parameter_table(estimate.model, run), ""]
     lines += [f"GB of a GPU: {ranks} ranks, micro_batch {run.micro_batch}, rows of {blend.sequence}, {run.precision}"]
-    names = ("weights", "copies, moments", "gradients", "buckets", "gathered", "activations", "all")
-    rows = [("zero", "offload", *names, f"node of {here}", "")]
-    for choice in estimate.choices(ranks):
-        held = estimate.device(choice)
-        get = held.get
+    names = ("weights", "copies, state", "gradients", "buckets", "gathered", "activations", "all")
+    rows: list[Sequence[str]] = [("zero", "offload", *names, f"node of {ranks_here}", "")]
+    for placement in estimate.placements(ranks):
+        needed = estimate.device(placement)
+        get = needed.get
         parts = [
             get("weights", 0) + get("encoder outside", 0),
-            get("fp32 copies", 0) + get("moments", 0),
+            get("fp32 copies", 0) + get("optimizer state", 0),
             *(get(kind, 0) for kind in ("gradients", "buckets", "gathered", "activations")),
-            sum(held.values()),
-            estimate.host(choice, here),
+            sum(needed.values()),
+            estimate.host(placement, ranks_here),
         ]
-        mark = "<- the recipe" if (choice.zero, choice.offload) == (run.zero, run.offload) else ""
-        rows.append((str(choice.zero), choice.offload, *(f"{value / 1e9:.1f}" for value in parts), mark))
+        mark = "<- the recipe" if (placement.zero, placement.offload) == (run.zero, run.offload) else ""
+        rows.append((str(placement.zero), placement.offload, *(f"{value / 1e9:.1f}" for value in parts), mark))
     lines += [_aligned(rows)]
-    sure = "as planned" if load.planned else "guessed; build the data to know"
+    source = "as planned" if epoch.planned else "a guess; build the data for the exact number"
     lines += [
         "",
-        f"an epoch ({sure}): {load.conversations:,.0f} conversations, {load.tokens / 1e6:,.0f} million tokens",
+        f"an epoch ({source}): {epoch.conversations:,.0f} conversations, {epoch.tokens / 1e6:,.0f} million tokens",
     ]
-    lines += [f"operations per token: {flops / load.tokens:.3g}; of the run: {run.epochs * flops:.3g}"]
-    lines += [f"{ranks} x {gpu} at {share:.0%} of their peak: {days:.1f} days for {run.epochs} epochs", ""]
-    lines += ["the fewest GPUs that hold it"]
+    lines += [f"operations per token: {flops / epoch.tokens:.3g}; of the run: {run.epochs * flops:.3g}"]
+    lines += [f"{ranks} x {gpu} at {mfu:.0%} of their peak: {days:.1f} days for {run.epochs} epochs", ""]
+    lines += ["the fewest GPUs that suffice"]
     rows = [("GPU", "", "number", "zero", "GB", "with offload", "zero", "GB", "of")]
-    for kind, (room, _) in GPUS.items():
-        plain, slow = (_fit(estimate.smallest(room, offload)) for offload in (False, True))
-        rows.append((kind, "", *(plain[:3] if plain else ("none", "", "")), *(slow or ("none", "", "", ""))))
+    for kind, (capacity, _) in GPUS.items():
+        plain, offloaded = (_fit(estimate.smallest(capacity, offload)) for offload in (False, True))
+        rows.append((kind, "", *plain[:3], *offloaded))
     return "\n".join([*lines, _aligned(rows)]).rstrip() + "\n"
 
 
 def _fit(found: "tuple[ZeroPlacement, float] | None") -> tuple[str, ...]:
-    """Number of GPUs, stage, GB and what is offloaded, or nothing."""
+    """Number of GPUs, stage, GB and what is offloaded."""
     if found is None:
-        return ()
-    choice, needed = found
-    return str(choice.ranks), str(choice.zero), f"{needed / 1e9:.1f}", choice.offload
+        return "none", "", "", ""
+    placement, needed = found
+    return str(placement.ranks), str(placement.zero), f"{needed / 1e9:.1f}", placement.offload
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -193,8 +202,8 @@ def main() -> None:
     arguments.add_argument(
         "--gpu", choices=GPUS, default="a100-80", help="kind of GPU, for the days (default: a100-80)"
     )
-    share = "share of the GPU's peak that training reaches (default: 0.35; 0.3 to 0.5 is usual)"
-    arguments.add_argument("--mfu", type=float, default=0.35, help=share)
+    mfu = "model flops utilisation: share of the GPU's peak that training reaches (default: 0.35; usual: 0.3 to 0.5)"
+    arguments.add_argument("--mfu", type=float, default=0.35, help=mfu)
     options = arguments.parse_args()
     try:
         configuration = settings.load(yaml.safe_load(options.configuration.read_text(encoding="utf-8")))
@@ -204,7 +213,7 @@ def main() -> None:
         raise UserError(f"{options.configuration} has no run {options.run!r}, but {', '.join(configuration.runs)}")
     for name in [options.run] if options.run else configuration.runs:
         ranks = options.gpus or configuration.runs[name].ranks
-        print(report(configuration, name, ranks, options.gpu, options.share))
+        print(report(configuration, name, ranks, options.gpu, options.mfu))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Turns a finished run into Hugging Face folders: the last weights, and those with the least held-out loss.
+"""Exports a finished run as Hugging Face folders: the last weights, and those with the least held-out loss.
 
     reads   <run>/finished.json and the trained weights it names; the model's folder and its bases
     writes  <out>/final/ and <out>/best/
 
     --form full    configuration, all weights (safetensors), processor, tokenizer and the code: needs nothing else, and
                    loads with `trust_remote_code` where this project is not installed
-    --form delta   only what was trained, with path and hash of the bases, which must stay: small, for large models
+    --form delta   only what was trained, with path and hash of the bases, which must not move: small, for large models
     --form llava   a stock LLaVA of `transformers`, where attention 'causal' and projector 'mlp' allow it
 
-Adapters are merged (full, llava) or kept as they are (delta). Each folder appears whole or not at all, replaces an
-older one, and has the same bytes each time it is made; `manifest.json` names the hashes of its files.
+Adapters are merged (full, llava) or kept as they are (delta). Each folder is written whole or not at all, replaces an
+older one, and has the same bytes each time it is written; `manifest.json` names the hashes of its files.
 """
 
 from pathlib import Path
@@ -31,15 +31,17 @@ def export(run: Path, model: Path, root: Path, out: Path, form: str = "full") ->
     """Write both folders of the finished run in `run`, which was trained from the model in `model`.
 
     Raises:
-        UserError: the run is not finished, its weights or the model are not the ones that belong together, or the model
-            cannot take the form.
+        UserError: the run is not finished, its weights or the model do not belong to it, or the model cannot be written
+            in the form.
     """
     finished = read_json(run / "finished.json")
     _check_model(run, finished, model)
     for which in ("final", "best"):
         entry = finished[which]
         if not (run / entry["weights"]).is_file() or file_sha256(run / entry["weights"]) != entry["sha256"]:
-            raise UserError(f"{run / entry['weights']} is missing or has changed; run train again, which makes it anew")
+            raise UserError(
+                f"{run / entry['weights']} is missing or has changed; run train again, which writes it anew"
+            )
 
     from safetensors.torch import load_file
     from transformers.utils import logging
@@ -58,7 +60,7 @@ def export(run: Path, model: Path, root: Path, out: Path, form: str = "full") ->
             if form == "delta":
                 write_delta(draft, out / which, model, root, finished["attention"], dtype, weights, settings.lora_scale)
             else:
-                # Built anew for each: adapters are added to the bases' own weights, never to a sum's.
+                # Loaded anew for each: adapters are added to the weights of the bases, never to merged ones.
                 network, processor = load_model(model, root, finished["attention"], dtype, check=which == "final")
                 merge_weights(network, weights, settings.lora_scale)
                 _save(network, processor, draft, form)

@@ -1,4 +1,4 @@
-"""Takes the vision encoder out of Qwen-VL-Chat and writes it as a folder that `models.<name>.vision` can name.
+"""Extracts the vision encoder of Qwen-VL-Chat into a folder that `models.<name>.vision` can name.
 
     python -m scripts.extract_qwen_encoder --source Qwen/Qwen-VL-Chat --out bases/qwen-vision
 
@@ -6,11 +6,11 @@
     writes  <out>/: config.json, model.safetensors (2B parameters, about 4 GB), preprocessor_config.json
 
 `--source` is a folder, or a name on the hub, from which only the files needed are fetched. Weights are read as plain
-tensors: no code of the source is run, neither from its Python files nor from its pickles. Every parameter must be
-there, once, in its shape, and none may be left over but `proj`, the last matrix, whose place the projector takes.
+tensors: no code of the source is run, neither from its Python files nor from its pickles. Every parameter must
+exist, once, in its shape, and none may be left over but `proj`, the last matrix, which the projector replaces.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,10 @@ from scripts.common.files import read_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from model.configuration import QwenVisionConfig
+
 PREFIX = "transformer.visual."
-LEFT_OUT = {"proj"}
+UNUSED = {"proj"}
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -32,7 +34,8 @@ def extract(source: str, out: Path) -> None:
     """Write the encoder of the model in `source` to `out`.
 
     Raises:
-        UserError: the source is no Qwen-VL, a file of it is missing, or its parameters are not exactly the encoder's.
+        UserError: the source is not a Qwen-VL, a file of it is missing, or its parameters are not exactly those of the
+            encoder.
     """
     import torch
     from PIL.Image import Resampling
@@ -42,7 +45,10 @@ def extract(source: str, out: Path) -> None:
     from scripts.common.atomic_folder import atomic_folder
 
     fetch = fetcher(source)
-    config = encoder_config(read_json(fetch("config.json")), source)
+    path = fetch("config.json")
+    if path is None:
+        raise UserError(f"{source} has no config.json; name Qwen/Qwen-VL-Chat or a folder of its files")
+    config = encoder_config(read_json(path), source)
     with torch.device("meta"):
         model = QwenVisionModel(config)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -59,8 +65,8 @@ def extract(source: str, out: Path) -> None:
         images.save_pretrained(draft)
 
 
-def encoder_config(config: dict[str, Any], source: str):
-    """The encoder's configuration out of the whole model's.
+def encoder_config(config: dict[str, Any], source: str) -> "QwenVisionConfig":
+    """The encoder's configuration, from the whole model's.
 
     Raises:
         UserError: it has none.
@@ -109,7 +115,7 @@ def fetcher(source: str) -> Callable[[str], Path | None]:
 
 
 def parameters(fetch: Callable[[str], Path | None]) -> Iterator[tuple[str, "Tensor"]]:
-    """Yield the encoder's parameters by their name in it, reading only files that hold some.
+    """Yield the encoder's parameters and their names in it, reading only files that hold some.
 
     Raises:
         UserError: a file is missing, or there are no weights at all.
@@ -123,14 +129,18 @@ def parameters(fetch: Callable[[str], Path | None]) -> Iterator[tuple[str, "Tens
 
 
 def weight_files(fetch: Callable[[str], Path | None]) -> dict[str, set[str] | None]:
-    """The files that hold parameters of the encoder, and which; None: all that there are."""
+    """The files that hold parameters of the encoder, and the names of these; None: all that the file holds.
+
+    Raises:
+        UserError: the source has no weights.
+    """
     for index in _INDICES:
         if (path := fetch(index)) is not None:
-            files: dict[str, set[str] | None] = {}
+            files: dict[str, set[str]] = {}
             for name, file in read_json(path)["weight_map"].items():
                 if name.startswith(PREFIX):
                     files.setdefault(file, set()).add(name)
-            return files
+            return dict(files)
     for file in _WHOLE:
         if fetch(file) is not None:
             return {file: None}
@@ -138,31 +148,38 @@ def weight_files(fetch: Callable[[str], Path | None]) -> dict[str, set[str] | No
 
 
 def read_tensors(path: Path, names: set[str] | None) -> Iterator[tuple[str, "Tensor"]]:
-    """Yield tensors of a safetensors file or of a PyTorch file, which may hold nothing but tensors."""
+    """Yield tensors of a safetensors file or of a PyTorch file, which may hold nothing but tensors.
+
+    `names` are those to read; None: all of the encoder.
+
+    Raises:
+        UserError: a PyTorch file cannot be read, or holds other objects.
+    """
     import torch
     from safetensors import safe_open
 
-    def wanted(name: str) -> bool:
+    def selected(name: str) -> bool:
         return name in names if names is not None else name.startswith(PREFIX)
 
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
-            yield from ((name, file.get_tensor(name)) for name in file.keys() if wanted(name))
+            stored = file.keys()
+            yield from ((name, file.get_tensor(name)) for name in stored if selected(name))
         return
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # of many kinds, none of which means that the file can be trusted
+    except Exception as error:  # noqa: BLE001 - of many kinds, none of which means that the file can be trusted
         raise UserError(f"{path} is no plain file of tensors: {str(error).splitlines()[0]}") from None
-    yield from ((name, value) for name, value in tensors.items() if wanted(name))
+    yield from ((name, value) for name, value in tensors.items() if selected(name))
 
 
-def check(expected: dict[str, tuple], found: dict[str, tuple], source: str) -> None:
+def check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str) -> None:
     """Raise UserError unless names and shapes are exactly those expected."""
-    missing, extra = sorted(expected.keys() - found), sorted(found.keys() - expected - LEFT_OUT)
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys() - UNUSED)
     wrong = [
         f"{name} is {found[name]}, not {shape}" for name, shape in expected.items() if found.get(name, shape) != shape
     ]
-    for what, names in (("missing", missing), ("not known", extra), ("of another shape", wrong)):
+    for what, names in (("missing", missing), ("unknown", extra), ("of another shape", wrong)):
         if names:
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             raise UserError(f"{source} is not the encoder of Qwen-VL-Chat; parameters {what}: {shown}")

@@ -1,12 +1,13 @@
-"""Choose the images that are kept for evaluation: by a hash of their content and nothing else.
+"""Select the images that are held out for evaluation, by a hash of their content only.
 
 Reads the index of every media folder. Writes, below --out, `heldout.parquet` (source, key, sha256) and, last,
-`manifest.json`. An image keeps its side whatever is added, removed, renamed or blended later; two copies of one image
-are on the same side.
+`manifest.json`. Whether an image is held out does not depend on other images, names or blends, and two copies of an
+image are treated alike.
 """
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -22,14 +23,19 @@ SCHEMA = pa.schema([("source", pa.string()), ("key", pa.string()), ("sha256", pa
 
 
 def is_held_out(sha256: str, settings: HoldoutConfig) -> bool:
-    """Whether the image with this hash is kept for evaluation."""
+    """Whether the image with this sha256 (hex) is held out for evaluation."""
     digest = hashlib.blake2b(sha256.encode(), key=str(settings.seed).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") < settings.share * 2**64
 
 
-def write_split(settings: HoldoutConfig, media: dict[str, Path], out: Path) -> dict:
-    """Split the images of all `media` folders, given by source; return the manifest."""
-    rows, images = [], 0
+def write_split(settings: HoldoutConfig, media: dict[str, Path], out: Path) -> dict[str, Any]:
+    """Write the table of held-out images of all `media` folders, given by source; return the manifest.
+
+    Raises:
+        UserError: an index is missing.
+    """
+    rows: list[dict[str, str]] = []
+    images = 0
     for source, folder in sorted(media.items()):
         try:
             index = read_table(folder / INDEX, columns=["key", "sha256"])
@@ -55,7 +61,7 @@ def main() -> None:
     """Run the program."""
     arguments = parser(__doc__)
     arguments.add_argument("--settings", default="{}", help="JSON of the section `holdout`, or @file")
-    add_folders(arguments, "--media", "media/<source> of every source of images")
+    add_folders(arguments, "--media", "media/<source> of every image source")
     arguments.add_argument("--out", type=Path, required=True, help="folder to write: split")
     args = arguments.parse_args()
     media = named_folders(args.media, "--media")

@@ -1,10 +1,10 @@
-"""Writes the passport of a run: what it came from, what it left, and the code that made it, each with its hash.
+"""Write the lock file of a run: its inputs, its outputs and the code that made them, each with its hash.
 
-    reads   the manifests of every step behind the run, its `finished.json`, its exports and its scores
+    reads   the manifests of every step that the run depends on, its `finished.json`, its exports and its scores
     writes  <out>, train/<run>/lock.json; `python -m scripts.verify` checks a results root against it
 
-It is the last file of a run. Two clean builds of the same inputs give the same bytes but for `environment`, which says
-on what they were built; `sha256` is the hash of all the rest. There are no times and no absolute paths in it.
+It is the last file of a run. Two clean builds of the same inputs give the same bytes except for the key `environment`,
+which describes machine and libraries; `sha256` is the hash of all other keys. It has no times and no absolute paths.
 """
 
 import argparse
@@ -27,12 +27,12 @@ def main() -> None:
 
 
 def arguments() -> argparse.ArgumentParser:
-    """What the program takes."""
+    """The command line."""
     result = parser(__doc__)
     result.add_argument("--root", required=True, type=Path, help="results root")
     result.add_argument("--run", required=True, help="name of the run")
     result.add_argument(
-        "--manifests", required=True, nargs="+", type=Path, metavar="FILE", help="of every step behind it"
+        "--manifests", required=True, nargs="+", type=Path, metavar="FILE", help="manifests of all steps"
     )
     result.add_argument("--programs", required=True, nargs="+", metavar="MODULE", help="modules that were run")
     result.add_argument("--out", required=True, type=Path, metavar="FILE", help="train/<run>/lock.json")

@@ -1,9 +1,9 @@
-"""Puts a model together from a vision encoder, a language model and a new projector.
+"""Builds a model from a vision encoder, a language model and a new projector.
 
     reads   the folders of the bases (or their names on the hub)
     writes  <out>/: config.json, processor and tokenizer, projector.safetensors, and manifest.json last
 
-The weights of the bases are remembered by path and hash, not copied.
+The weights of the bases are referred to by path and hash, not copied.
 """
 
 from pathlib import Path
@@ -21,11 +21,13 @@ def main() -> None:
     arguments.add_argument("--tokens", required=True, help="the section of `tokens` that it names, as JSON, or @file")
     for kind in ("vision", "language", "tokenizer"):
         arguments.add_argument(f"--{kind}", required=True, help=f"folder or hub name of the {kind}")
-    arguments.add_argument("--root", required=True, type=Path, help="results root; bases below it are named from there")
+    arguments.add_argument(
+        "--root", required=True, type=Path, help="results root; paths of bases below it are stored relative to it"
+    )
     arguments.add_argument("--out", required=True, type=Path, help="folder to write: models/<model>")
     args = arguments.parse_args()
     settings, tokens = load_settings(ModelConfig, args.settings), load_settings(TokensConfig, args.tokens)
-    # Late, so that --help and bad settings answer at once.
+    # Imported late, so that --help and errors in settings appear at once.
     from transformers.utils import logging
 
     from scripts.inference.model_assembly import make_model

@@ -1,10 +1,11 @@
-"""Draw a small world and write it as the raw files of the real datasets.
+"""Generate the miniature: synthetic images and annotations as raw files in the formats of the real datasets.
 
-Reads nothing but its settings. Writes, below --out, what a user's data path holds: images under coco/train2017, the
+Reads nothing but its settings. Writes, below --out, the contents of a data path: images under coco/train2017, the
 annotation files of llava, MIMIC-IT, coco_caption and aokvqa, and files and images of the other MIMIC-IT sets,
-cc_sbu_align, OCR_VQA and the two SparklesDialogue sets, all in their true formats. Beside them, what only a drawn world
-can offer: kinds.json (how to sort questions), dialogues/ (an evaluation suite and its right answers), tasks/ (suites as
-task files) and scenes.jsonl (what is in each image of COCO's). miniature.json, written last, holds counts and hashes.
+cc_sbu_align, OCR_VQA and the two SparklesDialogue sets, all in their real formats. Also written, because the contents
+of the images are known: kinds.json (patterns that sort questions by kind), dialogues/ (an evaluation suite and its
+right answers), tasks/ (suites as task files) and scenes.jsonl (the objects in every COCO image). miniature.json,
+written last, has counts and hashes.
 """
 
 import hashlib
@@ -31,19 +32,19 @@ from scripts.synthetic.world import IMAGE_FOLDER, Album, World
 MANIFEST = "miniature.json"
 
 
-def write_world(settings: MiniatureConfig, out: Path) -> dict:
-    """Draw the world of `settings` into the folder `out` and return its manifest.
+def write_world(settings: MiniatureConfig, out: Path) -> dict[str, Any]:
+    """Generate the files of `settings` into the folder `out`; return the manifest.
 
-    The folder is built beside its final place and renamed, so it is whole or absent.
+    The folder is built beside its final path and renamed, so it is complete or absent.
 
     Raises:
-        UserError: `out` holds something that is not of an earlier world.
+        UserError: `out` contains files that do not belong to a miniature.
     """
     _require_ours(out)
     building = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(building, ignore_errors=True)
     world = World(settings)
-    images = _write_images(world, building)
+    images_sha256 = _write_images(world, building)
     values = {path: writer(world) for path, writer in ANNOTATIONS.items()}
     for path, (album, writer) in albums(world).items():
         _write_album(album, building)
@@ -53,14 +54,14 @@ def write_world(settings: MiniatureConfig, out: Path) -> dict:
     for path, images in stores.items():
         _write(building / path, json.dumps(images) + "\n")
     for path, value in values.items():
-        # Not indented: Python's indenting encoder takes as long as drawing the images.
+        # Not indented: Python's indenting encoder takes as long as rendering the images.
         _write(building / path, json.dumps(value, ensure_ascii=False) + "\n")
     _write_extras(world, building)
     damage(building, settings.seed, settings.faults)
     manifest = {
         "v": 1,
         "images": len(world),
-        "images_sha256": images,
+        "images_sha256": images_sha256,
         "rows": {path: _rows(value) for path, value in values.items()},
         "files": {
             path: file_sha256(building / path) for path in sorted([*values, *stores, "kinds.json", "scenes.jsonl"])
@@ -77,14 +78,17 @@ def _require_ours(out: Path) -> None:
     ours |= TOP_FOLDERS | {"dialogues", "tasks", "kinds.json", "scenes.jsonl", MANIFEST}
     foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in ours) if out.is_dir() else []
     if foreign:
-        raise UserError(f"{out} would be replaced, but holds {foreign[0]!r}, which is not ours; choose an empty folder")
+        raise UserError(
+            f"{out} would be replaced, but contains {foreign[0]!r}, which does not belong to a miniature; "
+            "choose an empty folder"
+        )
 
 
 def _write_images(world: World, folder: Path) -> str:
     """Write all images; return a digest over their names and bytes."""
     digest = hashlib.sha256()
     (folder / IMAGE_FOLDER).mkdir(parents=True)
-    for number in track(range(len(world)), "images drawn", len(world)):
+    for number in track(range(len(world)), "images generated", len(world)):
         data = world.image(number)
         name = world.file_name(number)
         digest.update(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())

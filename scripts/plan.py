@@ -3,9 +3,9 @@
 Reads   records/<dataset>.parquet, tokens/<tokens>/<dataset>.parquet, split/heldout.parquet,
         media/<source>/index.parquet
 Writes  plan/<blend>/epoch-000.parquet   one row per conversation in the order of training (or heldout.parquet)
-        plan/<blend>/epoch-000.json      its hash, totals, and per dataset what was asked, found, dropped and why
+        plan/<blend>/epoch-000.json      its hash, totals, and per dataset what was requested, found, dropped and why
 
-The plan is a pure function of these files, the blend's settings and the epoch. Look at one before paying for GPUs:
+The plan is a pure function of these files, the blend's settings and the epoch. Read one before paying for GPUs:
 
     python -m scripts.plan --show plan/demo/epoch-000.parquet
 """
@@ -13,7 +13,9 @@ The plan is a pure function of these files, the blend's settings and the epoch. 
 import argparse
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -39,19 +41,19 @@ def write_plan(
     split: Path,
     media: dict[str, Path],
     out: Path,
-) -> dict:
+) -> dict[str, Any]:
     """Plan one epoch, or the held-out part where `epoch` is None, into the folder `out`; return the manifest.
 
     Raises:
         UserError: inputs are missing or do not belong together, or the plan would be empty.
     """
     datasets = settings.records()
-    measure = read_token_tables(records, tokens, datasets, settings.max_images, settings.followup_datasets())
+    token_tables = read_token_tables(records, tokens, datasets, settings.max_images, settings.followup_datasets())
     corpus = load_corpus(records, tokens, datasets)
-    # What reading took and gave back would stay with the process, beside all that the plan needs.
+    # Memory freed by reading would stay with the process, in addition to what the plan needs.
     pa.default_memory_pool().release_unused()
     check_images(corpus, media)
-    table, manifest = make_plan(corpus, read_held_out(corpus, split), measure, name, settings, epoch)
+    table, manifest = make_plan(corpus, read_held_out(corpus, split), token_tables, name, settings, epoch)
     path = out / f"{HELDOUT if epoch is None else f'epoch-{epoch:03d}'}.parquet"
     write_table(path, table)
     write_json(manifest_path(path), manifest)
@@ -63,7 +65,8 @@ def main() -> None:
     args = _arguments()
     if args.show:
         for path in args.show:
-            print(describe(*read_plan(path)))
+            table, manifest = read_plan(path)
+            print(describe(table, manifest))
         return
     settings = load_settings(PlanConfig, args.settings)
     keep_freed_memory()
@@ -84,7 +87,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     arguments = parser(__doc__)
     arguments.add_argument("--show", nargs="+", type=Path, metavar="PLAN", help="describe plans instead of making one")
-    planning = ["name", "settings", "epoch", "records", "tokens", "split", "media", "out"]
+    required = ["name", "settings", "epoch", "records", "tokens", "split", "media", "out"]
     arguments.add_argument("--name", help="name of the blend")
     arguments.add_argument("--settings", help="JSON: the section `blends.<name>`, `mixed` of the hold-out; or @file")
     arguments.add_argument("--epoch", help=f"a number, a part such as epoch-000, or {HELDOUT}")
@@ -94,7 +97,7 @@ def _arguments() -> argparse.Namespace:
     arguments.add_argument("--media", nargs="*", action="extend", metavar="SOURCE=FOLDER", help="all media folders")
     arguments.add_argument("--out", type=Path, help="folder plan/<blend>")
     args = arguments.parse_args()
-    missing = [f"--{name}" for name in planning if getattr(args, name) is None]
+    missing = [f"--{name}" for name in required if getattr(args, name) is None]
     if not args.show and missing:
         arguments.error(f"these flags are required: {' '.join(missing)}")
     return args
@@ -112,7 +115,7 @@ def _epoch(text: str, settings: PlanConfig) -> int | None:
     return epoch
 
 
-def _warn(manifest: dict) -> None:
+def _warn(manifest: Mapping[str, Any]) -> None:
     if manifest["conversations"] == 0:
         print("note: no conversation is held out, so nothing will be evaluated on held-out images", file=sys.stderr)
         return

@@ -1,15 +1,16 @@
-"""Show ten conversations of a blend as a person reads them: images, the rendered prompt, supervised tokens coloured.
+"""Show ten conversations of a blend on a page: images, the rendered prompt, supervised tokens coloured.
 
 Reads   blend/<blend>/epoch-000 (and the media shards it refers to), the tokenizer
 Writes  preview.html   one page with everything in it
 
-What the page shows went through the same template and tokenizer as training. Read it before training: wrong images,
-doubled headers and answers that are not supervised are seen at a glance here, and nowhere else until the model is bad.
+The page is made with the same template and tokenizer as training. Read it before training: wrong images, doubled
+headers and answers that are not supervised are obvious here, and otherwise show only in the quality of the model.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 
@@ -22,8 +23,11 @@ from scripts.config.tokens import TokensConfig
 from scripts.inference.blend_reader import BlendReader, Sample
 from scripts.reporting.report_images import data_uri
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 SHOWN = 10
-_LOOKED_AT = 400
+_SCANNED = 400
 _PAGE = Path(__file__).parent / "blending" / "preview.html.jinja"
 
 
@@ -42,11 +46,11 @@ class PreviewSpan:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One conversation of the page."""
+class ShownConversation:
+    """One conversation of the page, with the number of its supervised tokens."""
 
     sample: Sample
-    pieces: list[PreviewSpan]
+    spans: list[PreviewSpan]
     labels: int
 
 
@@ -63,39 +67,43 @@ def write_preview(blend: Path, root: Path, tokenizer_name: str, settings: Tokens
             "image: preview it with the settings of its token tables"
         )
     shown = []
-    for unit in choose_units(reader):
-        sample = reader[unit]
+    for position in choose_conversations(reader):
+        sample = reader[position]
         encoded = encode(sample.messages, tokenizer, template, settings.image_tokens)
         labels = sum(label >= 0 for label in encoded.labels)
         if (len(encoded), labels) != (sample.n_tokens, sample.n_labels):
-            raise UserError(f"unit {unit} of {blend} has {len(encoded)} tokens and not {sample.n_tokens}: plan again")
-        shown.append(Shown(sample, list(rendered(sample, tokenizer, template)), labels))
-    strict = {"autoescape": True, "undefined": jinja2.StrictUndefined}
-    environment = jinja2.Environment(**strict, trim_blocks=True, lstrip_blocks=True)
+            raise UserError(
+                f"conversation {position} of {blend} has {len(encoded)} tokens, not {sample.n_tokens} as planned: "
+                "run plan again"
+            )
+        shown.append(ShownConversation(sample, list(rendered(sample, tokenizer, template)), labels))
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     page = environment.from_string(_PAGE.read_text(encoding="utf-8"))
     with atomic(out, "w") as file:
         file.write(page.render(manifest=reader.manifest, shown=shown, image_tokens=settings.image_tokens))
 
 
-def choose_units(reader: BlendReader) -> list[int]:
-    """Up to ten units, spread over the part, in turn from every dataset that is met on the way."""
-    step = max(1, len(reader) // _LOOKED_AT)
+def choose_conversations(reader: BlendReader) -> list[int]:
+    """Up to ten conversations, spread over the part, taken in turn from every dataset found there."""
+    step = max(1, len(reader) // _SCANNED)
     by_dataset: dict[str, list[int]] = {}
-    for unit in range(0, len(reader), step):
-        by_dataset.setdefault(reader[unit].dataset, []).append(unit)
+    for position in range(0, len(reader), step):
+        by_dataset.setdefault(reader[position].dataset, []).append(position)
     turns = [
-        (turn, dataset, unit)
-        for dataset, units in by_dataset.items()
-        for turn, unit in enumerate(units[:: max(1, len(units) // SHOWN)])
+        (turn, dataset, position)
+        for dataset, positions in by_dataset.items()
+        for turn, position in enumerate(positions[:: max(1, len(positions) // SHOWN)])
     ]
-    return sorted(unit for _, _, unit in sorted(turns)[:SHOWN])
+    return sorted(position for _, _, position in sorted(turns)[:SHOWN])
 
 
-def rendered(sample: Sample, tokenizer, template: Template) -> Iterator[PreviewSpan]:
-    """The conversation piece by piece, exactly as it is tokenised."""
-    said = {part["text"] for message in sample.messages for part in message["content"] if part["type"] == "text"}
+def rendered(sample: Sample, tokenizer: "PreTrainedTokenizerBase", template: Template) -> Iterator[PreviewSpan]:
+    """The conversation span by span, exactly as it is tokenised."""
+    texts = {part["text"] for message in sample.messages for part in message["content"] if part["type"] == "text"}
     for segment in segments(sample.messages, template):
-        if segment.kind == "image":
+        if segment.image is not None:
             uri, small = data_uri(sample.images[segment.image])
             yield PreviewSpan("image", f"image {segment.image + 1}", uri=uri, small=small)
         elif segment.kind == "end":
@@ -103,11 +111,11 @@ def rendered(sample: Sample, tokenizer, template: Template) -> Iterator[PreviewS
         elif segment.supervised:
             yield PreviewSpan("answer", segment.text, tokens=_tokens(segment, tokenizer))
         else:
-            yield PreviewSpan("text" if segment.text in said else "header", segment.text)
+            yield PreviewSpan("text" if segment.text in texts else "header", segment.text)
 
 
-def _tokens(segment: Segment, tokenizer) -> tuple[str, ...]:
-    """The text of a segment cut at its tokens; tokens that share a character are shown as one."""
+def _tokens(segment: Segment, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+    """The text of a segment divided into its tokens; tokens that share a character are shown as one."""
     spans = tokenizer(
         segment.text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
     )["offset_mapping"]  # fmt: skip
@@ -119,7 +127,9 @@ def main() -> None:
     """Run the program."""
     arguments = parser(__doc__)
     arguments.add_argument("--blend", required=True, type=Path, help="folder of the shards: blend/<blend>/epoch-000")
-    arguments.add_argument("--root", required=True, type=Path, help="the results root, which image references begin at")
+    arguments.add_argument(
+        "--root", required=True, type=Path, help="results root, which image references are relative to"
+    )
     arguments.add_argument("--tokenizer", required=True, help="folder or hub name")
     arguments.add_argument("--settings", required=True, help="the section `tokens.<name>` as JSON, or @file")
     arguments.add_argument("--out", required=True, type=Path, help="page to write: blend/<blend>/preview.html")

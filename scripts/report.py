@@ -1,7 +1,7 @@
-"""Write the page a person looks at: data, blends, loss curves, scores beside chance, dialogues beside their images.
+"""Write the report: data, blends, loss curves, scores with chance levels, and dialogues with their images.
 
-One HTML file that holds everything it shows and loads nothing, so that it can be mailed, archived and opened years
-later. Every input is optional; a part without its inputs is left out.
+One self-contained HTML file, which loads nothing and can be mailed and archived. Every input is optional; a section
+without inputs is left out.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _ANCHORS = (
     ("columns", "comparison", "Comparison"),
     ("chart", "curves", "Curves"),
     ("suites", "dialogues", "Dialogues"),
-    ("columns", "mistakes", "Wrong answers"),
+    ("columns", "mistakes", "Incorrect answers"),
     ("datasets", "data", "Data"),
     ("cards", "cards", "Datasets"),
     ("sources", "images", "Images"),
@@ -36,6 +36,7 @@ _ANCHORS = (
 
 
 def main() -> None:
+    """Run the program."""
     args = arguments().parse_args()
     text = page(args)
     with atomic(args.out, "w") as file:
@@ -43,11 +44,12 @@ def main() -> None:
 
 
 def arguments() -> argparse.ArgumentParser:
+    """The command line."""
     result = parser(__doc__)
     inputs = {
-        "records": "records/DATASET.report.json; samples are read from the table beside it",
+        "records": "records/DATASET.report.json; samples are read from the table in the same folder",
         "validated": "validated/DATASET.json",
-        "media": "media/SOURCE/manifest.json; images are read from the shards beside it",
+        "media": "media/SOURCE/manifest.json; images are read from the shards in the same folder",
         "plans": "plan/BLEND/PART.json",
         "finished": "train/RUN/finished.json",
         "metrics": "evaluate/RUN/metrics.json",
@@ -56,8 +58,13 @@ def arguments() -> argparse.ArgumentParser:
     for name, files in inputs.items():
         result.add_argument(f"--{name}", nargs="*", type=Path, default=[], metavar="FILE", help=files)
     result.add_argument("--suite", action="append", default=[], metavar="NAME=FILE", help="a suite's file, repeatable")
-    result.add_argument("--graph", type=Path, metavar="FILE", help="graph.json; left out where it is absent")
-    result.add_argument("--image-root", type=Path, metavar="FOLDER", help="as for evaluate")
+    result.add_argument("--graph", type=Path, metavar="FILE", help="graph.json; may be missing")
+    result.add_argument(
+        "--image-root",
+        type=Path,
+        metavar="FOLDER",
+        help="folder that image paths of suites are relative to, as for evaluate",
+    )
     result.add_argument("--title", default="VisualChat", help="heading of the page")
     result.add_argument("--out", type=Path, required=True, metavar="FILE", help="report.html")
     return result
@@ -67,11 +74,11 @@ def page(args: argparse.Namespace) -> str:
     """The report as HTML.
 
     Raises:
-        UserError: an input is absent or is not what it should be.
+        UserError: an input is missing or malformed.
     """
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
-        # The template's name does not end in .html, so escaping is not left to the ending.
+        # Always on: Jinja's default depends on the suffix, and the template's name does not end in .html.
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -81,15 +88,15 @@ def page(args: argparse.Namespace) -> str:
 
 
 def contents(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything that the template shows."""
+    """The data of the template."""
     colours = scores.run_colours(args.metrics, args.finished)
     columns = scores.columns(args.metrics, colours)
-    pictures = ReportImages(
+    report_images = ReportImages(
         media={read_json(path)["source"]: path.parent for path in args.media},
         suite_folders={name: args.image_root or path.parent for name, path in suite_paths(args.suite).items()},
     )
     confidence = read_json(args.metrics[0])["settings"]["confidence"] if args.metrics else 0.95
-    chart, told = scores.curves(args.finished, colours, confidence)
+    chart, run_details = scores.curves(args.finished, colours, confidence)
     parts = {
         "studies": studies(columns, args.finished, args.plans, confidence),
         "columns": columns,
@@ -98,11 +105,11 @@ def contents(args: argparse.Namespace) -> dict[str, Any]:
         "settings": run_comparison.settings(args.finished, colours),
         "losses": scores.losses(columns),
         "chart": chart,
-        "told": told,
-        "suites": answers.suites(columns, pictures),
-        "mistakes": answers.mistakes(columns, pictures),
+        "run_details": run_details,
+        "suites": answers.suites(columns, report_images),
+        "mistakes": answers.mistakes(columns, report_images),
         "datasets": data.dataset_rows(args.records, args.validated),
-        "cards": cards.cards(args.records, args.validated, args.plans, pictures),
+        "cards": cards.cards(args.records, args.validated, args.plans, report_images),
         "sources": data.source_rows(args.media),
         "blends": data.blend_tables(args.plans),
         "graph": rule_graph.graph(args.graph),
@@ -112,19 +119,20 @@ def contents(args: argparse.Namespace) -> dict[str, Any]:
         "title": args.title,
         "lead": _lead(parts),
         "anchors": [(anchor, label) for part, anchor, label in _ANCHORS if parts[part]],
-        "unfolded": answers.UNFOLDED,
+        "expanded": answers.EXPANDED,
         "confidence": f"{confidence:.0%}",
         "bar_key": scores.bar_key(confidence, columns),
     }
 
 
 def _lead(parts: dict[str, Any]) -> str:
-    """What the page is about, in one line."""
-    runs = list(dict.fromkeys([column.run for column in parts["columns"]] + [run["name"] for run in parts["told"]]))
-    words = [f"{'Run' if len(runs) == 1 else 'Runs'}: {', '.join(runs)}."] if runs else []
+    """The names of runs and datasets in one line."""
+    names = [column.run for column in parts["columns"]] + [run["name"] for run in parts["run_details"]]
+    runs = list(dict.fromkeys(names))
+    sentences = [f"{'Run' if len(runs) == 1 else 'Runs'}: {', '.join(runs)}."] if runs else []
     if parts["datasets"]:
-        words.append(f"Data: {', '.join(row['name'] for row in parts['datasets'])}.")
-    return " ".join(words)
+        sentences.append(f"Data: {', '.join(row['name'] for row in parts['datasets'])}.")
+    return " ".join(sentences)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Look up things about configurations: the results folder that one names, and the reference page of all keys."""
+"""Print the results folder of a configuration, or write the reference of all configuration keys below docs/."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Say how it went: the report, the held-out scores beside chance, and how to chat with the model just trained.
+"""Print the results of a workflow: held-out scores with the chance level, the report, and the commands to chat.
 
-Reads what the workflow left below the results root; prints nothing but these lines.
+Reads the files below the results root.
 """
 
 import shlex
@@ -17,9 +17,10 @@ DEFAULT = "config.yaml"
 
 
 def main() -> None:
+    """Run the program."""
     arguments = parser(__doc__)
     arguments.add_argument("--root", type=Path, default=Path("results"), metavar="FOLDER", help="results root")
-    arguments.add_argument("--config", default=DEFAULT, metavar="FILE", help="configuration that `root` belongs to")
+    arguments.add_argument("--config", default=DEFAULT, metavar="FILE", help="the configuration of the root")
     args = arguments.parse_args()
     print("\n".join(summary_lines(args.root, args.config)))
 
@@ -43,7 +44,7 @@ def summary_lines(root: Path, config: str = DEFAULT) -> list[str]:
     for model in models:
         lines += ["", f"Chat with {model.parent.name} in the terminal", f"  {_chat(model, root)}"]
     if models:
-        # Last, because it is what a newcomer should do next.
+        # Last, because it is the recommended next step.
         lines += ["", "Chat in the browser", f"  {_serve(config)}"]
     return lines
 
@@ -54,9 +55,9 @@ def _serve(config: str) -> str:
 
 
 def _chat(model: Path, root: Path) -> str:
-    """The command that starts a chat, with an image to begin with where the miniature has drawn some."""
-    drawn = sorted((root / "raw/miniature/dialogues/images").glob("*"))
-    image = ["--image", str(drawn[0])] if drawn else []
+    """The command that starts a chat, with a first image if the root has images of the miniature."""
+    images = sorted((root / "raw/miniature/dialogues/images").glob("*"))
+    image = ["--image", str(images[0])] if images else []
     return shlex.join([sys.executable, "-m", "scripts.chat", "--model", str(model), *image])
 
 

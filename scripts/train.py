@@ -1,18 +1,18 @@
-"""Trains a model on a blend: starts the ranks, shows their progress, and says how it ended.
+"""Trains a model on a blend: starts the ranks, shows their progress, and reports how the run ended.
 
     reads   models/<model>/, the blend's parts (one per epoch), its held-out part
     writes  <out>/state/<fingerprint>/   checkpoints, metrics.jsonl, TensorBoard events, settings, log
             <out>/finished.json          last, and only when the run has reached its end
 
 It may be killed at any moment, also with `kill -9`, and repeated: the same command continues from the last checkpoint
-and ends with the same losses and the same weights, bit for bit, as if nothing had happened. The state is found by a
-fingerprint of what decides the numbers, so another learning rate starts a run of its own beside it, and another
-number of ranks does not. A finished run returns at once.
+and ends with the same losses and the same weights, bit for bit, as a run that was never interrupted. The folder of the
+state is named by a fingerprint of what decides the numbers, so another learning rate starts a separate run beside it,
+and another number of ranks does not. A finished run returns at once.
 
-`--estimate RECIPE` tells instead what the runs of a recipe need: memory, GPUs and days (see `scripts/estimate.py`).
+`--estimate RECIPE` prints instead what the runs of a recipe need: memory, GPUs and days (see `scripts/estimate.py`).
 
 Exit status: 0 finished; 75 not finished but saved, because it was asked to stop (SIGTERM, SIGUSR1, Ctrl-C) or the
-time of --minutes was over; 1 an error, which is named; 2 a defect of this program.
+time of --minutes was over; 1 an error, with a message; 2 a bug in this program.
 """
 
 import argparse
@@ -45,7 +45,7 @@ _LIBRARIES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors",
 
 
 def train(args: argparse.Namespace, settings: RunConfig) -> int:
-    """Run the training to its end, or until time is over, and return the exit status.
+    """Train to the end of the run, or until it must stop, and return the exit status.
 
     Raises:
         UserError: inputs do not fit, another process trains this run, or the run cannot succeed.
@@ -57,18 +57,18 @@ def train(args: argparse.Namespace, settings: RunConfig) -> int:
         raise UserError(f"{settings.epochs} epochs need as many --blend folders, or one that repeats, not {len(blend)}")
     parts = [BlendReader(folder, args.root) for folder in dict.fromkeys([*blend, args.heldout])]
     check_identity(args.model, parts)
-    read = input_hashes(args.model, blend, args.heldout)
-    fingerprint = run_fingerprint(settings, read)
+    inputs = input_hashes(args.model, blend, args.heldout)
+    fingerprint = run_fingerprint(settings, inputs)
     state = args.out / "state" / fingerprint
     if is_finished(state):
         print(f"{args.name} is finished already; its state is {state}", file=sys.stderr)
         publish(state, args.out)
         return 0
 
-    place = nodes.detect_topology(settings.nodes, settings.ranks, os.environ, nodes.ask_command)
+    topology = nodes.detect_topology(settings.nodes, settings.ranks, os.environ, nodes.run_command)
     arguments = worker_arguments(args, settings, fingerprint, state, blend, deadline)
-    if place.is_secondary:
-        return join_run(place, arguments, state, settings)
+    if topology.is_secondary:
+        return join_run(topology, arguments, state, settings)
     lock = RunLock(state / "lock")
     lock.take_all()
     gpus = devices.reserve_gpus(args.name, settings.ranks // settings.nodes, os.environ, settings.precision)
@@ -78,14 +78,14 @@ def train(args: argparse.Namespace, settings: RunConfig) -> int:
         readers = {part.folder: part for part in parts}
         facts = [plan_facts(readers[folder]) for folder in blend]
         warn_changed_plans(args.name, state, facts)
-        write_json(state / "inputs.json", read)
+        write_json(state / "inputs.json", inputs)
         write_json(state / "plans.json", facts)
         write_json(state / "environment.json", environment())
         shutil.rmtree(state / "ranks", ignore_errors=True)
-        screen = ConsoleReporter(args.name)
+        reporter = ConsoleReporter(args.name)
         ranks, threads, log = settings.ranks, settings.threads, state / "log.txt"
-        status = launch.run_ranks(place, ranks, threads, arguments, log, screen.show, gpus.names)
-        screen.close()
+        status = launch.run_ranks(topology, ranks, threads, arguments, log, reporter.show, gpus.names)
+        reporter.close()
         if is_finished(state):
             publish(state, args.out)
             return 0
@@ -114,23 +114,24 @@ def worker_arguments(
     return [*arguments, "--hang-timeout", str(args.hang_timeout)]
 
 
-def join_run(place: nodes.Topology, arguments: Sequence[str], state: Path, settings: RunConfig) -> int:
-    """Add this node's ranks to the run that node 0 launches; return the exit status, which node 0 explains."""
-    launch.wait_for_launcher(state / "lock", place.own)
-    log = state / f"log.node-{place.own}.txt"
-    launch.run_ranks(place, settings.ranks, settings.threads, arguments, log, lambda message: None)
-    # Not torchrun's own exit status: it loses its store when node 0 is the first to go.
+def join_run(topology: nodes.Topology, arguments: Sequence[str], state: Path, settings: RunConfig) -> int:
+    """Add this node's ranks to the run that node 0 launches; return the exit status, whose reason node 0 prints."""
+    node = topology.node_rank
+    launch.wait_for_launcher(state / "lock", node)
+    log = state / f"log.node-{node}.txt"
+    launch.run_ranks(topology, settings.ranks, settings.threads, arguments, log, lambda message: None)
+    # Not torchrun's exit status: it fails when node 0, which holds its store, is the first to end.
     share = settings.ranks // settings.nodes
-    files = [state / "ranks" / f"{rank}.json" for rank in range(place.own * share, (place.own + 1) * share)]
+    files = [state / "ranks" / f"{rank}.json" for rank in range(node * share, (node + 1) * share)]
     ends = {read_json(path)["status"] if path.exists() else "killed" for path in files}
     if ends <= {"finished", "stopped"}:
         return NOT_FINISHED if "stopped" in ends else 0
-    print(f"node {place.own} ended early; node 0 tells why, and this node's log is {log}", file=sys.stderr)
+    print(f"node {node} ended early; node 0 prints the reason, and this node's log is {log}", file=sys.stderr)
     return 1
 
 
 def warn_changed_plans(name: str, state: Path, facts: list[dict[str, Any]]) -> None:
-    """Say it if a run begins anew because its plan has changed, beside an unfinished one that will not be continued."""
+    """Print a message if the run starts anew, beside an unfinished one, only because its plan has changed."""
     if (state / "plans.json").exists():
         return
     for other in sorted(state.parent.iterdir()):
@@ -139,29 +140,29 @@ def warn_changed_plans(name: str, state: Path, facts: list[dict[str, Any]]) -> N
         pairs = zip(read_json(other / "plans.json"), facts, strict=False)
         if changes := next(filter(None, (differences(*pair) for pair in pairs)), ""):
             print(
-                f"{name} begins anew, beside the unfinished {other}: the plan is another one ({changes})",
+                f"{name} starts anew, beside the unfinished {other}: its plan has changed ({changes})",
                 file=sys.stderr,
             )
 
 
 class ConsoleReporter:
-    """Shows the messages of rank 0: a progress bar or lines of it, and what it has to say."""
+    """Shows the messages of rank 0 on the terminal: log lines, and the progress of the run `name`."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         self._name = name
         self._progress: Progress | None = None
 
     def show(self, message: dict[str, Any]) -> None:
         """Show one message."""
         if "log" in message:
-            write_over(f"{self._name}: {message['say']}")
+            write_over(f"{self._name}: {message['log']}")
         elif "steps" in message:
             self._progress = Progress(f"training {self._name}", message["steps"], message["done"])
         elif self._progress:
             self._progress.advance(note=message["note"])
 
     def close(self) -> None:
-        """Say the last count."""
+        """Finish the progress bar."""
         if self._progress:
             self._progress.close()
 
@@ -173,12 +174,12 @@ def check_identity(model: Path, parts: list[BlendReader]) -> None:
         if part.manifest["tokens_identity"] != expected:
             raise UserError(
                 f"{part.folder} was planned with another tokenizer, prompt template or number of tokens per image than "
-                f"{model} has; let both name the same entry of `tokens`, and build what follows again"
+                f"{model} has; let both name the same entry of `tokens`, and rebuild what depends on it"
             )
 
 
 def is_finished(state: Path) -> bool:
-    """Whether the run of this state has ended and its weights are still there and whole."""
+    """Whether the run of this state has finished and its weights still exist undamaged."""
     if not (state / "finished.json").exists():
         return False
     finished = read_json(state / "finished.json")
@@ -190,26 +191,33 @@ def is_finished(state: Path) -> bool:
 
 
 def publish(state: Path, out: Path) -> None:
-    """Copy the state's `finished.json` to where the next steps look."""
+    """Copy the state's `finished.json` to where the next steps read it."""
     with atomic(out / "finished.json") as file:
         file.write((state / "finished.json").read_bytes())
 
 
 def raise_recorded_failure(state: Path, settings: RunConfig) -> None:
-    """Repeat the message of an attempt that could not succeed, unless the settings have changed since."""
+    """Raise the recorded error of an attempt that could not succeed, unless the settings have changed since.
+
+    Raises:
+        UserError: there is such an error.
+    """
     path = state / "failure.json"
     if path.exists():
         failure = read_json(path)
         if failure["settings"] == settings.model_dump(mode="json"):
-            raise UserError(f"{failure['message']} (said before; remove {path} to try all the same)")
+            raise UserError(f"{failure['message']} (recorded failure; remove {path} to try again)")
         path.unlink()
 
 
 def unfinished(state: Path, settings: RunConfig, status: int) -> int:
-    """Say why the ranks ended early; return the exit status.
+    """Print or raise why the ranks ended early; return the exit status of a run that stopped in order.
+
+    `status` is the exit status of torchrun or srun.
 
     Raises:
-        UserError: what the first rank to fail had to say.
+        UserError: the error of the first rank that failed; or a rank hung, or was killed.
+        RuntimeError: a rank crashed.
     """
     if hang := watchdog.hang_report(state / "ranks", settings.ranks):
         raise UserError(f"a rank made no progress and was ended; the same command continues. {hang}")
@@ -220,21 +228,21 @@ def unfinished(state: Path, settings: RunConfig, status: int) -> int:
             failure = {"message": errors[0]["message"], "settings": settings.model_dump(mode="json")}
             write_json(state / "failure.json", failure)
         raise UserError(errors[0]["message"])
-    # A rank that left nothing was killed, and the others failed only because it was gone.
-    silent = len(ends) < settings.ranks
-    if not silent and (crashes := [end for end in ends if end["status"] == "crash"]):
-        raise RuntimeError(f"a rank failed; its whole story is in {state / 'log.txt'}\n{crashes[0]['message']}")
-    if not silent and any(end["status"] == "stopped" for end in ends):
+    # A rank without a file was killed, and the others failed only because of that.
+    killed = len(ends) < settings.ranks
+    if not killed and (crashes := [end for end in ends if end["status"] == "crash"]):
+        raise RuntimeError(f"a rank crashed; the full log is {state / 'log.txt'}\n{crashes[0]['message']}")
+    if not killed and any(end["status"] == "stopped" for end in ends):
         print("stopped and saved; the same command continues", file=sys.stderr)
         return NOT_FINISHED
     raise UserError(
-        f"the ranks ended without a word (torchrun: exit status {status}): killed, perhaps for lack of memory. "
+        f"the ranks ended without an error message (torchrun: exit status {status}): killed, perhaps out of memory. "
         f"The same command continues from the last checkpoint; the log is {state / 'log.txt'}"
     )
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers of a run may depend on beside its settings: versions and the machine."""
+    """What the numbers of a run may depend on besides its settings: versions and the machine."""
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
@@ -248,7 +256,7 @@ def main() -> int:
     """Run the program."""
     if "--estimate" in sys.argv[1:]:
         sys.argv.remove("--estimate")
-        # By name: the estimate reads whole configurations, and must not become a cause of training.
+        # By name, so that its code does not count as code of this program, whose change would rerun training.
         importlib.import_module("scripts.estimate").main()
         return 0
     arguments = parser(__doc__)
@@ -259,24 +267,28 @@ def main() -> int:
     arguments.add_argument("--blend", required=True, type=Path, nargs="+", help=blend)
     arguments.add_argument("--heldout", required=True, type=Path, help="folder blend/<blend>/heldout")
     arguments.add_argument("--root", required=True, type=Path, help="results root, which references are relative to")
-    pixels = "what pixels/<encoder>/*.json tell of: read crops instead of decoding images"
+    pixels = "manifests pixels/<encoder>/*.json: read the decoded images they describe instead of decoding them"
     arguments.add_argument("--pixels", type=Path, nargs="*", default=[], help=pixels)
     arguments.add_argument("--out", required=True, type=Path, help="folder to write: train/<run>")
-    minutes = "stop in order, with exit status 75, before so many minutes have passed (default: 0, which is no limit)"
+    minutes = "save and stop, with exit status 75, before so many minutes have passed (default: 0, no limit)"
     arguments.add_argument("--minutes", type=duration, default=0.0, help=minutes)
-    patience = "minutes without any progress after which a rank is taken to hang and the job ended (default: 60)"
-    arguments.add_argument("--hang-timeout", type=duration, default=60.0, help=patience)
+    timeout = "minutes without any progress after which a rank counts as hung and the job is ended (default: 60)"
+    arguments.add_argument("--hang-timeout", type=duration, default=60.0, help=timeout)
     args = arguments.parse_args()
     if not args.hang_timeout:
-        arguments.error("--hang-timeout: give a rank some time")
-    # Until the ranks are there to be told, nothing has begun that would have to be saved.
+        arguments.error("--hang-timeout: must be more than 0 minutes")
+    # Until the ranks run there is nothing to save.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: sys.exit(NOT_FINISHED))
     return train(args, load_settings(RunConfig, args.settings))
 
 
 def duration(text: str) -> float:
-    """A number of minutes, zero or more."""
+    """A number of minutes, zero or more.
+
+    Raises:
+        ValueError: it is not.
+    """
     value = float(text)
     if not 0 <= value < float("inf"):
         raise ValueError

@@ -1,16 +1,17 @@
-"""Judge raw data before anything is built of it: a source by itself, or a dataset across its sources.
+"""Validate raw data before anything is built from it: a source by itself, or a dataset across its sources.
 
-Reads `raw/<source>` as fetch left it; images are looked up by name, not opened. Writes one verdict. What cannot be
-built at all (a broken or empty file, no usable row) ends with an error instead; rows that will be dropped are counted
-in the verdict.
+Reads `raw/<source>` as written by fetch; images are looked up by name, not opened. Writes one JSON file with the
+result, in which the rows that will be dropped are counted. Data from which nothing can be built (a damaged or empty
+file, no usable row) is an error.
 """
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from scripts.adapters.conversion import Conversion, dataset_entry
 from scripts.adapters.image_lookup import ImageLookup
-from scripts.adapters.raw import IMAGES, LISTING, RawFiles
+from scripts.adapters.raw import FILES_TABLE, IMAGES_TABLE, RawFiles
 from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import read_json, read_table, write_json
@@ -19,47 +20,51 @@ from scripts.media.source_folders import add_folders, named_folders
 _EXAMPLES = 20
 
 
-def validate_source(source: str, raw: Path) -> dict:
-    """The verdict on one source: its images counted, its annotation files parsed and compared with the published ones.
+def validate_source(source: str, raw: Path) -> dict[str, Any]:
+    """The result for one source: its images counted, its annotation files parsed and compared with the published ones.
+
+    Args:
+        source: its name.
+        raw: its folder `raw/<source>`.
 
     Raises:
         UserError: an annotation file is damaged, has another layout or no rows.
     """
-    found = RawFiles({source: raw})
-    card = found.card(source)
-    listing = {row["path"]: row for row in read_table(raw / LISTING).to_pylist()}
-    images = read_table(raw / IMAGES, columns=["path", "fault"])
+    raw_files = RawFiles({source: raw})
+    manifest = raw_files.manifest(source)
+    listed = {row["path"]: row for row in read_table(raw / FILES_TABLE).to_pylist()}
+    images = read_table(raw / IMAGES_TABLE, columns=["path", "fault"])
     faults = Counter(fault for fault in images["fault"].to_pylist() if fault)
     sets = {
         folder: {"images": sum(path.startswith(folder) for path in images["path"].to_pylist()), **entry}
-        for folder, entry in card["image_sets"].items()
+        for folder, entry in manifest["image_sets"].items()
     }
     files = {
-        path: {"rows": len(found.rows(path)), "found": card["annotations"][path]["found"]}
-        for path in card["annotations"]
+        path: {"rows": len(raw_files.rows(path)), "found": entry["found"]}
+        for path, entry in manifest["annotations"].items()
     }
-    drawn = card["provided_by"] == "miniature"
+    synthetic = manifest["provided_by"] == "miniature"
     return {
         "v": 1,
         "name": source,
-        "version": card["version"],
+        "version": manifest["version"],
         "ok": True,
-        "provided_by": card["provided_by"],
-        "sha256": card["sha256"],
+        "provided_by": manifest["provided_by"],
+        "sha256": manifest["sha256"],
         "files": files,
         "images": images.num_rows,
         "image_sets": sets,
         "faults": dict(sorted(faults.items())),
-        "notes": [f"{note.reason}: {note.example}" for note in found.notes[:_EXAMPLES]],
-        "problems": [] if drawn else [*_differences(card["published"], listing), *_shortfalls(sets)],
+        "notes": [f"{note.reason}: {note.example}" for note in raw_files.notes[:_EXAMPLES]],
+        "problems": [] if synthetic else [*_differences(manifest["published"], listed), *_shortfalls(sets)],
     }
 
 
-def _differences(published: dict[str, dict], listing: dict[str, dict]) -> list[str]:
-    """Files that are not the published ones: worth knowing, not wrong."""
+def _differences(published: dict[str, dict], listed: dict[str, dict]) -> list[str]:
+    """Files that differ from the published ones, which is worth knowing but no error."""
     problems = []
     for path, known in sorted(published.items()):
-        found = listing[path]
+        found = listed[path]
         if known["bytes"] not in (None, found["bytes"]):
             problems.append(
                 f"{path} is not the published file: it has {found['bytes']} bytes instead of {known['bytes']}"
@@ -70,7 +75,7 @@ def _differences(published: dict[str, dict], listing: dict[str, dict]) -> list[s
 
 
 def _shortfalls(sets: dict[str, dict]) -> list[str]:
-    """Sets of images that have fewer than the published ones."""
+    """Sets of images that have fewer images than the published ones."""
     return [
         f"{folder} has {entry['images']} images, {entry['expected']} are published"
         for folder, entry in sets.items()
@@ -78,16 +83,21 @@ def _shortfalls(sets: dict[str, dict]) -> list[str]:
     ]
 
 
-def validate_dataset(dataset: str, folders: dict[str, Path], wanted: dict[str, list[str]] | None = None) -> dict:
-    """The verdict on one dataset: a trial conversion in which every listed image counts as readable.
+def validate_dataset(
+    dataset: str, folders: dict[str, Path], subset: dict[str, list[str]] | None = None
+) -> dict[str, Any]:
+    """The result for one dataset: a trial conversion in which every listed image counts as readable.
 
-    `wanted` holds paths of images by source, where only a taste is asked for.
+    Args:
+        dataset: its name.
+        folders: `raw/<source>` of every source that it reads.
+        subset: paths of the only images to use, by source; None: all.
 
     Raises:
         UserError: a source is not given, or no row can be used.
     """
     raw = RawFiles(folders)
-    images = ImageLookup.from_listing(raw, dataset_entry(dataset, raw).image_sources, wanted)
+    images = ImageLookup.from_listing(raw, dataset_entry(dataset, raw).image_sources, subset)
     conversion = Conversion(dataset, raw, images)
     for _ in conversion:
         pass
@@ -109,24 +119,25 @@ def main() -> None:
     """Run the program."""
     arguments = parser(__doc__)
     what = arguments.add_mutually_exclusive_group(required=True)
-    what.add_argument("--source", help="judge this source")
-    what.add_argument("--dataset", help="judge this dataset")
+    what.add_argument("--source", help="validate this source")
+    what.add_argument("--dataset", help="validate this dataset")
     add_folders(arguments, "--raw", "raw/<source> of the source, or of every source that the dataset reads")
-    arguments.add_argument("--out", type=Path, required=True, help="verdict to write")
-    arguments.add_argument("--subset", type=Path, help="raw/subset.json, where only a taste is asked for")
+    arguments.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    arguments.add_argument("--subset", type=Path, help="raw/subset.json: use only the images listed in it")
     args = arguments.parse_args()
     folders = named_folders(args.raw, "--raw")
     if args.source:
         if len(folders) != 1:
             raise UserError("--source needs exactly one folder after --raw")
-        verdict = validate_source(args.source, *folders.values())
-        print(f"{args.source}: {len(verdict['files'])} annotation files, {verdict['images']} images")
+        (folder,) = folders.values()
+        result = validate_source(args.source, folder)
+        print(f"{args.source}: {len(result['files'])} annotation files, {result['images']} images")
     else:
-        verdict = validate_dataset(args.dataset, folders, read_json(args.subset)["images"] if args.subset else None)
-        lost = sum(entry["count"] for entry in verdict["problems"].values())
-        images = f"{verdict['images_present']} of {verdict['images_named']} images there"
-        print(f"{args.dataset}: {verdict['rows']} rows, {lost} of them unusable; {images}")
-    write_json(args.out, verdict)
+        result = validate_dataset(args.dataset, folders, read_json(args.subset)["images"] if args.subset else None)
+        lost = sum(entry["count"] for entry in result["problems"].values())
+        images = f"{result['images_present']} of {result['images_named']} images present"
+        print(f"{args.dataset}: {result['rows']} rows, {lost} of them unusable; {images}")
+    write_json(args.out, result)
 
 
 if __name__ == "__main__":

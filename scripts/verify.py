@@ -1,13 +1,13 @@
-"""Checks a results root against the passports of its runs: every file there, of its size and with its sha256.
+"""Check a results root against the lock files of its runs: that every file exists, with its size and sha256.
 
-    python -m scripts.verify --root results            reads everything
-    python -m scripts.verify --root results --quick    compares sizes only, in a moment
+    python -m scripts.verify --root results            read every file
+    python -m scripts.verify --root results --quick    compare sizes only
 
-Each difference is one line that says which file, what it is and what it should be. Code and libraries that have changed
-since are told as notes; with --strict they count as differences. Checkpoints, logs, previews and the report are in no
-passport: they tell times, or can be made again from what is.
+Each difference is one line with the file, what was found and what is expected. Code and libraries that have changed are
+reported as notes; with --strict they count as differences. Checkpoints, logs, previews and the report are in no lock
+file: they contain times, or can be made again from the files that are.
 
-Exit status: 0 all is as it was; 1 something differs, or there is nothing to check.
+Exit status: 0 nothing differs; 1 something differs, or there is nothing to check.
 """
 
 import sys
@@ -16,9 +16,9 @@ from pathlib import Path
 from scripts.common.cli import parser
 from scripts.common.errors import run_program
 from scripts.common.formatting import format_bytes
-from scripts.provenance.verification import check
+from scripts.provenance.verification import verify_root
 
-SHOWN = 100
+MAX_LINES = 100
 
 
 def main() -> int:
@@ -26,19 +26,20 @@ def main() -> int:
     arguments = parser(__doc__)
     arguments.add_argument("--root", type=Path, default=Path("results"), metavar="FOLDER", help="results root")
     arguments.add_argument("--quick", action="store_true", help="compare sizes only")
-    arguments.add_argument("--strict", action="store_true", help="changed code and libraries are differences too")
+    arguments.add_argument("--strict", action="store_true", help="count changed code and libraries as differences")
     arguments.add_argument("--raw", type=Path, metavar="FOLDER", help="check your own raw files (data_path) as well")
     args = arguments.parse_args()
-    verdict = check(args.root, args.quick, args.raw)
-    differences = verdict.differences + (verdict.notes if args.strict else [])
-    for line in differences[:SHOWN]:
+    result = verify_root(args.root, args.quick, args.raw)
+    differences = result.differences + (result.notes if args.strict else [])
+    for line in differences[:MAX_LINES]:
         print(line)
-    if len(differences) > SHOWN:
-        print(f"... and {len(differences) - SHOWN:,} more")
-    for line in [] if args.strict else verdict.notes:
+    if len(differences) > MAX_LINES:
+        print(f"... and {len(differences) - MAX_LINES:,} more")
+    for line in [] if args.strict else result.notes:
         print(f"note: {line}", file=sys.stderr)
-    checked = f"{verdict.files:,} files, {format_bytes(verdict.bytes)}, of {', '.join(verdict.runs)}"
-    print(f"{len(differences):,} differ of {checked}" if differences else f"all as it was made: {checked}")
+    checked = f"{result.files:,} files, {format_bytes(result.bytes)}, of {', '.join(result.runs)}"
+    plural = "" if len(differences) == 1 else "s"
+    print(f"{len(differences):,} difference{plural} in {checked}" if differences else f"nothing differs: {checked}")
     return 1 if differences else 0
 
 

@@ -1,7 +1,7 @@
 """What is known of a run of the graph: the jobs of each stage, those that run, and how far each of them is.
 
-How far a job is stands in its log file: programs write a line like `training mmca: 512/2502 (80 s, about 310 s left) loss
-0.53` every ten seconds (`scripts/common/progress.py`).
+How far a job is stands in its log file: every ten seconds programs write a line such as
+`training mmca:  21% 512/2502 [01:20<05:10,  6.40it/s, loss 0.53]` (`scripts/common/progress.py`).
 """
 
 import re
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 STAGES = {
-    "raw files": ("miniature", "fetch", "wanted", "validate_source", "validate_dataset"),
-    "images": ("shard", "media_index", "pixels", "holdout"),
+    "raw files": ("miniature", "fetch", "select_subset", "validate_source", "validate_dataset"),
+    "images": ("shard", "media_index", "preprocess_images", "holdout"),
     "conversations": ("convert", "count_tokens"),
     "blends": ("plan", "blend", "blend_manifest", "preview"),
     "models": ("pretrain_tokenizer", "pretrain_vision", "pretrain_language", "make_model"),
@@ -24,7 +24,7 @@ STAGES = {
 STAGE_OF = {rule: stage for stage, rules in STAGES.items() for rule in rules}
 
 _PROGRESS = re.compile(
-    r"^(?P<label>.+): (?P<done>\d+)/(?P<total>\d+) \(\d+ s(?:, about (?P<left>\d+) s left)?\) ?(?P<note>.*)$"
+    r"^.+: +(?P<percent>\d+)% (?P<done>\S+)/(?P<total>\S+) \[[\d:]+<(?P<left>[\d:?]+), +[^,\]]+(?:, (?P<note>.*))?\]$"
 )
 _TAIL_BYTES = 4096
 _MESSAGE_LINES = 12
@@ -32,10 +32,10 @@ _MESSAGE_LINES = 12
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is, by its own account: items, seconds that are left, and a note such as a loss."""
+    """How far a job is, by its log: the share that is done, items, seconds left, and a note such as a loss."""
 
-    done: int
-    total: int
+    share: float
+    items: str
     left: float
     note: str
 
@@ -47,7 +47,7 @@ class Job:
     rule: str
     title: str
     log: Path | None
-    started: float = field(default_factory=lambda: time.monotonic())
+    started: float = field(default_factory=lambda: time.monotonic())  # noqa: PLW0108 (tests set the clock)
 
     def age(self) -> float:
         """Seconds since it began."""
@@ -57,9 +57,23 @@ class Job:
         """How far the job is, if its program says so; times are those of its last line, ten seconds old at most."""
         for line in reversed(tail(self.log)):
             if match := _PROGRESS.match(line):
-                done, total = int(match["done"]), int(match["total"])
-                return Progress(done, total, float(match["left"] or 0), match["note"]) if done < total else None
+                items = f"{_grouped(match['done'])} of {_grouped(match['total'])}"
+                share = int(match["percent"]) / 100
+                return Progress(share, items, _seconds(match["left"]), match["note"] or "") if share < 1 else None
         return None
+
+
+def _grouped(count: str) -> str:
+    """A count with its thousands set apart; one in another form (5.00G) as it is."""
+    return f"{int(count):,}" if count.isdigit() else count
+
+
+def _seconds(clock: str) -> float:
+    """Seconds of a time such as 1:02:03; 0 where it is not known (?)."""
+    total = 0
+    for part in clock.split(":"):
+        total = 60 * total + int(part) if part.isdigit() else 0
+    return float(total)
 
 
 @dataclass
@@ -120,10 +134,12 @@ class Run:
 
     @property
     def total(self) -> int:
+        """All jobs of the run."""
         return sum(stage.total for stage in self.stages.values())
 
     @property
     def done(self) -> int:
+        """Jobs that are finished."""
         return sum(stage.done for stage in self.stages.values())
 
     def jobs_of(self, stage: Stage) -> list[Job]:

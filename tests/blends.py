@@ -6,6 +6,7 @@ reads one also checks the format.
 
 import hashlib
 import io
+import itertools
 import json
 import random
 import struct
@@ -49,11 +50,11 @@ def write_blend(
     chooser = random.Random(f"{seed}:{epoch}:{stem}")
     counter = AutoTokenizer.from_pretrained(tokenizer)
     units = []
-    for place in range(n):
+    for number in range(n):
         colours = [chooser.choice(list(COLOURS)) for _ in range(chooser.choice((0, 1, 1, 2)))]
         messages = _conversation(chooser, colours)
         encoded = encode(messages, counter, Template(), image_tokens)
-        units.append((colours, messages, len(encoded), sum(label >= 0 for label in encoded.labels), f"{stem}{place}"))
+        units.append((colours, messages, len(encoded), sum(label >= 0 for label in encoded.labels), f"{stem}{number}"))
     for start in range(0, n, global_batch):
         units[start : start + global_batch] = sorted(units[start : start + global_batch], key=lambda unit: -unit[2])
 
@@ -61,7 +62,7 @@ def write_blend(
     references = _write_media(root, pictures) if images == "referenced" else {}
     firsts = [*range(0, n, pack), n]
     units_of = [(len(firsts) - 1) * edge // shards for edge in range(shards + 1)]
-    listed, sizes = [], [firsts[end] - firsts[begin] for begin, end in zip(units_of, units_of[1:], strict=False)]
+    listed, sizes = [], [firsts[end] - firsts[begin] for begin, end in itertools.pairwise(units_of)]
     position = 0
     for index, size in enumerate(sizes):
         samples = []
@@ -106,7 +107,7 @@ def write_blend(
         "packing": pack > 1,
         "max_images_per_pack": 16 if pack > 1 else None,
         "epoch_size": None,
-        "records": {name: "0" * 64 for name in _DATASETS},
+        "records": dict.fromkeys(_DATASETS, "0" * 64),
         "tokens_identity": tokens_identity,
         "images": images,
         "global_batch": global_batch,
@@ -116,8 +117,8 @@ def write_blend(
         "labels": sum(unit[3] for unit in units),
         "n_images": sum(len(unit[0]) for unit in units),
         "datasets": {
-            name: {"realised": len(range(place, n, 2)), "asked": {"samples": "all"}}
-            for place, name in enumerate(_DATASETS)
+            name: {"realised": len(range(first, n, 2)), "asked": {"samples": "all"}}
+            for first, name in enumerate(_DATASETS)
         },
         "shards": listed,
     }

@@ -1,9 +1,22 @@
-"""What all tests share: random draws that can be repeated."""
+"""What all tests share: random draws that can be repeated, and a division of the tests among processes."""
 
+import os
 import random
+from typing import Any
 
 import pytest
 from hypothesis import settings
+
+# The models are too small for a second thread, which would keep a core from the other process of tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# With pytest-xdist, tests that share what takes long to make run in one process: the finished graph, the training setup
+# and its undisturbed run, the trained model. These groups come first, so that single files fill the time up at the end.
+_GROUPS = (
+    ("tests/workflow/",),
+    ("tests/scripts/training/", "tests/scripts/test_train", "tests/scripts/test_export", "tests/scripts/estimation/"),
+    ("tests/scripts/serving/", "tests/scripts/test_evaluate", "tests/scripts/test_serve", "tests/scripts/test_chat"),
+)
 
 # The same examples each time, so that a failure is due to the change that is tested. To look for further ones:
 # `pytest --hypothesis-profile search`, which prints how to repeat what it finds.
@@ -14,6 +27,31 @@ settings.load_profile("repeat")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, help="seed of the tests that draw numbers; another one each time if not given")
+
+
+def _group_of(nodeid: str) -> int:
+    """The place in `_GROUPS` of the group that a test belongs to; the length of `_GROUPS` if it belongs to none."""
+    return next((number for number, starts in enumerate(_GROUPS) if nodeid.startswith(starts)), len(_GROUPS))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.pluginmanager.hasplugin("xdist"):
+        items.sort(key=lambda item: _group_of(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out whole groups and whole files. The mark `xdist_group` has no effect with pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GroupScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            group = _group_of(nodeid)
+            return f"group {group}" if group < len(_GROUPS) else nodeid.partition("::")[0]
+
+    # In our order, not by number of tests.
+    config.option.loadscopereorder = False
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture

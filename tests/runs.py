@@ -1,4 +1,4 @@
-"""A laboratory for training: tiny bases, a model, blends, and real runs of `python -m scripts.train` on them."""
+"""What tests of training need: tiny bases, a model, blends, and real runs of `python -m scripts.train` on them."""
 
 import json
 import os
@@ -67,10 +67,10 @@ class TrainingSetup:
         return popen(command, cwd=self.root, env=own, stderr=subprocess.PIPE, text=True)
 
     def train(self, out: Path, **changes: Any) -> tuple[int, str]:
-        """Run to the end; return the exit status and what was said."""
+        """Run to the end; return the exit status and the output."""
         process = self.start(out, **changes)
-        said = process.communicate()[1]
-        return process.returncode, said
+        output = process.communicate()[1]
+        return process.returncode, output
 
 
 def make_training_setup(root: Path) -> TrainingSetup:
@@ -97,7 +97,7 @@ def make_training_setup(root: Path) -> TrainingSetup:
 
 
 def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
+    """A port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

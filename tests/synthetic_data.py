@@ -1,4 +1,4 @@
-"""A small miniature world and what the programs build of it, for every test that needs data."""
+"""A small synthetic data set and what the programs build from it, for every test that needs data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATASETS = tuple(name for name, dataset in REGISTERED.items() if dataset.adapter
 
 
 def make_synthetic_data(folder: Path, images: int = 60, **settings) -> Path:
-    """Draw a world of `images` images at `folder`/raw/miniature and return that folder, a data path."""
+    """Draw a miniature world of `images` images at `folder`/raw/miniature and return that folder, a data path."""
     out = Path(folder) / "raw" / "miniature"
     write_world(MiniatureConfig(images=images, **settings), out)
     return out
@@ -36,13 +36,13 @@ def fetch_all(data_path: Path, folder: Path, sources: Iterable[str] = tuple(SOUR
 
 def build_media(data_path: Path, folder: Path, shards: int = 2, sources=("coco",)) -> dict[str, Path]:
     """Shard the images of `data_path` below `folder`; return the media folder of each source."""
-    found = {}
+    media = {}
     for source, raw in fetch_all(data_path, folder, sources).items():
-        found[source] = Path(folder) / "media" / source
+        media[source] = Path(folder) / "media" / source
         for index in range(shards):
-            write_shard(source, raw, shards, index, found[source])
-        write_index(source, shards, raw, found[source])
-    return found
+            write_shard(source, raw, shards, index, media[source])
+        write_index(source, shards, raw, media[source])
+    return media
 
 
 def build_records(data_path: Path, folder: Path, datasets: Iterable[str] = DATASETS, shards: int = 2) -> Path:

@@ -18,7 +18,7 @@ IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
 
 
 def user(text: str, *images: int) -> dict:
-    """Return a user message that shows images and asks."""
+    """Return a user message with images and a question."""
     parts = [{"type": "image", "index": index} for index in images]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
@@ -56,12 +56,13 @@ def make_bases(
     bos: bool = True,
     kv_heads: int = 2,
     layers: int = 2,
-    lively: bool = False,
+    large_weights: bool = False,
 ) -> dict[str, Path]:
     """Write the folders of a tiny vision encoder, language model and tokenizer; return them by kind.
 
-    The keys are 'vision', 'language' and 'tokenizer'. The weights depend on nothing but `seed`. As the library
-    initialises it, so small a decoder says one token over and over, whatever it was told; a `lively` one does not.
+    The keys are 'vision', 'language' and 'tokenizer'. The weights depend on nothing but `seed`. With the
+    initialisation of `transformers` so small a decoder repeats one token whatever its prompt; with `large_weights` its
+    answers depend on the prompt.
     """
     import torch
     from transformers import (
@@ -103,7 +104,7 @@ def make_bases(
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-        if lively:
+        if large_weights:
             for name, value in language.named_parameters():
                 value.data *= 12 if name.endswith("_proj.weight") else 1
     vision.save_pretrained(folders["vision"])
@@ -118,8 +119,8 @@ def make_bases(
 def make_model(folder: Path, attention: str = "mmca", seed: int = 0, **options) -> Path:
     """Write a tiny VisualChat folder (weights, configuration, processor) to `folder`/model and return it.
 
-    `options` are those of `VisualChatForConditionalGeneration.from_base_models`, and `bos`, `kv_heads`, `layers`, `texts`,
-    `lively` of `make_bases`.
+    `options` are those of `VisualChatForConditionalGeneration.from_base_models`, and `bos`, `kv_heads`, `layers`,
+    `texts` and `large_weights` of `make_bases`.
     """
     import torch
     from transformers import AutoTokenizer
@@ -127,7 +128,9 @@ def make_model(folder: Path, attention: str = "mmca", seed: int = 0, **options) 
     from model.modeling import VisualChatForConditionalGeneration
     from model.processing import VisualChatProcessor
 
-    base_options = {key: options.pop(key) for key in ("bos", "kv_heads", "layers", "texts", "lively") if key in options}
+    base_options = {
+        key: options.pop(key) for key in ("bos", "kv_heads", "layers", "texts", "large_weights") if key in options
+    }
     bases = make_bases(Path(folder) / "bases", seed, **base_options)
     tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
     with torch.random.fork_rng():

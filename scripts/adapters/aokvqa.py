@@ -1,4 +1,4 @@
-"""aokvqa: a question and a demand for reasons; the answer is the correct choice, then the rationales.
+"""aokvqa: a question with a request for reasons; the answer is the correct choice, then the rationales.
 
 {"split": "train", "image_id": 785, "question_id": "22MexNkBPpdZGX6sxbxVBH", "question": "What is the man doing?",
  "choices": ["skiing", ...], "correct_choice_idx": 0, "direct_answers": [...],

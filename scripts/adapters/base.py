@@ -1,10 +1,10 @@
-"""What every adapter works with: the results it gives, and the ways in which a row can fail.
+"""What all adapters share: their results, and helpers that check the values of a row.
 
 An adapter is a module with one function, `records(raw, images)`. It yields
 
     Record     a conversation
     Dropped    raw rows that cannot be used, with a reason
-    Note      something that was repaired or is worth counting; no row is lost
+    Note       something that was repaired or is worth counting; no row is lost
 
 so that every raw row is accounted for. Inside an adapter a bad row raises `RowError`; `convert_rows` turns it into a
 `Dropped`.
@@ -19,7 +19,7 @@ from scripts.common.records import SLOT_PREFIX, Record
 
 
 class Dropped(NamedTuple):
-    """Raw rows that are not used; `example` says which, and what exactly was wrong."""
+    """Raw rows that are not used; `example` names the first of them and what exactly was wrong."""
 
     reason: str
     example: str
@@ -27,14 +27,14 @@ class Dropped(NamedTuple):
 
 
 class RowError(Exception):
-    """The row at hand cannot be used.
+    """The current row cannot be used.
 
     Args:
-        reason: a word of the report: missing_image, bad_row, empty_text, ...
-        detail: what exactly, for the example.
+        reason: the name under which the report counts it: missing_image, bad_row, empty_text, ...
+        detail: what exactly is wrong, for the example in the report.
     """
 
-    def __init__(self, reason: str, detail: str):
+    def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, detail
 
@@ -48,8 +48,8 @@ def convert_rows(
             if isinstance(row.value, Broken):
                 raise RowError(*row.value)
             yield from list(convert(row))
-        except RowError as fault:
-            yield Dropped(fault.reason, f"{label} row {row.id}: {fault.detail}")
+        except RowError as error:
+            yield Dropped(error.reason, f"{label} row {row.id}: {error.detail}")
 
 
 _PLACEHOLDER = re.compile(r"\n?[ \t]*<image>[ \t]*\n?")
@@ -58,7 +58,10 @@ _PLACEHOLDER = re.compile(r"\n?[ \t]*<image>[ \t]*\n?")
 def text(value: Any, name: str, slots: bool = False) -> str:
     """`value` as clean text: without image placeholders, stripped.
 
-    `slots` allows marks of images, which the adapter has put into it.
+    Args:
+        value: of a field of the row.
+        name: of the field, for the error message.
+        slots: allow image slots (`<|image:I|>`), for text into which the adapter has put them.
 
     Raises:
         RowError: bad_row (not text), invalid_utf8, reserved_text, empty_text.
@@ -66,12 +69,12 @@ def text(value: Any, name: str, slots: bool = False) -> str:
     if not isinstance(value, str):
         raise RowError("bad_row", f"{name} is not text but {type(value).__name__}")
     if SLOT_PREFIX in value and not slots:
-        raise RowError("reserved_text", f"{name} holds {SLOT_PREFIX!r}, which names images in our own records")
+        raise RowError("reserved_text", f"{name} contains {SLOT_PREFIX!r}, which refers to images in records")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise RowError("invalid_utf8", f"{name} holds bytes that are not UTF-8") from None
+            raise RowError("invalid_utf8", f"{name} contains bytes that are not UTF-8") from None
     while "<image>" in value:
         value = _PLACEHOLDER.sub(lambda match: "\n" if "\n" in match[0] else " ", value)
     value = value.strip()
@@ -90,10 +93,10 @@ def field(row: Any, name: str, *kinds: type) -> Any:
         raise RowError("bad_row", f"not an object but {type(row).__name__}")
     if name not in row:
         raise RowError("bad_row", f"no field {name!r}")
-    # To Python a truth value is a whole number.
+    # In Python a bool is an int.
     if not isinstance(row[name], kinds) or isinstance(row[name], bool):
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise RowError("bad_row", f"{name!r} is not of type {wanted} but {type(row[name]).__name__}")
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise RowError("bad_row", f"{name!r} is not of type {expected} but {type(row[name]).__name__}")
     return row[name]
 
 
@@ -101,7 +104,7 @@ _STEM = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 def safe_path(name: str) -> str:
-    """`name`, a path in a row, if it is relative and leads nowhere upwards.
+    """`name`, a path in a row, if it is relative and does not lead out of its folder.
 
     Raises:
         RowError: unsafe_path.
@@ -113,10 +116,10 @@ def safe_path(name: str) -> str:
 
 
 def file_stem(name: str | int) -> str:
-    """`name`, an image's id in a row, as the name of a file without its ending.
+    """`name`, the id of an image in a row, as a file name without extension.
 
     Raises:
-        RowError: unsafe_path, or bad_row (something else that cannot be such a name).
+        RowError: unsafe_path, or bad_row (anything else that is not a valid file name).
     """
     if not _STEM.fullmatch(str(name)):
         if "/" in str(name) or "\\" in str(name):
@@ -126,7 +129,7 @@ def file_stem(name: str | int) -> str:
 
 
 def coco_path(number: int | str, folder: str = "train2017") -> str:
-    """Where the image with a COCO id lies below the data path, in one of the folders of COCO 2017.
+    """The path, below the data path, of the image with a COCO id, in one of the folders of COCO 2017.
 
     Raises:
         RowError: bad_row (not a COCO id).

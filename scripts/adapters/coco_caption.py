@@ -1,12 +1,12 @@
-"""coco_caption: ask for a caption, answer with one of the image's captions.
+"""coco_caption: a request for a caption; the answer is one of the image's captions.
 
     {"cocoid": 785, "filepath": "val2014", "filename": "COCO_val2014_000000000785.jpg", "split": "restval",
      "sentences": [{"raw": "a skier on a slope", "tokens": [...], ...}, ...]}
 
-The rows name the files of COCO 2014; the same images lie under their number in COCO 2017, most of them in train2017 and
+The rows name the files of COCO 2014; COCO 2017 has the same images under their number, most of them in train2017 and
 5,000 in val2017. Karpathy's val and test images are benchmarks and keep that split; restval is meant for training.
 
-Where that file cannot be had, the training rows are also read as LAVIS publishes them, a caption a row:
+Instead of that file, the training rows are also read in the form that LAVIS publishes, with one caption per row:
 
     {"caption": "a skier on a slope", "image": "val2014/COCO_val2014_000000000785.jpg", "image_id": "coco_785"}
 """
@@ -58,7 +58,7 @@ def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | N
 
 
 def _captions(row: RawRow) -> tuple[tuple[str, ...], int]:
-    """The captions of a row, and how many were empty."""
+    """The captions of a row, and the number of empty ones."""
     captions = []
     sentences = field(row.value, "sentences", list)
     for sentence in sentences:
@@ -86,9 +86,9 @@ _NUMBER = re.compile(r".*?([0-9]{1,12})(?:\.jpg)?")
 
 
 def _single_captions(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | Note]:
-    """The rows of LAVIS, put together by image."""
+    """The rows of LAVIS, grouped by image."""
     file = raw.form(FILE)
-    found: dict[int, tuple[ImageRef, list[str]]] = {}
+    by_image: dict[int, tuple[ImageRef, list[str]]] = {}
     for row in raw.rows(FILE):
         try:
             caption = text(field(row.value, "caption", str), "the caption")
@@ -96,10 +96,10 @@ def _single_captions(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dr
             if match is None:
                 raise RowError("bad_row", f"'image' should name a file of COCO, not {row.value['image']!r:.80}")
             number = int(match[1])
-            if number not in found:
-                found[number] = _image(images, number), []
-            found[number][1].append(caption)
-        except RowError as fault:
-            yield Dropped(fault.reason, f"{file} row {row.id}: {fault.detail}")
-    for number, (image, captions) in found.items():
+            if number not in by_image:
+                by_image[number] = _image(images, number), []
+            by_image[number][1].append(caption)
+        except RowError as error:
+            yield Dropped(error.reason, f"{file} row {row.id}: {error.detail}")
+    for number, (image, captions) in by_image.items():
         yield _record(number, image, tuple(captions), raw_rows=len(captions))

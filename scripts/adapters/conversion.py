@@ -1,7 +1,8 @@
-"""Running an adapter by the name of its dataset, and counting what becomes of the raw rows."""
+"""Running the adapter of a dataset, and counting how many raw rows are kept, dropped or noted, and why."""
 
 import importlib
 from collections.abc import Iterator
+from typing import Protocol, cast
 
 from scripts.adapters.base import Dropped
 from scripts.adapters.image_lookup import ImageLookup
@@ -24,12 +25,12 @@ class Reasons:
         entry = self._entries.setdefault(reason, {"count": 0, "examples": []})
         entry["count"] += count
         if len(entry["examples"]) < _EXAMPLES:
-            # Raw files may hold halves of characters, which no text file can.
+            # Raw files may contain lone surrogates, which cannot be encoded as UTF-8.
             entry["examples"].append(example.encode("utf-8", "backslashreplace").decode())
 
     @property
     def total(self) -> int:
-        """All cases."""
+        """The number of all cases."""
         return sum(entry["count"] for entry in self._entries.values())
 
     def as_dict(self) -> dict[str, dict]:
@@ -41,18 +42,20 @@ class Reasons:
 
 
 class Conversion:
-    """The records of a dataset and, once they have all been read, the fate of every raw row.
+    """The records of a dataset and, after the iteration, counts of what became of the raw rows.
 
-    Iterating ends with a UserError if no row at all can be used.
+    Iterating raises UserError at the end if no row can be used.
 
     Attributes:
+        dataset: its name.
+        entry: its entry in the registry.
         rows: raw rows read.
-        kept: those of them that are in a record.
+        kept: raw rows that are in a record.
         records: records made of them.
         dropped, noted: counts by reason.
     """
 
-    def __init__(self, dataset: str, raw: RawFiles, images: ImageLookup):
+    def __init__(self, dataset: str, raw: RawFiles, images: ImageLookup) -> None:
         self.dataset, self._raw, self._images = dataset, raw, images
         self.entry = dataset_entry(dataset, raw)
         self.rows = self.kept = self.records = 0
@@ -76,14 +79,15 @@ class Conversion:
         if self.rows != self._raw.rows_read:
             raise ValueError(f"the adapter of {self.dataset!r} accounts for {self.rows} of {self._raw.rows_read} rows")
         if not self.records:
-            raise self._nothing()
+            raise self._nothing_usable()
 
     def expected(self) -> int | None:
-        """Rows that the published files have; None if unknown, or if a miniature provides them."""
-        sources = [source for source in self._raw.folders if self._raw.card(source)["provided_by"] == "miniature"]
-        return None if sources else self.entry.expected
+        """Rows of the published files; None if unknown, or if the files are those of the miniature."""
+        manifests = [self._raw.manifest(source) for source in self._raw.folders]
+        synthetic = any(manifest["provided_by"] == "miniature" for manifest in manifests)
+        return None if synthetic else self.entry.expected
 
-    def _nothing(self) -> UserError:
+    def _nothing_usable(self) -> UserError:
         first = next(iter(self.dropped.as_dict().values()))["examples"][0]
         return UserError(
             f"dataset {self.dataset!r}: none of its {self.rows} rows can be used ({self.dropped}). For example {first}"
@@ -91,13 +95,13 @@ class Conversion:
 
 
 def dataset_entry(name: str, raw: RawFiles) -> Dataset:
-    """What is known of a dataset: from the registry, or from the card of its source where it is the user's own.
+    """The entry of a dataset: from the registry or, for a custom dataset, from the manifest of its source.
 
     Raises:
-        UserError: there is none, or it has no records of its own.
+        UserError: there is no such dataset, or it is a join, which has no records.
     """
-    if name in raw.folders and "dataset" in raw.card(name):
-        return Dataset.model_validate(raw.card(name)["dataset"])
+    if name in raw.folders and "dataset" in raw.manifest(name):
+        return Dataset.model_validate(raw.manifest(name)["dataset"])
     known = sorted(dataset for dataset, entry in DATASETS.items() if entry.adapter)
     if name not in DATASETS:
         raise UserError(f"there is no dataset {name!r}; those that can be converted are {known}")
@@ -106,6 +110,14 @@ def dataset_entry(name: str, raw: RawFiles) -> Dataset:
     return DATASETS[name]
 
 
-def load_adapter(entry: Dataset):
-    """The adapter module of a dataset."""
-    return importlib.import_module(f"scripts.adapters.{entry.adapter}")
+class Adapter(Protocol):
+    """The interface of an adapter module."""
+
+    def records(self, raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | Note]:
+        """The results for the rows of a dataset."""
+
+
+def load_adapter(entry: Dataset) -> Adapter:
+    """Import the adapter module of a dataset."""
+    # A module is an object with the function `records`, which a type checker cannot see through import_module.
+    return cast(Adapter, importlib.import_module(f"scripts.adapters.{entry.adapter}"))

@@ -1,19 +1,20 @@
-"""own: conversations of the user's own, in the forms that LLaVA, ShareGPT and the chat libraries write.
+r"""custom: conversations that a user provides, in the form of LLaVA and ShareGPT or of the chat libraries.
 
     {"id": "1", "image": "cat.jpg",
-     "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]}
+     "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]}
     {"images": ["a.jpg", "b.jpg"], "messages": [{"role": "user", "content": "Is <image> like <image>?"}, ...]}
     {"messages": [{"role": "user", "content": [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "..."}]},
                   ...]}
 
-Images are shown with the turn that holds their placeholder or part, in their order; without any placeholder, all with
-the first question. A placeholder at the edge of a turn only shows the image; one inside a sentence also stands for its
-name ("image 1"). Rows without images are text alone. A system turn, or a member "system", replaces the template's.
+Images are shown with the turn that contains their placeholder or part, in their order; without any placeholder, all
+images are shown with the first question. A placeholder at the edge of a turn only shows the image; one inside a
+sentence also becomes the name of the image ("image 1"). Rows without images are text-only. A system turn, or a member
+"system", replaces the system text of the template.
 """
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from scripts.adapters.base import Dropped, RowError, convert_rows, field, safe_path, text
 from scripts.adapters.image_lookup import ImageLookup
@@ -38,14 +39,14 @@ _MAX_IMAGES = 64
 def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | Note]:
     """The conversations of all files of the dataset."""
     (source,) = raw.folders
-    card = raw.card(source)
-    folders = list(card["image_sets"])
-    for path in card["dataset"]["files"]:
+    manifest = raw.manifest(source)
+    folders = list(manifest["image_sets"])
+    for path in manifest["dataset"]["files"]:
 
         def convert(row: RawRow, path: str = path) -> Iterator[Record | Note]:
             turns, listed = _turns(row.value), _listed(row.value)
             system = _system(row.value, turns)
-            turns = [turn for turn in turns if turn[0] != "system"]
+            turns = [turn for turn in turns if turn.role != "system"]
             if len(turns) % 2:
                 yield Note("unanswered_question", f"{path} row {row.id}: the last of {len(turns)} turns is left out")
                 turns = turns[:-1]
@@ -57,50 +58,55 @@ def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | N
         yield from convert_rows(raw.rows(path), convert, path)
 
 
-_Turn = tuple[str, str, list[str]]
-"""Role, text with placeholders, and the images that parts of the turn name, in the order of their placeholders."""
+class _Turn(NamedTuple):
+    """One turn: its role, its text with placeholders, and the images that its parts name, in their order."""
+
+    role: str
+    content: str
+    images: list[str]
 
 
 def _turns(row: Any) -> list[_Turn]:
-    """What is said in a row.
+    """The turns of a row, system texts included.
 
     Raises:
-        RowError: bad_row (no conversation, a turn without role or text, or turns not in turn).
+        RowError: bad_row (no conversation, a turn without role or text, or roles that do not alternate).
     """
     name = next((name for name in ("conversations", "messages", "conversation") if name in (row or {})), "messages")
     turns: list[_Turn] = []
-    for place, turn in enumerate(field(row, name, list)):
-        said_by = field(turn, "from" if isinstance(turn, dict) and "from" in turn else "role", str)
-        if said_by not in _ROLES:
-            raise RowError("bad_row", f"turn {place} is of {said_by!r:.40}; known are {', '.join(_ROLES)}")
+    for number, turn in enumerate(field(row, name, list)):
+        role = field(turn, "from" if isinstance(turn, dict) and "from" in turn else "role", str)
+        if role not in _ROLES:
+            raise RowError("bad_row", f"turn {number} is of {role!r:.40}; known are {', '.join(_ROLES)}")
         content = field(turn, "value" if "value" in turn else "content", str, list)
-        said, images = _parts(content, place) if isinstance(content, list) else (content, [])
-        turns.append((_ROLES[said_by], said, images))
-    spoken = [role for role, _, _ in turns if role != "system"]
-    for place, role in enumerate(spoken):
-        if role != ("user", "assistant")[place % 2]:
-            raise RowError("bad_row", f"turn {place} is of the {role}, out of turn")
-    if len(spoken) < 2:
+        turns.append(_Turn(_ROLES[role], *(_parts(content, number) if isinstance(content, list) else (content, []))))
+    roles = [turn.role for turn in turns if turn.role != "system"]
+    for number, role in enumerate(roles):
+        if role != ("user", "assistant")[number % 2]:
+            raise RowError("bad_row", f"turn {number} is of the {role}, out of turn")
+    if len(roles) < 2:
         raise RowError("bad_row", "no answer")
     return turns
 
 
-def _parts(content: list, place: int) -> tuple[str, list[str]]:
-    said, images = [], []
+def _parts(content: list, turn: int) -> tuple[str, list[str]]:
+    """The text of a list of parts, with placeholders, and the images that they name."""
+    texts: list[str] = []
+    images: list[str] = []
     for part in content:
         kind = field(part, "type", str)
         if kind == "text":
-            said.append(field(part, "text", str))
+            texts.append(field(part, "text", str))
         elif kind in ("image", "image_url"):
-            said.append(_PLACEHOLDER)
-            named = next((part[name] for name in ("image", "path", "url", "image_url") if part.get(name)), None)
-            if isinstance(named, dict):
-                named = named.get("url")
-            if named is not None:
-                images.append(_name(named))
+            texts.append(_PLACEHOLDER)
+            image = next((part[name] for name in ("image", "path", "url", "image_url") if part.get(name)), None)
+            if isinstance(image, dict):
+                image = image.get("url")
+            if image is not None:
+                images.append(_image_path(image))
         else:
-            raise RowError("bad_row", f"turn {place} has a part of type {kind!r:.40}")
-    return "\n".join(said), images
+            raise RowError("bad_row", f"turn {turn} has a part of type {kind!r:.40}")
+    return "\n".join(texts), images
 
 
 def _listed(row: dict) -> list[str]:
@@ -108,10 +114,10 @@ def _listed(row: dict) -> list[str]:
     value = row.get("images", row.get("image"))
     if value is None:
         return []
-    return [_name(each) for each in (value if isinstance(value, list) else [value])]
+    return [_image_path(each) for each in (value if isinstance(value, list) else [value])]
 
 
-def _name(value: Any) -> str:
+def _image_path(value: Any) -> str:
     if isinstance(value, dict):
         value = value.get("path")
     if not isinstance(value, str) or not value:
@@ -120,53 +126,52 @@ def _name(value: Any) -> str:
 
 
 def _system(row: dict, turns: list[_Turn]) -> str:
-    said = [content for role, content, _ in turns if role == "system"]
-    said += [row["system"]] if isinstance(row.get("system"), str) and row["system"].strip() else []
-    if len(said) > 1:
+    texts = [turn.content for turn in turns if turn.role == "system"]
+    texts += [row["system"]] if isinstance(row.get("system"), str) and row["system"].strip() else []
+    if len(texts) > 1:
         raise RowError("bad_row", "more than one system text")
-    if said and _PLACEHOLDER in said[0]:
+    if texts and _PLACEHOLDER in texts[0]:
         raise RowError("bad_row", "the system text shows an image")
-    return text(said[0], "the system text") if said and said[0].strip() else ""
+    return text(texts[0], "the system text") if texts and texts[0].strip() else ""
 
 
 def _rounds(turns: list[_Turn], listed: list[str]) -> tuple[list[str], tuple[Round, ...]]:
-    """Names of the images in the order in which they are shown, and the rounds.
+    """Paths of the images in the order in which they are shown, and the rounds.
 
     Raises:
         RowError: image_count (placeholders and images do not match), image_in_answer, empty_text.
     """
-    places = [said.count(_PLACEHOLDER) for _, said, _ in turns]
-    named = [name for _, _, images in turns for name in images]
-    if any(places[1::2]):
-        raise RowError("image_in_answer", "an answer shows an image, which this model does not draw")
-    names = named or listed
-    if named and listed and named != listed:
-        raise RowError("image_count", f"the parts name {len(named)} images, the row lists {len(listed)} others")
-    if sum(places) not in (len(names), 0) or len(names) > _MAX_IMAGES:
-        raise RowError("image_count", f"{sum(places)} placeholders, but {len(names)} images")
-    if not sum(places):
-        places[0] = len(names)
+    placeholders = [turn.content.count(_PLACEHOLDER) for turn in turns]
+    in_parts = [name for turn in turns for name in turn.images]
+    if any(placeholders[1::2]):
+        raise RowError("image_in_answer", "an answer shows an image, which this model cannot generate")
+    names = in_parts or listed
+    if in_parts and listed and in_parts != listed:
+        raise RowError("image_count", f"the parts name {len(in_parts)} images, the row lists {len(listed)} others")
+    if sum(placeholders) not in (len(names), 0) or len(names) > _MAX_IMAGES:
+        raise RowError("image_count", f"{sum(placeholders)} placeholders, but {len(names)} images")
+    if not sum(placeholders):
+        placeholders[0] = len(names)
     shown, rounds = 0, []
-    for place in range(0, len(turns), 2):
-        (_, question, _), (_, answer, _) = turns[place], turns[place + 1]
-        last = shown + places[place]
-        text(question, f"turn {place}")  # refuses marks of images that are not ours
-        asked = text(_with_names(question, shown), f"turn {place}", slots=True)
-        rounds.append(Round((asked,), (text(answer, f"turn {place + 1}"),), tuple(range(shown, last))))
+    for number in range(0, len(turns), 2):
+        question, answer = turns[number].content, turns[number + 1].content
+        last = shown + placeholders[number]
+        text(question, f"turn {number}")  # refuses slots that the user has written
+        with_slots = text(_with_names(question, shown), f"turn {number}", slots=True)
+        rounds.append(Round((with_slots,), (text(answer, f"turn {number + 1}"),), tuple(range(shown, last))))
         shown = last
     return names, tuple(rounds)
 
 
-_EDGE = re.compile(rf"\A(?:\s*{_PLACEHOLDER})+|(?:{_PLACEHOLDER}\s*)+\Z|^[ \t]*{_PLACEHOLDER}[ \t]*$", re.M)
+_EDGE = re.compile(rf"\A(?:\s*{_PLACEHOLDER})+|(?:{_PLACEHOLDER}\s*)+\Z|^[ \t]*{_PLACEHOLDER}[ \t]*$", re.MULTILINE)
 
 
 def _with_names(question: str, first: int) -> str:
-    """`question` with placeholders at its edges and on lines of their own removed, and all others as names of
-    images."""
+    """`question` without the placeholders at its edges and on separate lines; others become names of images."""
     numbers = iter(range(first, first + question.count(_PLACEHOLDER)))
     edges = [range(*match.span()) for match in _EDGE.finditer(question)]
 
-    def named(match: re.Match) -> str:
+    def named(match: re.Match[str]) -> str:
         number = next(numbers)
         return "" if any(match.start() in edge for edge in edges) else f"image <|image:{number}|>"
 
@@ -175,5 +180,5 @@ def _with_names(question: str, first: int) -> str:
 
 def _find(images: ImageLookup, source: str, folders: list[str], name: str) -> ImageRef:
     if not folders:
-        raise RowError("missing_image", f"{name}: the configuration names no images for {source}")
+        raise RowError("missing_image", f"{name}: `custom.{source}` in the configuration has no `images`")
     return images.find(source, *(folder + name for folder in folders), name)

@@ -1,24 +1,24 @@
-"""The images that conversations may use, found by their path below the data path."""
+"""Looking up the images of conversations by their path below the data path."""
 
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from scripts.adapters.base import RowError
-from scripts.adapters.raw import IMAGES, RawFiles
+from scripts.adapters.raw import IMAGES_TABLE, RawFiles
 from scripts.common.errors import UserError
 from scripts.common.files import read_table
 from scripts.common.records import ImageRef
 from scripts.media.store import INDEX, REJECTED
 
 OUTSIDE_SUBSET = "outside_subset"
-"""The reason of rows that are left out because only a taste was asked for: nothing is wrong with them."""
+"""The reason of rows that are left out because they show images outside of the configured subset; they are not bad."""
 
 
 class ImageLookup:
     """Images by source and path.
 
     Attributes:
-        named: paths that were asked for.
+        named: paths of the images that were looked up.
         found: those of them that can be used.
     """
 
@@ -26,65 +26,66 @@ class ImageLookup:
         self,
         keys: Mapping[str, Mapping[str, str]],
         rejected: Mapping[str, Mapping[str, str]],
-        wanted: Mapping[str, Collection[str]] | None = None,
-    ):
-        """Take images by source and path.
+        subset: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
+        """Look up in tables by source and path.
 
         Args:
-            keys: of those that can be used.
+            keys: keys of the usable images.
             rejected: the reasons of all others.
-            wanted: paths of a taste, for the sources that it limits.
+            subset: paths of the only images to use, for the sources that a subset limits.
         """
         self._keys, self._rejected = keys, rejected
-        self._wanted = {source: frozenset(paths) for source, paths in (wanted or {}).items()}
+        self._subset = {source: frozenset(paths) for source, paths in (subset or {}).items()}
         self.named: set[str] = set()
         self.found: set[str] = set()
 
     @classmethod
     def from_media(
-        cls, folders: Mapping[str, Path], wanted: Mapping[str, Collection[str]] | None = None
+        cls, folders: Mapping[str, Path], subset: Mapping[str, Collection[str]] | None = None
     ) -> "ImageLookup":
-        """The images of media folders: those that could be read."""
+        """Look up in media folders, whose images have been decoded."""
         keys, rejected = {}, {}
         for source, folder in folders.items():
             try:
                 index = read_table(Path(folder) / INDEX, columns=["path", "key"])
                 bad = read_table(Path(folder) / REJECTED, columns=["path", "reason"])
             except FileNotFoundError as error:
-                raise UserError(f"{error.filename or folder} does not exist: run shard and index first") from None
+                raise UserError(f"{error.filename or folder} does not exist: run shard and media_index first") from None
             keys[source] = dict(zip(index["path"].to_pylist(), index["key"].to_pylist(), strict=True))
             rejected[source] = dict(zip(bad["path"].to_pylist(), bad["reason"].to_pylist(), strict=True))
-        return cls(keys, rejected, wanted)
+        return cls(keys, rejected, subset)
 
     @classmethod
     def from_listing(
-        cls, raw: RawFiles, sources: Iterable[str], wanted: Mapping[str, Collection[str]] | None = None
+        cls, raw: RawFiles, sources: Iterable[str], subset: Mapping[str, Collection[str]] | None = None
     ) -> "ImageLookup":
-        """The images that are in the raw folders, readable or not: for judging data before images are read."""
+        """Look up in the raw folders, for validation before images are decoded: every listed image is usable."""
         keys, rejected = {}, {}
         for source in sources:
-            table = read_table(raw.folder(source) / IMAGES, columns=["path", "fault"])
+            table = read_table(raw.folder(source) / IMAGES_TABLE, columns=["path", "fault"])
             pairs = list(zip(table["path"].to_pylist(), table["fault"].to_pylist(), strict=True))
             keys[source] = {path: path for path, fault in pairs if not fault}
             rejected[source] = {path: fault for path, fault in pairs if fault}
-        return cls(keys, rejected, wanted)
+        return cls(keys, rejected, subset)
 
     def has(self, source: str, *paths: str) -> bool:
         """Whether `source` has an image at any of `paths`, readable or not."""
         return any(path in self._keys.get(source, {}) or path in self._rejected.get(source, {}) for path in paths)
 
     def find(self, source: str, *paths: str) -> ImageRef:
-        """The image of `source` at the first of `paths` where there is one.
+        """The image of `source` at the first of `paths` that exists.
 
         Raises:
-            RowError: missing_image, unreadable_image with the reason why it was rejected, or outside_subset.
+            RowError: missing_image, unreadable_image (with the reason of its rejection), or outside_subset.
+            UserError: the images of `source` were not given.
         """
         if source not in self._keys:
             raise UserError(
                 f"images of {source!r} are needed: add --media {source}=FOLDER (made by scripts.media_index)"
             )
         keys, rejected = self._keys[source], self._rejected.get(source, {})
-        if source in self._wanted and self._wanted[source].isdisjoint(paths):
+        if source in self._subset and self._subset[source].isdisjoint(paths):
             raise RowError(OUTSIDE_SUBSET, paths[0])
         path = next((path for path in paths if path in keys or path in rejected), paths[0])
         self.named.add(path)

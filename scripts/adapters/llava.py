@@ -1,7 +1,7 @@
-"""llava: the first question and answer of every row of LLaVA's descriptions and reasoning.
+r"""llava: the first question and answer of every row of LLaVA's descriptions and reasoning.
 
     {"id": "000000442786", "image": "000000442786.jpg",
-     "conversations": [{"from": "human", "value": "<image>\\nQuestion"}, {"from": "gpt", "value": "Answer"}, ...]}
+     "conversations": [{"from": "human", "value": "<image>\nQuestion"}, {"from": "gpt", "value": "Answer"}, ...]}
 
 Ids are not unique, neither inside a file nor across the two. The placeholder stands before or after the question.
 """
@@ -22,7 +22,7 @@ _FOLDER = "coco/train2017/"
 def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | Note]:
     """The conversations of both files."""
     for path in FILES:
-        # The name of a file tells its rows apart from those of the other: detail_23k-000000442786.
+        # The file name makes ids unique across the two files: detail_23k-000000442786.
         stem = path.rsplit("/", 1)[1].removesuffix(".json")
 
         def convert(row: RawRow, stem: str = stem) -> Iterator[Record]:
@@ -37,21 +37,21 @@ def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | N
 
 
 def conversation(row: Any) -> list[Any]:
-    """What is said in a row of LLaVA's format, human and reply in turn.
+    """The texts of a row in LLaVA's format, questions and answers in turn.
 
     Raises:
-        RowError: bad_row (no conversation, or not in turn).
+        RowError: bad_row (no conversation, or speakers that do not alternate).
     """
     turns = field(row, "conversations", list)
-    for place, turn in enumerate(turns):
+    for number, turn in enumerate(turns):
         speaker = field(turn, "from", str)
-        if speaker != _SPEAKERS[place % 2]:
-            raise RowError("bad_row", f"turn {place} is of {speaker!r}, not of {_SPEAKERS[place % 2]!r}")
+        if speaker != _SPEAKERS[number % 2]:
+            raise RowError("bad_row", f"turn {number} is of {speaker!r}, not of {_SPEAKERS[number % 2]!r}")
     return [field(turn, "value", str) for turn in turns]
 
 
 def image_path(row: Any) -> str:
-    """Where a row's image lies below the data path; some copies of the files name the folder, most do not."""
+    """The path of a row's image below the data path; some copies of the files include the folder, most do not."""
     return _FOLDER + safe_path(field(row, "image", str)).removeprefix(_FOLDER)
 
 

@@ -22,12 +22,13 @@ def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | N
         turns = conversation(row.value)
         if len(turns) < 2:
             raise RowError("bad_row", "no answer")
-        said = [text(turn, f"turn {place}") for place, turn in enumerate(turns[: len(turns) // 2 * 2])]
+        texts = [text(turn, f"turn {number}") for number, turn in enumerate(turns[: len(turns) // 2 * 2])]
         image = images.find("coco", image_path(row.value))
         if len(turns) % 2:
             yield Note("unanswered_question", f"{FILE} row {row.id}: the last of {len(turns)} turns is left out")
         rounds = [
-            Round((said[place],), (said[place + 1],), (0,) if place == 0 else ()) for place in range(0, len(said), 2)
+            Round((texts[number],), (texts[number + 1],), (0,) if number == 0 else ())
+            for number in range(0, len(texts), 2)
         ]
         yield Record(row_id(row), (image,), tuple(rounds))
 

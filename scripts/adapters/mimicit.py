@@ -1,13 +1,13 @@
-"""What the five datasets of MIMIC-IT share: instructions about images, and how related ones become one conversation.
+"""The format that the five MIMIC-IT datasets share, and how related instructions become one conversation.
 
     "CGD_INS_000000": {"instruction": "What differs?", "answer": "...",
                        "image_ids": ["CGD_IMG_000000000785", "CGD_IMG_..."], "rel_ins_ids": ["CGD_INS_000001"]}
 
-Rounds are related if either names the other and both show the same images in the same order; chains of such relations
-end in one record, whatever the order of the file. The order of its rounds is free, so it is a choice of the plan. An
-instruction that shows an image which is not there is dropped: its words count on it.
+Two instructions are related if either names the other and both show the same images in the same order; the connected
+components of this relation become records, independent of the order of the file. The order of the rounds of a record is
+free, so the plan chooses it. An instruction whose image is missing is dropped: its text refers to that image.
 
-Each of the datasets has an adapter of its own, which says how its ids name images.
+Each of the datasets has its own adapter, which defines how image ids map to paths.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +19,7 @@ from scripts.adapters.raw import Note, RawFiles, RawRow
 from scripts.common.records import MAX_PERMUTED, ChoiceGroup, ImageRef, Record, Round
 
 FindImage = Callable[[str], Iterable[Note | ImageRef]]
-"""From an id to the image that it names, after anything worth noting; raises RowError."""
+"""From the id of an image to the image, preceded by any notes; raises RowError."""
 MAX_IMAGES = 64
 
 
@@ -36,9 +36,13 @@ class Instruction(NamedTuple):
 def conversations(
     raw: RawFiles, path: str, find: FindImage, count: int | None = None
 ) -> Iterator[Record | Dropped | Note]:
-    """One conversation per group of related instructions of the file `path`, sorted by their smallest id.
+    """One conversation per group of related instructions, sorted by the smallest id of each group.
 
-    `count` is the number of images that every instruction must show, if there is one.
+    Args:
+        raw: the raw files of the dataset.
+        path: the file of instructions, below the data path.
+        find: from the id of an image to the image.
+        count: the number of images that every instruction must show; None: any.
     """
     parsed: list[Instruction] = []
     known: set[str] = set()
@@ -48,7 +52,7 @@ def conversations(
             parsed.append(result)
         else:
             yield result
-    # An id that occurs twice is two rows; relations mean the first of them.
+    # An id that occurs twice is two rows; relations refer to the first of them.
     parsed.sort(key=lambda each: (each.id, each.images, each.question, each.answer, each.related))
     yield from _relations(parsed, known)
     for group in _groups(parsed):
@@ -61,28 +65,32 @@ def conversations(
 def instructions(
     raw: RawFiles, path: str, find: FindImage, count: int | None = None
 ) -> Iterator[tuple[RawRow, Instruction | Dropped | Note]]:
-    """Every row of the file `path`, parsed or dropped; what is worth noting about a row comes before it."""
+    """Every row of the file `path`, parsed or dropped; the notes about a row precede it."""
     for row in raw.rows(path):
         try:
             notes, instruction = _instruction(row, find, count)
             yield from ((row, note) for note in notes)
             yield row, instruction
-        except RowError as fault:
-            yield row, Dropped(fault.reason, f"{path} row {row.id}: {fault.detail}")
+        except RowError as error:
+            yield row, Dropped(error.reason, f"{path} row {row.id}: {error.detail}")
 
 
-def found_in(images: ImageLookup, source: str, folder: str) -> FindImage:
-    """Images whose id is their name in `folder`: in one of the containers, or as a file with an ending."""
+def find_in_folder(images: ImageLookup, source: str, folder: str) -> FindImage:
+    """A function that finds images whose id is their name in `folder`, with or without extension."""
 
     def find(id_: str) -> Iterator[ImageRef]:
-        yield images.find(source, *places(folder, id_))
+        yield images.find(source, *candidate_paths(folder, id_))
 
     return find
 
 
-def places(folder: str, id_: str) -> list[str]:
-    """Where the image with an id may lie; raises RowError for an id that leads out of the folder."""
-    return [f"{folder}{safe_path(id_)}{ending}" for ending in ("", ".png", ".jpg")]
+def candidate_paths(folder: str, id_: str) -> list[str]:
+    """The paths that the image with an id may have, in a container or as a file.
+
+    Raises:
+        RowError: unsafe_path (the id leads out of the folder).
+    """
+    return [f"{folder}{safe_path(id_)}{extension}" for extension in ("", ".png", ".jpg")]
 
 
 def _instruction(row: RawRow, find: FindImage, count: int | None) -> tuple[list[Note], Instruction]:
@@ -90,7 +98,7 @@ def _instruction(row: RawRow, find: FindImage, count: int | None) -> tuple[list[
     answer = text(field(row.value, "answer", str), "the answer")
     related = field(row.value, "rel_ins_ids", list) if "rel_ins_ids" in row.value else []
     if not all(isinstance(other, str) for other in related):
-        raise RowError("bad_row", "'rel_ins_ids' holds something else than ids")
+        raise RowError("bad_row", "'rel_ins_ids' contains something else than ids")
     ids = field(row.value, "image_ids", list)
     if (
         not all(isinstance(id_, str) and id_ for id_ in ids)
@@ -98,17 +106,21 @@ def _instruction(row: RawRow, find: FindImage, count: int | None) -> tuple[list[
         or len(ids) != (count or len(ids))
     ):
         raise RowError("bad_row", f"'image_ids' should be a list of {count or 'some'} ids of images, not {ids!r:.80}")
-    notes, names = [], []
+    notes: list[Note] = []
+    images: list[ImageRef] = []
     for id_ in ids:
         for found in find(id_):
-            (notes if isinstance(found, Note) else names).append(found)
-    if len(set(names)) != len(names):
+            if isinstance(found, Note):
+                notes.append(found)
+            else:
+                images.append(found)
+    if len(set(images)) != len(images):
         raise RowError("bad_row", f"an image is shown twice: {ids!r:.80}")
-    return notes, Instruction(text(row.id, "the id"), question, answer, tuple(names), tuple(related))
+    return notes, Instruction(text(row.id, "the id"), question, answer, tuple(images), tuple(related))
 
 
 def _relations(parsed: list[Instruction], known: set[str]) -> Iterator[Note]:
-    """Count relations that are not as they should be; `known` are the ids of all rows, dropped ones included."""
+    """Notes about relations that are invalid; `known` are the ids of all rows, dropped ones included."""
     by_id = {each.id: each for each in reversed(parsed)}
     for each in parsed:
         for other in each.related:
@@ -124,8 +136,8 @@ def _relations(parsed: list[Instruction], known: set[str]) -> Iterator[Note]:
 
 
 def _groups(parsed: list[Instruction]) -> list[list[Instruction]]:
-    """Connected components of the relation, each sorted, in the order of their first members."""
-    first = {}
+    """Connected components of the relation (union-find), each sorted, in the order of their first members."""
+    first: dict[str, int] = {}
     for number, each in enumerate(parsed):
         first.setdefault(each.id, number)
     root = list(range(len(parsed)))
@@ -150,6 +162,8 @@ def _groups(parsed: list[Instruction]) -> list[list[Instruction]]:
 def _record(group: list[Instruction]) -> Record:
     images = group[0].images
     shown = tuple(range(len(images)))
-    rounds = [Round((each.question,), (each.answer,), () if place else shown) for place, each in enumerate(group)]
+    rounds = [
+        Round((each.question,), (each.answer,), shown if number == 0 else ()) for number, each in enumerate(group)
+    ]
     order = (ChoiceGroup("order", "permute", len(group)),) if len(group) > 1 else ()
     return Record(group[0].id, images, tuple(rounds), order, raw_rows=len(group))

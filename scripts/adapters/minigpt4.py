@@ -1,4 +1,4 @@
-"""minigpt4: describe an image, from the aligned captions of MiniGPT-4's second stage (cc_sbu_align).
+"""minigpt4: descriptions of images, the aligned captions of MiniGPT-4's second stage (cc_sbu_align).
 
     {"annotations": [{"image_id": "2", "caption": "The image shows a man fishing on a lawn ..."}, ...]}
 

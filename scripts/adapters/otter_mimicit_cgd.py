@@ -1,8 +1,8 @@
-"""otter_mimicit_cgd: what differs between two COCO images, and whatever else is asked about the pair.
+"""otter_mimicit_cgd: differences between two COCO images, and other questions about the pair.
 
-Ids name COCO images by their number, `CGD_IMG_000000000785`; the images themselves are taken from COCO, where they are
-larger than in MIMIC-IT's own files. Some copies of the file pad numbers to sixteen digits instead of twelve; the number
-counts, not its padding. How rounds become conversations: `mimicit`.
+Ids contain the number of a COCO image, `CGD_IMG_000000000785`; the images are taken from COCO, where they are larger
+than in MIMIC-IT's files. Some copies of the file pad numbers to sixteen digits instead of twelve; only the number
+matters. How instructions become conversations: `mimicit`.
 """
 
 import re
@@ -25,7 +25,7 @@ def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | N
     def find(id_: str) -> Iterator[Note | ImageRef]:
         match = _IMAGE_ID.fullmatch(id_)
         if match is None:
-            raise RowError("bad_row", f"'image_ids' should hold ids like CGD_IMG_000000000785, not {id_!r:.80}")
+            raise RowError("bad_row", f"'image_ids' should contain ids like CGD_IMG_000000000785, not {id_!r:.80}")
         if len(match[1]) > _DIGITS:
             yield Note("padded_id", f"{id_} has {len(match[1])} digits instead of {_DIGITS}")
         yield images.find("coco", coco_path(match[1]))

@@ -3,8 +3,8 @@
     "SN_00_INS_scene0000_00_activity0_round0": {"instruction": "...", "answer": "...",
         "image_ids": ["SN_IMG_scene0000_00_color_100", ...], "rel_ins_ids": [...]}
 
-The ids number the rounds of a dialogue, and later rounds answer to earlier ones: their order is kept. An image is shown
-with the round that lists it first. A dialogue of which a round cannot be used is not used at all.
+The ids number the rounds of a dialogue, and later rounds refer to earlier ones, so their order is kept. An image is
+shown with the round that lists it first. A dialogue with an unusable round is dropped as a whole.
 """
 
 import re
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from scripts.adapters.base import Dropped
 from scripts.adapters.image_lookup import ImageLookup
-from scripts.adapters.mimicit import Instruction, found_in, instructions
+from scripts.adapters.mimicit import Instruction, find_in_folder, instructions
 from scripts.adapters.raw import Note, RawFiles
 from scripts.common.records import Record, Round
 
@@ -24,8 +24,8 @@ def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | N
     """One conversation per dialogue, sorted by their ids."""
     dialogues: dict[str, list[tuple[int, Instruction]]] = {}
     broken: dict[str, str] = {}
-    for row, result in instructions(raw, FILE, found_in(images, "mimicit_sn", "MIMIC-IT/SN/")):
-        dialogue, number = _place(row.id)
+    for row, result in instructions(raw, FILE, find_in_folder(images, "mimicit_sn", "MIMIC-IT/SN/")):
+        dialogue, number = _dialogue_and_round(row.id)
         if isinstance(result, Instruction):
             dialogues.setdefault(dialogue, []).append((number, result))
         else:
@@ -44,17 +44,17 @@ def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | N
             yield _record(dialogue, [instruction for _, instruction in rounds])
 
 
-def _place(id_: str) -> tuple[str, int]:
-    """Dialogue and number of a round; an id that does not say is a dialogue of its own."""
+def _dialogue_and_round(id_: str) -> tuple[str, int]:
+    """Dialogue and number of a round; an id without a number is a dialogue of one round."""
     match = _ROUND.fullmatch(id_)
     return (match[1], int(match[2])) if match else (id_, 0)
 
 
 def _record(dialogue: str, rounds: list[Instruction]) -> Record:
-    names = list(dict.fromkeys(name for each in rounds for name in each.images))
-    shown, made = 0, []
+    images = list(dict.fromkeys(image for each in rounds for image in each.images))
+    shown, converted = 0, []
     for each in rounds:
-        last = max([shown, *(names.index(name) + 1 for name in each.images)])
-        made.append(Round((each.question,), (each.answer,), tuple(range(shown, last))))
+        last = max([shown, *(images.index(image) + 1 for image in each.images)])
+        converted.append(Round((each.question,), (each.answer,), tuple(range(shown, last))))
         shown = last
-    return Record(dialogue, tuple(names), tuple(made), raw_rows=len(rounds))
+    return Record(dialogue, tuple(images), tuple(converted), raw_rows=len(rounds))

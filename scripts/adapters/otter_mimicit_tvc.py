@@ -1,8 +1,8 @@
 """otter_mimicit_tvc: questions about the frames of a clip of a television series (TVQA captions).
 
-A frame is `TVC_IMG_<clip>_<frame>`. The two published files disagree: in one of them the name of the clip stands twice,
-`TVC_IMG_<clip>_<clip>_<frame>`. Either is found by the other. Clips have up to 16 frames, more than a blend's
-`max_images` commonly allows; the plan counts what that costs. How rounds become conversations: `mimicit`.
+A frame is `TVC_IMG_<clip>_<frame>`. The two published files disagree: one of them repeats the name of the clip,
+`TVC_IMG_<clip>_<clip>_<frame>`. An image is found under either name. Clips have up to 16 frames, more than `max_images`
+of most blends; the plan counts the rounds lost to that. How instructions become conversations: `mimicit`.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from scripts.adapters.base import Dropped
 from scripts.adapters.image_lookup import ImageLookup
-from scripts.adapters.mimicit import conversations, places
+from scripts.adapters.mimicit import candidate_paths, conversations
 from scripts.adapters.raw import Note, RawFiles
 from scripts.common.records import ImageRef, Record
 
@@ -26,9 +26,13 @@ def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | N
 
     def find(id_: str) -> Iterator[Note | ImageRef]:
         other = other_name(id_)
-        candidates = places(FOLDER, id_) + (places(FOLDER, other) if other else [])
-        if other and images.has(SOURCE, *places(FOLDER, other)) and not images.has(SOURCE, *places(FOLDER, id_)):
-            yield Note("doubled_clip_name", f"{id_} is called {other} among the images")
+        candidates = candidate_paths(FOLDER, id_) + (candidate_paths(FOLDER, other) if other else [])
+        if (
+            other
+            and images.has(SOURCE, *candidate_paths(FOLDER, other))
+            and not images.has(SOURCE, *candidate_paths(FOLDER, id_))
+        ):
+            yield Note("doubled_clip_name", f"the image {id_} has the name {other}")
         yield images.find(SOURCE, *candidates)
 
     return conversations(raw, FILE, find)

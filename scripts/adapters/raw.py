@@ -1,8 +1,8 @@
-"""The raw files of a source as fetch has found them, and the rows of its annotation files.
+"""The raw files of a source as fetch has listed them, and the rows of its annotation files.
 
-`raw/<source>/` holds `source.json` (the card: what was found, where, under which terms), `files.parquet` (every file
-with its hash), `images.parquet` (every image, wherever it is stored) and `files`, a link to the data path. The later
-steps read these and never the registry, so that a source they do not use cannot concern them.
+`raw/<source>/` contains `source.json` (the manifest: what was found, where, under which terms), `files.parquet` (every
+file with its hash), `images.parquet` (every image, however it is stored) and `files`, a link to the data path. The
+later steps read these and never the registry, so that they do not depend on sources that they do not use.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_json, read_table
 from scripts.media.containers import embedded_id, image_bytes
 
-FILES = "files"
-LISTING = "files.parquet"
-IMAGES = "images.parquet"
-CARD = "source.json"
+DATA_LINK = "files"
+FILES_TABLE = "files.parquet"
+IMAGES_TABLE = "images.parquet"
+SOURCE_MANIFEST = "source.json"
 
-LISTING_SCHEMA = pa.schema([("path", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())])
+FILES_SCHEMA = pa.schema([("path", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())])
 IMAGES_SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -38,21 +38,21 @@ IMAGES_SCHEMA = pa.schema(
 
 
 class Note(NamedTuple):
-    """Something worth counting that loses no row."""
+    """Something worth counting in the report; no row is lost."""
 
     reason: str
     example: str
 
 
 class RawRow(NamedTuple):
-    """A row and its id: the key in a file that is an object, else `<number>` counted from 0."""
+    """A row and its id: its key where the file is an object, else its number, from 0."""
 
     id: str
     value: Any
 
 
 class Broken(NamedTuple):
-    """Stands for a row that could not be parsed."""
+    """The value of a row that could not be parsed."""
 
     reason: str
     detail: str
@@ -62,44 +62,43 @@ class RawFiles:
     """The raw files of the sources that a dataset reads.
 
     Attributes:
-        folders: `raw/<source>` of each source, as fetch wrote it.
-        rows_read: rows handed out so far.
-        notes: what was odd about the files as a whole.
+        folders: `raw/<source>` of each source, as written by fetch.
+        rows_read: rows returned so far.
+        notes: about the files as a whole.
     """
 
-    def __init__(self, folders: Mapping[str, Path]):
+    def __init__(self, folders: Mapping[str, Path]) -> None:
         self.folders = {source: Path(folder) for source, folder in folders.items()}
         self.rows_read = 0
         self.notes: list[Note] = []
-        self._cards: dict[str, dict] = {}
+        self._manifests: dict[str, dict[str, Any]] = {}
 
     def rows(self, path: str) -> list[RawRow]:
-        """All rows of the annotation file that is known as `path` (below the data path), in whatever form it is there.
+        """All rows of the annotation file `path` (below the data path), from the file or files in which it was found.
 
         Raises:
-            UserError: fetch has not found it, or it has changed, is damaged, is laid out in another way, or has no
-            rows.
+            UserError: fetch has not found it, or a file has changed, is damaged, has another layout or no rows.
         """
-        source, found = self._annotation(path)
+        source, layout = self._annotation(path)
         rows: list[RawRow] = []
-        for form in found["found"]:
-            place, listed = self.folder(source) / FILES / form, self._listed(source, form)
-            if place.suffix == ".parquet":
-                rows += parquet_rows(place, listed["bytes"])
+        for name in layout["found"]:
+            file_path, listed = self.folder(source) / DATA_LINK / name, self._listed(source, name)
+            if file_path.suffix == ".parquet":
+                rows += parquet_rows(file_path, listed["bytes"])
             else:
-                rows += read_rows(read_listed(place, listed["sha256"]), place, found, self.notes)
+                rows += read_rows(read_listed(file_path, listed["sha256"]), file_path, layout, self.notes)
         self.rows_read += len(rows)
         return rows
 
     def form(self, path: str) -> str:
-        """The file in which the rows of `path` were found: itself, or one of its other forms."""
+        """The (first) file in which the rows of `path` were found: itself, or one of its alternatives."""
         return self._annotation(path)[1]["found"][0]
 
     def optional_json(self, path: str) -> Any:
-        """The value of a JSON file that need not be there; None where it is not."""
+        """The value of an optional JSON file; None if it does not exist."""
         for source in self.folders:
-            if path in self.card(source)["optional_files"]:
-                return read_json(self.folder(source) / FILES / path)
+            if path in self.manifest(source)["optional_files"]:
+                return read_json(self.folder(source) / DATA_LINK / path)
         return None
 
     def folder(self, source: str) -> Path:
@@ -112,152 +111,159 @@ class RawFiles:
             raise UserError(f"the source {source!r} is needed: add --raw {source}=FOLDER (as written by scripts.fetch)")
         return self.folders[source]
 
-    def card(self, source: str) -> dict:
-        """What fetch found out about `source`."""
-        if source not in self._cards:
-            self._cards[source] = read_json(self.folder(source) / CARD)
-        return self._cards[source]
+    def manifest(self, source: str) -> dict[str, Any]:
+        """The contents of `source.json`, as written by fetch."""
+        if source not in self._manifests:
+            self._manifests[source] = read_json(self.folder(source) / SOURCE_MANIFEST)
+        return self._manifests[source]
 
-    def _annotation(self, path: str) -> tuple[str, dict]:
+    def _annotation(self, path: str) -> tuple[str, dict[str, Any]]:
         for source in self.folders:
-            if path in self.card(source)["annotations"]:
-                return source, self.card(source)["annotations"][path]
+            if path in self.manifest(source)["annotations"]:
+                return source, self.manifest(source)["annotations"][path]
         raise UserError(
             f"{path} is not there: none of the sources {sorted(self.folders)} has it. Fetch its source again, with "
             "this file required, and add it with --raw SOURCE=FOLDER"
         )
 
-    def _listed(self, source: str, path: str) -> dict:
-        listing = read_table(self.folder(source) / LISTING)
-        return listing.slice(listing["path"].to_pylist().index(path), 1).to_pylist()[0]
+    def _listed(self, source: str, path: str) -> dict[str, Any]:
+        files = read_table(self.folder(source) / FILES_TABLE)
+        return files.slice(files["path"].to_pylist().index(path), 1).to_pylist()[0]
 
 
-def read_listed(place: Path, sha256: str) -> bytes:
-    """The bytes of a raw file, which must be those that fetch has listed.
+def read_listed(file_path: Path, sha256: str) -> bytes:
+    """The bytes of a raw file, checked against the hash that fetch has listed.
 
     Raises:
-        UserError: the file is gone or has changed.
+        UserError: the file is missing or has changed.
     """
     try:
-        data = place.read_bytes()
+        data = file_path.read_bytes()
     except OSError as error:
-        raise UserError(f"{place} cannot be read: {error.strerror}; was it moved? Fetch again") from None
+        raise UserError(f"{file_path} cannot be read: {error.strerror}; was it moved? Fetch again") from None
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise changed(place)
+        raise changed(file_path)
     return data
 
 
-def changed(place: Path) -> UserError:
-    """The error for a raw file that is not what fetch has listed."""
-    return UserError(f"{place} has changed since it was fetched: fetch again")
+def changed(file_path: Path) -> UserError:
+    """The error for a raw file that differs from what fetch has listed."""
+    return UserError(f"{file_path} has changed since it was fetched: fetch again")
 
 
-def read_rows(data: bytes, place: Path, found: Mapping[str, Any], notes: list[Note]) -> list[RawRow]:
-    """Parse the annotation file at `place`; a key that occurs twice in an object of rows gives two rows.
+def read_rows(data: bytes, file_path: Path, layout: Mapping[str, Any], notes: list[Note]) -> list[RawRow]:
+    """Parse the annotation file at `file_path`; a key that occurs twice in an object of rows gives two rows.
 
-    `found` names its `container` and `key`, as the registry does. Bytes that are not UTF-8 become half characters, so
-    that only the rows which hold them are lost. What is odd is added to `notes`.
+    Bytes that are not UTF-8 become lone surrogates, so that only the rows that contain them are lost.
+
+    Args:
+        data: of the file.
+        file_path: for error messages; a file that ends in .jsonl has one row per line.
+        layout: `container` and `key` of the file, as in the registry.
+        notes: duplicate keys are appended to it.
 
     Raises:
-        UserError: not JSON (with the line), laid out in another way, or without rows.
+        UserError: the file is not JSON (with the line), has another layout or no rows.
     """
     text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    if found["container"] == "lines" or place.suffix == ".jsonl":
-        rows = list(_lines(text, place, notes))
+    if file_path.suffix == ".jsonl":
+        rows = list(_lines(text, file_path, notes))
         if not rows:
-            raise UserError(f"{place} has no rows: it is empty. Get the file again, or leave the dataset out")
+            raise UserError(f"{file_path} has no rows: it is empty. Get the file again, or leave the dataset out")
         return rows
-    parse = _Parser()
+    parser = _Parser()
     try:
-        value = json.loads(text, object_pairs_hook=parse.object)
+        value = json.loads(text, object_pairs_hook=parser.object)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{place} is not valid JSON: {error}. The file is damaged: get it again") from None
-    notes += [Note("duplicate_key", f"{place.name}: {key!r:.80} stands twice in one object") for key in parse.doubled]
-    where, key, container = "the top level", found["key"], found["container"]
+        raise UserError(f"{file_path} is not valid JSON: {error}. The file is damaged: get it again") from None
+    notes += parser.notes(file_path.name)
+    where, key, container = "the top level", layout["key"], layout["container"]
     if container == "any":
         value = _only_list(value)
     elif key is not None:
         if not isinstance(value, dict) or key not in value:
-            raise UserError(f"{place} should be a JSON object with the member {key!r}")
+            raise UserError(f"{file_path} should be a JSON object with the member {key!r}")
         value, where = value[key], f"its member {key!r}"
     if not isinstance(value, dict if container == "dict" else list):
         expected = "an object of rows by id" if container == "dict" else "a list of rows"
-        raise UserError(f"{place}: {where} should be {expected}, it is of type {type(value).__name__}")
+        raise UserError(f"{file_path}: {where} should be {expected}, it is of type {type(value).__name__}")
     if not value:
-        raise UserError(f"{place} has no rows: {where} is empty. Get the file again, or leave the dataset out")
+        raise UserError(f"{file_path} has no rows: {where} is empty. Get the file again, or leave the dataset out")
     if isinstance(value, list):
         return [RawRow(str(number), row) for number, row in enumerate(value)]
-    return [RawRow(key, row) for key, row in (value.pairs if isinstance(value, _Repeated) else value.items())]
+    return [RawRow(key, row) for key, row in (value.pairs if isinstance(value, _RepeatedKeys) else value.items())]
 
 
 def _only_list(value: Any) -> Any:
-    """The rows of a file whose layout is not known: the list that it is, or the only list among its members."""
+    """The rows of a file with an unknown layout: the list that it is, or the only list among its members."""
     lists = [member for member in value.values() if isinstance(member, list)] if isinstance(value, dict) else []
     return lists[0] if len(lists) == 1 else value
 
 
-class _Repeated(dict):
-    """A JSON object in which a key occurs more than once; `pairs` has them all."""
+class _RepeatedKeys(dict[str, Any]):
+    """A JSON object in which a key occurs more than once; `pairs` has all of its members."""
 
     pairs: list[tuple[str, Any]]
 
 
 class _Parser:
-    """Builds JSON objects and remembers keys that occur twice in one of them."""
+    """Builds JSON objects and collects the keys that occur twice in one of them."""
 
     def __init__(self) -> None:
-        self.doubled: list[str] = []
+        self._repeated: list[str] = []
 
-    def object(self, pairs: list[tuple[str, Any]]) -> dict:
+    def object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) == len(pairs):
             return value
-        value = _Repeated(value)
-        value.pairs = pairs
+        repeated = _RepeatedKeys(value)
+        repeated.pairs = pairs
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                self.doubled.append(key)
+                self._repeated.append(key)
             seen.add(key)
-        return value
+        return repeated
+
+    def notes(self, where: str) -> list[Note]:
+        return [Note("duplicate_key", f"{where}: {key!r:.80} occurs twice in one object") for key in self._repeated]
 
 
-def _lines(text: str, place: Path, notes: list[Note]) -> Iterator[RawRow]:
-    """Rows of a file with one JSON value per line; a line that is none is a broken row."""
+def _lines(text: str, file_path: Path, notes: list[Note]) -> Iterator[RawRow]:
+    """The rows of a file with one JSON value per line; a line that is not JSON gives a `Broken` row."""
     for number, line in enumerate(text.split("\n")):
         if not line.strip():
             continue
-        parse = _Parser()
+        parser = _Parser()
         try:
-            yield RawRow(str(number), json.loads(line, object_pairs_hook=parse.object))
+            yield RawRow(str(number), json.loads(line, object_pairs_hook=parser.object))
         except (json.JSONDecodeError, RecursionError) as error:
             yield RawRow(str(number), Broken("invalid_json", str(error)))
-        doubled = (f"{place.name} line {number + 1}: {key!r:.80} stands twice in one object" for key in parse.doubled)
-        notes += [Note("duplicate_key", example) for example in doubled]
+        notes += parser.notes(f"{file_path.name} line {number + 1}")
 
 
-def parquet_rows(place: Path, size: int) -> list[RawRow]:
-    """Instructions of MIMIC-IT in a Parquet file, with the members that they have in JSON.
+def parquet_rows(file_path: Path, size: int) -> list[RawRow]:
+    """The rows of a Parquet file; MIMIC-IT's instructions get the members that they have in JSON.
 
-    Images are ids (a list of texts), or the images themselves, which then are named by a hash of their bytes as the
-    listing of images names them. Rows of any other table have their columns as members.
+    Their images are ids (strings) or the images themselves, whose id then is a hash of their bytes, as in the table of
+    images. Rows of any other table have their columns as members.
 
     Raises:
-        UserError: the file has not `size` bytes any more, is damaged, or has no rows.
+        UserError: the file no longer has `size` bytes, is damaged, or has no rows.
     """
-    if place.stat().st_size != size:
-        raise changed(place)
+    if file_path.stat().st_size != size:
+        raise changed(file_path)
     try:
-        with pq.ParquetFile(place) as table:
+        with pq.ParquetFile(file_path) as table:
             rows = [row for batch in table.iter_batches(16) for row in map(_instruction, batch.to_pylist())]
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{place} is damaged or cut off, get it again: {error}") from None
+        raise UserError(f"{file_path} is damaged or cut off, get it again: {error}") from None
     if not rows:
-        raise UserError(f"{place} has no rows: get the file again, or leave the dataset out")
+        raise UserError(f"{file_path} has no rows: get the file again, or leave the dataset out")
     return [RawRow(str(row.get("id", number)), row) for number, row in enumerate(rows)]
 
 
-def _instruction(row: dict) -> dict:
+def _instruction(row: dict[str, Any]) -> dict[str, Any]:
     if "instruction" not in row:
         return row
     images = row.pop("images", None)

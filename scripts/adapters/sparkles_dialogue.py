@@ -1,12 +1,12 @@
-"""sparkles_dialogue: dialogues in which every turn may bring images, which are then spoken of by name.
+"""sparkles_dialogue: dialogues in which every question may bring images, which the texts then refer to by name.
 
     {"dialogue": [{"role": "user", "content": "Is IMAGE#12<Img><ImageHere></Img> like IMAGE#121<Img><ImageHere></Img>?",
                    "images": [{"image_id": "12", "caption": "..."}, {"image_id": "121", "caption": "..."}]},
                   {"role": "assistant", "content": "IMAGE#12 shows ..."}, ...]}
 
 An image is shown with the turn that lists it first. Its name in the text becomes a slot, in one of two styles that
-agree with the numbers of the prompt's headers: "image 1" or "the first image". One id may be the beginning of another;
-the longest known id counts. A last question without an answer is left out and counted.
+agree with the numbers in the image headers of the prompt: "image 1" or "the first image". An id may be the prefix of
+another id; the longest known id is taken. A last question without an answer is left out and counted.
 """
 
 import re
@@ -25,7 +25,7 @@ FOLDERS = {
 }
 _ROLES = ("user", "assistant")
 _PLACEHOLDER = re.compile(r"[ \t]*<Img>\s*(?:<ImageHere>)?\s*</Img>")
-_STYLES = ("{image} <|image:{place}|>", "{the} <|image:{place}:ordinal|> image")
+_STYLES = ("{image} <|image:{index}|>", "{the} <|image:{index}:ordinal|> image")
 
 
 def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | Note]:
@@ -43,77 +43,80 @@ def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | N
             record, ids = _record(f"{stem}-{row.id}", turns, folder, images)
             shorter = next((one for one in ids for other in ids if one != other and other.startswith(one)), None)
             if shorter is not None:
-                yield Note("prefix_id", f"{path} row {row.id}: the id {shorter} is the beginning of another")
+                yield Note("prefix_id", f"{path} row {row.id}: the id {shorter} is a prefix of another")
             yield record
 
         yield from convert_rows(raw.rows(path), convert, path)
 
 
 def _turns(row: Any) -> list[dict]:
-    """The turns of a dialogue, user and assistant by turns.
+    """The turns of a dialogue.
 
     Raises:
-        RowError: bad_row.
+        RowError: bad_row (no dialogue, or user and assistant do not alternate).
     """
     turns = field(row, "dialogue", list)
-    for place, turn in enumerate(turns):
+    for number, turn in enumerate(turns):
         role = field(turn, "role", str)
-        if role != _ROLES[place % 2]:
-            raise RowError("bad_row", f"turn {place} is of {role!r}, not of {_ROLES[place % 2]!r}")
+        if role != _ROLES[number % 2]:
+            raise RowError("bad_row", f"turn {number} is of {role!r}, not of {_ROLES[number % 2]!r}")
     return turns
 
 
 def _record(id_: str, turns: list[dict], folder: str, images: ImageLookup) -> tuple[Record, list[str]]:
     """The record of a dialogue, and the ids of its images."""
-    places: dict[str, int] = {}
+    indices: dict[str, int] = {}
     found: list[ImageRef] = []
     shown: list[tuple[int, ...]] = []
     for turn in turns[::2]:
         first = len(found)
         for entry in field(turn, "images", list) if "images" in turn else []:
             name = str(field(entry, "image_id", str, int))
-            if name not in places:
-                places[name] = len(found)
+            if name not in indices:
+                indices[name] = len(found)
                 found.append(images.find(SOURCE, f"{folder}{file_stem(name)}.jpg"))
         shown.append(tuple(range(first, len(found))))
-    said = [_named(_said(turn, place), places, place) for place, turn in enumerate(turns)]
-    # Every text that names an image has one wording per style, and all of a record take the same style.
-    styled = any(len(texts) > 1 for texts in said)
-    rounds = []
-    for place in range(0, len(turns), 2):
-        question, answer = said[place], said[place + 1]
-        groups = (0 if len(texts) > 1 else -1 for texts in (question, answer))
-        rounds.append(Round(question, answer, shown[place // 2], *groups))
+    texts = [_wordings(_content(turn, number), indices, number) for number, turn in enumerate(turns)]
+    # A text that names an image has one wording per style, and all texts of a record take the same style.
+    rounds = [
+        Round(question, answer, images_of_round, _group(question), _group(answer))
+        for question, answer, images_of_round in zip(texts[::2], texts[1::2], shown, strict=True)
+    ]
+    styled = any(len(wordings) > 1 for wordings in texts)
     groups = (ChoiceGroup("naming", "pick", len(_STYLES)),) if styled else ()
-    return Record(id_, tuple(found), tuple(rounds), groups), list(places)
+    return Record(id_, tuple(found), tuple(rounds), groups), list(indices)
 
 
-def _said(turn: dict, place: int) -> str:
+def _content(turn: dict, number: int) -> str:
     content = field(turn, "content", str)
-    return text(_PLACEHOLDER.sub("", content), f"turn {place}")
+    return text(_PLACEHOLDER.sub("", content), f"turn {number}")
 
 
-def _named(said: str, places: dict[str, int], turn: int) -> tuple[str, ...]:
-    """`said` with slots in the place of names: one text, or one per style if any image is named.
+def _group(wordings: tuple[str, ...]) -> int:
+    return 0 if len(wordings) > 1 else -1
+
+
+def _wordings(content: str, indices: dict[str, int], turn: int) -> tuple[str, ...]:
+    """`content` with slots instead of names: one text, or one per style if it names an image.
 
     Raises:
-        RowError: bad_row (an image is named that no turn shows).
+        RowError: bad_row (it names an image that no turn shows).
     """
-    if "IMAGE#" not in said:
-        return (said,)
-    # Longest first: where "12" and "121" are both known, IMAGE#121 must not become the name of 12 and a "1".
-    known = "|".join(re.escape(name) for name in sorted(places, key=len, reverse=True))
-    pattern = re.compile(f"(^|[.!?][\"')]?\\s+)?IMAGE#({known})") if known else None
-
-    def slot(style: str) -> str:
-        def replace(match: re.Match) -> str:
-            start = match[1] is not None
-            words = {"image": "Image" if start else "image", "the": "The" if start else "the"}
-            return (match[1] or "") + style.format(place=places[match[2]], **words)
-
-        return pattern.sub(replace, said)
-
-    texts = tuple(slot(style) for style in _STYLES) if pattern else (said,)
-    if unknown := re.search(r"IMAGE#\S{0,20}", texts[0]):
+    if "IMAGE#" not in content:
+        return (content,)
+    wordings = tuple(_with_slots(content, indices, style) for style in _STYLES) if indices else (content,)
+    if unknown := re.search(r"IMAGE#\S{0,20}", wordings[0]):
         raise RowError("bad_row", f"turn {turn} names {unknown[0]!r}, which no turn shows")
-    return texts
+    return wordings
+
+
+def _with_slots(content: str, indices: dict[str, int], style: str) -> str:
+    # Longest first: if both "12" and "121" are known, IMAGE#121 must not become the name of 12 followed by "1".
+    known = "|".join(re.escape(name) for name in sorted(indices, key=len, reverse=True))
+
+    def slot(match: re.Match[str]) -> str:
+        sentence_start = match[1] is not None
+        image, the = ("Image", "The") if sentence_start else ("image", "the")
+        return (match[1] or "") + style.format(index=indices[match[2]], image=image, the=the)
+
+    return re.sub(f"(^|[.!?][\"')]?\\s+)?IMAGE#({known})", slot, content)

@@ -1,4 +1,4 @@
-"""What the conversations of a dataset are like: how many rounds and images they have, how long their texts are."""
+"""Statistics of the conversations of a dataset: numbers of rounds and images, lengths of texts."""
 
 from array import array
 from collections.abc import Iterable, Iterator
@@ -12,14 +12,14 @@ _MEASURES = ("rounds", "images", "question_words", "answer_words", "wordings")
 
 
 class Statistics:
-    """Collects the measures of records that pass through `of`."""
+    """Collects measures of the records that are iterated through `measure`."""
 
     def __init__(self) -> None:
         self._values = {name: array("q") for name in _MEASURES}
 
-    def of(self, named: Iterable[tuple[str, Record]]) -> Iterator[tuple[str, Record]]:
-        """Yield `named`, pairs of uid and record, and measure them on the way."""
-        for uid, record in named:
+    def measure(self, records: Iterable[tuple[str, Record]]) -> Iterator[tuple[str, Record]]:
+        """Yield `records`, pairs of uid and record, unchanged, and measure them."""
+        for uid, record in records:
             self._values["rounds"].append(len(record.rounds))
             self._values["images"].append(len(record.images))
             for round_ in record.rounds:
@@ -34,7 +34,7 @@ class Statistics:
 
 
 def summary(values: np.ndarray) -> dict[str, Any]:
-    """Mean, median and largest of whole numbers."""
+    """Mean, median and maximum of integers (n,)."""
     return {
         "mean": round(float(values.mean()), 2),
         "median": int(np.median(values)),

@@ -1,4 +1,4 @@
-"""Everything a plan knows about the records of several datasets, as flat arrays.
+"""The records of several datasets as flat arrays: all that a plan needs of them.
 
 Reads `records/<dataset>.parquet` (without the texts) and `tokens/<tokens>/<dataset>.parquet` and stacks the datasets. A
 record is from then on a row number, an image a code into one catalogue. *Rounds* are flat over all records: those of
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_table
 
 PERMUTE = "permute"
-_BORDER = "\0"
+_SEPARATOR = "\0"
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,28 @@ class TokenCounts:
         """Tokens of the chosen alternative of each round, (n,)."""
         alternative = self.alternatives[rounds] + choices
         starts, ends = self.counts.starts[alternative], self.counts.starts[alternative + 1]
-        # Offsets beyond the table belong to images beyond the limit, whose rounds are cut off anyway.
+        # Offsets beyond the table belong to images beyond the limit, whose rounds are truncated anyway.
         return self.counts.values[starts + np.minimum(offsets, ends - starts - 1)]
+
+
+class ImagesMarked(NamedTuple):
+    """Whether some, and whether all, of each record's images are marked, both (records,) bool; False without images."""
+
+    some: np.ndarray
+    all: np.ndarray
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The records of several datasets, row by row in the order of the datasets' names."""
+    """The records of several datasets, row by row in the order of the datasets' names.
+
+    Per record (records,): `dataset`, an index into `datasets`; `uids`, `licences`, `splits`; `images`, codes into
+    `catalogue`, a struct of source and key; `prefixes`, tokens of its own system text, or 0; and its choice groups,
+    numbered over all records: `group_names`, `group_sizes`, and `group_permutes`, whether a group is an order of
+    rounds. Per round: `shown`, the record's images that appear in it; `question_group` and `answer_group`, the index
+    of the group in the record, or -1; and the token counts of `questions`, of `named` (questions that name their
+    image) and of `answers`.
+    """
 
     datasets: list[str]
     dataset: np.ndarray
@@ -96,19 +112,19 @@ class Corpus:
         return np.flatnonzero(self.dataset == self.datasets.index(dataset))
 
     def uids_at(self, rows: np.ndarray) -> Iterator[bytes]:
-        """The uids of the given rows, as bytes: what is hashed. They are made a few at a time, on the way there."""
+        """The uids of the given rows as bytes, which are hashed; made chunk by chunk, while they are used."""
         uids = self.uids.cast(pa.binary())
-        return chain.from_iterable(uids.take(pa.array(piece)).to_pylist() for piece in chunked(rows))
+        return chain.from_iterable(uids.take(pa.array(chunk)).to_pylist() for chunk in chunked(rows))
 
     def images_in(self, names: pa.Table) -> np.ndarray:
         """Whether each image of the catalogue is among `names` (columns source and key)."""
-        wanted = _joined(names["source"], names["key"])
-        return pc.is_in(self.image_names, value_set=wanted).to_numpy(zero_copy_only=False)
+        value_set = _joined(names["source"], names["key"])
+        return pc.is_in(self.image_names, value_set=value_set).to_numpy(zero_copy_only=False)
 
-    def any_image(self, marked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Whether any and whether all of each record's images are marked; without images it has neither."""
+    def images_marked(self, marked: np.ndarray) -> ImagesMarked:
+        """Of which records some or all images are among those that `marked` (images of the catalogue,) marks."""
         marks = np.bincount(self.images.rows[marked[self.images.values]], minlength=len(self))
-        return marks > 0, (marks > 0) & (marks == self.images.lengths)
+        return ImagesMarked(marks > 0, (marks > 0) & (marks == self.images.lengths))
 
 
 def load_corpus(records: Path, tokens: Path, datasets: list[str]) -> Corpus:
@@ -122,11 +138,11 @@ def load_corpus(records: Path, tokens: Path, datasets: list[str]) -> Corpus:
     for name, size in zip(datasets, rows.sizes, strict=True):
         if size == 0:
             raise UserError(
-                f"{records / name}.parquet holds no records: take {name} out of the blend, or see in its report why"
+                f"{records / name}.parquet holds no records: remove {name} from the blend, or see its report"
             )
     uids = rows.column("uid")
     if not uids.equals(counts.column("uid")):
-        raise UserError(_strangers(rows, counts))
+        raise UserError(_mismatched_tables(rows, counts))
 
     images, rounds, groups = rows.column("images"), rows.column("rounds", "images"), rows.column("groups")
     catalogue, codes = _catalogue(images.flatten())
@@ -157,7 +173,7 @@ def load_corpus(records: Path, tokens: Path, datasets: list[str]) -> Corpus:
 class _Tables:
     """The tables of several datasets below one folder, read by column as if they were one."""
 
-    def __init__(self, folder: Path, datasets: list[str], step: str):
+    def __init__(self, folder: Path, datasets: list[str], step: str) -> None:
         self.paths = {name: Path(folder) / f"{name}.parquet" for name in datasets}
         for name, path in self.paths.items():
             if not path.exists():
@@ -165,14 +181,14 @@ class _Tables:
         self.sizes = [pq.read_metadata(path).num_rows for path in self.paths.values()]
 
     def column(self, name: str, field: str | None = None) -> pa.Array:
-        """A column of all tables in one piece; of a list of structs only one `field`."""
+        """A column of all tables as one array; of a list of structs only one `field`."""
         columns = [name if field is None else f"{name}.list.element.{field}"]
-        pieces = [flat(pq.ParquetFile(path).read(columns=columns), name) for path in self.paths.values()]
-        return pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
+        parts = [flat(pq.ParquetFile(path).read(columns=columns), name) for path in self.paths.values()]
+        return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
 
 
-def _strangers(rows: _Tables, counts: _Tables) -> str:
-    """Say which token table does not belong to its records."""
+def _mismatched_tables(rows: _Tables, counts: _Tables) -> str:
+    """The message that names the token table which does not belong to its records."""
     for name, path in rows.paths.items():
         if not read_table(path, columns=["uid"]).equals(read_table(counts.paths[name], columns=["uid"])):
             return f"{counts.paths[name]} does not belong to {path}: run count_tokens for {name} again"
@@ -189,12 +205,12 @@ def _catalogue(images: pa.StructArray) -> tuple[pa.StructArray, np.ndarray]:
     names = _joined(*images.flatten()).dictionary_encode()
     distinct = names.dictionary
     order = pc.sort_indices(distinct).to_numpy()
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    parts = pc.split_pattern(distinct.take(pa.array(order)), _BORDER, max_splits=1)
+    code = np.empty(len(order), np.int64)
+    code[order] = np.arange(len(order))
+    parts = pc.split_pattern(distinct.take(pa.array(order)), _SEPARATOR, max_splits=1)
     fields = [pc.list_element(parts, i) if len(parts) else pa.array([], pa.string()) for i in (0, 1)]
-    return pa.StructArray.from_arrays(fields, ["source", "key"]), place[names.indices.to_numpy()]
+    return pa.StructArray.from_arrays(fields, ["source", "key"]), code[names.indices.to_numpy()]
 
 
 def _joined(sources: pa.StringArray, keys: pa.StringArray) -> pa.StringArray:
-    return pc.binary_join_element_wise(sources, keys, _BORDER)
+    return pc.binary_join_element_wise(sources, keys, _SEPARATOR)

@@ -10,7 +10,7 @@ from math import ceil
 import numpy as np
 
 from scripts.blending.packing import pack
-from scripts.blending.ragged import Ragged
+from scripts.blending.ragged import Ragged, concatenate_ragged
 from scripts.blending.randomness import Draws
 from scripts.common.errors import UserError
 from scripts.config.blend import BlendConfig
@@ -18,8 +18,10 @@ from scripts.config.blend import BlendConfig
 
 @dataclass(frozen=True)
 class ConversationStats:
-    """What decides the order of n conversations, each (n,): `keys` uint64 to shuffle by, `starts` moments as shares of
-    the epoch in [0, 1), `tokens`, `images`, and the number of the entry that each belongs to.
+    """What decides the order of n conversations, all columns (n,).
+
+    `keys`: uint64 to shuffle by. `starts`: moments as shares of the epoch in [0, 1). `tokens`, `images`: how many it
+    has. `owners`: index of the blend's entry that it belongs to.
     """
 
     keys: np.ndarray
@@ -29,38 +31,37 @@ class ConversationStats:
     owners: np.ndarray
 
 
-def arrange(measured: ConversationStats, settings: BlendConfig, draws: Draws, entries: Sequence[str]) -> Ragged:
+def arrange(conversations: ConversationStats, settings: BlendConfig, draws: Draws, entries: Sequence[str]) -> Ragged:
     """The units of an epoch in their order, each as the numbers of its conversations.
 
     Raises:
         UserError: see `shuffle`.
     """
     if settings.packing:
-        units = _packs(measured, settings)
-        # A key of its own: that of a member would bring the packs of a window back together.
-        members = [b"%d" % key for key in measured.keys[units.values[units.starts[:-1]]].tolist()]
+        units = _packs(conversations, settings)
+        # A new key: that of a member would bring the packs of a window back together.
+        members = [b"%d" % key for key in conversations.keys[units.values[units.starts[:-1]]].tolist()]
         keys = draws.keys(members, np.zeros(len(members), np.int64), "pack order")
     else:
-        keys = measured.keys
+        keys = conversations.keys
         units = Ragged.from_lengths(np.arange(len(keys)), np.ones(len(keys), np.int64))
     first = units.values[units.starts[:-1]]
-    costs = np.bincount(units.rows, measured.tokens[units.values], minlength=len(units)).astype(np.int64)
-    names = np.array(entries, object)[measured.owners[first]]
-    order = shuffle(keys, measured.starts[first], settings.global_batch, names)
+    costs = np.bincount(units.rows, conversations.tokens[units.values], minlength=len(units)).astype(np.int64)
+    names = np.array(entries, object)[conversations.owners[first]]
+    order = shuffle(keys, conversations.starts[first], settings.global_batch, names)
     return units.take(sort_batches(order, costs, settings.global_batch))
 
 
-def _packs(measured: ConversationStats, settings: BlendConfig) -> Ragged:
+def _packs(conversations: ConversationStats, settings: BlendConfig) -> Ragged:
     """Packs of conversations that start at the same moment."""
-    found = []
-    for moment in np.unique(measured.starts):
-        mine = np.flatnonzero(measured.starts == moment)
-        mine = mine[np.argsort(measured.keys[mine], kind="stable")]
-        packs = pack(measured.tokens[mine], measured.images[mine], settings.sequence, settings.max_images_per_pack)
-        found.append((mine[packs.values], packs.lengths))
-    if not found:
-        return Ragged.from_lists([])
-    return Ragged.from_lengths(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    parts = []
+    for moment in np.unique(conversations.starts):
+        mine = np.flatnonzero(conversations.starts == moment)
+        mine = mine[np.argsort(conversations.keys[mine], kind="stable")]
+        tokens, images = conversations.tokens[mine], conversations.images[mine]
+        packs = pack(tokens, images, settings.sequence, settings.max_images_per_pack)
+        parts.append(Ragged(mine[packs.values], packs.starts))
+    return concatenate_ragged(parts) if parts else Ragged.from_lists([])
 
 
 def shuffle(keys: np.ndarray, starts: np.ndarray, global_batch: int, names: Sequence[str]) -> np.ndarray:
@@ -73,6 +74,7 @@ def shuffle(keys: np.ndarray, starts: np.ndarray, global_batch: int, names: Sequ
     Args:
         keys: (n,) uint64.
         starts: (n,) moments as shares of the epoch in [0, 1).
+        global_batch: units of a step; moments are rounded up to a multiple of it.
         names: (n,) names of the datasets, for the message.
 
     Raises:
@@ -95,7 +97,7 @@ def shuffle(keys: np.ndarray, starts: np.ndarray, global_batch: int, names: Sequ
 
 
 def sort_batches(order: np.ndarray, costs: np.ndarray, global_batch: int) -> np.ndarray:
-    """Sort every global batch by falling cost, so that ranks which deal it out in turn get equal work.
+    """Sort every global batch by falling cost, so that ranks which take its units in turn get equal work.
 
     `costs` (n,) belong to the units that `order` names; equal costs keep their order.
     """

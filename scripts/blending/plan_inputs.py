@@ -1,4 +1,4 @@
-"""What a plan is made from, checked before it is used.
+"""The inputs of a plan, checked before they are used.
 
 Token tables must belong to their records and to each other, images must exist, and the hold-out must have been decided.
 """
@@ -19,13 +19,14 @@ from scripts.common.files import read_json, read_table
 
 @dataclass(frozen=True)
 class TokenTables:
-    """How the conversations of a plan are measured: the shared part of the token tables' manifests.
+    """What the token tables of a plan share, from their manifests.
 
-    `records`: hash of each dataset's records, whose texts the counts belong to.
+    `identity`: see `tokens_identity.py`. `template`: tokens of the fixed parts of a conversation. `records`: hash of
+    each dataset's records, whose texts were counted.
     """
 
     identity: str
-    constants: TemplateCounts
+    template: TemplateCounts
     records: dict[str, str]
 
 
@@ -70,9 +71,9 @@ def read_token_tables(
                 f"run count_tokens for {name} again, with --followups"
             )
     return TokenTables(
-        manifests[first]["identity"],
-        TemplateCounts.from_manifest(manifests[first]),
-        {name: manifest["records_sha256"] for name, manifest in manifests.items()},
+        identity=manifests[first]["identity"],
+        template=TemplateCounts.from_manifest(manifests[first]),
+        records={name: manifest["records_sha256"] for name, manifest in manifests.items()},
     )
 
 
@@ -80,7 +81,7 @@ def check_records(records: Path, planned: Mapping[str, str]) -> None:
     """Check that the records are still those of a plan, by the hash of each dataset.
 
     Raises:
-        UserError: they are not, so their texts may have other lengths than the plan says.
+        UserError: they are not, so their texts may have other lengths than the plan counted.
     """
     for name, sha256 in planned.items():
         if read_json(records / f"{name}.report.json")["sha256"] != sha256:
@@ -88,7 +89,7 @@ def check_records(records: Path, planned: Mapping[str, str]) -> None:
 
 
 def check_images(corpus: Corpus, media: Mapping[str, Path]) -> None:
-    """Check that every image which the records name is in the media stores.
+    """Check that every image that the records name is in the media stores.
 
     Raises:
         UserError: an image or a whole source is not there.
@@ -101,7 +102,8 @@ def check_images(corpus: Corpus, media: Mapping[str, Path]) -> None:
         if not index.exists():
             raise UserError(f"{index} does not exist: run shard and index for the source {source} first")
         named = keys.filter(pc.equal(sources, source))
-        absent = named.filter(pc.invert(pc.is_in(named, value_set=read_table(index, columns=["key"])["key"])))
+        present = pc.is_in(named, value_set=read_table(index, columns=["key"])["key"])
+        absent = named.filter(pc.invert(present))
         if len(absent):
             raise UserError(
                 f"the records show {len(absent)} images that {index} does not hold, such as {absent[0].as_py()}: "
@@ -110,7 +112,7 @@ def check_images(corpus: Corpus, media: Mapping[str, Path]) -> None:
 
 
 def read_held_out(corpus: Corpus, split: Path) -> np.ndarray:
-    """Whether each image of the catalogue is kept for evaluation.
+    """Whether each image of the catalogue is kept for evaluation, (images,) bool.
 
     Raises:
         UserError: the hold-out has not been decided.

@@ -1,6 +1,7 @@
-"""A plan in words and numbers: what a person wants to know before paying for GPUs."""
+"""A plan as text and numbers, to be read before GPUs are paid for."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ _BINS = 12
 _BAR = 40
 
 
-def describe(table: pa.Table, manifest: dict) -> str:
+def describe(table: pa.Table, manifest: Mapping[str, Any]) -> str:
     """The plan as text for a terminal."""
     tokens = table["n_tokens"].to_numpy()
     units = np.bincount(table["pack"].to_numpy(), tokens).astype(np.int64)
@@ -26,7 +27,7 @@ def describe(table: pa.Table, manifest: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _totals(tokens: np.ndarray, units: np.ndarray, manifest: dict) -> list[list[str]]:
+def _totals(tokens: np.ndarray, units: np.ndarray, manifest: Mapping[str, Any]) -> list[list[str]]:
     batch = manifest["global_batch"]
     batches = f"in {manifest['global_batches']:,} global batches of {batch:,}"
     names = ("rounds", "images", "tokens")
@@ -44,25 +45,19 @@ def _totals(tokens: np.ndarray, units: np.ndarray, manifest: dict) -> list[list[
     if manifest["packing"]:
         lines.insert(1, ["packs", f"{manifest['units']:,}", batches])
         full = _share(manifest["tokens"], manifest["units"] * manifest["sequence"])
-        lines.append(
-            [
-                "full",
-                full,
-                "of the places of packs; "
-                f"one conversation in a row would be padded by {_share(*padding(tokens, batch))}",
-            ]
-        )
+        unpacked = f"one conversation in a row would be padded by {_share(*padding(tokens, batch))}"
+        lines.append(["full", full, f"of the positions of packs; {unpacked}"])
     return lines
 
 
 def padding(tokens: np.ndarray, global_batch: int) -> tuple[int, int]:
-    """Padded places, and all places, if every global batch is padded to its longest unit; `tokens` (units,)."""
+    """Padding, and all positions, if every global batch is padded to its longest unit; `tokens` (units,)."""
     firsts = np.arange(0, len(tokens), global_batch)
     if len(firsts) == 0:
         return 0, 0
     sizes = np.diff(np.append(firsts, len(tokens)))
-    places = int((np.maximum.reduceat(tokens, firsts).astype(np.int64) * sizes).sum())
-    return places - int(tokens.sum()), places
+    positions = int((np.maximum.reduceat(tokens, firsts).astype(np.int64) * sizes).sum())
+    return positions - int(tokens.sum()), positions
 
 
 def _histogram(tokens: np.ndarray) -> list[str]:
@@ -75,45 +70,47 @@ def _histogram(tokens: np.ndarray) -> list[str]:
     return _columns(">><", bars)
 
 
-def _datasets(accounts: dict[str, dict], size: int | None) -> list[str]:
-    head = ["", "asked", "realised", "of records", "drawn", "tokens", "supervised", "images"]
+def _datasets(accounts: Mapping[str, Mapping[str, Any]], epoch_size: int | None) -> list[str]:
+    head = ["", "requested", "actual", "of records", "drawn", "tokens", "supervised", "images"]
     rows, notes = [], []
     for name, account in accounts.items():
-        asked = account["asked"]
-        words = f"{asked['samples']}" + f" x {asked['repeat']}" * (asked["repeat"] > 1)
-        if asked["proportion"] is not None:
-            words = f"{asked['proportion']:.1%} of {size:,}"
+        settings = account["asked"]
+        requested = f"{settings['samples']}"
+        if settings["proportion"] is not None:
+            requested = f"{settings['proportion']:.1%} of {epoch_size:,}"
+        elif settings["repeat"] > 1:
+            requested += f" x {settings['repeat']}"
         if "starts_in_epoch" in account:
-            rows.append([name, words, "0", "", "", "", "", ""])
+            rows.append([name, requested, "0", "", "", "", "", ""])
             notes.append(f"  {name}: starts in epoch {account['starts_in_epoch']}")
             continue
         numbers = [account[key] for key in ("realised", "records", "drawn", "tokens", "labels", "images")]
-        rows.append([name, words, *(f"{number:,}" for number in numbers)])
+        rows.append([name, requested, *(f"{number:,}" for number in numbers)])
         notes += _notes(name, account)
     return _columns("<>>>>>>>", [head, *rows]) + notes
 
 
-def _notes(name: str, account: dict) -> Iterable[str]:
-    asked, cut = account["asked"], account["cut"]
+def _notes(name: str, account: Mapping[str, Any]) -> Iterable[str]:
+    settings, cut = account["asked"], account["cut"]
     if account["drawn"] < account["wanted"]:
-        yield f"  {name}: {account['wanted']:,} conversations were asked for, but only {account['drawn']:,} are there"
+        yield f"  {name}: {account['wanted']:,} conversations were requested, but only {account['drawn']:,} exist"
     if "joins" in account:
         yield f"  {name}: joins {', '.join(account['joins'][1:])} to {account['joins'][0]} on their images"
-    if asked["concat"] > 1:
+    if settings["concat"] > 1:
         made = f"{account['drawn']:,} records in {account['realised']:,} conversations"
-        yield f"  {name}: joined by up to {asked['concat']}, {made}"
-    if asked["after"] > 0:
-        yield f"  {name}: only from {asked['after']:g} epochs of training on"
+        yield f"  {name}: up to {settings['concat']} concatenated, {made}"
+    if settings["after"] > 0:
+        yield f"  {name}: only from {settings['after']:g} epochs of training on"
     for reason, count in account["dropped"].items():
         yield f"  {name}: {count:,} records not used: {reason.replace('_', ' ')}"
     if account["too_long"]:
-        yield f"  {name}: {account['too_long']:,} conversations dropped: too long even for what they must show"
+        yield f"  {name}: {account['too_long']:,} conversations dropped: what they must show is already too long"
     if cut["rounds"]:
         lost = f", {cut['records']:,} records lost with them" if cut["records"] else ""
-        yield f"  {name}: {cut['conversations']:,} conversations cut to length by {cut['rounds']:,} rounds{lost}"
+        yield f"  {name}: {cut['conversations']:,} conversations truncated by {cut['rounds']:,} rounds{lost}"
 
 
-def _per_conversation(total: int, manifest: dict) -> str:
+def _per_conversation(total: int, manifest: Mapping[str, Any]) -> str:
     return f"{total / manifest['conversations']:.1f} per conversation" if manifest["conversations"] else ""
 
 
@@ -121,10 +118,10 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "0%"
 
 
-def _columns(alignment: str, rows: list[list[str]]) -> list[str]:
+def _columns(alignment: str, rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as aligned columns; `alignment` has one `<` or `>` per column."""
     if not rows:
         return []
-    widths = [max(len(row[place]) for row in rows) for place in range(len(alignment))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(alignment))]
     formats = [f"{{:{side}{width}}}" for side, width in zip(alignment, widths, strict=True)]
     return ["  " + "  ".join(formats).format(*row).rstrip() for row in rows]

@@ -3,12 +3,13 @@
 Consecutive rows with one number in `pack` form a unit, which is trained on as one row of a batch; without packing every
 conversation is a unit.
 
-A row says everything about a conversation except its texts: which records, which rounds of them in which order, which
-of their alternatives, under which image numbers. `render.py` turns a row into messages; nothing is left to chance.
+A row holds everything about a conversation except its texts: which records, which rounds of them in which order, which
+of their alternatives, under which image numbers. `render.py` turns a row into messages, without any further draw.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,26 +48,30 @@ SINGLE, CONCAT, JOINED = "single", "concat", "join"
 def build_table(
     corpus: Corpus,
     conversations: Conversations,
-    cut: Truncated,
+    truncated: Truncated,
     units: Ragged,
     owners: np.ndarray,
     entries: Sequence[str],
     joins: Sequence[bool],
     epoch: int,
 ) -> pa.Table:
-    """The plan of the conversations that a cut has kept.
+    """The plan of the conversations that truncation has kept, as a table of `PLAN_SCHEMA`.
 
     Args:
+        corpus: the records that the conversations show.
+        conversations: as they were before truncation.
+        truncated: what is left of them.
         units: every kept conversation once, unit by unit.
         owners: (n,) blend entry of each kept conversation, by number.
         entries: names of the entries.
         joins: whether each entry is a join.
+        epoch: number of the epoch, from 0.
     """
     order = units.values
-    rows = cut.pieces.take(order)
+    rows = truncated.pieces.take(order)
     pieces, starts = rows.values, rows.starts
-    images = cut.images.take(order)
-    form = np.where(np.array(joins)[owners], 2, cut.pieces.lengths > 1)[order]
+    images = truncated.images.take(order)
+    form = np.where(np.array(joins)[owners], 2, truncated.pieces.lengths > 1)[order]
     position = np.arange(len(order))
     columns = {
         "position": position,
@@ -74,13 +79,13 @@ def build_table(
         "uids": nested(starts, corpus.uids.take(pa.array(conversations.records[pieces]))),
         "copies": nested(starts, pa.array(conversations.copies[pieces], pa.int32())),
         "choices": nested(starts, conversations.choices.take(pieces).to_arrow(pa.int64())),
-        "rounds": nested(starts, cut.rounds.take(pieces).to_arrow(pa.int32())),
+        "rounds": nested(starts, truncated.rounds.take(pieces).to_arrow(pa.int32())),
         "offsets": nested(starts, pa.array(conversations.offsets[pieces], pa.int32())),
         "named": nested(starts, pa.array(conversations.named[pieces], pa.bool_())),
         "images": nested(images.starts, corpus.catalogue.take(pa.array(images.values, pa.int64()))),
         "n_images": images.lengths,
-        "n_tokens": cut.n_tokens[order],
-        "n_labels": cut.n_labels[order],
+        "n_tokens": truncated.n_tokens[order],
+        "n_labels": truncated.n_labels[order],
         "pack": units.rows,
         "dataset": pa.array(entries, pa.string()).take(pa.array(owners[order])),
         "form": pa.array([SINGLE, CONCAT, JOINED]).take(pa.array(form)),
@@ -93,19 +98,17 @@ def build_table(
 
 
 def manifest_path(plan: str | Path) -> Path:
-    """Where the manifest of a plan lies."""
+    """The path of a plan's manifest."""
     return Path(plan).with_suffix(".json")
 
 
-def read_plan(path: str | Path) -> tuple[pa.Table, dict]:
+def read_plan(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
     """A plan and its manifest.
 
     Raises:
         UserError: either is absent, or the table is not the one that the manifest describes.
     """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path} does not exist: run plan first")
+    path = _existing(path)
     manifest, table = read_json(manifest_path(path)), read_table(path)
     if table.schema != PLAN_SCHEMA or logical_sha256(table) != manifest["sha256"]:
         raise UserError(f"{path} is not the table that {manifest_path(path)} describes: run plan again")
@@ -118,14 +121,17 @@ def unit_ids(path: str | Path) -> np.ndarray:
     Raises:
         UserError: the plan is absent.
     """
-    path = Path(path)
-    if not path.exists():
+    return read_table(_existing(path), columns=["pack"])["pack"].to_numpy()
+
+
+def _existing(path: str | Path) -> Path:
+    if not Path(path).exists():
         raise UserError(f"{path} does not exist: run plan first")
-    return read_table(path, columns=["pack"])["pack"].to_numpy()
+    return Path(path)
 
 
 def read_rows(path: str | Path, first: int, end: int) -> pa.Table:
-    """The rows `first` to `end` of a plan, without reading all of it."""
+    """The rows [first, end) of a plan, without reading all of it."""
     with pq.ParquetFile(path) as file:
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         starts = np.concatenate([[0], np.cumsum(sizes)])

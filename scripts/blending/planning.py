@@ -1,12 +1,13 @@
 """The plan as one pure function: records, lengths, hold-out and settings in, one epoch as a table out.
 
 In order: which records may occur, which of them do, how they are concatenated or joined, what each choice group takes,
-how long the conversations are and where they are cut, which of them are packed together, and in which order they
+how long the conversations are and where they are truncated, which of them are packed together, and in which order they
 come. Each step is a module of this package.
 """
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,17 +39,19 @@ HELDOUT = "heldout"
 
 @dataclass(frozen=True)
 class _Drawn:
-    """The conversations of one entry, and how it came to them."""
+    """The conversations of one entry, and its account in the plan's manifest: how they were drawn."""
 
     name: str
     conversations: Conversations
-    account: dict
+    account: dict[str, Any]
 
 
 def make_plan(
-    corpus: Corpus, held_out: np.ndarray, measure: TokenTables, blend: str, settings: PlanConfig, epoch: int | None
-) -> tuple[pa.Table, dict]:
+    corpus: Corpus, held_out: np.ndarray, tokens: TokenTables, blend: str, settings: PlanConfig, epoch: int | None
+) -> tuple[pa.Table, dict[str, Any]]:
     """One epoch of a blend, or its held-out part where `epoch` is None, and its manifest.
+
+    `held_out` (images of the catalogue,) bool: kept for evaluation.
 
     Raises:
         UserError: a training epoch would be empty, or a dataset starts later than the others can fill.
@@ -66,22 +69,26 @@ def make_plan(
         raise UserError(f"no dataset of the blend {blend} has started by the end of epoch {number}: lower an `after`")
     conversations = stack([part.conversations for part in drawn])
     owner = np.repeat(np.arange(len(drawn)), [len(part.conversations) for part in drawn])
-    left = truncate(corpus, conversations, measure.constants, settings.sequence, settings.max_images)
-    if epoch is not None and len(left.kept) == 0:
+    truncated = truncate(corpus, conversations, tokens.template, settings.sequence, settings.max_images)
+    if epoch is not None and len(truncated.kept) == 0:
         raise UserError(_why_empty(blend, number, drawn, settings))
 
     starts = np.array([max(0.0, entry.after - number) for entry in entries.values()])
-    owners = owner[left.kept]
-    measured = ConversationStats(
-        conversations.keys[left.kept], starts[owners], left.n_tokens, left.images.lengths, owners
+    owners = owner[truncated.kept]
+    stats = ConversationStats(
+        keys=conversations.keys[truncated.kept],
+        starts=starts[owners],
+        tokens=truncated.n_tokens,
+        images=truncated.images.lengths,
+        owners=owners,
     )
-    units = arrange(measured, settings, draws, list(entries))
+    units = arrange(stats, settings, draws, list(entries))
     joins = [settings.join_of(name) is not None for name in entries]
-    table = build_table(corpus, conversations, left, units, owners, list(entries), joins, number)
+    table = build_table(corpus, conversations, truncated, units, owners, list(entries), joins, number)
 
-    accounts = {part.name: part.account | _account(left, owner, place) for place, part in enumerate(drawn)}
+    accounts = {part.name: part.account | _account(truncated, owner, number) for number, part in enumerate(drawn)}
     accounts |= {
-        name: {"asked": _asked(entry), "starts_in_epoch": int(entry.after), "realised": 0}
+        name: {"asked": _requested(entry), "starts_in_epoch": int(entry.after), "realised": 0}
         for name, entry in sorted(settings.datasets.items())
         if name not in entries
     }
@@ -91,8 +98,8 @@ def make_plan(
         "epoch": HELDOUT if epoch is None else epoch,
         "sha256": logical_sha256(table),
         "tokens_name": settings.tokens,
-        "tokens_identity": measure.identity,
-        "records": measure.records,
+        "tokens_identity": tokens.identity,
+        "records": tokens.records,
         "seed": settings.seed,
         "sequence": settings.sequence,
         "max_images": settings.max_images,
@@ -103,11 +110,11 @@ def make_plan(
         "epoch_size": settings.epoch_size,
         "units": len(units),
         "conversations": table.num_rows,
-        "rounds": int(left.rounds.lengths.sum()),
-        "tokens": int(left.n_tokens.sum()),
-        "labels": int(left.n_labels.sum()),
-        "images": len(left.images.values),
-        "licences": _licences(corpus, conversations, left),
+        "rounds": int(truncated.rounds.lengths.sum()),
+        "tokens": int(truncated.n_tokens.sum()),
+        "labels": int(truncated.n_labels.sum()),
+        "images": len(truncated.images.values),
+        "licences": _licences(corpus, conversations, truncated),
         "datasets": accounts,
     }
 
@@ -129,54 +136,55 @@ def _draw(
     rows = corpus.rows_of(parts.over if parts else name)
     rows = rows[verdicts[rows] != NOT_HELD_OUT]
     judged = verdicts[rows]
+    join = None
     if parts:
-        # A held-out pair may be joined with talk about an image that is not held out itself.
+        # A held-out pair may be joined with conversations about an image that is not held out itself.
         shown = (verdicts == USABLE) | (verdicts == NOT_HELD_OUT)
         join = Joiner(corpus, draws, name, entry, parts.talk, shown)
         judged = np.where(judged == USABLE, join.judge(rows), judged)
     usable = rows[judged == USABLE]
-    records, copies = draw_records(corpus, draws, name, entry, usable, settings.epoch_size)
-    if parts:
-        conversations = join.conversations(records, copies)
+    drawn = draw_records(corpus, draws, name, entry, usable, settings.epoch_size)
+    if join:
+        conversations = join.conversations(drawn.records, drawn.copies)
     else:
-        conversations = single_dataset(corpus, draws, name, entry, records, copies)
-    account = {
-        "asked": _asked(entry),
+        conversations = single_dataset(corpus, draws, name, entry, drawn.records, drawn.copies)
+    account: dict[str, Any] = {
+        "asked": _requested(entry),
         "wanted": requested_count(entry, len(usable), settings.epoch_size),
         "records": len(rows),
         "dropped": count_reasons(judged),
         "usable": len(usable),
-        "drawn": len(records),
+        "drawn": len(drawn.records),
     }
     if parts:
         account["joins"] = settings.component_datasets(name)
     return _Drawn(name, conversations, account)
 
 
-def _asked(entry: BlendDatasetConfig) -> dict:
+def _requested(entry: BlendDatasetConfig) -> dict[str, Any]:
     return entry.model_dump(include={"samples", "repeat", "proportion", "concat", "after"})
 
 
-def _account(left: Truncated, owner: np.ndarray, entry: int) -> dict:
+def _account(truncated: Truncated, owner: np.ndarray, entry: int) -> dict[str, Any]:
     """What became of the conversations of one entry."""
-    mine = owner[left.kept] == entry
+    mine = owner[truncated.kept] == entry
     return {
         "too_long": int((owner == entry).sum() - mine.sum()),
         "cut": {
-            "conversations": int((left.rounds_lost[mine] > 0).sum()),
-            "rounds": int(left.rounds_lost[mine].sum()),
-            "records": int(left.pieces_lost[mine].sum()),
+            "conversations": int((truncated.rounds_lost[mine] > 0).sum()),
+            "rounds": int(truncated.rounds_lost[mine].sum()),
+            "records": int(truncated.pieces_lost[mine].sum()),
         },
         "realised": int(mine.sum()),
-        "tokens": int(left.n_tokens[mine].sum()),
-        "labels": int(left.n_labels[mine].sum()),
-        "images": int(left.images.lengths[mine].sum()),
+        "tokens": int(truncated.n_tokens[mine].sum()),
+        "labels": int(truncated.n_labels[mine].sum()),
+        "images": int(truncated.images.lengths[mine].sum()),
     }
 
 
-def _licences(corpus: Corpus, conversations: Conversations, left: Truncated) -> dict[str, int]:
+def _licences(corpus: Corpus, conversations: Conversations, truncated: Truncated) -> dict[str, int]:
     """Records shown per licence; a record counts once for every time it is shown."""
-    shown = corpus.licences.take(pa.array(conversations.records[left.pieces.values]))
+    shown = corpus.licences.take(pa.array(conversations.records[truncated.pieces.values]))
     return dict(sorted((count["values"], count["counts"]) for count in pc.value_counts(shown).to_pylist()))
 
 

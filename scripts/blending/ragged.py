@@ -3,13 +3,13 @@
 Row i of a `Ragged` is `values[starts[i]:starts[i + 1]]`, exactly as Arrow stores a list column.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-_PIECE = 1 << 14
+_CHUNK = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Ragged:
 
     @classmethod
     def from_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> "Ragged":
-        """Truncated `values` into rows of the given lengths."""
+        """Cut `values` into rows of the given lengths."""
         return cls(np.asarray(values), starts_from_lengths(lengths))
 
     @classmethod
@@ -49,14 +49,20 @@ class Ragged:
         """A list column of numbers or booleans."""
         return cls(array.flatten().to_numpy(zero_copy_only=False), list_starts(array))
 
-    def to_arrow(self, type: pa.DataType) -> pa.ListArray:
-        """A list column with elements of `type`."""
-        return nested(self.starts, pa.array(self.values, type))
+    def to_arrow(self, element: pa.DataType) -> pa.ListArray:
+        """A list column with elements of the type `element`."""
+        return nested(self.starts, pa.array(self.values, element))
 
     def take(self, rows: np.ndarray) -> "Ragged":
         """The given rows, in that order."""
         lengths = self.lengths[rows]
         return Ragged.from_lengths(self.values[concat_ranges(self.starts[:-1][rows], lengths)], lengths)
+
+
+def concatenate_ragged(parts: Sequence[Ragged]) -> Ragged:
+    """The rows of all parts, one part after the other."""
+    lengths = np.concatenate([part.lengths for part in parts])
+    return Ragged.from_lengths(np.concatenate([part.values for part in parts]), lengths)
 
 
 def starts_from_lengths(lengths: np.ndarray) -> np.ndarray:
@@ -74,8 +80,8 @@ def concat_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def chunked(values: np.ndarray) -> Iterator[np.ndarray]:
-    """An array a little at a time, for what makes Python objects of it: millions at once would leave the caches."""
-    return (values[start : start + _PIECE] for start in range(0, len(values), _PIECE))
+    """An array chunk by chunk, for code that makes Python objects of it: millions at once do not fit the CPU caches."""
+    return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
 
 
 def segment_cumsum(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -86,7 +92,7 @@ def segment_cumsum(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def flat(table: pa.Table, column: str) -> pa.Array:
-    """A column as one piece."""
+    """A column as one contiguous array."""
     chunks = table[column].chunks
     if len(chunks) == 1:
         return chunks[0]
@@ -95,8 +101,8 @@ def flat(table: pa.Table, column: str) -> pa.Array:
 
 def list_starts(array: pa.ListArray) -> np.ndarray:
     """Where the rows of a list column start in its flattened values."""
-    places = array.offsets.to_numpy()
-    return places - places[0] if places[0] else places
+    starts = array.offsets.to_numpy()
+    return starts - starts[0] if starts[0] else starts
 
 
 def nested(starts: np.ndarray, values: pa.Array) -> pa.ListArray:

@@ -21,15 +21,15 @@ def messages(row: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -
     for uid, choices, rounds, offset, named in pieces:
         record = records[uid]
         drawn_order = any(group["kind"] == PERMUTE for group in record["groups"])
-        for place, index in enumerate(rounds):
+        for position, index in enumerate(rounds):
             round_ = record["rounds"][index]
             question = _chosen(round_["question"], round_["question_group"], choices)
             answer = _chosen(round_["answer"], round_["answer_group"], choices)
             if named:
                 question = name_image(question)
-            images = round_["images"]
+            images: Sequence[int] = round_["images"]
             if drawn_order:
-                images = range(len(record["images"])) if place == 0 else []
+                images = range(len(record["images"])) if position == 0 else []
             # Numbers rise in the order of appearance, so an image with a lower one has been shown by an earlier piece.
             new = [offset + image for image in images if offset + image >= n_shown]
             n_shown += len(new)

@@ -1,5 +1,7 @@
 """Which records may occur, and which of them do: the hold-out, official splits, samples and repeats."""
 
+from typing import Literal, NamedTuple
+
 import numpy as np
 import pyarrow.compute as pc
 
@@ -13,27 +15,34 @@ OFFICIAL_SPLIT, HELD_OUT, PARTLY_HELD_OUT, NO_CONVERSATION, REPEATS_IMAGE = rang
 NOT_HELD_OUT = -1
 
 
-def judge_training(corpus: Corpus, held_out: np.ndarray, all_splits: bool = False) -> np.ndarray:
-    """Why each record may not train, as an index into `REASONS`.
+class DrawnRecords(NamedTuple):
+    """The records that an entry shows, rows of the corpus (n,), and the number of each copy (n,)."""
 
-    `held_out`: whether each image of the catalogue is kept for evaluation. A record trains only if none of its images
-    is, and only if it is of an official training split, unless `all_splits` asks for every one.
+    records: np.ndarray
+    copies: np.ndarray
+
+
+def judge_training(corpus: Corpus, held_out: np.ndarray, all_splits: bool = False) -> np.ndarray:
+    """Whether each record may be trained on, or why not, as an index into `REASONS`, (records,).
+
+    `held_out` (images of the catalogue,) bool: kept for evaluation. A record may be trained on only if none of its
+    images is held out, and only if it is of an official training split, unless `all_splits` allows every split.
     """
-    some, every = corpus.any_image(held_out)
+    held = corpus.images_marked(held_out)
     official = pc.not_equal(corpus.splits, "train").to_numpy(zero_copy_only=False) & (not all_splits)
-    return np.select([official, every, some], [OFFICIAL_SPLIT, HELD_OUT, PARTLY_HELD_OUT], USABLE)
+    return np.select([official, held.all, held.some], [OFFICIAL_SPLIT, HELD_OUT, PARTLY_HELD_OUT], USABLE)
 
 
 def judge_heldout(corpus: Corpus, held_out: np.ndarray, mixed: str, all_splits: bool = False) -> np.ndarray:
-    """Which records are evaluated: `USABLE`, a reason, or `NOT_HELD_OUT` for those without a held-out image.
+    """Which records are evaluated: `USABLE`, a reason, or `NOT_HELD_OUT` where no image is held out, (records,).
 
     Rows of an official test split are used nowhere, because the held-out loss chooses the best checkpoint; `all_splits`
     treats them like all others.
     """
-    some, every = corpus.any_image(held_out)
+    held = corpus.images_marked(held_out)
     test = pc.equal(corpus.splits, "test").to_numpy(zero_copy_only=False) & (not all_splits)
-    partly = some & ~every & (mixed == "drop")
-    return np.select([test, ~some, partly], [OFFICIAL_SPLIT, NOT_HELD_OUT, PARTLY_HELD_OUT], USABLE)
+    partly = held.some & ~held.all & (mixed == "drop")
+    return np.select([test, ~held.some, partly], [OFFICIAL_SPLIT, NOT_HELD_OUT, PARTLY_HELD_OUT], USABLE)
 
 
 def count_reasons(verdicts: np.ndarray) -> dict[str, int]:
@@ -44,30 +53,32 @@ def count_reasons(verdicts: np.ndarray) -> dict[str, int]:
 
 def draw_records(
     corpus: Corpus, draws: Draws, name: str, entry: BlendDatasetConfig, rows: np.ndarray, epoch_size: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The records an entry shows and the number of each copy; `rows` are those it may show."""
+) -> DrawnRecords:
+    """Draw the records that an entry shows from `rows`, those that it may show."""
     if len(rows) == 0:
-        return rows, rows
+        return DrawnRecords(rows, rows)
     if entry.proportion is None:
         part, copies = requested_samples(entry.samples, len(rows)), entry.repeat
         chosen = _chosen(corpus, draws, name, rows, part)
-        return np.tile(chosen, copies), np.repeat(np.arange(copies), part)
+        return DrawnRecords(np.tile(chosen, copies), np.repeat(np.arange(copies), part))
     copies, part = divmod(requested_count(entry, len(rows), epoch_size), len(rows))
     # The last copy is of a part of the records, the first ones of all.
     chosen = _chosen(corpus, draws, name, rows, part)
     numbers = np.concatenate([np.repeat(np.arange(copies), len(rows)), np.full(part, copies)])
-    return np.concatenate([np.tile(rows, copies), chosen]), numbers
+    return DrawnRecords(np.concatenate([np.tile(rows, copies), chosen]), numbers)
 
 
 def requested_count(entry: BlendDatasetConfig, available: int, epoch_size: int | None) -> int:
     """How many conversations, before concatenation, an entry asks for where it may show `available` records."""
     if entry.proportion is not None:
+        if epoch_size is None:
+            raise ValueError("a proportion needs the blend's epoch_size, which its configuration checks")
         return max(1, round(entry.proportion * epoch_size))
-    number = isinstance(entry.samples, int)
-    return (entry.samples if number else requested_samples(entry.samples, available)) * entry.repeat
+    samples = entry.samples if isinstance(entry.samples, int) else requested_samples(entry.samples, available)
+    return samples * entry.repeat
 
 
-def requested_samples(samples: str | int | float, available: int) -> int:
+def requested_samples(samples: Literal["all"] | int | float, available: int) -> int:
     """How many of `available` records `samples` asks for; a share of something is at least one."""
     if samples == "all":
         return available

@@ -1,5 +1,6 @@
-"""Where the shards of a blend and what they hold are found."""
+"""File names below the folder of a blend's part: its manifest, its shards, and the descriptions of the shards."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ MANIFEST = "manifest.json"
 
 
 def part_path(out: Path, shard: str) -> Path:
-    """Where it is told what `shard` holds."""
+    """The file that describes what `shard` holds."""
     return out / "parts" / Path(shard).with_suffix(".json").name
 
 
-def stem_of(planned: dict[str, Any]) -> str:
-    """What the names of a part's shards begin with."""
-    return HELDOUT if planned["epoch"] == HELDOUT else "train"
+def shard_stem(plan_manifest: Mapping[str, Any]) -> str:
+    """The beginning of the names of a part's shards."""
+    return HELDOUT if plan_manifest["epoch"] == HELDOUT else "train"

@@ -1,4 +1,4 @@
-"""Image slots: the places in a record's text that name an image whose final number is known only in the plan.
+"""Image slots: the parts of a record's text that name an image whose final number is known only in the plan.
 
 A slot `<|image:I|>` names the record's image I. `<|image:I:letter|>` and `:LETTER` name it as "a" or "A", `:ordinal` as
 "first".
@@ -21,12 +21,12 @@ def render_slots(text: str, offset: int) -> str:
 
 
 def name_image(question: str) -> str:
-    """A question about a record's only image as a follow-up that says which image it means.
+    """A question about a record's only image as a follow-up that names the image.
 
-    "What is it?" becomes "In image <|image:0|>, what is it?". A word in capitals and "I" keep theirs.
+    "What is it?" becomes "In image <|image:0|>, what is it?". A first word in capitals, and "I", stay as they are.
     """
     word = question.split(maxsplit=1)[0] if question else ""
-    keeps_capital = len(word) > 1 and word[1].isupper() or re.match(r"I\b", word)
+    keeps_capital = (len(word) > 1 and word[1].isupper()) or re.match(r"I\b", word)
     return "In image <|image:0|>, " + (question if keeps_capital else question[:1].lower() + question[1:])
 
 
@@ -37,8 +37,8 @@ def _name(number: int, style: str | None) -> str:
         return str(number)
     letters = ""
     while number:
-        number, rest = divmod(number - 1, 26)
-        letters = chr(ord("a") + rest) + letters
+        number, letter = divmod(number - 1, 26)
+        letters = chr(ord("a") + letter) + letters
     return letters.upper() if style == "LETTER" else letters
 
 

@@ -1,4 +1,4 @@
-"""Hash of what a table says, whatever the file it lies in."""
+"""Hash of the values of a table, independent of the file that holds it."""
 
 import hashlib
 
@@ -14,6 +14,9 @@ def logical_sha256(table: pa.Table) -> str:
 
     It does not depend on chunks, compression or the library's version. Values are hashed in their fixed binary form,
     lists as their lengths and their values, so that a million rows take seconds.
+
+    Raises:
+        ValueError: a field is empty (null).
     """
     digest = hashlib.sha256()
     for name in table.column_names:
@@ -22,7 +25,7 @@ def logical_sha256(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def _feed(digest, array: pa.Array) -> None:
+def _feed(digest: "hashlib._Hash", array: pa.Array) -> None:
     if array.null_count:
         raise ValueError("the tables of this project have no empty fields")
     # Not str(array.type): it holds the name of list elements, which a file does not keep.
@@ -44,8 +47,8 @@ def _feed(digest, array: pa.Array) -> None:
 def _text(array: pa.StringArray) -> memoryview:
     """The UTF-8 bytes of all strings, one after the other."""
     _, starts, data = array.buffers()
-    places = np.frombuffer(starts, np.int32)[array.offset : array.offset + len(array) + 1] if len(array) else [0]
-    return memoryview(data or b"")[places[0] : places[-1]]
+    offsets = np.frombuffer(starts, np.int32)[array.offset : array.offset + len(array) + 1] if len(array) else [0]
+    return memoryview(data or b"")[offsets[0] : offsets[-1]]
 
 
 def _numbers(array: pa.Array) -> bytes:

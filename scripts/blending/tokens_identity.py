@@ -1,23 +1,27 @@
-"""What fixes a token count: the identity that ties a token table, a plan, a blend and a model together.
+"""What decides a token count: the identity that ties a token table, a plan, a blend and a model together.
 
 Two tokenizers have the same identity if they split every plain text alike. It is taken from what the tokenizer does,
 not from the bytes of its files, because saving a tokenizer again reorders files and adding `<image>` changes no text.
 """
 
 import json
+from typing import TYPE_CHECKING
 
 from model.template import IMAGE_TOKEN, Template
 from scripts.common.errors import UserError
 from scripts.common.files import canonical_json, text_sha256
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _SPLITTING = ("normalizer", "pre_tokenizer", "model")
 
 
-def load_tokenizer(name: str):
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """A tokenizer from a folder or the hub, with the image placeholder that a language model's own lacks.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -31,7 +35,7 @@ def load_tokenizer(name: str):
     return tokenizer
 
 
-def tokens_identity(tokenizer, template: Template, image_tokens: int) -> str:
+def tokens_identity(tokenizer: "PreTrainedTokenizerBase", template: Template, image_tokens: int) -> str:
     """Hash of a fast tokenizer of `transformers`, the prompt template and the tokens of an image.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How memory is asked for, in programs that work on arrays of gigabytes."""
+"""Memory allocation in programs that work on arrays of gigabytes."""
 
 import ctypes
 
@@ -9,11 +9,11 @@ _NEVER = -1
 
 
 def keep_freed_memory() -> None:
-    """Use memory that was freed again instead of giving it back to the system and asking for it anew.
+    """Reuse freed memory inside this process instead of returning it to the system.
 
-    A plan of millions makes and drops hundreds of large arrays. By default each of them is mapped for itself, and the
-    system clears every page of it anew, which is a good part of the time. Affects this process alone; where
-    the C library is not glibc, only Arrow's arrays.
+    Planning millions of conversations allocates and frees hundreds of large arrays. By default each one is mapped
+    separately and the kernel zeroes its pages every time, which takes a good part of the run time. Where the C library
+    is not glibc, only Arrow's arrays are affected.
     """
     pa.set_memory_pool(pa.system_memory_pool())
     try:

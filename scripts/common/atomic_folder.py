@@ -1,4 +1,4 @@
-"""Folders that appear whole: written beside their final place and swapped in at the end."""
+"""Folders that are written whole or not at all: beside their final path, and renamed at the end."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,9 +10,10 @@ from scripts.common.files import sync
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty draft folder, and let it take the place of `target` when the block ends without an error.
+    """Yield an empty draft folder, which replaces `target` when the block ends without an error.
 
-    A killed program leaves the old folder, or for a moment none, and a hidden draft that the next attempt removes.
+    A killed program leaves the old folder (or, between the two renames, none) and a hidden draft that the next attempt
+    removes.
     """
     draft, old = (target.with_name(f".{target.name}.{role}") for role in ("draft", "old"))
     for leftover in (draft, old):

@@ -1,45 +1,45 @@
-"""The shell of every step: long flags in, settings as JSON, one clear error for bad input.
+"""The command line of every program: long flags, settings as JSON, one clear error for bad input.
 
-A step reads its settings from `--settings`, a JSON object that needs to name only what differs from the defaults of its
-section (`scripts/config/`). `@path` reads the object from a file, which is handy by hand.
+A program reads its settings from `--settings`, a JSON object that has to contain only what differs from the defaults of
+its section (`scripts/config/`). `@path` reads the object from a file.
 """
 
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from scripts.common.errors import UserError
 
 if TYPE_CHECKING:
-    # Many programs have no settings, and its import is a tenth of a short one's time.
+    # Many programs have no settings, and importing pydantic takes a tenth of a short program's time.
     from pydantic import BaseModel
 
 Section = TypeVar("Section", bound="BaseModel")
 
 
-class _Absent:
-    """Finder of modules that says of one that it is not installed."""
+class _HiddenModule:
+    """A module finder that reports one module as not installed."""
 
-    def __init__(self, module: str):
+    def __init__(self, module: str) -> None:
         self._module = module
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name == self._module:
-            raise ModuleNotFoundError(f"{name} is left out of this program", name=name)
+            raise ModuleNotFoundError(f"{name} is hidden from this program", name=name)
 
 
-def leave_out_pandas() -> None:
-    """Let pyarrow believe that pandas is not installed: for programs that are done in a second or so.
+def hide_pandas() -> None:
+    """Make pandas look as if it were not installed, in programs that finish within about a second.
 
-    pyarrow imports it when it is first given a list, to see whether that is one of its kind, which takes a fifth of a
-    second.
+    pyarrow imports pandas when it first converts a list, to check whether the list is a pandas object; the import takes
+    a fifth of a second.
     """
-    sys.meta_path.insert(0, _Absent("pandas"))
+    sys.meta_path.insert(0, _HiddenModule("pandas"))
 
 
-def parser(description: str | None, **options) -> argparse.ArgumentParser:
-    """An argument parser that shows the program's own docstring with its line breaks kept."""
+def parser(description: str | None, **options: Any) -> argparse.ArgumentParser:
+    """An argument parser that shows the docstring of the program, line breaks included, as its description."""
     return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
     )
@@ -49,7 +49,7 @@ def load_settings(section: type[Section], text: str) -> Section:
     """Validate `text` (JSON, or `@file`) as a `section`.
 
     Raises:
-        UserError: not JSON, an unknown key or a bad value; the message lists each place.
+        UserError: the text is not JSON, or has an unknown key or a bad value; the message lists each of them.
     """
     from pydantic import ValidationError
 

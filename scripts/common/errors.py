@@ -1,9 +1,9 @@
-"""How a program ends, and where what it says goes.
+"""How a program ends, and where its output goes.
 
-A program's `main` is run through `run_program`. `UserError` means that the input is at fault: its message says what is
-wrong, where, and what to do, and it is all that is printed. Any other exception is a defect of ours and keeps its
-traceback. The rules name a log file in `VISUALCHAT_LOG`; what is said on the terminal is then written there too, line
-by line.
+A program's `main` is run through `run_program`. `UserError` means that the input is at fault: its message states what
+is wrong, where, and what to do, and nothing else is printed. Any other exception is a bug in this code and keeps its
+traceback. The rules name a log file in `VISUALCHAT_LOG`; terminal output is then also written to that file, line by
+line.
 """
 
 import os
@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 
 class UserError(Exception):
@@ -19,9 +19,12 @@ class UserError(Exception):
 
 
 class _Tee:
-    """A text stream that also writes its whole lines to a log; redrawn progress lines (`\\r`) stay on the terminal."""
+    """A text stream that also writes complete lines to a log.
 
-    def __init__(self, stream: TextIO, log: TextIO):
+    Of a progress line that is redrawn in place (carriage return), the log gets the last state only.
+    """
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
         self._stream, self._log, self._line = stream, log, ""
 
     def write(self, text: str) -> int:
@@ -32,7 +35,7 @@ class _Tee:
         self._log.flush()
         return len(text)
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
@@ -40,7 +43,7 @@ def run_program(main: Callable[[], int | None]) -> None:
     """Run `main` and exit with its return value; a `UserError` becomes one line on standard error and exit status 1."""
     if log_path := os.environ.pop("VISUALCHAT_LOG", None):
         Path(log_path).parent.mkdir(parents=True, exist_ok=True)
-        log = open(log_path, "a", encoding="utf-8")
+        log = open(log_path, "a", encoding="utf-8")  # noqa: SIM115 - it stays open until the interpreter exits
         sys.stdout, sys.stderr = _Tee(sys.stdout, log), _Tee(sys.stderr, log)
     try:
         status = main()
@@ -50,11 +53,10 @@ def run_program(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read the output (`head`, a pager) has seen enough. Flushing at the end would fail once more.
+        # The reader of the output (`head`, a pager) has closed it. Flushing at exit would fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
-    except Exception:
-        # Printed here and not by the interpreter, which would bypass the log.
+    except Exception:  # noqa: BLE001 - every traceback has to reach the log, which the interpreter would bypass
         traceback.print_exc(file=sys.stderr)
         sys.exit(2)
     sys.exit(status or 0)

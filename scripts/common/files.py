@@ -1,8 +1,8 @@
-"""Files that are either whole or absent, and bytes that depend on nothing but their content.
+"""Files that are either complete or absent, and whose bytes depend on nothing but their content.
 
-Every output of every program goes through `atomic`: it is written beside its final name, flushed to the disk and
-renamed. JSON is canonical (sorted keys, no times, no absolute paths), Parquet is written with fixed options, so that
-equal inputs give equal hashes.
+Every output of every program goes through `atomic`: it is written beside its final name, flushed to disk and renamed.
+JSON is canonical (sorted keys, no times, no absolute paths) and Parquet is written with fixed options, so that equal
+inputs give equal hashes.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from scripts.common.errors import UserError
 
 _CHUNK = 1 << 20
 
-# mkstemp makes files private, so they are opened again by hand. The only way to learn the umask is to set it, which
-# must not happen while other threads write files: here it does once.
+# mkstemp makes files private, so their mode is set again below. The umask can be read only by setting it, which is not
+# safe while other threads write files; so it is done once, on import.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -48,7 +48,7 @@ def atomic(path: str | Path, mode: str = "wb", **options: Any) -> Iterator[IO]:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: one text per value, fit for hashing and for comparing as a parameter."""
+    """JSON with sorted keys and no spaces: equal values give equal texts, for hashes and for rule parameters."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -67,46 +67,45 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write canonical_json, indented JSON atomically."""
+    """Write indented JSON with sorted keys, atomically."""
     with atomic(path, "w") as file:
         json.dump(value, file, sort_keys=True, indent=1, ensure_ascii=False)
         file.write("\n")
 
 
 def write_table(path: str | Path, table: pa.Table) -> None:
-    """Write a Parquet file atomically, with options fixed so that equal tables give equal bytes (for one pyarrow
-    version)."""
+    """Write a Parquet file atomically; with one version of pyarrow, equal tables give equal bytes."""
     with atomic(path) as file:
         pq.write_table(table, file, compression="zstd", row_group_size=65536, store_schema=True)
 
 
 def read_table(path: str | Path, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
-    """Read a Parquet file: all of it, some `columns`, or the columns of `schema` as its types.
+    """Read a Parquet file: all columns, some `columns`, or the columns of `schema` cast to its types.
 
-    For files of our own. `pyarrow.parquet.read_table` reads folders of them and much else; importing what it takes to
-    do so costs more than reading most of ours.
+    `pyarrow.parquet.read_table` also reads folders and remote files, and importing its machinery takes longer than
+    reading most of our files.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: it is no Parquet file, or has other columns.
+        UserError: the file is not Parquet, or lacks a column.
     """
-    wanted = schema.names if schema else columns
+    names = schema.names if schema else columns
     with open(path, "rb") as file:
         try:
             with pq.ParquetFile(file) as stored:
-                absent = sorted(set(wanted or ()) - set(stored.schema_arrow.names))
+                absent = sorted(set(names or ()) - set(stored.schema_arrow.names))
                 if absent:
                     raise UserError(f"{path} has no column {absent[0]!r}: build it again")
-                table = stored.read(wanted)
-            # A file has its columns in its own order.
-            table = table if wanted is None else table.select(wanted)
+                table = stored.read(names)
+            # `read` returns columns in the order of the file.
+            table = table if names is None else table.select(names)
             return table.cast(schema) if schema else table
         except pa.ArrowInvalid as error:
-            raise UserError(f"{path} is damaged or no Parquet file, build it again: {error}") from None
+            raise UserError(f"{path} is damaged or not a Parquet file, build it again: {error}") from None
 
 
 def sync(path: Path) -> None:
-    """Bring a file's content, or a folder's list of names, to the disk; a rename is there only once its folder is."""
+    """Flush a file, or a folder's list of names, to disk (fsync); a rename is durable once its folder is flushed."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -115,7 +114,7 @@ def sync(path: Path) -> None:
 
 
 def table_sha256(table: pa.Table) -> str:
-    """Hash of a table's logical content: independent of chunks, compression and the pyarrow version's file layout."""
+    """Hash of a table's logical content: independent of chunks, compression and the file layout of pyarrow versions."""
     digest = hashlib.sha256(canonical_json([[field.name, str(field.type)] for field in table.schema]).encode())
     for batch in table.combine_chunks().to_batches(max_chunksize=4096):
         digest.update(canonical_json(batch.to_pylist()).encode())
@@ -123,7 +122,7 @@ def table_sha256(table: pa.Table) -> str:
 
 
 def file_sha256(path: str | Path) -> str:
-    """Hash of a file's bytes, read in pieces."""
+    """The sha256 of a file, as hex; the file is read in chunks."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
@@ -132,10 +131,10 @@ def file_sha256(path: str | Path) -> str:
 
 
 def text_sha256(text: str) -> str:
-    """Hash of a text's UTF-8 bytes."""
+    """The sha256 of a text's UTF-8 bytes, as hex."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def bytes_sha256(data: bytes) -> str:
-    """Hash of bytes."""
+    """The sha256 of bytes, as hex."""
     return hashlib.sha256(data).hexdigest()

@@ -1,4 +1,4 @@
-"""A fingerprint of the code a step really uses, so that editing it makes the step run again and nothing else does.
+"""Fingerprints of the code that a step uses, so that editing this code makes the step run again, and only this step.
 
 Snakemake sees a rule's shell command, not the modules behind it. The rules therefore pass
 `code_fingerprint("scripts.plan")` as a parameter. It covers the import closure of the program inside this repository;
@@ -9,6 +9,7 @@ import ast
 import hashlib
 import io
 import tokenize
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -17,49 +18,51 @@ _PACKAGES = ("scripts", "model")
 
 
 def code_fingerprint(*modules: str) -> str:
-    """Sixteen hex digits that change when the meaning-bearing text of `modules`, or of anything of ours they import,
-    changes.
+    """A hash, 16 hex digits, of the code of `modules` and of every module of this repository that they import.
 
     Args:
-        modules: dotted names inside this repository; name those that are loaded dynamically (adapters) as well.
+        modules: dotted names; modules that are loaded dynamically (adapters) have to be listed as well.
     """
     digest = hashlib.sha256()
-    for name in sorted(_closure(modules)):
+    for name in sorted(import_closure(modules)):
         digest.update(f"{name}\n{_normalised(_file(name))}\n".encode())
     return digest.hexdigest()[:16]
 
 
 def code_files(*modules: str) -> dict[str, str]:
-    """Sixteen hex digits for each file in the import closure of `modules`, by its path in the repository."""
+    """A hash, 16 hex digits, of each file in the import closure of `modules`, by its path in the repository."""
     return {
         str(_file(name).relative_to(ROOT)): hashlib.sha256(_normalised(_file(name)).encode()).hexdigest()[:16]
-        for name in sorted(_closure(modules))
+        for name in sorted(import_closure(modules))
     }
 
 
 def asset_fingerprint(*patterns: str) -> str:
-    """Sixteen hex digits of the files that match `patterns` below the repository: templates and styles, which no import
-    names."""
+    """A hash, 16 hex digits, of the files below the repository that match `patterns`.
+
+    For templates and style sheets, which no import statement names.
+    """
     digest = hashlib.sha256()
     for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
         digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _closure(modules: tuple[str, ...]) -> set[str]:
+def import_closure(modules: Iterable[str]) -> set[str]:
+    """`modules` and all modules of this repository that they import, directly or not."""
     found: set[str] = set()
     pending = list(modules)
     while pending:
         name = pending.pop()
         if name not in found:
             found.add(name)
-            pending.extend(_imports(name))
+            pending.extend(imports(name))
     return found
 
 
 @cache
-def _imports(module: str) -> tuple[str, ...]:
-    """The modules of ours that `module` imports, inside functions as well."""
+def imports(module: str) -> tuple[str, ...]:
+    """The modules of this repository that `module` imports, also inside functions."""
     package = module.split(".")[:-1]
     names: list[str] = []
     for node in _statements(_file(module)):
@@ -99,9 +102,9 @@ def _normalised(path: Path) -> str:
     source = path.read_text(encoding="utf-8")
     lines = source.splitlines()
     for node in _statements(path):
-        # Any statement that is only a string is documentation: docstrings and the strings under configuration fields.
+        # A statement that is only a string is documentation: docstrings and the strings under configuration fields.
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            for number in range(node.lineno - 1, node.end_lineno):
+            for number in range(node.lineno - 1, node.end_lineno or node.lineno):
                 lines[number] = ""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:

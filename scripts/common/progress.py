@@ -15,19 +15,26 @@ _BAR_EVERY_SECONDS, _LOG_EVERY_SECONDS = 0.2, 10.0
 class Progress:
     """Counts finished items of `total` and shows them on standard error.
 
-    On a terminal one line is redrawn; elsewhere a whole line is printed at most every ten seconds, so that logs stay
+    On a terminal one line is redrawn; elsewhere a line is printed at most every ten seconds, so that logs stay
     readable.
+
+    Args:
+        label: beginning of the line.
+        total: items in all.
+        done: items that an earlier attempt has finished; they do not count for the estimate of the time left.
     """
 
-    def __init__(self, label: str, total: int | None, done: int = 0, *, unit: str = "it", scale: bool = False):
-        """
+    def __init__(self, label: str, total: int | None, done: int = 0, *, unit: str = "it", scale: bool = False) -> None:
+        """Start counting; nothing is shown yet.
+
         Args:
+            label: what is being done.
             total: None where it is not known.
             done: items that were finished before, by an earlier attempt; they do not count for the rate.
             unit: what is counted, in short: "B" for bytes.
             scale: show numbers as k, M, G.
         """
-        self.label, self.note, self._format = label, "", {"unit": unit, "unit_scale": scale}
+        self.label, self.note, self._unit, self._scale = label, "", unit, scale
         self._terminal = sys.stderr.isatty()
         self._shown = time.monotonic()
         self.begin(total, done)
@@ -54,14 +61,15 @@ class Progress:
         """The line when `seconds` have passed since `begin`, with a bar that fills `columns`; 0: without a bar."""
         return tqdm.format_meter(
             self.done,
-            self.total,
+            self.total,  # type: ignore[arg-type]  # None where it is not known: the stubs say float
             seconds,
             ncols=columns,
             prefix=self.label,
             postfix=self.note,
             initial=self._before,
             ascii=True,
-            **self._format,
+            unit=self._unit,
+            unit_scale=self._scale,
         )
 
     def _show(self, end: str) -> None:

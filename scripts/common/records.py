@@ -1,19 +1,19 @@
-"""Records: every dataset's conversations in one shape, before any choice is made.
+"""Records: the conversations of every dataset in one form, before any choice is made.
 
 An adapter turns a raw row into a `Record`; `convert` writes them to `records/<dataset>.parquet`; the plan reads that
-table. Nothing random has happened to a record. What may vary stays data: a round holds all wordings of its question and
+table. Nothing in a record is drawn. What may vary stays data: a round holds all wordings of its question and
 its answer, and a *choice group* says which wordings are chosen together. The plan stores one integer per group.
 
     pick      choice in [0, size): the alternative that every member of the group takes
     permute   choice in [0, size!): the rank of the order of the rounds; all images come with the first displayed round
 
-Text names an image by a slot, `<|image:I|>` with I the image's place in the record, because the final number of an
+Text names an image by a slot, `<|image:I|>` with I the image's index in the record, because the final number of an
 image is known only when conversations are concatenated or joined.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -65,9 +65,9 @@ class ChoiceGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
-    """A question and its answer, each with at least one wording, and the record's images that are first shown here.
+    """A question and its answer, each with at least one wording, and the record's images that first appear here.
 
-    A group of -1 means that there is nothing to choose.
+    `images` are indices into the record's images. A group of -1 means that there is nothing to choose.
     """
 
     question: tuple[str, ...]
@@ -81,8 +81,8 @@ class Round:
 class Record:
     """One conversation.
 
-    `id` is the raw file's; `raw_rows` counts the raw rows that were merged into it; `system` is an instruction of its
-    own, in place of the template's, or "".
+    `id` is that of the raw file; `raw_rows` counts the raw rows merged into it; `system` is a system text
+    that replaces the template's, or "".
     """
 
     id: str
@@ -95,10 +95,10 @@ class Record:
 
 
 def check(record: Record) -> None:
-    """Assert what the later stages rely on.
+    """Check what the later stages rely on.
 
     Raises:
-        ValueError: the adapter that built the record is wrong (never the data: that is a dropped row).
+        ValueError: the adapter that built the record has a bug (bad data is a dropped row instead).
     """
     _require(record.rounds, record, "has no rounds")
     _require(record.split in SPLITS, record, f"has the split {record.split!r}")
@@ -124,11 +124,11 @@ def _require(condition: object, record: Record, problem: str) -> None:
 
 
 def to_batch(rows: Iterable[tuple[str, Record]], licence: str) -> pa.RecordBatch:
-    """Pairs of uid and record as rows of the table."""
+    """Pairs of uid and record as rows with the schema `RECORD_SCHEMA`."""
     return pa.RecordBatch.from_pylist([_row(uid, record, licence) for uid, record in rows], RECORD_SCHEMA)
 
 
-def _row(uid: str, record: Record, licence: str) -> dict:
+def _row(uid: str, record: Record, licence: str) -> dict[str, Any]:
     return {
         "uid": uid,
         "images": [image._asdict() for image in record.images],

@@ -1,4 +1,4 @@
-"""Writes named tensors as safetensors files, whole or not at all."""
+"""Writing named tensors as safetensors files, atomically."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from scripts.common.files import atomic, sync
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file atomically; without metadata, whose order in the file is not fixed.
+    """Write a safetensors file atomically; without metadata, whose order in the file is not deterministic.
 
-    Its name is on the disk too: a checkpoint that names it may take the place of all earlier ones.
+    Its directory is synced too, so a checkpoint that names the file may replace all earlier ones.
     """
     with atomic(path) as file:
         file.write(save({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}))

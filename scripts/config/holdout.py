@@ -1,4 +1,4 @@
-"""Settings of the hold-out: which images training never sees."""
+"""Settings of the hold-out: which images are never used for training (read by `holdout` and `plan`)."""
 
 from typing import Annotated, Literal
 
@@ -8,15 +8,15 @@ from scripts.config.base import Section
 
 
 class HoldoutConfig(Section):
-    """Images kept for evaluation, chosen by a hash of their content: the same ones in every dataset, blend and run."""
+    """Images held out for evaluation, selected by a hash of their content: the same in every dataset, blend and run."""
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """Share of the images that are kept. 0.02 of COCO is 2,400 images; a small set needs a larger share to give firm
-    scores. 0 keeps none.
-    """
+    """Share of the images that are held out. 0.02 of COCO is 2,400 images; a small set needs a larger share for narrow
+    confidence intervals. 0 holds out none."""
 
     seed: int = 0
-    """Another seed keeps other images. Never change it between runs that are to be compared."""
+    """Another seed holds out other images. Never change it between runs that are to be compared."""
 
     mixed: Literal["evaluate", "drop"] = "evaluate"
-    """A conversation with only some images held out never trains. `evaluate` scores it, `drop` uses it nowhere."""
+    """A conversation of which only some images are held out is never used for training. `evaluate`: it is used for
+    evaluation; `drop`: it is not used at all."""

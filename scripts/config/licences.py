@@ -4,12 +4,12 @@ from scripts.config.base import Section
 
 
 class LicencesConfig(Section):
-    """Terms of datasets and of their images, as `scripts/adapters/*.yaml` and `custom.<name>.terms` name them."""
+    """Terms of datasets and of their images: the keywords in `scripts/adapters/*.yaml` and `custom.<name>.terms`."""
 
     allow: tuple[str, ...] = ()
-    """Only data all of whose terms are among these may be used. Empty: whatever is not refused."""
+    """If not empty, a configuration may use only data all of whose terms are among these."""
     refuse: tuple[str, ...] = ()
-    """Data with any of these terms is refused, for example `research-only`, `none-stated` or `OpenAI-terms`."""
+    """A configuration must not use data with any of these terms: `research-only`, `none-stated`, `OpenAI-terms`, ..."""
 
     def objections(self, terms: set[str]) -> list[str]:
         """Those of `terms` that are not acceptable, sorted."""

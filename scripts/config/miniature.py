@@ -1,4 +1,4 @@
-"""Settings of the miniature: a drawn world in the raw formats of the real datasets."""
+"""Settings of the miniature: synthetic data in the raw formats of the real datasets (read by `miniature`)."""
 
 from typing import Annotated, Literal
 
@@ -42,7 +42,7 @@ Fault = Literal[
     "parent_path",
     "archive_link",
 ]
-"""What may be wrong with raw data; `scripts/synthetic/faults.py` says how, and under which word each is reported."""
+"""Faults of raw data; `scripts/synthetic/faults.py` defines each, and the reason under which it is reported."""
 TWO_IMAGE_KINDS = frozenset({"compare", "which"})
 
 Rate = Annotated[float, Field(ge=0, le=20)]
@@ -50,10 +50,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class RowsConfig(Section):
-    """Raw rows per image and file; a fraction is the share of images that have one row (more)."""
+    """Raw rows per image and file; a fraction is the share of images that have one (more) row."""
 
     llava_detail: Rate = 0.2
-    """`detail_23k.json`: one description each. They are long; many of them slow the learning of short answers."""
+    """`detail_23k.json`: one description each. They are long; too many slow down the learning of short answers."""
 
     llava_reasoning: Rate = 1.8
     """`complex_reasoning_77k.json`: one question each."""
@@ -62,16 +62,16 @@ class RowsConfig(Section):
     """`conversation_58k.json`: `dial_rounds` questions each."""
 
     dial_rounds: Annotated[int, Field(ge=1, le=10)] = 3
-    """Questions in a row of `llava_dial`, fewer where an image has no more to ask."""
+    """Questions in a row of `llava_dial`; fewer if an image does not allow as many."""
 
     cgd: Rate = 2.0
     """`CGD_instructions.json`: pairs of images (the image and an earlier one), each with `cgd_rounds` rounds."""
 
     cgd_rounds: Annotated[int, Field(ge=1, le=10)] = 3
-    """Rounds about a pair. More rounds say more about the same images; more pairs teach to tell more images apart."""
+    """Rounds about a pair. More pairs (`cgd`) train more to distinguish images than more rounds about the same ones."""
 
     comparisons: Annotated[float, Field(ge=0, le=1)] = 0.4
-    """Share of a pair's rounds that ask about both images at once; the others name one of them."""
+    """Share of a pair's rounds that ask about both images; the others name one of them."""
 
     coco_caption: Rate = 1.0
     """`dataset.json`: five captions each. More than one row per image does not exist in this format."""
@@ -80,57 +80,58 @@ class RowsConfig(Section):
     """`aokvqa_v1p0_train.json`: one question with choices and rationales each."""
 
     mimicit: Share = 0.02
-    """`SD`, `SN`, `TVC` and `VST` of MIMIC-IT: images of their own (as base64), so many per image of the world and
-    file, two or three to a conversation."""
+    """`SD`, `SN`, `TVC` and `VST` of MIMIC-IT: number of separate images (in base64) of each file, as a share of
+    `images`; two or three per conversation."""
 
     minigpt4: Share = 0.02
-    """`filter_cap.json`: captions of images of its own, so many per image of the world."""
+    """`filter_cap.json`: number of separate images with a caption, as a share of `images`."""
 
     ocr_vqa: Share = 0.02
-    """`dataset.json`: covers of its own, so many per image of the world, with several questions each."""
+    """`dataset.json`: number of separate images (book covers), as a share of `images`, with several questions each."""
 
     sparkles: Share = 0.02
-    """`SparklesDialogueCC.json` and `...VG.json`: images of their own, so many per image of the world and file; every
-    three of them are the subject of a dialogue."""
+    """`SparklesDialogueCC.json` and `...VG.json`: number of separate images of each file, as a share of `images`; three
+    per dialogue."""
 
 
 class MiniatureConfig(Section):
-    """The world and the rows that are written about it. More images keep the first ones as they are."""
+    """The synthetic images and the rows about them. Increasing `images` does not change the first ones."""
 
     seed: int = 0
-    """Another seed draws another world."""
+    """Another seed gives other images and rows."""
 
     images: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
-    """Images to draw, a millisecond each. A tiny model needs thousands before it looks instead of remembering."""
+    """Images to generate, a millisecond each. A tiny model memorizes unless there are thousands."""
 
     image_size: Annotated[int, Field(ge=16, le=1024)] = 64
     """Side of an image in pixels."""
 
     shapes: Annotated[int, Field(ge=2, le=6)] = 4
-    """The first so many of circle, square, triangle, cross, star, diamond."""
+    """Number of shapes: the first N of circle, square, triangle, cross, star, diamond."""
 
     colours: Annotated[int, Field(ge=2, le=8)] = 6
-    """The first so many of red, green, blue, yellow, purple, black, cyan, pink."""
+    """Number of colours: the first N of red, green, blue, yellow, purple, black, cyan, pink."""
 
     sizes: Annotated[int, Field(ge=1, le=2)] = 1
-    """2: objects are small or large, and their names say so."""
+    """2: objects are small or large, and their names include the size."""
 
     max_objects: Annotated[int, Field(ge=1, le=4)] = 3
-    """An image holds one to so many objects, each in its own quarter."""
+    """Most objects in an image, each in its own quarter; at least one."""
 
     kinds: tuple[Kind, ...] = ("what", "colour", "shape", "count", "where", "compare", "which")
-    """Of one image: what, colour, shape, count, where, size, count_colour, exist. Of two: compare, which."""
+    """Kinds of questions. About one image: what, colour, shape, count, where, size, count_colour, exist. About two:
+    compare, which."""
 
     rows: RowsConfig = RowsConfig()
-    """How much is said about each image in each file."""
+    """Number of rows about each image in each file."""
 
     faults: tuple[Fault, ...] = ()
-    """Damage done to the raw files, each in one place: a twin of the world on which to see what becomes of bad data."""
+    """Faults to put into the raw files, each in one file, row or image: shows how the workflow treats bad data."""
 
     @model_validator(mode="after")
     def _askable(self) -> "MiniatureConfig":
         if len(set(self.kinds)) != len(self.kinds):
-            raise ValueError("kinds: a kind is named twice")
+            raise ValueError("kinds: a kind is listed twice")
         if not set(self.kinds) - TWO_IMAGE_KINDS:
             raise ValueError("kinds: at least one kind of question about one image is needed")
         if "size" in self.kinds and self.sizes == 1:

@@ -1,36 +1,68 @@
-"""Settings of a model before training: which parts it is joined from and how (read by `make_model`)."""
+"""Settings of a model before training: its parts and how they are connected (read by `make_model`)."""
 
+import ast
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from scripts.config.base import Section
 
 
+def _projectors() -> dict[str, str]:
+    """Name and description of every projector, from its class in model/projector.py, read without importing torch."""
+    source = Path(__file__).resolve().parents[2] / "model/projector.py"
+    return {
+        ast.literal_eval(keyword.value): ast.get_docstring(node) or ""
+        for node in ast.parse(source.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+        for keyword in node.keywords
+        if keyword.arg == "name"
+    }
+
+
+PROJECTORS = _projectors()
+
+
+def _check_projector(name: str) -> str:
+    if name not in PROJECTORS:
+        raise ValueError(f"should be one of {', '.join(PROJECTORS)}")
+    return name
+
+
+Projector = Annotated[
+    str,
+    AfterValidator(_check_projector),
+    Field(
+        json_schema_extra={"enum": [*PROJECTORS]},
+        description="Map from image features to the language model. "
+        + " ".join(f"`{name}`: {description}" for name, description in PROJECTORS.items()),
+    ),
+]
+
+
 class ModelConfig(Section):
-    """A vision encoder and a language model, joined by a projector that is new."""
+    """A vision encoder and a language model, connected by a new projector."""
 
     vision: str
     """Vision encoder: `miniature`, a folder, or a hub name such as `openai/clip-vit-large-patch14`."""
     language: str
-    """Language model: `miniature`, a folder, or a hub name. A chat-tuned one wants its own prompt template."""
+    """Language model: `miniature`, a folder, or a hub name. A chat model should get its own prompt template."""
     tokens: str
-    """Entry of `tokens` that counts for this model: it fixes tokenizer, prompt template and tokens per image."""
-    projector: Literal["linear", "mlp", "vit", "perceiver"] = "linear"
-    """Map from image features to the language model: `linear`, one layer with a norm (the paper's); `mlp`, two layers
-    (LLaVA's); `vit`, one more layer of attention before `linear`; `perceiver`, learned queries that read the image."""
+    """Entry of `tokens` with the tokenizer, prompt template and tokens per image of this model."""
+    projector: Projector = "linear"
     projector_queries: Annotated[int, Field(ge=1)] = 256
-    """Tokens that `perceiver` makes of an image; a square number."""
+    """Tokens per image of `perceiver`; a square number."""
     vision_layer: int = -1
-    """Hidden layer of the encoder that is read: -1 its output, -2 the last layer but one (LLaVA's choice). Qwen-VL's
-    encoder has only -1."""
-    class_token: Literal["drop", "keep"] = "drop"
+    """Hidden layer of the encoder whose features are used: -1 the output, -2 the last layer but one (LLaVA's choice).
+    Qwen-VL's encoder has only -1."""
+    class_token: Literal["drop", "keep"] = "drop"  # noqa: S105 - a token of the encoder, not a secret
     """Whether the encoder's class token is one of the image's tokens; encoders without one need `drop`."""
     seed: int = 0
-    """Seed of the weights that no base provides: the projector's, and rows of new tokens."""
+    """Seed of new weights: those of the projector, and the embeddings of new tokens."""
 
-    def joining(self) -> dict[str, Any]:
-        """How encoder and projector are used, in the words of `VisualChatConfig`."""
+    def projector_options(self) -> dict[str, Any]:
+        """How encoder and projector are used, as keyword arguments of `VisualChatConfig`."""
         return {
             "projector": self.projector,
             "projector_queries": self.projector_queries,

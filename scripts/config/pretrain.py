@@ -7,43 +7,43 @@ from pydantic import Field, model_validator
 from scripts.config.base import Section
 
 _CODES = 23
-"""Values of what a patch shows: 4 quarters, 6 shapes, 8 colours and 2 sizes, and no shape, colour or size."""
+"""Labels of a patch: 4 quarters, 6 shapes, 8 colours and 2 sizes, and "no shape", "no colour" and "no size"."""
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 class PretrainTokenizerConfig(Section):
-    """A byte-level tokenizer, so that any text can be written in it."""
+    """A byte-level BPE tokenizer, which can encode any text."""
 
     vocabulary: Annotated[int, Field(ge=300)] = 440
-    """Tokens at most: 256 bytes, the special ones, and merges. Enough for each of the miniature's words to be one
-    token."""
+    """Most tokens: 256 bytes, special tokens, and merges. The default is enough for every word of the miniature to be
+    one token."""
 
 
 class PretrainVisionConfig(Section):
-    """A CLIP vision encoder that learns to name what each patch shows."""
+    """A CLIP vision encoder that is trained to classify what each patch shows."""
 
     image_size: Positive = 32
-    """Side of the images that the encoder sees, in pixels."""
+    """Side of the encoder's input images in pixels."""
     patch_size: Positive = 16
-    """Side of a patch in pixels. An image has (image_size / patch_size)^2 tokens; give the same number in `tokens`."""
+    """Side of a patch in pixels. An image has (image_size / patch_size)^2 tokens; `tokens` needs the same number."""
     width: Positive = 96
     """Width of the hidden states."""
     layers: Positive = 3
     """Transformer layers."""
     heads: Positive = 4
-    """Attention heads; they divide the width."""
+    """Attention heads; `width` must be divisible by it."""
     scenes: Positive = 4000
-    """Scenes drawn for it, from another seed than the world's images."""
+    """Scenes generated for its training, with another seed than the miniature's images."""
     steps: Positive = 500
-    """Optimiser steps. It names nearly every patch right after a few hundred."""
+    """Optimiser steps. It classifies nearly every patch correctly after a few hundred."""
     batch: Positive = 64
     """Scenes per step."""
     learning_rate: Rate = 2.0e-3
     """Peak learning rate."""
     seed: int = 0
-    """Seed of its scenes and first weights."""
+    """Seed of its scenes and initial weights."""
 
     @model_validator(mode="after")
     def _divisible(self) -> "PretrainVisionConfig":
@@ -52,35 +52,35 @@ class PretrainVisionConfig(Section):
         if self.width % self.heads:
             raise ValueError("heads must divide width")
         if self.width < _CODES:
-            raise ValueError(f"width must be at least {_CODES}, one dimension for each thing that a patch is taught")
+            raise ValueError(f"width must be at least {_CODES}, one dimension for each label of a patch")
         return self
 
 
 class PretrainLanguageConfig(Section):
-    """A small Llama that has read conversations about scenes described in words, and never seen an image."""
+    """A small Llama that is trained on text-only conversations about scenes described in words."""
 
     width: Positive = 128
-    """Width of the hidden states. With heads of 32 each it learns to look in fewer steps than a decoder half as
-    wide."""
+    """Width of the hidden states. With four heads of 32 it learns to use the images in fewer steps than a decoder of
+    half the width."""
     layers: Positive = 3
     """Transformer layers."""
     heads: Positive = 4
-    """Attention heads; they divide the width."""
+    """Attention heads; `width` must be divisible by twice their number."""
     rope_theta: Annotated[float, Field(gt=1)] = 1000.0
-    """Base of the rotary positions. Small for short conversations: the order of images is told by distance."""
+    """Base of the rotary positions. Small, because conversations are short and the order of images must be visible."""
     initial_scale: Annotated[float, Field(gt=0)] = 0.1
-    """Standard deviation of the first weights. Larger than a large model's, so that attention is not uniform at
-    first."""
+    """Standard deviation of the initial weights. Larger than that of a large model, so that attention is not uniform in
+    the beginning."""
     positions: Positive = 4096
-    """Longest sequence it is made for."""
+    """Longest sequence in tokens."""
     steps: Annotated[int, Field(ge=0)] = 400
-    """Optimiser steps; 0 leaves the first weights as they are."""
+    """Optimiser steps; 0 keeps the initial weights."""
     batch: Positive = 16
     """Conversations per step."""
     learning_rate: Rate = 4.0e-3
     """Peak learning rate."""
     seed: int = 0
-    """Seed of its conversations and first weights."""
+    """Seed of its conversations and initial weights."""
 
     @model_validator(mode="after")
     def _divisible(self) -> "PretrainLanguageConfig":
@@ -90,11 +90,11 @@ class PretrainLanguageConfig(Section):
 
 
 class PretrainConfig(Section):
-    """How the miniature's bases are made. Real models name pretrained folders instead."""
+    """How the tokenizer and the base models of the miniature are made. Real models use published ones instead."""
 
     tokenizer: PretrainTokenizerConfig = PretrainTokenizerConfig()
-    """Its tokenizer."""
+    """The tokenizer."""
     vision: PretrainVisionConfig = PretrainVisionConfig()
-    """Its vision encoder."""
+    """The vision encoder."""
     language: PretrainLanguageConfig = PretrainLanguageConfig()
-    """Its language model."""
+    """The language model."""

@@ -1,11 +1,11 @@
-"""The registry: which datasets exist, what they need on disk, where that comes from, and under which terms.
+"""The registry: all datasets, the files that they need, where these are published, and under which terms.
 
-Two typed tables, `scripts/adapters/sources.yaml` and `datasets.yaml`. A *source* is something one obtains as a whole
-(a folder of images, a set of annotation files); a *dataset* turns annotation files and images of one or more sources
-into conversations through its adapter. Paths are those of the original project, below the user's data path. Known
-sizes, counts and hashes of files that the user brings are for comparison: they never exclude a smaller or newer copy.
+Two typed tables, `scripts/adapters/sources.yaml` and `datasets.yaml`. A *source* is obtained as a whole (a folder of
+images, a set of annotation files); a *dataset* is made by an adapter from annotation files and images of one or more
+sources. Paths are those of the original project, below the user's data path. Known sizes, counts and hashes of files
+that the user provides are only compared: a smaller or newer copy is accepted.
 
-The tables are data, not code: a rule that depends on one source names that entry as its cause, and no other.
+The tables are data, not code: a rule that depends on one source has only that entry as a parameter.
 """
 
 from collections.abc import Iterable
@@ -31,17 +31,17 @@ def _below(path: str) -> str:
 
 
 Below = Annotated[str, AfterValidator(_below)]
-"""A path below the data path: relative, and never upwards. Where it ends in "/" it is a folder."""
+"""A path below the data path: relative and without "..". If it ends in "/" it is a folder."""
 
 
 class Address(Section):
-    """Where a published file is."""
+    """Where a file is published."""
 
     url: Annotated[str, Field(pattern=r"^(https?|hub|drive|drive-folder)://.+$")]
     """`http(s)://...`; `hub://datasets/OWNER/NAME[@REVISION]/FILE` on the Hugging Face hub, where FILE may be a
     pattern; `drive://ID` and `drive-folder://ID/FILE` on Google Drive."""
     member: str = ""
-    """Where the address is that of an archive (.zip, .tar.gz): the member that is the file. Empty: the file itself."""
+    """If the address is that of an archive (.zip, .tar.gz): the name of the file in it. Empty: the file itself."""
 
 
 def _address(value: Any) -> Any:
@@ -49,17 +49,17 @@ def _address(value: Any) -> Any:
 
 
 class Download(Section):
-    """A published file, and where it belongs below the data path."""
+    """A published file, and its path below the data path."""
 
     path: Below
-    """File, or a folder ending in "/" where the address is a pattern that several files match."""
+    """File; or a folder ending in "/", if the address is a pattern that several files match."""
     addresses: tuple[Annotated[Address, BeforeValidator(_address)], ...] = ()
-    """In order of preference. None: a person has to get it."""
+    """In order of preference. None: it has to be got by hand."""
     bytes: int | None = None
     sha256: Annotated[Hex, Field(min_length=64, max_length=64)] | None = None
     md5: Annotated[Hex, Field(min_length=32, max_length=32)] | None = None
     agreement: str = ""
-    """Page where an agreement must be accepted first; then a token of the hub opens the addresses."""
+    """Page on which an agreement must be accepted first; then the addresses need a token of the hub."""
 
 
 class AnnotationFile(Section):
@@ -67,48 +67,47 @@ class AnnotationFile(Section):
 
     path: Below
     container: Literal["list", "dict", "any"] = "list"
-    """`dict` where the rows are the values of an object and its keys their ids; `any`: whichever list the file
-    holds."""
+    """`dict`: the rows are the values of an object and its keys their ids; `any`: the only list in the file."""
     key: str | None = None
-    """Member of the top-level object that holds the container; empty: the container is the top level."""
+    """Member of the top-level object that contains the rows; empty: the top level itself."""
     others: tuple[Below, ...] = ()
-    """Other files (or patterns of Parquet files) that hold the same rows in another form; the first that is there
-    counts, after `path`."""
+    """Alternative files (or patterns of Parquet files) with the same rows in another form; the first that exists is
+    used if `path` does not."""
 
     def forms(self) -> tuple[str, ...]:
-        """All places where the rows may be, best first."""
+        """All paths and patterns of files that may contain the rows, in order of preference."""
         return (self.path, *self.others)
 
 
 class ImageSet(Section):
-    """The images of one folder, whichever way they are stored."""
+    """The images of one folder, however they are stored."""
 
     folder: Annotated[Below, Field(pattern=r"/$")]
-    """Images are known by their path in this folder, also where they lie in one of the containers."""
+    """Images are identified by their path in this folder, also if they are stored in one of the containers."""
     containers: tuple[Below, ...] = ()
-    """Files (or patterns) that may stand in the folder's place: .zip, a .json object of base64 by id, .parquet."""
+    """Files (or patterns) that may replace the folder: .zip, .json (an object of base64 by id), .parquet."""
     optional: bool = False
-    """Whether the whole set may be absent; what it lacks is counted as missing images."""
+    """Whether the whole set may be absent; its images then count as missing."""
     expected: int | None = None
-    """Images of the published set."""
+    """Number of images in the published set."""
 
 
 class Source(Section):
-    """Something that is obtained and checked as a whole."""
+    """Files that are obtained and validated as a whole."""
 
     name: Name
     version: str = ""
     licence: str
-    """In words."""
+    """Free text."""
     terms: tuple[str, ...]
-    """The same as words that a configuration can allow or refuse."""
+    """The terms as keywords, which a configuration can allow or refuse."""
     files: tuple[AnnotationFile, ...] = ()
     images: tuple[ImageSet, ...] = ()
     downloads: tuple[Download, ...] = ()
     how_to_get: str
-    """What a person does to have it."""
+    """How to get the files by hand."""
     optional_files: tuple[Below, ...] = ()
-    """Files that are read where they are there."""
+    """Files that are read if they exist."""
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -119,13 +118,9 @@ class Source(Section):
         """All that belongs to the source, below the data path."""
         return [*(file.path for file in self.files), *self.folders]
 
-    def file(self, path: str) -> AnnotationFile | None:
-        """The annotation file that is known by `path`."""
-        return next((file for file in self.files if file.path == path), None)
-
 
 class Dataset(Section):
-    """Conversations made of one or more sources."""
+    """Conversations made from one or more sources."""
 
     name: Name
     licence: str
@@ -136,47 +131,46 @@ class Dataset(Section):
     adapter: str | None = None
     """Module in `scripts/adapters`; none for a join."""
     expected: int | None = None
-    """Rows of the published files, where known."""
+    """Number of rows in the published files, if known."""
     parts: tuple[str, ...] = ()
-    """Datasets that it is a join of; the plan makes such a dataset, it has no adapter and no records."""
+    """Datasets that it joins; such a dataset is made by the plan and has no adapter and no records."""
     only_source: str | None = None
-    """Where its files are in one source and nowhere else (datasets of the user's own, whose names of files may
-    agree)."""
+    """The only source of its files, for custom datasets, whose files may have equal names."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Dataset":
         if bool(self.parts) == bool(self.adapter) or bool(self.adapter) != bool(self.files):
-            raise ValueError("a dataset has an adapter and files, or the parts that it is a join of")
+            raise ValueError("a dataset has either an adapter and files, or the parts that it joins")
         return self
 
 
-def custom_source(name: str, own: CustomDatasetConfig) -> Source:
-    """The source of a dataset of the user's own."""
-    images = own.images or ""
-    sets = [ImageSet(folder=images)] if images.endswith("/") else []
-    sets += (
-        [ImageSet(folder=images.removesuffix(".zip") + "/", containers=(images,))] if images.endswith(".zip") else []
-    )
+def custom_source(name: str, config: CustomDatasetConfig) -> Source:
+    """The source of a custom dataset."""
+    if config.images is None:
+        images: tuple[ImageSet, ...] = ()
+    elif config.images.endswith("/"):
+        images = (ImageSet(folder=config.images),)
+    else:
+        images = (ImageSet(folder=config.images.removesuffix(".zip") + "/", containers=(config.images,)),)
     return Source(
         name=name,
-        licence=own.licence,
-        terms=own.terms,
-        files=tuple(AnnotationFile(path=file, container="any") for file in own.files),
-        images=tuple(sets),
-        how_to_get=f"see `custom.{name}` in the configuration, which names files below {own.folder}",
+        licence=config.licence,
+        terms=config.terms,
+        files=tuple(AnnotationFile(path=file, container="any") for file in config.files),
+        images=images,
+        how_to_get=f"see `custom.{name}` in the configuration, which names files below {config.folder}",
     )
 
 
-def custom_dataset(name: str, own: CustomDatasetConfig) -> Dataset:
-    """A dataset of the user's own; it reads one source, which has its name."""
-    images = (name,) if own.images else ()
+def custom_dataset(name: str, config: CustomDatasetConfig) -> Dataset:
+    """A custom dataset; it reads one source, which has the same name."""
     return Dataset(
         name=name,
-        licence=own.licence,
-        terms=own.terms,
-        files=own.files,
-        image_sources=images,
-        adapter="own",
+        licence=config.licence,
+        terms=config.terms,
+        files=config.files,
+        image_sources=(name,) if config.images else (),
+        adapter="custom",
         only_source=name,
     )
 
@@ -184,49 +178,49 @@ def custom_dataset(name: str, own: CustomDatasetConfig) -> Dataset:
 class Registry:
     """Sources and datasets by name."""
 
-    def __init__(self, sources: Iterable[Source], datasets: Iterable[Dataset]):
+    def __init__(self, sources: Iterable[Source], datasets: Iterable[Dataset]) -> None:
         self.sources = {source.name: source for source in sources}
         self.datasets = {dataset.name: dataset for dataset in datasets}
 
     def with_more(self, sources: Iterable[Source], datasets: Iterable[Dataset]) -> "Registry":
-        """This registry and further entries."""
+        """A registry with the entries of this one and further ones."""
         return Registry([*self.sources.values(), *sources], [*self.datasets.values(), *datasets])
 
     def component_datasets(self, dataset: str) -> list[str]:
-        """The datasets whose records `dataset` is made of: itself, or those that it joins."""
+        """The datasets whose records make up `dataset`: itself, or those that it joins."""
         return list(self.datasets[dataset].parts) or [dataset]
 
     def users_of(self, source: str, path: str) -> list[str]:
-        """The datasets that need `path`, a file or folder of `source`, whether they are configured or not."""
+        """The datasets of the registry that need `path`, a file or folder of `source`."""
         return [name for name in self.datasets if path in self.requirements(source, [name])]
 
     def annotation_sources(self, dataset: str) -> list[str]:
-        """Sources of the annotation files of `dataset`."""
+        """Names of the sources of the annotation files of `dataset`."""
         parts = self.component_datasets(dataset)
         return sorted(name for name in self.sources if any(self._files(name, part) for part in parts))
 
     def image_sources(self, dataset: str) -> list[str]:
-        """Sources of the images of `dataset`."""
+        """Names of the sources of the images of `dataset`."""
         return sorted(
             {source for part in self.component_datasets(dataset) for source in self.datasets[part].image_sources}
         )
 
     def sources_of(self, dataset: str) -> list[str]:
-        """All sources that `dataset` needs."""
+        """Names of all sources that `dataset` needs."""
         return sorted({*self.annotation_sources(dataset), *self.image_sources(dataset)})
 
     def terms_of(self, dataset: str) -> set[str]:
         """Terms of the conversations of `dataset`: of its texts and of its images."""
-        own = {term for part in self.component_datasets(dataset) for term in self.datasets[part].terms}
-        return own | {term for source in self.image_sources(dataset) for term in self.sources[source].terms}
+        of_texts = {term for part in self.component_datasets(dataset) for term in self.datasets[part].terms}
+        return of_texts | {term for source in self.image_sources(dataset) for term in self.sources[source].terms}
 
     def requirements(self, source: str, datasets: Iterable[str]) -> list[str]:
-        """What of `source` is needed so that `datasets` can be built: annotation files, and folders ending in "/"."""
+        """What `datasets` need of `source`: paths of annotation files, and of folders of images, ending in "/"."""
         parts = list(dict.fromkeys(part for dataset in datasets for part in self.component_datasets(dataset)))
-        wanted = {file for part in parts for file in self._files(source, part)}
-        needed = [file.path for file in self.sources[source].files if file.path in wanted]
-        shown = any(source in self.datasets[part].image_sources for part in parts)
-        return needed + list(self.sources[source].folders) * shown
+        used = {file for part in parts for file in self._files(source, part)}
+        files = [file.path for file in self.sources[source].files if file.path in used]
+        needs_images = any(source in self.datasets[part].image_sources for part in parts)
+        return [*files, *(self.sources[source].folders if needs_images else ())]
 
     def _files(self, source: str, dataset: str) -> list[str]:
         """The files of `source` that `dataset` reads."""
@@ -242,5 +236,5 @@ def _table(name: str, entry: type[Section]) -> list[Any]:
 
 
 REGISTRY = Registry(_table("sources.yaml", Source), _table("datasets.yaml", Dataset))
-"""What is published. A configuration adds the user's own to it."""
+"""The published sources and datasets. A configuration may add custom ones."""
 SOURCES, DATASETS = REGISTRY.sources, REGISTRY.datasets

@@ -1,6 +1,6 @@
-"""Settings of a training run (read by `train`), split into those that change its numbers and those that do not."""
+"""Settings of a training run (read by `train`), and which of them change its results."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,17 +15,18 @@ Natural = Annotated[int, Field(ge=0)]
 class RunConfig(Section):
     """One training run of one model on one blend.
 
-    The global batch belongs to the blend. `ranks`, `nodes`, `micro_batch`, `zero`, `offload`, `gradient_checkpointing`,
-    `workers`, `pixels`, `deterministic`, `export`, the trackers and the checkpoint settings only say how the same
-    batches are computed, kept and shown: changing them continues an unfinished run instead of starting a new one.
+    The global batch is a setting of the blend. `ranks`, `nodes`, `micro_batch`, `zero`, `offload`,
+    `gradient_checkpointing`, `workers`, `pixels`, `deterministic`, `export`, the trackers and the checkpoint settings
+    do not change the results: after a change of these an unfinished run continues instead of starting again.
     """
 
     RESULT_NEUTRAL: ClassVar[frozenset[str]] = frozenset(
         {"ranks", "nodes", "micro_batch", "zero", "offload", "gradient_checkpointing", "workers", "pixels"}
         | {"checkpoint_every", "keep_checkpoints", "export", "trackers", "project", "memory_gb", "deterministic"}
     )
-    LATER: ClassVar[frozenset[str]] = frozenset({"early_stopping_patience"})
-    """Settings that change numbers and came later than the first runs: left out where they are as if they were not."""
+    LATER: ClassVar[frozenset[str]] = frozenset({"early_stopping_patience", "optimizer"})
+    """Settings that change the results but were added later: left out of the fingerprint if they have their default,
+    so that earlier runs stay valid."""
 
     model: str
     """Entry of `models` to start from."""
@@ -33,11 +34,11 @@ class RunConfig(Section):
     """Entry of `blends` to train on."""
     attention: Literal["mmca", "causal", "dattn"] = "mmca"
     """`mmca`: the paper's two separate softmaxes over text and images; `causal`: ordinary attention; `dattn`: the two
-    merged by their weights (keeps a pretrained language model's behaviour at the first step)."""
+    merged by their weights (keeps the behaviour of a pretrained language model at the first step)."""
     epochs: Positive = 1
-    """Passes over the blend. With `redraw` each pass has its own draws and order."""
+    """Passes over the blend. With `redraw` each pass has its own samples and order."""
     learning_rate: Rate = 1e-3
-    """Peak learning rate of the language model's trained parameters, and of every part without one of its own.
+    """Peak learning rate of the language model's trained parameters, and of all parts without a separate one.
     Embeddings alone: 1e-3; adapters: 1e-4 to 2e-4; a whole language model: 2e-5 to 1e-4 for billions of parameters,
     4e-3 for the miniature."""
     embeddings_learning_rate: Rate | None = None
@@ -46,95 +47,95 @@ class RunConfig(Section):
     """Peak learning rate of the projector; empty: the same as `learning_rate`."""
     vision_learning_rate: Rate | None = None
     """Peak learning rate of the vision encoder; empty: the same as `learning_rate`."""
+    optimizer: Literal["adamw"] = "adamw"
+    """What turns gradients into updates (an entry of `scripts/training/optimizers.py`)."""
     betas: tuple[Share, Share] = (0.9, 0.95)
-    """AdamW's decay of the mean and of the mean square of gradients."""
+    """AdamW's decay rates of the mean and of the mean square of gradients."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's weight decay, applied to matrices only, never to norms and biases."""
     warmup_steps: Natural = 0
-    """Steps over which the rate rises linearly from zero; a tenth of all steps is usual."""
+    """Steps over which the learning rate rises linearly from zero; a tenth of all steps is usual."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the rate falls after the warm-up, ending at the last step."""
+    """How the learning rate falls after the warm-up, until the last step (`scripts/training/schedules.py`)."""
     final_learning_rate: Share = 0.0
-    """Rate at the end as a share of the peak rate."""
+    """Learning rate at the last step as a share of the peak."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Largest norm of the gradient; longer ones are scaled down."""
+    """Norm to which larger gradients are clipped."""
     train_language: Literal["frozen", "lora", "full"] = "frozen"
-    """How the decoder's layers are trained: not at all (the paper's choice), through low-rank adapters beside them, or
-    whole."""
+    """How the decoder's layers are trained: not at all (the paper's choice), through low-rank adapters, or fully."""
     train_embeddings: bool = True
-    """Whether the token embeddings are trained (with the output head where the two are tied)."""
+    """Whether the token embeddings are trained (with the output head if the two are tied)."""
     train_projector: bool = True
-    """Whether the projector is trained. A new one must be; one that was trained before may rest."""
+    """Whether the projector is trained. A new one must be; a trained one may be frozen."""
     train_vision: Literal["frozen", "lora", "full"] = "frozen"
-    """How the vision encoder is trained. A frozen one stays outside the training engine and costs the least."""
+    """How the vision encoder is trained. A frozen one is kept outside of the training engine and costs the least."""
     language_lora_rank: Positive = 16
     """Rank of the decoder's adapters (`train_language: lora`)."""
     vision_lora_rank: Positive = 16
     """Rank of the vision encoder's adapters (`train_vision: lora`)."""
     lora_scale: Annotated[float, Field(gt=0)] = 2.0
-    """Factor of an adapter's update (alpha / rank). 2 is usual; the original's was 1 / rank."""
+    """Factor of an adapter's update (alpha / rank). 2 is usual; that of the original is 1 / rank."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of an adapter's inputs that is dropped in training."""
+    """Dropout rate of an adapter's inputs."""
     seed: int = 0
-    """Seed of what is random inside the model, such as dropout. Data never is: the plan holds every draw."""
+    """Seed of randomness inside the model, such as dropout. The data are not random: the plan fixes them."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format of weights and activations; the optimiser keeps fp32 copies. `bf16` where the GPU has it; `fp16` on
-    older ones, with a loss scale that adapts itself."""
+    """Number format of weights and activations; the optimiser keeps fp32 copies. `bf16` if the GPU supports it; `fp16`
+    on older ones, with dynamic loss scaling."""
     threads: Positive = 1
-    """CPU threads of each rank. Part of the cause: another number of threads adds numbers in another order."""
+    """CPU threads of each rank. It changes the results, because it changes the order of sums."""
     evaluate_every: Natural = 0
     """Steps between measurements of the held-out loss; 0: only before training and after each epoch."""
     evaluate_batches: Natural = 0
-    """How many global batches of held-out conversations the loss is measured on; 0: all of them."""
+    """Global batches of held-out conversations on which the loss is measured; 0: all of them."""
     early_stopping_patience: Natural = 0
-    """End the run after so many measurements of the held-out loss in a row that were no better than the best; 0: it
-    never ends early."""
+    """Stop the run after this many consecutive measurements of the held-out loss without a new minimum; 0: never."""
     ranks: Positive = 2
-    """Processes that share the work, on all nodes together: one per GPU, or one per core (or few) on a CPU."""
+    """Training processes on all nodes together: one per GPU, or one per (few) CPU cores."""
     nodes: Positive = 1
-    """Machines that the ranks are spread over, equally many on each."""
+    """Machines, each with the same number of ranks."""
     memory_gb: Natural = 0
-    """Memory that a job of this run asks for on every node, in GB; `python -m scripts.train --estimate` tells how much
-    it needs. 0: 4 GB for every rank there, enough for the miniature."""
+    """CPU memory that a job of this run requests per node, in GB; `python -m scripts.train --estimate` computes how
+    much it needs. 0: 4 GB per rank, enough for the miniature."""
     micro_batch: Positive = 8
-    """Conversations, or packs, that a rank computes at once: as many as memory allows. Gradients add up to the global
-    batch."""
+    """Conversations, or packs, in one forward pass of a rank: as many as memory allows. Gradients are accumulated over
+    the global batch."""
     zero: Literal[0, 1, 2, 3] = 2
-    """ZeRO stage: what is divided among ranks. 0 nothing, 1 optimiser state, 2 gradients too, 3 weights too."""
+    """ZeRO stage: what is sharded across ranks. 0: nothing, 1: optimiser state, 2: gradients too, 3: weights too."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    """What is kept in the CPU's memory instead of the GPU's, at the price of speed: the optimiser's state and its fp32
-    copies (`zero` >= 2), or these and the weights too (`zero` 3)."""
+    """What is kept in CPU memory instead of GPU memory, which is slower: the optimiser's state and its fp32 copies
+    (`zero` >= 2), or these and the weights (`zero` 3)."""
     gradient_checkpointing: bool = False
-    """Keep only each layer's input in the forward pass and compute the rest again in the backward pass: a third more
-    work, for memory that no longer grows with what happens inside a layer. The gradients are the same."""
+    """Keep only each layer's input in the forward pass and recompute the rest in the backward pass: a third more
+    computation, much less memory for activations. The gradients are the same."""
     workers: Natural = 0
-    """Processes per rank that prepare batches ahead of time. 0: between steps, right for small images and few cores."""
+    """Processes per rank that prepare batches ahead of time. 0: between steps, for small images and few cores."""
     pixels: bool = False
-    """Decode and resize every image once, into a store that all epochs and ranks read (150 kB an image of 224 pixels,
-    below `pixels/`), instead of in every epoch. The batches are the same, bit for bit; it pays where decoding is slower
-    than the model."""
+    """Decode and resize every image once, into a store that all epochs and ranks read (150 kB for an image of 224
+    pixels, below `pixels/`), instead of in every epoch. The batches are the same, bit for bit; useful if decoding is
+    slower than the model."""
     deterministic: bool = True
-    """On a GPU, compute only with algorithms whose results repeat, so that a run that was interrupted ends with the
-    same numbers as one that was not. A decoder whose code calls an operation that has none must go without."""
+    """On a GPU, use only deterministic algorithms, so that an interrupted run ends with the same numbers as an
+    uninterrupted one. Set it to false if the decoder needs an operation without a deterministic algorithm."""
     checkpoint_every: Positive = 100
     """Steps between checkpoints; a killed run repeats at most as many."""
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
-    """Where the curves are shown beside `metrics.jsonl`, which is always written. `wandb` and `trackio` must be
-    installed (`pip install wandb`, `pip install trackio`)."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default=["tensorboard"])
+    """Where curves are logged in addition to `metrics.jsonl`. `wandb` and `trackio` must be installed (`pip install
+    wandb`, `pip install trackio`)."""
     project: Annotated[str, Field(min_length=1)] = "visualchat"
-    """Project under which `wandb` and `trackio` file the run."""
+    """Project name for `wandb` and `trackio`."""
     keep_checkpoints: Positive = 2
-    """Checkpoints kept. At least 2 survives a damaged newest one."""
+    """Number of checkpoints to keep. With at least 2 a run survives a damaged newest one."""
     export: Literal["full", "delta"] = "full"
-    """What the exported folders hold: everything, or only what was trained, with a checked reference to the bases,
-    which must then stay where they are. `delta` saves copying a large language model."""
+    """What the exported folders contain: `full`: all weights; `delta`: only the trained ones, with a verified reference
+    to the base models, which must stay where they are. `delta` avoids copies of a large language model."""
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         least = {"none": 0, "optimizer": 2, "parameters": 3}[self.offload]
         if self.zero < least:
             raise ValueError(
-                f"offload {self.offload} needs zero >= {least}, not {self.zero}: only what is divided moves"
+                f"offload {self.offload} needs zero >= {least}, not {self.zero}: only what is sharded can be offloaded"
             )
         if self.ranks % self.nodes:
             raise ValueError(f"ranks {self.ranks} cannot be spread equally over nodes {self.nodes}")
@@ -143,8 +144,8 @@ class RunConfig(Section):
             raise ValueError("everything is frozen, so there is nothing to train")
         return self
 
-    def numbers(self) -> dict:
-        """The settings that change the run's numbers, as plain JSON values."""
+    def numbers(self) -> dict[str, Any]:
+        """The settings that change the results, as plain JSON values."""
         values = self.model_dump(mode="json", exclude=set(self.RESULT_NEUTRAL))
         unset = {name for name in self.LATER if values[name] == type(self).model_fields[name].default}
         return {name: value for name, value in values.items() if name not in unset}

@@ -1,4 +1,4 @@
-"""Settings of a taste: real data, but only what is said about a few images (read by `wanted`)."""
+"""Settings of a subset of published data: only conversations about a few images (read by `select_subset`)."""
 
 from typing import Annotated
 
@@ -8,13 +8,12 @@ from scripts.config.base import Section
 
 
 class SubsetConfig(Section):
-    """Which images are taken of sources that hold nothing but images, such as COCO; with them, all that is said about
-    them.
+    """A selection of images from sources that contain only images, such as COCO, and all conversations about them.
 
-    With `download` only these are fetched, out of the published archive, for megabytes instead of 20 GB.
+    With `download`, only these images are downloaded from the published archive: megabytes instead of 20 GB.
     """
 
     images: Annotated[int, Field(ge=1)] = 300
-    """Images in all; every dataset brings its share of them."""
+    """Images in all; the datasets take turns in selecting them."""
     seed: int = 0
-    """Another seed takes other images."""
+    """Another seed selects other images."""

@@ -1,4 +1,4 @@
-"""How much of the raw data may be unusable before the build stops (read by `convert` and `index`)."""
+"""How much of the raw data may be unusable before the build stops (read by `convert` and `media_index`)."""
 
 from typing import Annotated
 
@@ -10,9 +10,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ToleranceConfig(Section):
-    """Bad rows and images are always left out, counted and shown; beyond these shares they stop the build."""
+    """Bad rows and images are always left out, counted and reported; above these shares they stop the build."""
 
     rows: Share = 1.0
-    """Share of a dataset's raw rows that may be dropped. 1 never stops; 0.05 suits data that is thought to be clean."""
+    """Share of a dataset's raw rows that may be dropped. 1: never stop; 0.05 suits data that should be clean."""
     images: Share = 1.0
     """Share of a source's images that may be unreadable."""

@@ -1,7 +1,7 @@
-"""Published architectures, for estimates where the weights are not: what their `config.json` on the hub says.
+"""Published architectures, for estimates without the weights: the values of their `config.json` on the hub.
 
-Each entry holds the fields that decide sizes, under the name that recipes use, with its source. A folder or a model in
-the local cache of the hub goes before the table; nothing is ever downloaded.
+Each entry holds the fields that decide sizes, under the name that recipes use, with its source. A folder, or for other
+names a model in the local cache of the hub, is used where there is one; nothing is ever downloaded.
 """
 
 from pathlib import Path
@@ -73,8 +73,8 @@ TABLE: dict[str, dict[str, Any]] = {
     "google/siglip2-so400m-patch16-384": _vision("siglip_vision_model", 1152, 4304, 27, 16, 384, 16),
 }
 
-# arXiv 2308.12966, section 2.1, and the config.json of Qwen/Qwen-VL-Chat: what `extract_qwen_encoder` writes, in
-# whatever place; so any folder of this name that is not there yet.
+# arXiv 2308.12966, section 2.1, and the config.json of Qwen/Qwen-VL-Chat: what `extract_qwen_encoder` writes into any
+# folder; so this stands for every folder of this name that does not exist yet.
 QWEN_ENCODER = "qwen-vision"
 
 
@@ -82,7 +82,7 @@ def config_of(name: str, root: Path, kind: str) -> PreTrainedConfig:
     """The configuration of the base `name` (a folder, a hub name, or `miniature`); `kind` is vision or language.
 
     Raises:
-        UserError: it is neither here nor in the table.
+        UserError: it is neither on this machine nor in the table.
     """
     folders = [root / "bases/miniature" / kind] if name == "miniature" else [Path(name), root / name]
     for folder in folders:
@@ -97,12 +97,12 @@ def config_of(name: str, root: Path, kind: str) -> PreTrainedConfig:
         return _part(AutoConfig.from_pretrained(name, local_files_only=True), kind)
     except (OSError, ValueError):
         raise UserError(
-            f"{name!r} is not here: neither a folder with a config.json (also not below {root}), nor in the cache of "
-            f"the hub, nor among the architectures known by heart ({', '.join(TABLE)}). Put its config.json into a "
+            f"{name!r} is unknown: neither a folder with a config.json (also not below {root}), nor in the cache of "
+            f"the hub, nor among the built-in architectures ({', '.join(TABLE)}). Put its config.json into a "
             "folder and name that"
         ) from None
 
 
 def _part(config: PreTrainedConfig, kind: str) -> PreTrainedConfig:
-    """The encoder's part of a configuration of two towers; else the configuration itself."""
+    """The encoder's part of a configuration with two towers; else the configuration itself."""
     return getattr(config, "vision_config", config) if kind == "vision" else config

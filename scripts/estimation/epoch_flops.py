@@ -1,4 +1,4 @@
-"""How much arithmetic an epoch is: what it shows the model, and the operations that training will count for that."""
+"""The size of an epoch, and the operations that training counts for it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,26 +44,29 @@ class EpochTotals:
 
 def epoch_totals(blend: BlendConfig, folder: Path, image_tokens: int) -> EpochTotals:
     """One epoch of a blend: from the plan's manifest in `folder`, or else a guess from the published numbers."""
-    found = folder / "epoch-000.json"
-    if found.is_file():
-        plan = read_json(found)
+    manifest = folder / "epoch-000.json"
+    if manifest.is_file():
+        plan = read_json(manifest)
         images = sum(entry.get("images", 0) for entry in plan["datasets"].values())
         return EpochTotals(plan["conversations"], plan["tokens"], plan["labels"], images, True)
     conversations = images = 0.0
     for name, entry in blend.datasets.items():
         published = _CONVERSATIONS.get(name, 10_000)
-        drawn = entry.samples
-        share = published if drawn == "all" else published * drawn if isinstance(drawn, float) else drawn
-        conversations += share * entry.repeat
-        images += share * entry.repeat * _IMAGES.get(name, _USUAL_IMAGES)
+        samples = entry.samples
+        if samples == "all":
+            samples = published
+        elif isinstance(samples, float):
+            samples = published * samples
+        conversations += samples * entry.repeat
+        images += samples * entry.repeat * _IMAGES.get(name, _USUAL_IMAGES)
     tokens = conversations * _TEXT_TOKENS + images * image_tokens
     return EpochTotals(conversations, tokens, conversations * _LABEL_TOKENS, images, False)
 
 
-def operations(model: VisualChatForConditionalGeneration, load: EpochTotals) -> float:
-    """Operations that the model needs for one epoch; what is done twice to save memory does not count."""
-    text_tokens = load.tokens - load.images * model.config.image_tokens
+def operations(model: VisualChatForConditionalGeneration, epoch: EpochTotals) -> float:
+    """Operations that the model needs for one epoch; what is computed twice to save memory does not count."""
+    text_tokens = epoch.tokens - epoch.images * model.config.image_tokens
     causal = SWITCHES[model.config.attention]["image_rows"] == "causal"
-    # A token looks at half of its conversation, on the average.
-    pairs = (load.tokens if causal else text_tokens) * load.tokens / load.conversations / 2
-    return Flops(model).count(load.tokens, load.labels, load.images, pairs)
+    # A token attends to half of its conversation on average.
+    pairs = (epoch.tokens if causal else text_tokens) * epoch.tokens / epoch.conversations / 2
+    return Flops(model).count(epoch.tokens, epoch.labels, epoch.images, pairs)

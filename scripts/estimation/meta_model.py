@@ -18,24 +18,27 @@ from scripts.common.errors import UserError
 from scripts.config.model import ModelConfig
 from scripts.config.run import RunConfig
 from scripts.estimation.architectures import config_of
+from scripts.training.optimizers import OPTIMIZERS
 from scripts.training.trainable import PARTS, mark_trainable, parameter_groups, part_of
 
 # DeepSpeed's stage3_param_persistence_threshold.
-_WHOLE = 100_000
+_PERSISTENT = 100_000
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
     """Parameters by part, all and trained.
 
-    `groups`: sizes of the trained ones, in the groups and the order in which the optimiser has them. `small`: how many
-    parameters inside the engine lie in tensors so small that stage 3 keeps them whole as well.
+    `groups`: sizes of the trained ones, in the groups and the order of the optimizer. `small`: how many parameters
+    inside the engine lie in tensors so small that stage 3 keeps them whole as well. `state_tensors`: tensors that the
+    optimizer keeps of every trained parameter.
     """
 
     total: dict[str, int]
     trained: dict[str, int]
     groups: tuple[tuple[int, ...], ...] = ()
     small: int = 0
+    state_tensors: int = 2
 
     @property
     def tower_outside(self) -> bool:
@@ -62,7 +65,7 @@ def build(settings: ModelConfig, run: RunConfig, root: Path) -> VisualChatForCon
     """Build the model of a run, with its adapters and with what is frozen marked, on the meta device.
 
     Raises:
-        UserError: a base is not known, or the two cannot be joined.
+        UserError: a base is unknown, or the two cannot be joined.
     """
     vision = config_of(settings.vision, root, "vision")
     language = config_of(settings.language, root, "language")
@@ -71,12 +74,12 @@ def build(settings: ModelConfig, run: RunConfig, root: Path) -> VisualChatForCon
             vision_config=vision,
             text_config=language,
             attention=run.attention,
-            **settings.joining(),
+            **settings.projector_options(),
             tie_word_embeddings=language.tie_word_embeddings,
         )
         with torch.device("meta"):
             model = VisualChatForConditionalGeneration(config)
-            # Counting needs no number format, and the encoder's forward in `prepare` knows no other on this device.
+            # In fp32, whatever the run's precision: in no other can `mark_trainable` run the encoder on this device.
             mark_trainable(model, run)
             config.image_tokens = model.projector(model.projector.blank(model.device, model.dtype)).shape[1]
     except ValueError as error:
@@ -94,13 +97,14 @@ def count(model: VisualChatForConditionalGeneration, run: RunConfig) -> Paramete
         trained[part] += value.numel() * value.requires_grad
         sizes[part].append(value.numel())
     inside = [part for part in PARTS if part != "vision" or trained["vision"]]
-    small = sum(size for part in inside for size in sizes[part] if size <= _WHOLE)
+    small = sum(size for part in inside for size in sizes[part] if size <= _PERSISTENT)
     groups = (tuple(value.numel() for value in group["params"]) for group in parameter_groups(model, run))
-    return ParameterCounts(dict(total), dict(trained), tuple(groups), small)
+    state_tensors = len(OPTIMIZERS[run.optimizer].state_names)
+    return ParameterCounts(dict(total), dict(trained), tuple(groups), small, state_tensors)
 
 
 def largest_layer(model: VisualChatForConditionalGeneration) -> int:
-    """Parameters of the largest thing that is used as a whole: a layer of the decoder, a table of tokens, the tower."""
+    """Parameters of the largest module that is gathered as a whole: a layer, the embeddings, or the output head."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
     layers: list[nn.Module] = [layer for modules in lists for layer in modules]
     tables = [model.get_input_embeddings(), model.get_output_embeddings()]

@@ -1,6 +1,6 @@
-"""The evaluation of one checkpoint: held-out loss, held-out questions seen and unseen, suites.
+"""The evaluation of one checkpoint: held-out loss, held-out questions with and without images, suites.
 
-Writes the files of every part and returns its numbers; `evaluate` puts those together.
+Every part writes its files and returns its numbers; `scripts.evaluate` merges them.
 """
 
 from collections.abc import Sequence
@@ -24,71 +24,89 @@ from scripts.inference.answer_cache import AnswerCache
 from scripts.inference.answering import ModelRunner, Prompt
 from scripts.inference.blend_reader import BlendReader
 
-JOURNALS = ".journal"
-"""Folder of the journals below the evaluation's; no suite can have this name."""
+ANSWER_CACHES = ".answer_cache"
+"""Folder of the answer caches inside the evaluation's folder. No suite can have this name: it begins with a dot."""
 
 
 class CheckpointEvaluation:
-    """The evaluation of one checkpoint."""
+    """One loaded checkpoint and the folder that its results are written to."""
 
-    def __init__(self, checkpoint: str, model: Path, settings: EvaluationConfig, out: Path):
+    def __init__(self, checkpoint: str, model: Path, settings: EvaluationConfig, out: Path) -> None:
+        """Load the exported model in `model`; `checkpoint` is its name in the results, `out` is `evaluate/<run>`.
+
+        Raises:
+            UserError: see `load_model`.
+        """
         self.checkpoint, self.settings, self.out = checkpoint, settings, out
-        self.answerer = ModelRunner(model, settings)
+        self.runner = ModelRunner(model, settings)
         self.sha256 = model_sha256(model)
-        device = self.answerer.model.device
+        device = self.runner.model.device
         identity = {
             "model": self.sha256,
             "code": code_fingerprint("scripts.inference.answering"),
             "versions": versions(),
             "device": device_name(device),
-            "dtype": str(self.answerer.model.dtype),
+            "dtype": str(self.runner.model.dtype),
             "threads": settings.threads,
         }
-        self.answerer.journal = self.journal = AnswerCache(out / JOURNALS / f"{checkpoint}.jsonl", identity)
-        self.common = {
+        self.answer_cache = AnswerCache(out / ANSWER_CACHES / f"{checkpoint}.jsonl", identity)
+        self.runner.answer_cache = self.answer_cache
+        self.common: dict[str, Any] = {
             "checkpoint": self.sha256,
             "settings": {"max_new_tokens": settings.max_new_tokens, "decoding": "greedy"},
             "seed": settings.seed,
             "versions": versions(),
         }
 
-    def heldout(self, blend: BlendReader, kinds: Sequence[QuestionKind]) -> dict[str, Any]:
-        """TokenTables the loss and the accuracy on held-out conversations, write their files and return the numbers."""
-        whole, datasets, asked = [], [], []
-        for unit in range(min(len(blend), self.settings.limit or len(blend))):
-            sample = blend[unit]
-            whole.append(_prompt(f"held-out conversation {unit}", sample.messages, sample.image_sha256, blend, unit))
-            datasets.append(sample.dataset)
-            asked += [question for question in questions(unit, sample, kinds) if question.kind.scored]
+    def heldout(self, blend: BlendReader | None, kinds: Sequence[QuestionKind]) -> dict[str, Any]:
+        """Measure loss and accuracy on held-out conversations, write their files and return the numbers.
+
+        Args:
+            blend: the held-out part of a blend; `None` gives the numbers of an empty one.
+            kinds: kinds of questions; empty: every dataset is a kind.
+        """
+        conversations: list[Prompt] = []
+        datasets: list[str] = []
+        scored: list[Question] = []
+        if blend is not None:
+            for unit in range(min(len(blend), self.settings.limit or len(blend))):
+                sample = blend[unit]
+                name = f"held-out conversation {unit}"
+                conversations.append(_prompt(name, sample.messages, sample.image_sha256, blend, unit))
+                datasets.append(sample.dataset)
+                scored += [question for question in questions(unit, sample, kinds) if question.kind.scored]
         if not kinds:
             # An answer longer than what may be generated (a caption, an essay) has no chance of an exact match.
             limit = self.settings.max_new_tokens
-            asked = [question for question in asked if self.answerer.count_tokens(question.reference) <= limit]
-        losses = self.answerer.losses(whole, f"{self.checkpoint}: held-out loss")
+            scored = [question for question in scored if self.runner.count_tokens(question.reference) <= limit]
+        losses = self.runner.losses(conversations, f"{self.checkpoint}: held-out loss")
         by_dataset = {
             name: [loss for dataset, loss in zip(datasets, losses, strict=True) if dataset == name]
             for name in sorted(set(datasets))
         }
-        turns = self._answered(blend, asked)
+        turns = [] if blend is None else self._answer(blend, scored)
         write_turns(self.out / HELDOUT, self.checkpoint, turns, {"suite": HELDOUT} | self.common)
         summary = {
             "loss": {
                 "overall": mean_loss(losses),
                 "datasets": {name: mean_loss(values) for name, values in by_dataset.items()},
             },
-            **summarise_heldout(list(zip(asked, turns, strict=True)), kinds, self.settings.confidence),
+            **summarise_heldout(list(zip(scored, turns, strict=True)), kinds, self.settings.confidence),
         }
         write_summary(self.out / HELDOUT, self.checkpoint, {"suite": HELDOUT} | self.common | summary)
         return summary
 
     def suite(self, name: str, suite: Suite) -> tuple[dict[str, Any], list[Turn]]:
-        """Put a suite to the model, write its files and return the numbers, and the turns as they were judged.
+        """Run a suite, write its files, and return its numbers and its scored turns.
 
-        Where a suite has several pipelines of filters, the metrics of all but the first carry the pipeline's name.
+        If a suite has several filter pipelines, the metrics of all but the first have the pipeline's name as suffix.
+
+        Raises:
+            UserError: see `run_dialogues`.
         """
         needs = frozenset(each.metric.needs for each in suite.metrics if each.metric.needs)
-        raw = run_dialogues(self.answerer, suite, f"{self.checkpoint}: suite {name}", needs)
-        turns, rows = judge_all(raw, suite, self.settings.confidence)
+        raw = run_dialogues(self.runner, suite, f"{self.checkpoint}: suite {name}", needs)
+        turns, rows = score_filtered_turns(raw, suite, self.settings.confidence)
         common = self.common | {"suite": name, "output_type": suite.output_type, "suite_version": suite.version}
         common["settings"] = _settings(suite, self.settings)
         write_turns(self.out / name, self.checkpoint, turns, common)
@@ -96,25 +114,29 @@ class CheckpointEvaluation:
         write_summary(self.out / name, self.checkpoint, common | summary)
         return summary | {"output_type": suite.output_type, "version": suite.version}, turns
 
-    def _answered(self, blend: BlendReader, asked: Sequence[Question]) -> list[Turn]:
-        """Ask every question, and ask it again without seeing."""
+    def _answer(self, blend: BlendReader, scored: Sequence[Question]) -> list[Turn]:
+        """Answer every question, and answer it again with blanked images if the settings ask for that."""
         prompts = [
             _prompt(f"held-out conversation {q.unit}, round {q.round}", q.messages, q.gallery, blend, q.unit)
-            for q in asked
+            for q in scored
         ]
-        seen = self.answerer.generate(prompts, f"{self.checkpoint}: held-out questions")
-        blind: Sequence[str | None] = [None] * len(asked)
+        outputs = self.runner.generate(prompts, f"{self.checkpoint}: held-out questions")
+        blanked: Sequence[str | None] = [None] * len(scored)
         if self.settings.blank_images:
-            blind = self.answerer.generate(prompts, f"{self.checkpoint}: the same, images blanked", blank=True)
+            blanked = self.runner.generate(prompts, f"{self.checkpoint}: the same, images blanked", blank=True)
         return [
-            _turn(question, self.answerer.prompt_text(prompt), output, without)
-            for question, prompt, output, without in zip(asked, prompts, seen, blind, strict=True)
+            _turn(question, self.runner.prompt_text(prompt), output, blanked_output)
+            for question, prompt, output, blanked_output in zip(scored, prompts, outputs, blanked, strict=True)
         ]
 
 
-def judge_all(raw: Sequence[Turn], suite: Suite, confidence: float) -> tuple[list[Turn], dict[str, Any]]:
-    """Pass outputs through the suite's filters and judge them: turns with their scores, and the metrics' rows."""
-    judged: list[Turn] = []
+def score_filtered_turns(raw: Sequence[Turn], suite: Suite, confidence: float) -> tuple[list[Turn], dict[str, Any]]:
+    """Apply the suite's filters to the outputs and score them.
+
+    Returns:
+        The turns with their scores, and by metric its row (see `scoring.score_turns`).
+    """
+    scored: list[Turn] = []
     rows: dict[str, Any] = {}
     for name, steps in suite.filters or (("none", ()),):
         apply = pipeline(steps, f"filter {name}")
@@ -122,32 +144,32 @@ def judge_all(raw: Sequence[Turn], suite: Suite, confidence: float) -> tuple[lis
         changed = [
             turn if turn.output == text else replace(turn, output=text, raw=turn.output) for turn, text in filtered
         ]
-        turns, found = score_turns(changed, suite.metrics, confidence)
-        if not judged:
-            judged, rows = turns, found
+        turns, pipeline_rows = score_turns(changed, suite.metrics, confidence)
+        if not scored:
+            scored, rows = turns, pipeline_rows
             continue
-        rows |= {f"{metric},{name}": row for metric, row in found.items()}
-        more = [{f"{metric},{name}": score for metric, score in turn.scores.items()} for turn in turns]
-        judged = [replace(turn, scores=turn.scores | extra) for turn, extra in zip(judged, more, strict=True)]
-    return judged, rows
+        rows |= {f"{metric},{name}": row for metric, row in pipeline_rows.items()}
+        added = [{f"{metric},{name}": score for metric, score in turn.scores.items()} for turn in turns]
+        scored = [replace(turn, scores=turn.scores | extra) for turn, extra in zip(scored, added, strict=True)]
+    return scored, rows
 
 
 def _settings(suite: Suite, settings: EvaluationConfig) -> dict[str, Any]:
-    """How the answers of a suite were written, as its lines say it."""
-    how = asdict(suite.generation)
-    how["max_new_tokens"] = how["max_new_tokens"] or settings.max_new_tokens
-    how["until"] = list(how["until"])
+    """The decoding options of a suite, as its result files record them."""
+    options = asdict(suite.generation)
+    options["max_new_tokens"] = options["max_new_tokens"] or settings.max_new_tokens
+    options["until"] = list(options["until"])
     return {"decoding": "sampled" if suite.generation.do_sample else "greedy"} | {
-        name: value for name, value in how.items() if value is not None
+        name: value for name, value in options.items() if value is not None
     }
 
 
 def _prompt(name: str, messages: list[dict], hashes: Sequence[str], blend: BlendReader, unit: int) -> Prompt:
-    """A prompt whose images are read from the blend only when their batch is due."""
+    """A prompt whose images are read from the blend when its batch is computed."""
     return Prompt(name, messages, hashes, lambda: blend[unit].images)
 
 
-def _turn(question: Question, prompt: str, output: str, blind: str | None) -> Turn:
+def _turn(question: Question, prompt: str, output: str, blanked: str | None) -> Turn:
     references = [question.reference]
     return Turn(
         test=question.test,
@@ -161,12 +183,12 @@ def _turn(question: Question, prompt: str, output: str, blind: str | None) -> Tu
         correct=is_correct(output, references),
         kind=question.kind.name,
         dataset=question.dataset,
-        blanked=None if blind is None else {"output": blind, "correct": is_correct(blind, references)},
+        blanked=None if blanked is None else {"output": blanked, "correct": is_correct(blanked, references)},
     )
 
 
 def model_sha256(folder: Path) -> str:
-    """The hash of an exported model: what its manifest says, or for other folders one over the hashes of its files."""
+    """The sha256 of an exported model: that of its manifest, or else a hash over the hashes of all its files."""
     if (folder / "manifest.json").is_file():
         return read_json(folder / "manifest.json")["sha256"]
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -174,7 +196,7 @@ def model_sha256(folder: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that answers may depend on."""
+    """Versions of the libraries that answers depend on."""
     import torch
     import transformers
 
@@ -182,7 +204,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: Any) -> str:
-    """What answers were computed on: its kind, and which GPU, whose kernels differ."""
+    """The device that answers are computed on: "cpu", or the name of the GPU, since kernels differ between GPUs."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,41 +1,43 @@
-"""Putting a suite to a model, which carries its own answers along as it would in a chat.
+"""Runs a suite: the model answers dialogues round by round, with its own answers in the history as in a chat.
 
-Round r of all dialogues is one batch. As in a chat, a question without an answer is forgotten; its images stay and are
-shown with the next question. Rounds whose answer is given are told and not asked. Choices are not generated: every one
-is measured as the answer, and so is a reference whose likelihood some metric needs.
+Round r of all dialogues is one call of the runner. As in a chat, a question with an empty answer is dropped from the
+history; its images stay and are shown with the next question. A round with a given answer is context and not generated.
+Multiple choice generates nothing: the loss of every choice is measured, and so is the loss of a reference if a metric
+needs it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from scripts.evaluation.choice_metrics import likeliest
-from scripts.evaluation.suites import CHOICES, LIKELIHOOD, Dialogue, Suite, SuiteImage
+from scripts.evaluation.choice_metrics import most_likely_choice
+from scripts.evaluation.suites import LOGLIKELIHOOD, MULTIPLE_CHOICE, Dialogue, Suite, SuiteImage
 from scripts.evaluation.turns import Turn
 from scripts.inference.answering import ModelRunner, Prompt
 
 
 @dataclass
 class _State:
-    """What was said and shown in one dialogue so far.
+    """The history of one dialogue.
 
-    `shown` holds the round of every image; `unseen` counts images that no answered question has shown.
+    `shown` holds for each of `images` the round that brought it; the last `pending` images are in no message of
+    `history` yet.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
     images: list[SuiteImage] = field(default_factory=list)
     shown: list[int] = field(default_factory=list)
-    unseen: int = 0
+    pending: int = 0
 
     def ask(self, dialogue: Dialogue, number: int) -> Prompt:
-        """The prompt of round `number` (from 0)."""
+        """Add the images of round `number` (from 0) and return its prompt."""
         current = dialogue.rounds[number]
         if number == 0 and dialogue.system:
             self.history.append({"role": "system", "content": dialogue.system})
         self.images += current.images
         self.shown += [number + 1] * len(current.images)
-        self.unseen += len(current.images)
-        new = range(len(self.images) - self.unseen, len(self.images))
+        self.pending += len(current.images)
+        new = range(len(self.images) - self.pending, len(self.images))
         parts = [{"type": "image", "index": index} for index in new] + [{"type": "text", "text": current.question}]
         images = list(self.images)
         return Prompt(
@@ -45,97 +47,98 @@ class _State:
             read_images=lambda: [image.data for image in images],
         )
 
-    def told(self, prompt: Prompt, answer: str) -> None:
-        """Note the model's answer."""
+    def add_answer(self, prompt: Prompt, answer: str) -> None:
+        """Append the question of `prompt` and its answer to the history; an empty answer leaves it unchanged."""
         if answer:
-            self.history = answered(prompt, answer).messages
-            self.unseen = 0
+            self.history = with_answer(prompt, answer).messages
+            self.pending = 0
 
 
-def answered(prompt: Prompt, answer: str) -> Prompt:
-    """The same conversation with an answer to its last question, which alone counts where losses are measured."""
-    said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-    return replace(prompt, messages=[*prompt.messages, said], last_answer_only=True)
+def with_answer(prompt: Prompt, answer: str) -> Prompt:
+    """The same conversation with an answer to its last question; losses are measured on that answer alone."""
+    message = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    return replace(prompt, messages=[*prompt.messages, message], last_answer_only=True)
 
 
-def run_dialogues(answerer: ModelRunner, suite: Suite, label: str, needs: frozenset[str] = frozenset()) -> list[Turn]:
-    """Hold all dialogues; their turns come back dialogue by dialogue, in the order of the suite, not yet judged.
+def run_dialogues(runner: ModelRunner, suite: Suite, label: str, needs: frozenset[str] = frozenset()) -> list[Turn]:
+    """Run all dialogues of a suite and return their turns, unscored, dialogue by dialogue in the order of the suite.
 
     Args:
-        answerer: the model.
-        suite: what to ask.
-        label: what is shown as progress.
-        needs: what metrics need besides outputs: "answer_loss".
+        runner: the model.
+        suite: the dialogues and how they are answered.
+        label: title of the progress line.
+        needs: what metrics need besides outputs: "answer_loss" or "losses".
 
     Raises:
-        UserError: a dialogue outgrows what the model can read; the message names the test and the round.
+        UserError: a dialogue outgrows the model's context; the message names the test and the round.
     """
     states = {dialogue.name: _State() for dialogue in suite.dialogues}
     turns: dict[str, list[Turn]] = {dialogue.name: [] for dialogue in suite.dialogues}
     for number in range(max(len(dialogue.rounds) for dialogue in suite.dialogues)):
-        asked: list[tuple[Dialogue, Prompt]] = []
+        open_rounds: list[tuple[Dialogue, Prompt]] = []
         for dialogue in suite.dialogues:
             if number < len(dialogue.rounds):
                 state, given = states[dialogue.name], dialogue.rounds[number].given
                 prompt = state.ask(dialogue, number)
                 if given is None:
-                    asked.append((dialogue, prompt))
+                    open_rounds.append((dialogue, prompt))
                 else:
-                    state.told(prompt, given)
-        if not asked:
+                    state.add_answer(prompt, given)
+        if not open_rounds:
             continue
-        for (dialogue, prompt), turn in zip(
-            asked, _answer(answerer, suite, number, asked, states, f"{label}, round {number + 1}", needs), strict=True
-        ):
+        answered = _answer(runner, suite, number, open_rounds, states, f"{label}, round {number + 1}", needs)
+        for (dialogue, prompt), turn in zip(open_rounds, answered, strict=True):
             turns[dialogue.name].append(turn)
-            states[dialogue.name].told(prompt, turn.output)
+            states[dialogue.name].add_answer(prompt, turn.output)
     return [turn for dialogue in suite.dialogues for turn in turns[dialogue.name]]
 
 
 def _answer(
-    answerer: ModelRunner,
+    runner: ModelRunner,
     suite: Suite,
     number: int,
-    asked: Sequence[tuple[Dialogue, Prompt]],
+    open_rounds: Sequence[tuple[Dialogue, Prompt]],
     states: dict[str, _State],
     label: str,
     needs: frozenset[str],
 ) -> list[Turn]:
-    """The turns of one round, in the order of `asked`."""
-    prompts = [prompt for _, prompt in asked]
-    turns = [_turn(dialogue, number, states[dialogue.name], answerer.prompt_text(prompt)) for dialogue, prompt in asked]
+    """The turns of one round, in the order of `open_rounds`."""
+    prompts = [prompt for _, prompt in open_rounds]
+    turns = [
+        _turn(dialogue, number, states[dialogue.name], runner.prompt_text(prompt)) for dialogue, prompt in open_rounds
+    ]
     if "answer_loss" in needs:
-        turns = _with_answer_losses(answerer, prompts, turns, label)
-    if suite.output_type == LIKELIHOOD:
+        turns = _with_answer_losses(runner, prompts, turns, label)
+    if suite.output_type == LOGLIKELIHOOD:
         return turns
-    if suite.output_type == CHOICES:
-        return _with_choices(answerer, prompts, turns, label)
-    outputs = answerer.generate(prompts, label, generation=suite.generation)
+    if suite.output_type == MULTIPLE_CHOICE:
+        return _with_choices(runner, prompts, turns, label)
+    outputs = runner.generate(prompts, label, generation=suite.generation)
     return [replace(turn, output=output) for turn, output in zip(turns, outputs, strict=True)]
 
 
-def _with_choices(answerer: ModelRunner, prompts: Sequence[Prompt], turns: Sequence[Turn], label: str) -> list[Turn]:
-    """TokenTables every choice; the output is the likeliest one."""
+def _with_choices(runner: ModelRunner, prompts: Sequence[Prompt], turns: Sequence[Turn], label: str) -> list[Turn]:
+    """Measure the loss of every choice; the output is the most likely one."""
+    choices = [turn.choices or [] for turn in turns]
     conversations = [
-        answered(prompt, each) for prompt, turn in zip(prompts, turns, strict=True) for each in turn.choices
+        with_answer(prompt, choice) for prompt, row in zip(prompts, choices, strict=True) for choice in row
     ]
-    measured = iter(answerer.losses(conversations, f"{label}, choices"))
+    measured = iter(runner.losses(conversations, f"{label}, choices"))
     result = []
-    for turn in turns:
-        losses = [next(measured)[0] for _ in turn.choices]
-        result.append(replace(turn, losses=losses, output=turn.choices[likeliest(losses, turn.choices)]))
+    for turn, row in zip(turns, choices, strict=True):
+        losses = [next(measured)[0] for _ in row]
+        result.append(replace(turn, losses=losses, output=row[most_likely_choice(losses, row)]))
     return result
 
 
 def _with_answer_losses(
-    answerer: ModelRunner, prompts: Sequence[Prompt], turns: Sequence[Turn], label: str
+    runner: ModelRunner, prompts: Sequence[Prompt], turns: Sequence[Turn], label: str
 ) -> list[Turn]:
-    """TokenTables the first reference of every turn that has one."""
-    places = [place for place, turn in enumerate(turns) if turn.references]
-    conversations = [answered(prompts[place], turns[place].references[0]) for place in places]
-    measured = answerer.losses(conversations, f"{label}, references")
-    found = dict(zip(places, measured, strict=True))
-    return [replace(turn, answer_loss=found.get(place)) for place, turn in enumerate(turns)]
+    """Measure the loss of the first reference of every turn that has one."""
+    indices = [index for index, turn in enumerate(turns) if turn.references]
+    conversations = [with_answer(prompts[index], turns[index].references[0]) for index in indices]
+    losses = dict(zip(indices, runner.losses(conversations, f"{label}, references"), strict=True))
+    return [replace(turn, answer_loss=losses.get(index)) for index, turn in enumerate(turns)]
 
 
 def _turn(dialogue: Dialogue, number: int, state: _State, prompt: str) -> Turn:

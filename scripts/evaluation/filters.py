@@ -1,8 +1,8 @@
-"""Filters: what an output passes before it is judged, such as cutting the answer out of an explanation.
+"""Filters that change an output before it is scored, for instance to extract the answer from an explanation.
 
-The names and options are lmms-eval's: `regex` (the `group_select`-th match of `regex_pattern`, else `fallback`),
-`lowercase`, `uppercase`, `remove_whitespace` (one blank at the start), `map` (`mapping_dict`, `default_value`), and
-`take_first`, which takes the first of repeated outputs; here there is only one.
+Names and options are those of lmms-eval: `regex` (the `group_select`-th match of `regex_pattern`, else `fallback`),
+`lowercase`, `uppercase`, `remove_whitespace` (one space at the start), `map` (`mapping_dict`, `default_value`), and
+`take_first`, which takes the first of repeated outputs and changes nothing here, where there is only one.
 """
 
 import re
@@ -18,10 +18,10 @@ def _regex(regex_pattern: str = r"#### (\-?[0-9\.\,]+)", group_select: int = 0, 
     pattern = re.compile(regex_pattern)
 
     def apply(text: str) -> str:
-        found = pattern.findall(text)
-        if not -len(found) <= group_select < len(found):
+        matches = pattern.findall(text)
+        if not -len(matches) <= group_select < len(matches):
             return fallback
-        match = found[group_select]
+        match = matches[group_select]
         return (match if isinstance(match, str) else next((part for part in match if part), "")).strip()
 
     return apply
@@ -42,10 +42,10 @@ _FILTERS: dict[str, Callable[..., Filter]] = {
 
 
 def pipeline(steps: Sequence[Mapping[str, Any]], where: str) -> Filter:
-    """One function out of several filters, {"function": name, option: value} each.
+    """Compose filters, {"function": name, option: value} each, into one function; `where` begins error messages.
 
     Raises:
-        UserError: an unknown filter or option, or a pattern that is no regular expression.
+        UserError: an unknown filter or option, or an invalid regular expression.
     """
     filters = []
     for step in steps:

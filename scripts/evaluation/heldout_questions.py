@@ -1,7 +1,7 @@
-"""The questions that held-out conversations ask, each with the true conversation before it.
+"""The questions of held-out conversations, each with the reference conversation before it.
 
-Reads a held-out blend. Every round is a prompt of its own: the reference answers of the rounds before it, then its
-question. So one wrong answer does not spoil the next question, and all questions can be answered in any order.
+Reads a held-out blend. Every round becomes a separate prompt: the earlier rounds with their reference answers, then its
+question. A wrong answer therefore does not affect later questions, and questions can be answered in any order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,10 @@ from scripts.inference.blend_reader import Sample
 
 @dataclass(frozen=True)
 class Question:
-    """One round. `unit` is the conversation's place in the blend and `round` counts from 1.
+    """One round of a held-out conversation.
 
-    `images` holds the sha256 of every image in view, in the order of their numbers; the last `new_images` came with
+    `unit` is the conversation's index in the blend, `test` the uids of its records, and `round` counts from 1. `images`
+    holds the sha256 of every image shown so far, in the order of their numbers; the last `new_images` were shown with
     this round. `gallery` holds those of the whole conversation, which the image parts of `messages` index.
     """
 
@@ -36,25 +37,25 @@ class Question:
 def questions(unit: int, sample: Sample, kinds: Sequence[QuestionKind]) -> Iterator[Question]:
     """The rounds of one conversation, in order."""
     images: list[str] = []
-    round = 0
-    for place, message in enumerate(sample.messages):
+    number = 0
+    for index, message in enumerate(sample.messages):
         new = [sample.image_sha256[part["index"]] for part in _parts(message) if part["type"] == "image"]
         images += new
         if message["role"] != "user":
             continue
-        round += 1
+        number += 1
         question = _text(message)
         yield Question(
             unit=unit,
             test="+".join(sample.uids),
-            round=round,
+            round=number,
             dataset=sample.dataset,
             question=question,
-            messages=sample.messages[: place + 1],
+            messages=sample.messages[: index + 1],
             images=tuple(images),
             new_images=len(new),
             gallery=tuple(sample.image_sha256),
-            reference=_text(sample.messages[place + 1]),
+            reference=_text(sample.messages[index + 1]),
             kind=classify(question, kinds, sample.dataset, len(images)),
         )
 

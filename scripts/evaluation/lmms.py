@@ -1,19 +1,19 @@
-"""VisualChat models in lmms-eval, the harness of many published multimodal benchmarks.
+"""VisualChat as a model of lmms-eval, the harness of many published multimodal benchmarks.
 
-    pip install --no-deps -e .          in the environment of lmms-eval, which finds us by an entry point
+    pip install --no-deps -e .          in the environment of lmms-eval, which finds the model by an entry point
     python -m lmms_eval --model visualchat --model_args pretrained=exported/RUN/final --tasks muirbench
 
-lmms-eval makes the prompts, judges and aggregates; the answers come from the same `ModelRunner` as in our own evaluation,
-so a task file that both can read gives the same answers in both, which a test asserts.
+lmms-eval makes the prompts, scores and aggregates; the answers come from the same `ModelRunner` as in our own
+evaluation, so a task file that both can read gives the same answers in both, which a test asserts.
 
-Three things about the harness that are easily got wrong (lmms-eval 0.7.3):
+Three properties of the harness that are easy to miss (lmms-eval 0.7.3):
 
-- Chat models (`is_simple = False`) are asked to generate only. Tasks of likelihoods need `--force_simple`.
-- `multiple_choice` takes the choice with the *smallest* number that `loglikelihood` returns, a loss; tasks of output
-  type `loglikelihood` average what they take for a log-likelihood. The two come through one method. They differ in the
-  continuation: a text for a choice, a function of the document for the other.
-- It turns whatever is neither a text nor a `GenerationResult` into a text, pairs of numbers too, which then cannot be
-  taken apart. In the wrapper they arrive whole.
+- Chat models (`is_simple = False`) only get generation requests. Tasks of likelihoods need `--force_simple`.
+- `multiple_choice` takes the choice with the *smallest* number that `loglikelihood` returns, so it expects a loss;
+  tasks of output type `loglikelihood` average the same number as a log-likelihood. Both call one method. They differ in
+  the continuation: a text for a choice, a function of the document for a reference.
+- It converts every result that is neither a text nor a `GenerationResult` to a text, also pairs of numbers, which then
+  cannot be unpacked. Wrapped in a `GenerationResult` they arrive unchanged.
 """
 
 import os
@@ -37,21 +37,23 @@ _GENERATION = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams")
 
 
 class VisualChat(lmms):
-    """A model that is given chat messages.
+    """A model that gets chat messages.
 
     Args:
         pretrained: a folder that `export` wrote.
-        batch_size: prompts generated together.
+        batch_size: prompts in one batch; 'auto' is 1.
         device: 'auto', 'cpu' or 'cuda'; with several processes each takes its own GPU.
-        max_new_tokens: where a task does not say it.
-        threads: threads of the processor.
-        seed: where sampling begins, for tasks that sample.
-        keep_history: whether the rounds of a multi-round task are one conversation with the model. By default a round shows
-            what the task puts into its messages and nothing else, as with the harness's other models.
+        max_new_tokens: longest answer, for tasks that set none.
+        threads: CPU threads.
+        seed: seed of sampling, for tasks that sample.
+        keep_history: whether the rounds of a multi-round task are one conversation with the model. By default a round
+            has the messages that the task gives and nothing else, as with the other models of the harness.
+        max_batch_size: accepted because the harness passes it, and not used.
+        unknown: other options, which are refused.
 
     Raises:
-        UserError: there is no such model.
-        ValueError: an option that is not listed here.
+        UserError: the folder holds no exported model.
+        ValueError: an unknown option or device.
     """
 
     is_simple = False
@@ -67,40 +69,42 @@ class VisualChat(lmms):
         keep_history: bool = False,
         max_batch_size: int | None = None,
         **unknown: Any,
-    ):
+    ) -> None:
         super().__init__()
         if unknown:
-            raise ValueError(f"--model_args: visualchat has no option {sorted(unknown)[0]!r}")
+            raise ValueError(f"--model_args: visualchat has no option {min(unknown)!r}")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            self.accelerator = Accelerator()  # makes its GPU the current one, which "cuda" then means
-        settings = EvaluationConfig(
-            batch=1 if str(batch_size) == "auto" else int(batch_size),
-            device=(device or "auto").split(":")[0],
-            max_new_tokens=max_new_tokens,
-            threads=threads,
-            seed=seed,
+            self.accelerator = Accelerator()  # makes the process's GPU the current one, which "cuda" then refers to
+        settings = EvaluationConfig.model_validate(
+            {
+                "batch_size": 1 if str(batch_size) == "auto" else int(batch_size),
+                "device": (device or "auto").split(":")[0],
+                "max_new_tokens": max_new_tokens,
+                "threads": threads,
+                "seed": seed,
+            }
         )
-        self._answerer, self._keep_history = ModelRunner(Path(pretrained), settings), keep_history
+        self._runner, self._keep_history = ModelRunner(Path(pretrained), settings), keep_history
 
     @property
     def model(self) -> Any:
-        """The network."""
-        return self._answerer.model
+        """The `VisualChatForConditionalGeneration`."""
+        return self._runner.model
 
     @property
     def tokenizer(self) -> Any:
-        """Its tokenizer."""
-        return self._answerer.processor.tokenizer
+        """The tokenizer of the model."""
+        return self._runner.processor.tokenizer
 
     @property
     def device(self) -> Any:
-        """Where it runs."""
+        """The device of the model."""
         return self.model.device
 
     @property
     def batch_size(self) -> int:
-        """Prompts generated together."""
-        return self._answerer.settings.batch
+        """Prompts in one batch."""
+        return self._runner.settings.batch_size
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The answer to every request (context, doc_to_messages, options, document's number, task, split)."""
@@ -111,35 +115,40 @@ class VisualChat(lmms):
         return self._generate(prompts, [request.args[2] for request in requests], "generate_until", requests)
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
-        """The answers to every round of every request; the task says with each round whether there is another."""
-        said: list[list[str]] = [[] for _ in requests]
-        notes: list[Any] = [None] * len(requests)
+        """The answers to all rounds of every request; after each round the task decides whether there is another."""
+        outputs: list[list[str]] = [[] for _ in requests]
+        round_infos: list[Any] = [None] * len(requests)
         history: list[list[dict]] = [[] for _ in requests]
-        going = list(range(len(requests)))
-        while going:
+        active = list(range(len(requests)))
+        while active:
             asked = []
-            for place in going:
-                messages, notes[place] = self._next_round(requests[place], said[place], notes[place])
+            for index in active:
+                messages, round_infos[index] = self._next_round(requests[index], outputs[index], round_infos[index])
                 if messages is not None:
-                    history[place] = [*history[place], *messages] if self._keep_history else list(messages)
-                    asked.append(place)
-            names = [_name(requests[place]) for place in asked]
-            prompts = [_prompt(history[place], name) for place, name in zip(asked, names, strict=True)]
-            options = [self._options(requests[place]) for place in asked]
-            answers = self._generate(prompts, options, "generate_until_multi_round", [requests[p] for p in asked])
-            for place, answer in zip(asked, answers, strict=True):
-                said[place].append(answer)
-                spoken = {"role": "assistant", "content": [{"type": "text", "text": answer or " "}]}
-                history[place] = [*history[place], spoken]
-            going = asked
-        return said
+                    history[index] = [*history[index], *messages] if self._keep_history else list(messages)
+                    asked.append(index)
+            prompts = [_prompt(history[index], _name(requests[index])) for index in asked]
+            options = [self._options(requests[index]) for index in asked]
+            answers = self._generate(prompts, options, "generate_until_multi_round", [requests[i] for i in asked])
+            for index, answer in zip(asked, answers, strict=True):
+                outputs[index].append(answer)
+                message = {"role": "assistant", "content": [{"type": "text", "text": answer or " "}]}
+                history[index] = [*history[index], message]
+            active = asked
+        return outputs
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
-        """Choices' losses in nats, or references' log-likelihoods, and whether greedy decoding gives them."""
+        """(number, greedy) of every request: whether greedy decoding gives the text, and a number in nats.
+
+        The number is the loss of a choice, or the log-likelihood of a reference.
+
+        Raises:
+            ValueError: a request without a document.
+        """
         conversations, signs = [], []
         for request in requests:
             if len(request.args) != 6:
-                raise ValueError("visualchat does not answer without a document, as acc_mutual_info asks")
+                raise ValueError("visualchat needs a document in every request; the metric acc_mutual_info sends none")
             context, continuation, doc_to_visual, number, task, split = request.args
             document = self._document(task, split, number)
             is_choice = isinstance(continuation, str)
@@ -150,20 +159,23 @@ class VisualChat(lmms):
             ]
             conversations.append(_prompt(messages, _name(request), last_answer_only=True))
             signs.append(1.0 if is_choice else -1.0)
-        measured = self._answerer.answer_losses(conversations, "likelihoods")
-        pairs = [(sign * nats, greedy) for sign, (nats, _, greedy) in zip(signs, measured, strict=True)]
+        losses = self._runner.answer_losses(conversations, "likelihoods")
+        pairs = [(sign * loss.nats, loss.greedy) for sign, loss in zip(signs, losses, strict=True)]
         return [GenerationResult(text=pair) for pair in pairs]
 
-    def _next_round(self, request: Any, said: list[str], note: Any) -> tuple[list[dict] | None, Any]:
-        """The messages of the next round, `None` after the last one, and what the task notes for itself."""
+    def _next_round(self, request: Any, outputs: list[str], round_info: Any) -> tuple[list[dict] | None, Any]:
+        """The messages of the next round, `None` after the last one, and the task's own state (round_info)."""
         _, doc_to_messages, _, number, task, split = request.args
         document = self._document(task, split, number)
-        if not said:
+        if not outputs:
             return doc_to_messages(document), None
-        found = doc_to_messages(document, round_idx=len(said), previous_output=list(said), previous_round_info=note)
-        if not (isinstance(found, tuple) and len(found) == 4) or found[1]:
+        result = doc_to_messages(
+            document, round_idx=len(outputs), previous_output=list(outputs), previous_round_info=round_info
+        )
+        if not (isinstance(result, tuple) and len(result) == 4):
             return None, None
-        return found[0], found[3]
+        messages, is_last, _, next_info = result
+        return (None, None) if is_last else (messages, next_info)
 
     def _options(self, request: Any) -> dict[str, Any]:
         return request.args[2]
@@ -171,16 +183,16 @@ class VisualChat(lmms):
     def _generate(
         self, prompts: Sequence[Prompt], options: Sequence[dict], method: str, requests: Sequence[Any]
     ) -> list[str]:
-        """Answer prompts, those with the same options together."""
-        hows = [_generation(each) for each in options]
+        """Answer prompts; those with the same options share batches."""
+        generations = [_generation(each) for each in options]
         answers: list[str] = [""] * len(prompts)
-        for how in dict.fromkeys(hows):
-            places = [place for place, each in enumerate(hows) if each == how]
-            found = self._answerer.generate([prompts[place] for place in places], method, generation=how)
-            for place, answer in zip(places, found, strict=True):
-                answers[place] = answer
-        for request, given, answer in zip(requests, options, answers, strict=True):
-            self.cache_hook.add_partial(method, (request.args[0], given), answer)
+        for generation in dict.fromkeys(generations):
+            indices = [index for index, each in enumerate(generations) if each == generation]
+            outputs = self._runner.generate([prompts[index] for index in indices], method, generation=generation)
+            for index, output in zip(indices, outputs, strict=True):
+                answers[index] = output
+        for request, request_options, answer in zip(requests, options, answers, strict=True):
+            self.cache_hook.add_partial(method, (request.args[0], request_options), answer)
         return answers
 
     def _document(self, task: str, split: str, number: int) -> Any:
@@ -188,7 +200,10 @@ class VisualChat(lmms):
 
 
 class VisualChatSimple(VisualChat):
-    """The same model where the harness hands over a text and images apart; only so it asks for likelihoods."""
+    """The same model for the harness's simple interface, which passes text and images separately.
+
+    Only through this interface the harness requests likelihoods.
+    """
 
     is_simple = True
 
@@ -204,15 +219,18 @@ class VisualChatSimple(VisualChat):
     def _options(self, request: Any) -> dict[str, Any]:
         return request.args[1]
 
-    def _next_round(self, request: Any, said: list[str], note: Any) -> tuple[list[dict] | None, Any]:
+    def _next_round(self, request: Any, outputs: list[str], round_info: Any) -> tuple[list[dict] | None, Any]:
         context, _, doc_to_visual, doc_to_text, number, task, split = request.args
         document = self._document(task, split, number)
-        if not said:
+        if not outputs:
             return _simple_messages(context, doc_to_visual(document)), None
-        found = doc_to_text(document, round_idx=len(said), previous_output=list(said), previous_round_info=note)
-        if not (isinstance(found, tuple) and len(found) == 5) or found[2]:
+        result = doc_to_text(
+            document, round_idx=len(outputs), previous_output=list(outputs), previous_round_info=round_info
+        )
+        if not (isinstance(result, tuple) and len(result) == 5):
             return None, None
-        return _simple_messages(found[1], found[0]), found[4]
+        visuals, text, is_last, _, next_info = result
+        return (None, None) if is_last else (_simple_messages(text, visuals), next_info)
 
 
 def _name(request: Any) -> str:
@@ -220,20 +238,24 @@ def _name(request: Any) -> str:
 
 
 def _simple_messages(text: str, visuals: Sequence[Any] | None) -> list[dict]:
-    """One question about images, as messages of the harness."""
+    """One question about images, as chat messages of the harness."""
     images = [{"type": "image", "url": each} for each in visuals or () if each is not None]
     return [{"role": "user", "content": [*images, {"type": "text", "text": text.replace("<image>", "").strip()}]}]
 
 
 def _prompt(messages: Sequence[dict], name: str, last_answer_only: bool = False) -> Prompt:
-    """The harness's messages in our chat form. Raises ValueError for videos and sounds."""
-    found = ChatMessages(messages=list(messages))
-    images, videos, sounds = found.extract_media()
+    """Convert messages of the harness to our chat form.
+
+    Raises:
+        ValueError: a message holds a video, a sound, or an image of an unknown type.
+    """
+    chat = ChatMessages(messages=list(messages))
+    images, videos, sounds = chat.extract_media()
     if videos or sounds:
-        raise ValueError(f"{name} shows a video or plays a sound; VisualChat looks at images")
+        raise ValueError(f"{name} shows a video or plays a sound; VisualChat reads images only")
     data = [_encoded(image) for image in images]
     numbers = iter(range(len(data)))
-    ours = [
+    converted = [
         {
             "role": message.role,
             "content": [
@@ -243,9 +265,9 @@ def _prompt(messages: Sequence[dict], name: str, last_answer_only: bool = False)
                 for part in message.content
             ],
         }
-        for message in found.messages
+        for message in chat.messages
     ]
-    return Prompt(name, ours, [bytes_sha256(each) for each in data], _reader(data), last_answer_only)
+    return Prompt(name, converted, [bytes_sha256(each) for each in data], _reader(data), last_answer_only)
 
 
 def _reader(data: list[bytes]) -> Callable[[], list[bytes]]:
@@ -253,7 +275,7 @@ def _reader(data: list[bytes]) -> Callable[[], list[bytes]]:
 
 
 def _encoded(image: Any) -> bytes:
-    """An image's bytes: those of its file, or of a PNG, which keeps every pixel."""
+    """The encoded bytes of an image: those of its file, or a PNG of a decoded one."""
     if isinstance(image, str | Path):
         return Path(image).read_bytes()
     if isinstance(image, dict) and image.get("bytes"):
@@ -266,7 +288,7 @@ def _encoded(image: Any) -> bytes:
 
 
 def _generation(options: dict[str, Any]) -> GenerationOptions:
-    """The harness's options; those that mean nothing to us (aspect ratios and the like) are passed over."""
+    """The options of the harness that apply to this model; others (image aspect ratio and so on) are ignored."""
     until = options.get("until") or ()
     sample = bool(options.get("do_sample")) and options.get("temperature") != 0
     known = {name: options[name] for name in _GENERATION if options.get(name) is not None}

@@ -1,10 +1,10 @@
-"""What lmms-eval finds through the entry point `lmms_eval.models`: the names of our classes, nothing that is slow."""
+"""The entry point `lmms_eval.models` of lmms-eval: names of our classes, without slow imports."""
 
 from typing import Any
 
 
 def manifest() -> Any:
-    """The model `visualchat`: a chat model, and with `--force_simple` one that is asked for likelihoods."""
+    """The model `visualchat`: its chat class, and for `--force_simple` a class that also gives likelihoods."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(

@@ -1,13 +1,15 @@
-"""What a metric is: a function from turns to vectors, and a function from the sum of vectors to a number.
+"""Defines and registers metrics. A metric is a function from turns to vectors and one from a summed vector to a number.
 
-Everything else follows from these two. The number of one turn is that of its own vector, the number of a suite that of
-the sum over all turns; a bootstrap sums other draws, and a paired test swaps the vectors of two systems. So a mean and
-a corpus score such as BLEU (whose vector holds matching n-grams) have their intervals and tests from the same code.
+Everything else follows from these two. The score of a turn is the value of its own vector, the score of a suite the
+value of the sum over all turns; a bootstrap sums resampled turns, and a paired test swaps the vectors of two systems.
+Means and corpus scores such as BLEU (whose vector holds n-gram counts) therefore share the code of intervals and tests.
 
     @metric("exact_match", is_proportion=True)
-    def exact_match(turns): return [(float(right(turn)), 1.0) for turn in turns]
+    def exact_match(turns): return [(float(is_correct(turn)), 1.0) for turn in turns]
 
-A turn that a metric has nothing to say about gets `None` for a vector and counts in nothing.
+A turn that a metric does not apply to gets `None` instead of a vector and is left out of every number.
+
+`scoring.py` imports the modules that define metrics, which registers them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,17 +26,23 @@ Vectors = list[tuple[float, ...] | None]
 
 
 def ratio(total: np.ndarray) -> float:
-    """The value of most metrics: their vectors are (points, of how many)."""
+    """The value of most metrics, whose vectors are (points, maximum points): their mean. NaN without any."""
     return float(total[0] / total[1]) if total[1] else float("nan")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric by name.
+    """A metric.
 
-    `measure` takes the turns and its options by keyword, and returns their vectors, or several lists of them by a
-    suffix of the name. `is_proportion` says that every vector is (0 or 1, 1), so that the value is a proportion. `needs` names
-    what must have been asked of the model: "losses" of the choices, or the "answer_loss".
+    Attributes:
+        name: its name in `metric_list` and in the results.
+        measure: takes the turns, and its options by keyword; returns one vector per turn, or several such lists by
+            suffix of the name (`recall` returns "@0", "@1", ...).
+        value: the number of a summed vector (width,).
+        higher_is_better: whether larger values are better.
+        is_proportion: whether every vector is (0 or 1, 1), so that the value is a proportion.
+        needs: what the model must be asked besides outputs: "losses" of the choices, or the "answer_loss" of the first
+            reference.
     """
 
     name: str
@@ -45,29 +53,31 @@ class Metric:
     needs: str | None = None
 
     def check_options(self, options: Mapping[str, Any], where: str) -> None:
-        """Refuse options that the metric does not know.
+        """Check the names of options; `where` begins the error message.
 
         Raises:
-            UserError: naming the metric and what it does know.
+            UserError: an unknown option; the message lists the known ones.
         """
-        kinds = signature(self.measure).parameters.values()
-        known = [each.name for each in kinds if each.kind is Parameter.KEYWORD_ONLY]
+        parameters = signature(self.measure).parameters.values()
+        known = [each.name for each in parameters if each.kind is Parameter.KEYWORD_ONLY]
         unknown = sorted(set(options) - set(known))
         if unknown:
-            knows = f"it knows {', '.join(known)}" if known else "it has none"
-            raise UserError(f"{where}: the metric {self.name} has no option {unknown[0]!r}; {knows}")
+            listed = f"its options are {', '.join(known)}" if known else "it has no options"
+            raise UserError(f"{where}: the metric {self.name} has no option {unknown[0]!r}; {listed}")
 
     def vectors(self, turns: Sequence[Turn], options: Mapping[str, Any]) -> dict[str, Vectors]:
-        """The vectors of all turns, by the full name of what they measure."""
-        found = self.measure(turns, **options)
-        return {self.name: found} if isinstance(found, list) else {self.name + end: each for end, each in found.items()}
+        """The vectors of all turns by full name, such as `exact_match` or `recall@1`."""
+        result = self.measure(turns, **options)
+        if isinstance(result, list):
+            return {self.name: result}
+        return {self.name + suffix: vectors for suffix, vectors in result.items()}
 
 
 METRICS: dict[str, Metric] = {}
 
 
 def metric(name: str, **attributes: Any) -> Callable[[Callable], Callable]:
-    """Register the function below as a metric; `attributes` are those of `Metric`."""
+    """Decorator that registers a function as the `measure` of a metric; `attributes` are further ones of `Metric`."""
 
     def register(measure: Callable) -> Callable:
         assert name not in METRICS, name
@@ -78,7 +88,7 @@ def metric(name: str, **attributes: Any) -> Callable[[Callable], Callable]:
 
 
 def best_of(score: Callable[[str, str], float]) -> Callable[[Sequence[Turn]], Vectors]:
-    """A mean metric from a score of (output, reference): the best reference counts, as is the custom."""
+    """Build the `measure` of a mean metric from a score of (output, reference): the best reference counts."""
 
     def measure(turns: Sequence[Turn]) -> Vectors:
         return [

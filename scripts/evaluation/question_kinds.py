@@ -1,9 +1,9 @@
-"""Which kind of question a question is, so that accuracy can be told apart by what was asked.
+"""Kinds of questions, so that accuracy can be reported for each kind.
 
-Reads `kinds.json`, a list of {"name", "pattern", "images", "scored"}: the first kind whose regular expression is found
-in the question wins; "images" says whether "one" image or "several" decide the answer; answers of a kind that is not
-"scored" (captions, say) have no single right wording and count in the loss only. Data without such a file has one kind
-per dataset.
+Reads `kinds.json`, a list of {"name", "pattern", "images", "scored"}: a question has the first kind whose regular
+expression matches somewhere in it; "images" is whether "one" image or "several" decide the answer; answers of a kind
+that is not "scored" (captions, for instance) have no single correct wording and count only in the loss. Without such a
+file every dataset is a kind.
 """
 
 import re
@@ -22,14 +22,14 @@ _KEYS = {"name", "pattern", "images", "scored"}
 
 @dataclass(frozen=True)
 class QuestionKind:
-    """A kind of question. `images` is "one", "several", or `None` for a kind that belongs to neither group."""
+    """A kind of question. `images` is its group: "one", "several", or `None` for neither."""
 
     name: str
     images: str | None = None
     scored: bool = True
     pattern: str = ""
 
-    def asks(self, question: str) -> bool:
+    def matches(self, question: str) -> bool:
         """Whether the question is of this kind."""
         return re.search(self.pattern, question) is not None
 
@@ -41,26 +41,29 @@ def read_kinds(path: str | Path) -> list[QuestionKind]:
     """Read `kinds.json`.
 
     Raises:
-        UserError: the file is not such a list, or a pattern is not a regular expression; the message names the entry.
+        UserError: the file is not such a list, or a pattern is not a regular expression; the message has the index of
+            the entry.
     """
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path} must be a non-empty JSON list of kinds of questions")
-    kinds = [_kind(entry, f"{path}: kind {place}") for place, entry in enumerate(entries)]
+    kinds = [_kind(entry, f"{path}: kind {index}") for index, entry in enumerate(entries)]
     if len({kind.name for kind in kinds} | {OTHER.name}) <= len(kinds):
-        raise UserError(f"{path}: every kind needs a name of its own; {OTHER.name!r} is taken for what matches none")
+        raise UserError(
+            f"{path}: the names of kinds must be unique; {OTHER.name!r} is reserved for questions that match no kind"
+        )
     return kinds
 
 
 def classify(question: str, kinds: Sequence[QuestionKind], dataset: str, images: int) -> QuestionKind:
-    """The kind of a question that is asked while `images` images are in the conversation.
+    """The kind of a question about a conversation with `images` images so far.
 
-    Without `kinds` the dataset is the kind, and the group follows from the images in view. A question that no kind
-    claims is of kind "other", which is scored by itself and belongs to no group.
+    Without `kinds` the dataset is the kind, and its group follows from the number of images. A question that matches no
+    kind has the kind "other", which is scored and belongs to no group.
     """
     if not kinds:
         return QuestionKind(dataset, (None, ONE, SEVERAL)[min(images, 2)])
-    return next((kind for kind in kinds if kind.asks(question)), OTHER)
+    return next((kind for kind in kinds if kind.matches(question)), OTHER)
 
 
 def _kind(entry: Any, where: str) -> QuestionKind:
@@ -68,7 +71,7 @@ def _kind(entry: Any, where: str) -> QuestionKind:
         raise UserError(f"{where} must be an object with exactly the keys {', '.join(sorted(_KEYS))}")
     name, pattern = entry["name"], entry["pattern"]
     if not isinstance(name, str) or not name or not isinstance(pattern, str) or not isinstance(entry["scored"], bool):
-        raise UserError(f"{where}: name and pattern must be texts, scored must be true or false")
+        raise UserError(f"{where}: name and pattern must be strings, scored must be true or false")
     if entry["images"] not in GROUPS:
         raise UserError(f'{where} ({name}): images must be "one" or "several", not {entry["images"]!r}')
     try:

@@ -1,8 +1,7 @@
-"""The files that hold an evaluation: one line per turn, the original's table, and a summary, per suite and checkpoint.
+"""The result files of an evaluation, per suite and checkpoint.
 
-`<suite>/<checkpoint>.jsonl` has everything about every turn, `.csv` the columns of the original (`test_name,
-image_path, question, answer`), `.json` the numbers; `metrics.json`, which merges all numbers of a run, is written last
-of all.
+`<suite>/<checkpoint>.jsonl` has one line with all data of every turn, `.csv` the columns of the original (`test_name,
+image_path, question, answer`), `.json` the numbers. `metrics.json`, which holds all numbers of a run, is written last.
 """
 
 import csv
@@ -14,7 +13,7 @@ from typing import Any
 from scripts.common.files import atomic, write_json
 from scripts.evaluation.heldout_questions import Question
 from scripts.evaluation.question_kinds import GROUPS, QuestionKind
-from scripts.evaluation.statistics import majority_share, summarise
+from scripts.evaluation.statistics import majority_accuracy, summarise
 from scripts.evaluation.turns import Turn
 
 HELDOUT = "heldout"
@@ -23,8 +22,7 @@ COLUMNS = ("test_name", "image_path", "question", "answer")
 
 
 def write_turns(folder: Path, checkpoint: str, turns: Sequence[Turn], common: Mapping[str, Any]) -> None:
-    """Write `<checkpoint>.jsonl` and `<checkpoint>.csv`; `common` (model hash, settings, versions) is repeated on every
-    line."""
+    """Write `<checkpoint>.jsonl` and `.csv`; `common` (model hash, settings, versions) is added to every JSON line."""
     with atomic(folder / f"{checkpoint}.jsonl", "w") as file:
         for turn in turns:
             file.write(json.dumps(turn.fields() | dict(common), sort_keys=True, ensure_ascii=False) + "\n")
@@ -37,13 +35,13 @@ def write_turns(folder: Path, checkpoint: str, turns: Sequence[Turn], common: Ma
 
 
 def summarise_heldout(
-    asked: Sequence[tuple[Question, Turn]], kinds: Sequence[QuestionKind], confidence: float
+    answered: Sequence[tuple[Question, Turn]], kinds: Sequence[QuestionKind], confidence: float
 ) -> dict[str, Any]:
     """Accuracy of every kind, in the order of `kinds` and then by name, and of the groups of one and several images."""
     by_kind: dict[QuestionKind, list[tuple[Question, Turn]]] = {kind: [] for kind in kinds if kind.scored}
-    for question, turn in sorted(asked, key=lambda pair: pair[0].kind.name):
+    for question, turn in sorted(answered, key=lambda pair: pair[0].kind.name):
         by_kind.setdefault(question.kind, []).append((question, turn))
-    chances = {kind: majority_share([q.reference for q, _ in pairs]) for kind, pairs in by_kind.items() if pairs}
+    chances = {kind: majority_accuracy([q.reference for q, _ in pairs]) for kind, pairs in by_kind.items() if pairs}
 
     groups = {}
     for group in GROUPS:
@@ -61,17 +59,17 @@ def summarise_heldout(
 
 
 def summarise_suite(turns: Iterable[Turn], confidence: float) -> dict[str, Any]:
-    """Rounds and right answers of every test of a suite, in its order, and the accuracy over all judged rounds."""
+    """Rounds and correct answers of every test, in the order of the suite, and the accuracy over all scored rounds."""
     tests: dict[str, dict[str, int]] = {}
-    judged = []
+    correct = []
     for turn in turns:
         test = tests.setdefault(turn.test, {"rounds": 0, "judged": 0, "correct": 0})
         test["rounds"] += 1
         if turn.correct is not None:
-            judged.append(turn.correct)
+            correct.append(turn.correct)
             test["judged"] += 1
             test["correct"] += turn.correct
-    overall = summarise(judged, None, None, confidence)
+    overall = summarise(correct, None, None, confidence)
     return {"tests": [{"name": name} | counts for name, counts in tests.items()]} | overall
 
 
@@ -82,8 +80,8 @@ def write_summary(folder: Path, checkpoint: str, summary: Mapping[str, Any]) -> 
 
 def _row(turns: Sequence[Turn], chance: float | None, confidence: float) -> dict[str, Any]:
     correct = [bool(turn.correct) for turn in turns]
-    blanked = [turn.blanked["correct"] for turn in turns] if turns and turns[0].blanked is not None else None
-    return summarise(correct, chance, blanked, confidence)
+    blanked = [turn.blanked["correct"] for turn in turns if turn.blanked is not None]
+    return summarise(correct, chance, blanked or None, confidence)
 
 
 def _image_name(image: Mapping[str, str]) -> str:

@@ -1,7 +1,6 @@
-"""How answers are judged and how sure one may be of the result: exact match, Wilson intervals, paired differences,
-chance.
+"""Exact match, accuracy with Wilson intervals, paired differences of accuracies, and the chance level.
 
-Pure functions of strings and counts. Accuracies are shares between 0 and 1; an interval is a pair (low, high).
+Pure functions of strings and counts. Accuracies lie between 0 and 1; an interval is a pair (low, high).
 """
 
 import math
@@ -15,26 +14,26 @@ _TRAILING = string.punctuation + string.whitespace
 
 
 def normalise(answer: str) -> str:
-    """The form in which answers are compared: lower case, single spaces, no punctuation at the end.
+    """Normalise an answer for comparison: lower case, single spaces, no punctuation at the end.
 
-    An answer of nothing but punctuation keeps it, so that "?" never equals an empty answer.
+    An answer of punctuation alone keeps it, so that "?" never equals an empty answer.
     """
     text = " ".join(answer.lower().split())
     return text.rstrip(_TRAILING) or text
 
 
 def is_correct(output: str, references: Iterable[str]) -> bool:
-    """Whether an output equals one of the reference answers once both are normalised."""
+    """Whether an output equals one of the references after normalisation."""
     return normalise(output) in {normalise(reference) for reference in references}
 
 
-def majority_share(references: Sequence[str]) -> float:
-    """Accuracy of always giving the commonest reference answer: what counts as chance. Needs at least one reference."""
+def majority_accuracy(references: Sequence[str]) -> float:
+    """The chance level: accuracy of always giving the most frequent reference. Needs at least one reference."""
     return max(Counter(map(normalise, references)).values()) / len(references)
 
 
 def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927): it stays in [0, 1] and has width even at 0 and 1."""
+    """Score interval of a proportion (Wilson 1927): it stays within [0, 1] and has a width even at 0 and 1."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = correct / n
     centre = share + z * z / (2 * n)
@@ -51,8 +50,11 @@ def paired_difference(
 ) -> tuple[float, tuple[float, float]]:
     """Difference of two accuracies on the same questions, with its interval (Newcombe 1998, method 10).
 
-    `pairs` holds (right the first way, right the second way) per question. The interval combines the two Wilson
-    intervals by their correlation; unlike a bootstrap it draws nothing and keeps its width when every pair agrees.
+    `pairs` holds (first is correct, second is correct) per question. The interval combines the two Wilson intervals by
+    their correlation; unlike a bootstrap it is not random and has a width even if every pair agrees.
+
+    Returns:
+        The first accuracy minus the second, and its interval.
     """
     n = len(pairs)
     both = sum(first and second for first, second in pairs)
@@ -82,15 +84,15 @@ def _combined(first: float, second: float, phi: float) -> float:
 
 
 def mean_loss(losses: Sequence[tuple[float, int]]) -> dict[str, Any] | None:
-    """Loss per supervised token over conversations of (summed loss in nats, supervised tokens), and its perplexity.
+    """Mean loss per supervised token of conversations (summed loss in nats, supervised tokens), and its perplexity.
 
-    `None` where there are no tokens or a loss is not finite: JSON has no number for what a diverged model gives.
+    `None` without tokens or if a loss is not finite (a diverged model), which JSON cannot hold.
     """
     tokens = sum(count for _, count in losses)
     mean = math.fsum(total for total, _ in losses) / tokens if tokens else math.nan
     if not math.isfinite(mean):
         return None
-    # Beyond 700 the exponential leaves the range of floating point.
+    # exp(710) overflows.
     return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "tokens": tokens, "conversations": len(losses)}
 
 
@@ -100,13 +102,15 @@ def summarise(
     """The numbers of one row of the result table.
 
     Args:
-        correct: whether each question was answered right.
-        chance: accuracy of the majority answer on the same questions; `None` where there is none.
-        blanked: whether each question, in the same order, was answered right without seeing; `None` if not asked.
+        correct: whether each question was answered correctly.
+        chance: chance level on the same questions; `None` if there is none.
+        blanked: whether each question, in the same order, was answered correctly with blanked images; `None` if they
+            were not asked.
+        confidence: of the intervals, between 0 and 1.
 
     Returns:
         n, correct, accuracy, interval, chance and, with `blanked`, blanked {correct, accuracy, interval} and drop
-        {value, interval} = accuracy minus blanked accuracy. Without questions the numbers are `None`.
+        {value, interval} = accuracy minus blanked accuracy. Without questions, n and correct are 0 and the rest `None`.
     """
     if not correct:
         return {"n": 0, "correct": 0, "accuracy": None, "interval": None, "chance": None}
@@ -119,6 +123,6 @@ def summarise(
 
 
 def _proportion(correct: Sequence[bool], confidence: float) -> dict[str, Any]:
-    right = sum(correct)
-    interval = list(wilson(right, len(correct), confidence))
-    return {"correct": right, "accuracy": right / len(correct), "interval": interval}
+    count = sum(correct)
+    interval = list(wilson(count, len(correct), confidence))
+    return {"correct": count, "accuracy": count / len(correct), "interval": interval}

@@ -1,10 +1,16 @@
-"""Suites: conversations that are put to a model as a person would, and how its answers are judged.
+"""Suites: dialogues for a model to answer, and how its answers are scored.
 
-This module holds what a suite is, and reads the one form of it that the original has, {"test name": [["question",
-"image.jpg other.jpg"], ["question"], ...]}: rounds in order, with the images that are new in a round, several with
-spaces between them. Paths are relative to the file, to a folder above it if they lead back, or to a given one.
-`answers.json` beside it, {"test name": ["answer", ["answer", "also right"], null, ...]}, gives a suite a score; `null`
-or a test that it does not name is generated but not judged. The other form, task files, is in tasks.py.
+This module defines `Suite` and reads the format of the original:
+
+    {"test name": [["question", "image.jpg other.jpg"], ["question"], ...]}
+
+holds rounds in order, each with its new images, separated by spaces. Paths are relative to the file, to a folder above
+it (see `find_image_root`), or to a given folder. `answers.json` in the same folder holds the references:
+
+    {"test name": ["answer", ["answer", "also correct"], null, ...]}
+
+A round with `null`, or of a test that is not listed, is answered but not scored. The other format, task files, is read
+by task_files.py.
 """
 
 import hashlib
@@ -12,22 +18,21 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 from scripts.common.errors import UserError
 from scripts.common.files import file_sha256, read_json
 from scripts.evaluation.results import HELDOUT
 from scripts.evaluation.scoring import MetricSpec, metric_spec
 from scripts.inference.generation import GenerationOptions
-from scripts.inference.image_files import decode, read_file, resolve_inside, split_paths
-from scripts.inference.image_files import find_image_root as find_root
+from scripts.inference.image_files import decode_image, find_image_root, read_image_file, resolve_inside, split_paths
 
-ANSWERS = "answers.json"
+ANSWERS_FILE = "answers.json"
 
 
 @dataclass(frozen=True)
 class SuiteImage:
-    """An image as the suite names it, with its bytes and their hash."""
+    """An image: its path as the suite names it, its encoded bytes and their sha256."""
 
     path: str
     data: bytes
@@ -36,10 +41,10 @@ class SuiteImage:
 
 @dataclass(frozen=True)
 class SuiteRound:
-    """A question, the images that are shown with it for the first time, and the answers that count as right.
+    """A question, its new images, and the answers that count as correct.
 
-    `given` is an answer that is part of the conversation: the model is told it and not asked. `choices` is what can be
-    chosen, `target` the place of the right one.
+    `given` is an answer that is part of the conversation: the round is context, and the model does not answer it.
+    `choices` are the texts to choose from, `target` is the index of the correct one.
     """
 
     question: str
@@ -52,7 +57,7 @@ class SuiteRound:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One test of a suite. `cluster` is a name that versions of one test share, `system` what is said before it."""
+    """One test of a suite. `system` is its system message, `cluster` a name shared by versions of one test."""
 
     name: str
     rounds: tuple[SuiteRound, ...]
@@ -60,24 +65,27 @@ class Dialogue:
     cluster: str | None = None
 
 
-GENERATE, ROUNDS = "generate_until", "generate_until_multi_round"
-CHOICES, LIKELIHOOD = "multiple_choice", "loglikelihood"
+OutputType = Literal["generate_until", "generate_until_multi_round", "multiple_choice", "loglikelihood"]
+GENERATE_UNTIL: Final = "generate_until"
+MULTI_ROUND: Final = "generate_until_multi_round"
+MULTIPLE_CHOICE: Final = "multiple_choice"
+LOGLIKELIHOOD: Final = "loglikelihood"
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What is asked, how it is answered and what counts.
+    """The dialogues of a suite, how they are answered and how the answers are scored.
 
-    `output_type` is one of lmms-eval's: an answer to the last question of each test, answers to all of them, the
-    likeliest of choices, or how likely the reference is. The first of the `metrics` decides what is called right.
-    `filters` are named pipelines that outputs pass before they are judged. `files` are the hashes of what was read,
-    images apart.
+    `output_type` is one of lmms-eval's: an answer to the last question of each test, answers to all questions, the most
+    likely choice, or the likelihood of the reference. The first of the `metrics` decides whether an answer is correct.
+    `filters` are named pipelines that change outputs before they are scored. `files` holds the sha256 of the files that
+    were read, by name, without images.
     """
 
     dialogues: tuple[Dialogue, ...]
-    output_type: str = ROUNDS
+    output_type: OutputType = MULTI_ROUND
     metrics: tuple[MetricSpec, ...] = (metric_spec("exact_match"), metric_spec("which_image"), metric_spec("recall"))
-    generation: GenerationOptions = GenerationOptions()
+    generation: GenerationOptions = field(default_factory=GenerationOptions)
     filters: tuple[tuple[str, tuple[Mapping[str, Any], ...]], ...] = ()
     version: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
@@ -87,7 +95,7 @@ def suite_paths(values: Iterable[str]) -> dict[str, Path]:
     """Parse the values of repeated `--suite NAME=FILE` flags.
 
     Raises:
-        UserError: no such form, a name that is not fit for a folder or taken, or one that comes twice.
+        UserError: not of this form, or a name that is reserved, given twice or no valid name of a folder.
     """
     suites: dict[str, Path] = {}
     for value in values:
@@ -101,32 +109,33 @@ def suite_paths(values: Iterable[str]) -> dict[str, Path]:
 
 
 def read_dialogues(path: str | Path, image_root: str | Path | None = None, allow_outside: bool = False) -> Suite:
-    """Read dialogues with all of their images; every image is decoded once, so that a broken one is found before any
-    work.
+    """Read dialogues in the format of the original, with all of their images.
+
+    Every image is decoded once, so that a damaged one is found before a model is loaded.
 
     Args:
         path: the suite's JSON file.
-        image_root: folder that the image paths are relative to; found by `images.image_root` if not given.
+        image_root: folder that the image paths are relative to; see `find_image_root` if not given.
         allow_outside: accept absolute paths and paths that leave `image_root`.
 
     Raises:
-        UserError: bad JSON, a bad round, a missing, broken or forbidden image, answers that do not fit; the message
-            names the test and the round (from 1).
+        UserError: bad JSON, a bad round, a missing, damaged or forbidden image, answers that do not match the rounds;
+            the message names the test and the round (from 1).
     """
     path = Path(path)
     tests = read_json(path)
     if not isinstance(tests, dict) or not tests:
-        raise UserError(f"{path} must be a JSON object of tests, and not an empty one")
-    answers = read_json(path.parent / ANSWERS) if (path.parent / ANSWERS).exists() else {}
+        raise UserError(f"{path} must be a JSON object of tests and must not be empty")
+    answers = read_json(path.parent / ANSWERS_FILE) if (path.parent / ANSWERS_FILE).exists() else {}
     if not isinstance(answers, dict):
-        raise UserError(f"{path.parent / ANSWERS} must be a JSON object with the answers of each test")
-    root = Path(image_root) if image_root is not None else find_root(path.parent, image_names(tests))
+        raise UserError(f"{path.parent / ANSWERS_FILE} must be a JSON object with the answers of each test")
+    root = Path(image_root) if image_root is not None else find_image_root(path.parent, image_names(tests))
 
     dialogues = []
     for name, rounds in tests.items():
         where = f"{path}: test {name!r}"
         if not isinstance(rounds, list) or not rounds:
-            raise UserError(f"{where} must be a list of rounds, and not an empty one")
+            raise UserError(f"{where} must be a list of rounds and must not be empty")
         references = _references(answers.get(name, [None] * len(rounds)), len(rounds), where)
         dialogues.append(
             Dialogue(
@@ -137,12 +146,12 @@ def read_dialogues(path: str | Path, image_root: str | Path | None = None, allow
                 ),
             )
         )
-    files = {file.name: file_sha256(file) for file in (path, path.parent / ANSWERS) if file.exists()}
+    files = {file.name: file_sha256(file) for file in (path, path.parent / ANSWERS_FILE) if file.exists()}
     return Suite(tuple(dialogues), files=files)
 
 
 def image_names(tests: Any) -> list[str]:
-    """The images that dialogues name, wherever these are of the right form."""
+    """The image paths in dialogues; rounds that are not well-formed are skipped."""
     rounds = [each for value in tests.values() if isinstance(value, list) for each in value]
     texts = [each[1] for each in rounds if isinstance(each, list) and len(each) == 2 and isinstance(each[1], str)]
     names = []
@@ -150,25 +159,27 @@ def image_names(tests: Any) -> list[str]:
         try:
             names += split_paths(text)
         except UserError:
-            continue  # said with its place when the round is read
+            continue  # reported with its test and round when the round is read
     return names
 
 
 def _references(answers: Any, rounds: int, where: str) -> list[tuple[str, ...]]:
     if not isinstance(answers, list) or len(answers) != rounds:
-        raise UserError(f"{where} has {rounds} rounds, so {ANSWERS} must list {rounds} answers for it")
+        raise UserError(f"{where} has {rounds} rounds, so {ANSWERS_FILE} must list {rounds} answers for it")
     references = []
     for number, answer in enumerate(answers, start=1):
         accepted = [] if answer is None else [answer] if isinstance(answer, str) else answer
         if not isinstance(accepted, list) or not all(isinstance(text, str) for text in accepted):
-            raise UserError(f"{where}, round {number}: an answer in {ANSWERS} must be a text, a list of texts or null")
+            raise UserError(
+                f"{where}, round {number}: an answer in {ANSWERS_FILE} must be a string, a list of strings or null"
+            )
         references.append(tuple(accepted))
     return references
 
 
 def _round(entry: Any, references: Sequence[str], root: Path, allow_outside: bool, where: str) -> SuiteRound:
-    shaped = isinstance(entry, list) and len(entry) in (1, 2) and all(isinstance(text, str) for text in entry)
-    if not shaped or not entry[0].strip():
+    well_formed = isinstance(entry, list) and len(entry) in (1, 2) and all(isinstance(text, str) for text in entry)
+    if not well_formed or not entry[0].strip():
         raise UserError(f'{where} must be ["question"] or ["question", "image.jpg other.jpg"], not {entry!r}')
     try:
         names = split_paths(entry[1]) if len(entry) == 2 else []
@@ -182,16 +193,16 @@ def image_file(name: str, root: Path, allow_outside: bool = False, shown_as: str
     """Read an image that a suite names relative to `root`; `shown_as` is its path in the results.
 
     Raises:
-        UserError: it is missing, broken or outside of `root`.
+        UserError: it is missing, damaged or outside of `root`.
     """
-    return image_bytes(read_file(resolve_inside(root, name, allow_outside), name), shown_as or name)
+    return image_bytes(read_image_file(resolve_inside(root, name, allow_outside), name), shown_as or name)
 
 
 def image_bytes(data: bytes, name: str) -> SuiteImage:
-    """An image from its encoded bytes.
+    """Make a `SuiteImage` of encoded bytes.
 
     Raises:
-        UserError: these are no image.
+        UserError: the bytes are not a readable image.
     """
-    decode(data, name)
+    decode_image(data, name)
     return SuiteImage(name, data, hashlib.sha256(data).hexdigest())

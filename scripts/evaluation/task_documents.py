@@ -1,14 +1,15 @@
 """The documents of a task: rows of local files, one dictionary each.
 
-`dataset_path` names what is read, as in HF `datasets` and lmms-eval: `json`, `csv`, `parquet` or `imagefolder` with
-`dataset_kwargs: {data_files: ..., data_dir: ...}`, `dialogues` for the original's JSON form, or simply a file or a
-folder. Paths begin at the task file. Nothing is fetched: a set on a hub is downloaded first and named by its folder.
+`dataset_path` is as in HF `datasets` and lmms-eval: `json`, `csv`, `parquet` or `imagefolder` with `dataset_kwargs:
+{data_files: ..., data_dir: ...}`, `dialogues` for the JSON format of the original, or the path of a file or a folder.
+Paths are relative to the task file. Nothing is downloaded: a dataset on the hub must be downloaded first and named by
+its folder.
 
     json, jsonl   a list of objects, one object per line, or a list under `field`
-    csv, tsv      a header and rows; numbers become numbers, empty cells stay empty texts
-    parquet       columns; images as {"bytes", "path"}, which is how hubs store them
-    imagefolder   metadata.jsonl or metadata.csv with a column `file_name`; without one, folders are classes: `label`
-                  counts them in the order of their names
+    csv, tsv      a header and rows; numbers become numbers, empty cells stay empty strings
+    parquet       columns; images as {"bytes", "path"}, as the hub stores them
+    imagefolder   metadata.jsonl or metadata.csv with a column `file_name`; without one, folders are classes: `label` is
+                  the index of a folder in the order of their names
     dialogues     {"test name": [["question", "image.jpg ..."], ...]}: `test_name`, `messages`, `answers`
 """
 
@@ -19,10 +20,11 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json
-from scripts.evaluation.suites import ANSWERS, image_names
+from scripts.evaluation.suites import ANSWERS_FILE, image_names
 from scripts.inference.image_files import find_image_root, split_paths
 
 BUILDERS = {"json": (".json", ".jsonl"), "csv": (".csv", ".tsv"), "parquet": (".parquet",)}
+_SUFFIXES = [suffix for suffixes in BUILDERS.values() for suffix in suffixes]
 IMAGEFOLDER, DIALOGUES = "imagefolder", "dialogues"
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -38,14 +40,14 @@ def read_documents(
         dataset_path: see above.
         options: `dataset_kwargs`: data_files, data_dir, field.
         split: such as "test".
-        base: folder that paths begin at.
-        where: the task, for messages.
+        base: folder that paths are relative to.
+        where: the task, for error messages.
 
     Returns:
-        The documents, the folder that image paths in them begin at, and the files that were read.
+        The documents, the folder that image paths in them are relative to, and the files that were read.
 
     Raises:
-        UserError: nothing is there, or it is no such file; the message says what was looked for.
+        UserError: no files, or files of another format; the message names what was looked for.
     """
     folder = base / options["data_dir"] if options.get("data_dir") else None
     files = data_files(dataset_path, options, split, base, where)
@@ -58,7 +60,7 @@ def read_documents(
         else:
             documents += _rows(file, options.get("field"), where)
     if not documents:
-        raise UserError(f"{where}: there is not one document in {', '.join(map(str, files))}")
+        raise UserError(f"{where}: there are no documents in {', '.join(map(str, files))}")
     if not all(isinstance(each, dict) for each in documents):
         raise UserError(f"{where}: every document in {files[0]} must be an object with named fields")
     if dataset_path == DIALOGUES and not folder:
@@ -67,10 +69,14 @@ def read_documents(
 
 
 def data_files(dataset_path: str, options: Mapping[str, Any], split: str, base: Path, where: str) -> list[Path]:
-    """The files that hold the documents, see `read_documents`; without reading them."""
+    """The paths of the files that hold the documents, see `read_documents`; they are not read.
+
+    Raises:
+        UserError: there are none.
+    """
     unknown = sorted(set(options) - {"data_files", "data_dir", "field"})
     if unknown:
-        raise UserError(f"{where}: dataset_kwargs has {unknown[0]!r}, but knows data_files, data_dir and field only")
+        raise UserError(f"{where}: dataset_kwargs has {unknown[0]!r}; its keys are data_files, data_dir and field")
     if dataset_path == IMAGEFOLDER or (not options and _is_image_folder(base / dataset_path)):
         folder = base / (options.get("data_dir") or dataset_path)
         return [folder / name for name in _METADATA if (folder / name).is_file()][:1]
@@ -86,56 +92,55 @@ def data_files(dataset_path: str, options: Mapping[str, Any], split: str, base: 
                 f"{where}: dataset_path {dataset_path} needs dataset_kwargs with data_files: {{{split}: FILE}}"
             )
         files = [file for each in patterns for file in _matching(base, each)]
-        looked = ", ".join(patterns)
+        searched = ", ".join(patterns)
     else:
-        place = base / dataset_path
-        endings = [ending for each in BUILDERS.values() for ending in each]
-        files = [place] if place.is_file() else []
-        for ending in endings:
-            if not files and place.is_dir():
-                files = sorted([*place.glob(f"{split}{ending}"), *place.glob(f"**/{split}-*{ending}")])
-        looked = f"{place}, {place}/{split}.json and the like"
+        path = base / dataset_path
+        files = [path] if path.is_file() else []
+        for suffix in _SUFFIXES:
+            if not files and path.is_dir():
+                files = sorted([*path.glob(f"{split}{suffix}"), *path.glob(f"**/{split}-*{suffix}")])
+        searched = f"{path}, {path}/{split}.json and similar names"
     missing = next((file for file in files if not file.is_file()), None)
     if not files or missing:
         raise UserError(
-            f"{where}: there are no documents at {missing or looked}. Data sets are read from local files; "
-            "one on a hub must be downloaded first, and named by its folder"
+            f"{where}: there are no documents at {missing or searched}. Datasets are read from local files; "
+            "one on the hub must be downloaded first and named by its folder"
         )
     return files
 
 
 def _matching(base: Path, pattern: str) -> list[Path]:
-    """The files that a path or pattern names; one without wildcards is itself, there or not."""
+    """The files that match a pattern; a path without wildcards is returned whether or not it exists."""
     if not any(mark in pattern for mark in "*?["):
         return [base / pattern]
     return sorted(Path(base.anchor or ".").glob(pattern.lstrip("/")) if pattern.startswith("/") else base.glob(pattern))
 
 
 def _rows(file: Path, field: str | None, where: str) -> Documents:
-    ending = file.suffix.lower()
-    if ending == ".jsonl":
+    suffix = file.suffix.lower()
+    if suffix == ".jsonl":
         return _json_lines(file)
-    if ending == ".json":
+    if suffix == ".json":
         value = _json_or_lines(file)
         value = value.get(field) if field and isinstance(value, dict) else value
         if not isinstance(value, list):
             raise UserError(f"{where}: {file} must hold a JSON list of objects; `field` names one inside an object")
         return value
-    if ending in (".csv", ".tsv"):
+    if suffix in (".csv", ".tsv"):
         import pandas as pd
 
-        # A cell that says "None" or "NA" is an answer and not a gap.
-        table = pd.read_csv(file, sep="\t" if ending == ".tsv" else ",", keep_default_na=False)
+        # A cell "None" or "NA" is an answer and not a missing value.
+        table = pd.read_csv(file, sep="\t" if suffix == ".tsv" else ",", keep_default_na=False)
         return json.loads(table.to_json(orient="records"))
-    if ending == ".parquet":
+    if suffix == ".parquet":
         import pyarrow.parquet as pq
 
         return pq.read_table(file).to_pylist()
-    raise UserError(f"{where}: {file} is none of {', '.join(end for ends in BUILDERS.values() for end in ends)}")
+    raise UserError(f"{where}: {file} has none of the suffixes {', '.join(_SUFFIXES)}")
 
 
 def _json_or_lines(file: Path) -> Any:
-    """Files of JSON lines are often named .json."""
+    """Parse a `.json` file, which may hold JSON lines instead."""
     try:
         return read_json(file)
     except UserError:
@@ -170,7 +175,7 @@ def _image_folder(folder: Path, metadata: list[Path], where: str) -> Documents:
         return [row | {"image": row["file_name"]} for row in rows]
     images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES and path.is_file())
     if not images:
-        raise UserError(f"{where}: there are neither images nor metadata in {folder}")
+        raise UserError(f"{where}: there are no images and no metadata in {folder}")
     names = [path.relative_to(folder).as_posix() for path in images]
     classes = sorted({name.split("/")[0] for name in names if "/" in name})
     documents: Documents = [{"image": name, "file_name": name} for name in names]
@@ -181,9 +186,9 @@ def _image_folder(folder: Path, metadata: list[Path], where: str) -> Documents:
 
 
 def _dialogues(file: Path) -> Documents:
-    """The original's form as conversations; `answers` are those beside the file, or none."""
+    """The format of the original as conversations; `answers` are those of the file beside it, or none."""
     tests = read_json(file)
-    answers = read_json(file.parent / ANSWERS) if (file.parent / ANSWERS).exists() else {}
+    answers = read_json(file.parent / ANSWERS_FILE) if (file.parent / ANSWERS_FILE).exists() else {}
     documents = []
     for name, rounds in tests.items() if isinstance(tests, dict) else ():
         messages = []

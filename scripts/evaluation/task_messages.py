@@ -1,4 +1,4 @@
-"""A document of a task as rounds: its images, found and read, and its messages cut into questions and answers."""
+"""Converts a document of a task into rounds: reads its images and splits its messages into questions and answers."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -23,15 +23,19 @@ def images_of(
     where: str,
     extra: Mapping[str, Any],
 ) -> list[SuiteImage]:
-    """The images of a document, as `doc_to_visual` names them: a field, several, or a function.
+    """The images of a document.
 
     Args:
-        root: folder that paths begin at, and that they may not leave unless `allow_outside`.
-        base: the task's folder; results name images by their path from it.
+        doc_to_visual: the key of the task: a field of the document, several, or a function.
+        document: its fields.
+        root: folder that image paths are relative to.
+        allow_outside: accept paths that leave `root`.
+        base: the task's folder; results name images by their path relative to it.
+        where: the document, for error messages.
         extra: keyword arguments for a function.
 
     Raises:
-        UserError: an image is missing, broken or forbidden.
+        UserError: a field or an image is missing, an image is damaged or forbidden.
     """
     if doc_to_visual is None:
         return []
@@ -59,10 +63,11 @@ def conversation(
 ) -> tuple[list[SuiteRound], str | None]:
     """The rounds of a document, with `given` where it has an answer, and its system message.
 
-    Without `doc_to_messages` there is one round: `question` about all of `gallery`.
+    Without `doc_to_messages` there is one round: `question` about all of `gallery`, the images of `doc_to_visual`. The
+    other arguments are those of `images_of`.
 
     Raises:
-        UserError: messages that are no conversation; the message names the document.
+        UserError: the messages are not a conversation; the error names the document and the message.
     """
     if doc_to_messages is None:
         return [SuiteRound(question or "", tuple(gallery))], None
@@ -72,10 +77,12 @@ def conversation(
         messages = text_of(doc_to_messages, document, f"{where}, doc_to_messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
         raise UserError(f"{where}: doc_to_messages must give a list of messages with role and content")
-    system, rounds = None, []
+    system: str | None = None
+    rounds: list[SuiteRound] = []
     for number, message in enumerate(messages):
-        place = f"{where}, message {number}"
-        role, text, images = message.get("role"), *_parts(message, gallery, root, allow_outside, base, place)
+        location = f"{where}, message {number}"
+        role = message.get("role")
+        text, images = _parts(message, gallery, root, allow_outside, base, location)
         if role == "system" and number == 0 and not images:
             system = text
         elif role == "user" and (not rounds or rounds[-1].given is not None or _open_ended(messages)):
@@ -83,14 +90,16 @@ def conversation(
         elif role == "assistant" and rounds and rounds[-1].given is None and not images:
             rounds[-1] = SuiteRound(rounds[-1].question, rounds[-1].images, given=text)
         else:
-            raise UserError(f"{place}: {role!r} cannot speak here; a user and an assistant take turns, the user first")
+            raise UserError(
+                f"{location}: unexpected role {role!r}; messages of user and assistant must alternate, the user first"
+            )
     if not rounds:
-        raise UserError(f"{where} asks nothing")
+        raise UserError(f"{where} has no question")
     return rounds, system
 
 
 def _open_ended(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether only questions are given, whose answers the model shall find."""
+    """Whether the messages hold only questions, all of which the model answers."""
     return not any(message.get("role") == "assistant" for message in messages)
 
 
@@ -112,7 +121,7 @@ def _parts(
         sources = [name for name in _SOURCES if kind == "image" and part.get(name) is not None]
         if len(sources) != 1:
             raise UserError(
-                f"{where}: a part must be a text, or an image with one of {', '.join(_SOURCES)}, not {part!r}"
+                f"{where}: a part must be a text, or an image with exactly one of {', '.join(_SOURCES)}, not {part!r}"
             )
         value = part[sources[0]]
         if sources[0] != "index":
@@ -122,12 +131,12 @@ def _parts(
         else:
             raise UserError(f"{where}: there is no image {value!r}; doc_to_visual gives {len(gallery)}, counted from 0")
     if not texts:
-        raise UserError(f"{where} says nothing: it needs a text")
+        raise UserError(f"{where} has no text")
     return "\n".join(texts), images
 
 
 def _filled(value: Any, document: Mapping[str, Any], where: str) -> Any:
-    """Fill every text of messages written in the task file."""
+    """Render every template in messages that are written in the task file."""
     if isinstance(value, str):
         return render(value, document, f"{where}, doc_to_messages")
     if isinstance(value, list):
@@ -136,7 +145,7 @@ def _filled(value: Any, document: Mapping[str, Any], where: str) -> Any:
 
 
 def _image(value: Any, root: Path, allow_outside: bool, base: Path, where: str) -> SuiteImage:
-    """Read an image given by its path, as stored bytes, or as a Pillow image that a function made."""
+    """Read an image given by its path, as stored bytes, or as a Pillow image that a function returned."""
     try:
         if isinstance(value, str):
             shown = Path(relpath(resolve_inside(root, value, allow_outside), base.resolve())).as_posix()

@@ -1,7 +1,7 @@
-"""Free text against references: ROUGE-L, BLEU, chrF, and how likely the reference is.
+"""Metrics of free text against references: ROUGE-L, BLEU, chrF, and perplexity of the reference.
 
-The first three come from the packages whose numbers others report: `rouge-score` and `sacrebleu`. BLEU and chrF are
-those of the whole suite, not means over answers; ROUGE-L is a mean, its best reference counting.
+The first three come from the packages that publications use, `rouge-score` and `sacrebleu`. BLEU and chrF are corpus
+scores of the whole suite; ROUGE-L is the mean over answers of the best reference.
 """
 
 import math
@@ -81,7 +81,7 @@ def _chrf_counts(output: Sequence[Counter[str]], reference: Sequence[Counter[str
 
 @cache
 def _bleu() -> Any:
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     return BLEU(force=True)
 
@@ -94,11 +94,11 @@ def _rouge(use_stemmer: bool) -> Any:
 
 
 def _perplexity(total: np.ndarray) -> float:
-    # Beyond 700 the exponential leaves the range of floating point.
+    # exp(710) overflows.
     return math.exp(min(float(total[0] / total[1]), 700.0)) if total[1] else float("nan")
 
 
 @metric("perplexity", value=_perplexity, higher_is_better=False, needs="answer_loss")
 def perplexity(turns: Sequence[Turn]) -> Vectors:
-    """Perplexity of the first reference per token, its end included; every token weighs the same."""
+    """Perplexity per token of the first reference, its end token included; every token has the same weight."""
     return [tuple(map(float, turn.answer_loss)) if turn.answer_loss else None for turn in turns]

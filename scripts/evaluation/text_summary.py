@@ -1,4 +1,4 @@
-"""An evaluation in a few lines of text, for the end of a program."""
+"""Formats the results of an evaluation as a few lines of text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ _LABELS = {"one": "one image", "several": "several images"}
 
 
 def result_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """The scores in a `metrics.json`: a line per checkpoint, group of questions and suite."""
+    """The scores of a `metrics.json`: one line per checkpoint, group of questions, suite and metric of a suite."""
     confidence = f"{metrics['settings']['confidence']:.0%}"
     lines = []
     for name, entry in sorted(metrics["checkpoints"].items(), reverse=True):
@@ -22,14 +22,14 @@ def result_lines(metrics: Mapping[str, Any]) -> list[str]:
                 lines.append(f"  {_LABELS[group]:<15}{_accuracy(row, confidence)}")
         for suite, row in entry["suites"].items():
             if row["n"]:
-                lines.append(f"  suite {suite}: {row['correct']} of {row['n']} answers right")
+                lines.append(f"  suite {suite}: {row['correct']} of {row['n']} answers correct")
             lines += [f"    {name:<17} {_metric(metric)}" for name, metric in row.get("metrics", {}).items()]
     return lines
 
 
 def _metric(row: Mapping[str, Any]) -> str:
     if row["value"] is None:
-        return "nothing to judge"
+        return "nothing to score"
     interval = f" ({row['interval'][0]:.3f} to {row['interval'][1]:.3f})" if row["interval"] else ""
     return f"{row['value']:.3f}{interval}, n = {row['n']}"
 
@@ -37,7 +37,7 @@ def _metric(row: Mapping[str, Any]) -> str:
 def _accuracy(row: Mapping[str, Any], confidence: str) -> str:
     low, high = row["interval"]
     interval = f"{confidence} interval {100 * low:.1f} to {100 * high:.1f}"
-    parts = [f"{row['accuracy']:6.1%} right ({interval}, n = {row['n']})", f"chance {row['chance']:.1%}"]
+    parts = [f"{row['accuracy']:6.1%} correct ({interval}, n = {row['n']})", f"chance {row['chance']:.1%}"]
     if "blanked" in row:
         parts.append(f"images blanked {row['blanked']['accuracy']:.1%}")
     return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""One answer of a model with all that judging it takes: what the metrics read, and a line of the `.jsonl` files."""
+"""One answer of a model with everything that metrics read: a line of the `.jsonl` result files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,15 +10,27 @@ from typing import Any
 class Turn:
     """One answer of a model.
 
-    `test` names the conversation and `round` (from 1) its place in it. `images` are those in view, {"path"?, "sha256"}
-    each, in the order of their numbers; the last `new_images` came with this round, and `shown` holds the round of
-    each. `correct` is `None` where there is nothing to compare with, or where a metric gives shares of a
-    point. `blanked` is the answer without seeing, if asked.
-
-    Suites have more: `raw` is the output before the suite's filters, if they changed it; `choices` what could be
-    chosen and `target` the place of the right one; `losses` the nats that each choice costs; `answer_loss` the nats
-    and the number of tokens of the first reference; `cluster` a name that versions of one question share (the same in
-    other words, or with its images in another order); `scores` what every metric gives for this turn alone.
+    Attributes:
+        test: name of the conversation.
+        round: number of the round in it, from 1.
+        question: the text of the round's question.
+        prompt: the whole text that the model read, "<image>" for an image.
+        images: all images shown so far, {"path"?, "sha256"} each, in the order of their numbers.
+        new_images: how many of them, the last ones, were shown with this round.
+        output: the answer, after the suite's filters.
+        references: answers that count as correct.
+        correct: whether the answer is correct; `None` without references, or if the first metric is no proportion.
+        kind: kind of the held-out question.
+        dataset: dataset of the held-out conversation.
+        blanked: {"output", "correct"} of the same question with blanked images, if it was asked.
+        shown: for each image the round that brought it.
+        raw: the output before the suite's filters, if they changed it.
+        choices: the texts to choose from.
+        target: index of the correct choice.
+        losses: loss of each choice in nats.
+        answer_loss: loss of the first reference in nats, and its number of tokens.
+        cluster: name shared by the versions of one question (other words, or another order of images).
+        scores: the score of every metric for this turn.
     """
 
     test: str
@@ -43,23 +55,22 @@ class Turn:
     scores: dict[str, float] = field(default_factory=dict)
 
     def fields(self) -> dict[str, Any]:
-        """What a line of the file holds: everything but what there is none of."""
+        """The JSON object of this turn, without empty fields (`correct` is always present)."""
         return {key: value for key, value in asdict(self).items() if key == "correct" or value not in (None, {})}
 
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> "Turn":
-        """A turn from a line of the file; what lines hold besides (model, settings) is passed over."""
+        """Make a turn of the JSON object of a line; further keys of the line (model, settings) are ignored."""
         known = {each.name for each in dataclass_fields(cls)}
         return cls(**{key: value for key, value in line.items() if key in known})
 
     @property
     def unit(self) -> str:
-        """What is drawn as a whole when intervals are estimated: turns of one conversation, and versions of one
-        question, depend on each other."""
+        """Name of the resampling unit: turns of one conversation and versions of one question depend on each other."""
         return self.test if self.cluster is None else self.cluster
 
 
-def units(turns: Sequence[Turn]) -> list[int]:
-    """The number of each turn's unit, counted in the order in which they first appear."""
+def unit_numbers(turns: Sequence[Turn]) -> list[int]:
+    """The number of each turn's unit, from 0 in the order of first appearance."""
     numbers: dict[str, int] = {}
     return [numbers.setdefault(turn.unit, len(numbers)) for turn in turns]

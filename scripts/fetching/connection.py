@@ -1,7 +1,8 @@
-"""Talking to servers: what is asked, which answers count, and which trouble is waited out.
+"""HTTP requests: which responses are accepted, and which errors are retried.
 
-Trouble that may pass (no connection, a stall, a cut line, status 429 and 5xx) is raised as `TransientError` and tried again by
-`retry`, after a pause that doubles or that the server names. Any other refusal is final for its address.
+Errors that may be temporary (no connection, a timeout, an aborted transfer, status 429 and 5xx) are raised as
+`TransientError` and retried by `retry`, after a delay that doubles or that the server asks for. Any other error is
+final for the address.
 """
 
 import email.utils
@@ -16,11 +17,11 @@ from typing import TypeVar
 import requests
 import urllib3
 
-from scripts.fetching.verification import UNKNOWN, AccessDenied, AddressError, Expected
+from scripts.fetching.verification import UNKNOWN, AccessDeniedError, AddressError, Expected
 
 Result = TypeVar("Result")
 
-PASSING_STATUS = frozenset({429, 500, 502, 503, 504})
+TRANSIENT_STATUS = frozenset({429, 500, 502, 503, 504})
 _CHUNK = 1 << 20
 _LONGEST_WAIT = 300.0
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -28,18 +29,18 @@ _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 @dataclass(frozen=True)
 class FetchOptions:
-    """How to fetch."""
+    """How to download."""
 
     offline: bool = False
-    """Reach for nothing: say what is missing."""
+    """Use no network: a missing file is an error."""
     retries: int = 5
-    """Failures in a row, without a byte gained, after which an address is given up."""
+    """Consecutive failures without progress after which an address is given up."""
     timeout: float = 60.0
-    """Seconds without an answer or a byte that count as a failure."""
+    """Seconds without a response or a byte that count as a failure."""
     connections: int = 4
-    """Small requests to one server at the same time."""
+    """Parallel requests to one server, for small files."""
     backoff: float = 1.0
-    """Seconds before the first retry; each further one waits twice as long."""
+    """Seconds before the first retry; every further delay is twice as long."""
     label: str = ""
     """Beginning of progress lines; empty: the name of the file."""
 
@@ -49,7 +50,14 @@ DEFAULTS = FetchOptions()
 
 @dataclass(frozen=True)
 class Location:
-    """Where the bytes of a file really are, and what its host says of them."""
+    """The URL of a file, and what its host states about the file.
+
+    Attributes:
+        url: from which the bytes are downloaded.
+        name: of the file.
+        headers: to send with every request.
+        expected: size and hash according to the host.
+    """
 
     url: str
     name: str
@@ -58,51 +66,58 @@ class Location:
 
 
 class TransientError(Exception):
-    """Trouble that may pass; `wait` is what the server asks for, in seconds."""
+    """An error that may be temporary; `wait` is the delay that the server asks for, in seconds."""
 
-    def __init__(self, reason: str, wait: float = 0.0):
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
         self.wait = wait
 
 
 def new_session() -> requests.Session:
-    """A session that asks for bytes as they are: offsets in a compressed body would mean nothing."""
+    """A session that requests uncompressed bodies, in which the offsets of ranges are those of the file."""
     session = requests.Session()
     session.headers.update({"User-Agent": "VisualChat", "Accept-Encoding": "identity"})
     return session
 
 
 def retry(
-    action: Callable[[], Result], options: FetchOptions, label: str, gained: Callable[[], int] = lambda: 0
+    action: Callable[[], Result], options: FetchOptions, label: str, progress: Callable[[], int] = lambda: 0
 ) -> Result:
-    """Repeat `action` until it does not raise `TransientError`. Failures before which `gained` has grown start a new count.
+    """Repeat `action` until it does not raise `TransientError`.
+
+    Args:
+        action: to call.
+        options: number and delay of retries.
+        label: beginning of the line that is printed for a retry.
+        progress: bytes received so far; if it has grown since the last failure, the count of failures starts again.
 
     Raises:
-        AddressError: too many failures in a row.
+        AddressError: too many consecutive failures.
     """
-    failures, farthest = 0, gained()
+    failures, farthest = 0, progress()
     while True:
         try:
             return action()
-        except TransientError as trouble:
-            if gained() > farthest:
-                failures, farthest = 0, gained()
+        except TransientError as error:
+            if progress() > farthest:
+                failures, farthest = 0, progress()
             failures += 1
             if failures > options.retries:
-                raise AddressError(f"{trouble} (tried {failures} times)") from None
-            wait = seconds_to_wait(failures, trouble.wait, options)
-            retry = f"retry {failures} of {options.retries} in {wait:.3g} s"
-            print(f"{label}: {trouble}; {retry}", file=sys.stderr, flush=True)
-            time.sleep(wait)
+                raise AddressError(f"{error} (tried {failures} times)") from None
+            delay = retry_delay(failures, error.wait, options)
+            print(
+                f"{label}: {error}; retry {failures} of {options.retries} in {delay:.3g} s", file=sys.stderr, flush=True
+            )
+            time.sleep(delay)
 
 
-def seconds_to_wait(failures: int, asked: float, options: FetchOptions) -> float:
-    """The pause after the `failures`-th failure in a row, when the server asks for `asked` seconds."""
-    return min(max(options.backoff * 2 ** (failures - 1), asked), _LONGEST_WAIT)
+def retry_delay(failures: int, requested: float, options: FetchOptions) -> float:
+    """Seconds to wait after the `failures`-th consecutive failure, if the server asks for `requested` seconds."""
+    return min(max(options.backoff * 2 ** (failures - 1), requested), _LONGEST_WAIT)
 
 
 def retry_after(value: str, now: float) -> float:
-    """Seconds from `now` that a Retry-After header asks for: a number, or a date. Nonsense asks for none."""
+    """Seconds from `now` that a Retry-After header asks for (a number, or a date); 0 if it is invalid."""
     if value.strip().isdecimal():
         return float(value)
     try:
@@ -113,11 +128,11 @@ def retry_after(value: str, now: float) -> float:
 
 @contextmanager
 def network(options: FetchOptions) -> Iterator[None]:
-    """A block that talks to a server: errors on the way become `TransientError` or `AddressError`."""
+    """A block that makes requests: errors of the libraries become `TransientError` or `AddressError`."""
     try:
         yield
     except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, requests.TooManyRedirects) as error:
-        raise AddressError(f"it leads nowhere: {error}") from None
+        raise AddressError(f"it is not a usable URL: {error}") from None
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         reason = str(error)
         if "CERTIFICATE_VERIFY_FAILED" in reason:
@@ -127,55 +142,56 @@ def network(options: FetchOptions) -> Iterator[None]:
 
 def _reason(error: Exception, text: str, options: FetchOptions) -> str:
     if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)) or "Read timed out" in text:
-        return f"nothing came for {options.timeout:g} s"
+        return f"no data for {options.timeout:g} s"
     if "Failed to resolve" in text or "NameResolution" in text:
-        return "its host is not known here"
+        return "its host name cannot be resolved"
     if "Connection refused" in text:
         return "no connection: refused"
     if "IncompleteRead" in text or "Connection aborted" in text or "Connection reset" in text:
-        return "the line was cut"
+        return "the connection was lost"
     return f"no connection: {text}"
 
 
 @contextmanager
-def answer(
+def get(
     session: requests.Session, url: str, options: FetchOptions, headers: Mapping[str, str] | None = None
 ) -> Iterator[requests.Response]:
-    """The response to a GET, with status 200 or 206 and its body still to be read.
+    """The response to a GET request, with status 200 or 206 and its body not yet read.
 
     Raises:
-        TransientError: the trouble may pass.
-        AccessDenied, AddressError: it will not.
+        TransientError: the error may be temporary.
+        AccessDeniedError, AddressError: it is final.
     """
     with network(options):
         response = session.get(url, headers=headers, stream=True, timeout=options.timeout)
         with response:
             status = f"{response.status_code} {response.reason or ''}".strip()
-            if response.status_code in PASSING_STATUS:
+            if response.status_code in TRANSIENT_STATUS:
                 raise TransientError(
                     f"it answers {status}", retry_after(response.headers.get("Retry-After", ""), time.time())
                 )
             if response.status_code in (401, 403):
-                raise AccessDenied(f"it answers {status}", response.status_code)
+                raise AccessDeniedError(f"it answers {status}", response.status_code)
             if response.status_code not in (200, 206):
                 raise AddressError(f"it answers {status}", response.status_code)
             yield response
 
 
 def body(response: requests.Response) -> Iterator[bytes]:
-    """The body in pieces, each as soon as it is there."""
+    """The body in chunks, each as soon as it has arrived."""
     if is_encoded(response):
         yield from response.iter_content(_CHUNK)
         return
-    while piece := response.raw.read1(_CHUNK, decode_content=False):
-        yield piece
+    while chunk := response.raw.read1(_CHUNK, decode_content=False):
+        yield chunk
 
 
 def is_encoded(response: requests.Response) -> bool:
+    """Whether the body is compressed, although `new_session` asks for uncompressed bodies."""
     return response.headers.get("Content-Encoding", "identity").lower() != "identity"
 
 
 def content_range(response: requests.Response) -> tuple[int, int | None] | None:
-    """First byte and total size that a partial answer names."""
+    """First byte and total size in the Content-Range header of a partial response; a total of None is unknown."""
     match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
     return (int(match[1]), None if match[3] == "*" else int(match[3])) if match else None

@@ -1,8 +1,8 @@
-"""One file over HTTP: continued where it was cut, checked before it has its name.
+"""Downloading one file over HTTP, with resumption, and verification before the file gets its name.
 
-The bytes arrive in `<name>.part`; `<name>.part.json` says which version of the file they belong to (ETag or
-Last-Modified, and size). A later run asks for the rest with `Range` and `If-Range`: a server whose file has changed, or
-that knows no ranges, answers with the whole file, and the part starts again.
+The bytes are written to `<name>.part`; `<name>.part.json` records the version of the file to which they belong (ETag or
+Last-Modified, and size). A later run requests the rest with `Range` and `If-Range`: a server whose file has changed, or
+that does not support ranges, sends the whole file, and the part starts again.
 """
 
 import fcntl
@@ -23,22 +23,30 @@ from scripts.fetching.connection import (
     DEFAULTS,
     FetchOptions,
     TransientError,
-    answer,
     body,
     content_range,
+    get,
     is_encoded,
     new_session,
     retry,
 )
-from scripts.fetching.verification import UNKNOWN, AddressError, Check, Expected, Fetched, WrongContent, writing
+from scripts.fetching.verification import (
+    UNKNOWN,
+    AddressError,
+    Expected,
+    Fetched,
+    Verifier,
+    WrongContentError,
+    disk_errors,
+)
 
 _CHUNK = 1 << 20
-_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!doctype\s+html|<html)", re.IGNORECASE)
+_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!doctype\s+html|<html)", re.IGNORECASE)
 _TITLE = re.compile(rb"<title[^>]*>([^<]{1,200})", re.IGNORECASE)
 
 
 class _Version(NamedTuple):
-    """Which file a part belongs to."""
+    """The version of the file to which a part belongs; `source` identifies where it came from."""
 
     source: str = ""
     etag: str = ""
@@ -46,34 +54,41 @@ class _Version(NamedTuple):
     total: int | None = None
 
     def validator(self, source: str) -> str:
-        """What proves to the server of `source` that the part is of its file; empty: nothing does."""
-        # A strong ETag is made of the content, so mirrors may share it; a date means something to one server only.
+        """The value of If-Range for the server of `source`; "": none, the download has to start again."""
+        # A strong ETag identifies the content, so mirrors may share it; a date is valid for one server only.
         if self.etag and not self.etag.startswith("W/"):
             return self.etag
         return self.modified if self.source == source else ""
 
 
 class _Part:
-    """The bytes of `place` that have arrived so far; one process at a time may hold it."""
+    """The bytes of the file `target` that have arrived so far; one process at a time may lock it.
 
-    def __init__(self, place: Path, expected: Expected, source: str):
-        self.place, self.expected, self.source = place, expected, source
-        self._path = place.with_name(f"{place.name}.part")
-        self._notes = place.with_name(f"{place.name}.part.json")
-        self.inherited = False
-        """Whether some of the bytes come from an earlier run."""
+    Attributes:
+        target: final path of the file.
+        expected: its size and hashes.
+        source: identifies where it comes from.
+        version: of the file to which the bytes belong.
+        from_earlier_run: whether some of the bytes were downloaded by an earlier run.
+    """
+
+    def __init__(self, target: Path, expected: Expected, source: str) -> None:
+        self.target, self.expected, self.source = target, expected, source
+        self._path = target.with_name(f"{target.name}.part")
+        self._version_file = target.with_name(f"{target.name}.part.json")
+        self.from_earlier_run = False
 
     def __enter__(self) -> "_Part":
-        with writing(self._path):
+        with disk_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._path, "a+b", buffering=0)
-        if not self._hold():
+        if not self._lock():
             self._file.close()
             raise UserError(f"{self._path} is being written by another process: wait for it, or end it")
         self._load()
         return self
 
-    def _hold(self) -> bool:
+    def _lock(self) -> bool:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -81,29 +96,29 @@ class _Part:
         except OSError:
             # Some network file systems have no locks.
             return True
-        # The other process may have given the file its final name between our opening and locking it.
+        # Another process may have renamed the file between our opening and locking it.
         return self._path.exists() and os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         if not self.size:
             self.discard()
         self._file.close()
 
     def _load(self) -> None:
-        self._check, self.version = Check(self.expected), _Version()
+        self._verifier, self.version = Verifier(self.expected), _Version()
         self._file.seek(0)
         try:
-            self.version = _Version(**read_json(self._notes))
-            while piece := self._file.read(_CHUNK):
-                self._check.update(piece)
+            self.version = _Version(**read_json(self._version_file))
+            while chunk := self._file.read(_CHUNK):
+                self._verifier.update(chunk)
         except (UserError, TypeError):
-            # Without its notes, or longer than the file: of no use.
+            # Its version is unknown, or it is longer than the published file.
             self.empty()
-        self.inherited = self.size > 0
+        self.from_earlier_run = self.size > 0
 
     @property
     def size(self) -> int:
-        return self._check.bytes
+        return self._verifier.bytes
 
     @property
     def complete(self) -> bool:
@@ -111,79 +126,83 @@ class _Part:
 
     def empty(self) -> None:
         """Start again from nothing."""
-        with writing(self._path):
+        with disk_errors(self._path):
             self._file.truncate(0)
-        self._check, self.version, self.inherited = Check(self.expected), _Version(), False
+        self._verifier, self.version, self.from_earlier_run = Verifier(self.expected), _Version(), False
 
-    def note(self, version: _Version) -> None:
-        """Say which version the bytes to come belong to."""
+    def set_version(self, version: _Version) -> None:
+        """Record to which version the next bytes belong."""
         self.version = version
-        with writing(self._notes):
-            write_json(self._notes, version._asdict())
+        with disk_errors(self._version_file):
+            write_json(self._version_file, version._asdict())
 
-    def write(self, piece: bytes) -> None:
-        self._check.update(piece)
-        with writing(self._path):
-            view = memoryview(piece)
+    def write(self, chunk: bytes) -> None:
+        self._verifier.update(chunk)
+        with disk_errors(self._path):
+            view = memoryview(chunk)
             while view:
                 view = view[self._file.write(view) :]
 
-    def keep(self) -> Fetched:
-        """Give the file its name. Raises WrongContent."""
-        fetched = self._check.finish()
-        with writing(self.place):
+    def finish(self) -> Fetched:
+        """Verify the file and give it its final name. Raises WrongContentError."""
+        fetched = self._verifier.finish()
+        with disk_errors(self.target):
             os.fsync(self._file.fileno())
-            os.replace(self._path, self.place)
-        self._notes.unlink(missing_ok=True)
+            os.replace(self._path, self.target)
+        self._version_file.unlink(missing_ok=True)
         return fetched
 
     def discard(self) -> None:
         self._path.unlink(missing_ok=True)
-        self._notes.unlink(missing_ok=True)
+        self._version_file.unlink(missing_ok=True)
 
 
 def download_file(
     url: str,
-    place: Path,
+    target: Path,
     expected: Expected = UNKNOWN,
     options: FetchOptions = DEFAULTS,
     headers: Mapping[str, str] | None = None,
     source: str = "",
 ) -> Fetched:
-    """Fetch `url` to `place`, which appears when it is whole and right.
+    """Download `url` to `target`, which appears when it is complete and verified.
 
     Args:
+        url: of the file.
+        target: path to write.
+        expected: size and hashes of the file.
+        options: retries and timeouts.
         headers: sent with every request to the host of `url`, and to no other.
-        source: what the file is known by, where `url` is made anew each time.
+        source: identifies the file where `url` differs each time; empty: `url`.
 
     Raises:
-        AccessDenied, WrongContent, AddressError: the address does not give the file.
-        UserError: the disk is full, or another process fetches the same file.
+        AccessDeniedError, WrongContentError, AddressError: the file cannot be downloaded from this address.
+        UserError: the disk is full, or another process downloads the same file.
     """
-    label = options.label or place.name
-    with _Part(place, expected, source or url) as part, new_session() as session:
+    label = options.label or target.name
+    with _Part(target, expected, source or url) as part, new_session() as session:
         progress = Progress(label, part.version.total, part.size, unit="B", scale=True)
 
-        def carry_on() -> None:
-            _carry_on(part, session, url, headers or {}, options, progress)
+        def resume() -> None:
+            _resume(part, session, url, headers or {}, options, progress)
 
         while True:
-            retry(carry_on, options, label, lambda: part.size)
-            inherited = part.inherited
+            retry(resume, options, label, lambda: part.size)
+            from_earlier_run = part.from_earlier_run
             try:
-                fetched = part.keep()
-            except WrongContent:
+                fetched = part.finish()
+            except WrongContentError:
                 part.empty()
-                if not inherited:
+                if not from_earlier_run:
                     raise
-                # The fault may lie in what an earlier run left; the server deserves one whole try.
-                print(f"{label}: the part that was there is damaged, starting again", file=sys.stderr, flush=True)
+                # The bytes of the earlier run may be the wrong ones: download the whole file once more.
+                print(f"{label}: the partial file is damaged, starting again", file=sys.stderr, flush=True)
             else:
                 progress.close()
                 return fetched
 
 
-def _carry_on(
+def _resume(
     part: _Part,
     session: requests.Session,
     url: str,
@@ -191,24 +210,24 @@ def _carry_on(
     options: FetchOptions,
     progress: Progress,
 ) -> None:
-    """Add to `part` what it lacks. Raises TransientError where the line ends before that."""
+    """Download the missing rest of `part`. Raises TransientError if the connection ends too early."""
     if part.complete:
         return
     validator = part.version.validator(part.source)
     if part.size and not validator:
         part.empty()
-    wanted = {"Range": f"bytes={part.size}-", "If-Range": validator} if part.size else {}
+    range_headers = {"Range": f"bytes={part.size}-", "If-Range": validator} if part.size else {}
     try:
-        with answer(session, url, options, {**headers, **wanted}) as response:
-            _refuse_page(response, part.place)
+        with get(session, url, options, {**headers, **range_headers}) as response:
+            _refuse_html(response, part.target)
             _begin(part, response)
             progress.begin(part.version.total, part.size)
-            for piece in body(response):
+            for chunk in body(response):
                 if not part.size:
-                    _refuse_page(response, part.place, piece)
-                part.write(piece)
-                progress.advance(len(piece))
-    except WrongContent:
+                    _refuse_html(response, part.target, chunk)
+                part.write(chunk)
+                progress.advance(len(chunk))
+    except WrongContentError:
         part.empty()
         raise
     except AddressError as error:
@@ -217,41 +236,41 @@ def _carry_on(
         part.empty()
         raise TransientError("it has no such part of the file") from None
     if part.version.total is not None and part.size < part.version.total:
-        raise TransientError("the line was cut")
+        raise TransientError("the connection was lost")
 
 
 def _begin(part: _Part, response: requests.Response) -> None:
-    """Make `part` ready for the body of `response`: keep it, or empty it where the server starts again."""
+    """Prepare `part` for the body of `response`: keep it, or empty it if the server sends the whole file."""
     etag, modified = response.headers.get("ETag", ""), response.headers.get("Last-Modified", "")
     if response.status_code == 206:
-        named, version = content_range(response), part.version
-        same = named == (part.size, version.total) and (not etag or etag == version.etag)
-        if not same or not part.size:
+        version = part.version
+        same_version = content_range(response) == (part.size, version.total) and (not etag or etag == version.etag)
+        if not same_version or not part.size:
             part.empty()
-            raise TransientError("it answers with another piece than was asked for")
+            raise TransientError("it answers with another range than was requested")
     elif is_encoded(response):
-        # Neither the size nor an offset of what is stored is known.
+        # The size of the decoded file is unknown, and ranges would be offsets into the encoded one.
         part.empty()
-        part.note(_Version(part.source))
+        part.set_version(_Version(part.source))
     else:
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else None
         published = part.expected.bytes
-        if None not in (total, published) and total != published:
-            raise AddressError(f"it offers {total:,} bytes, and the published file has {published:,}")
+        if total is not None and published is not None and total != published:
+            raise AddressError(f"it offers {total:,} bytes, but the published file has {published:,}")
         part.empty()
-        part.note(_Version(part.source, etag, modified, total))
-    lacking, free = (part.version.total or 0) - part.size, shutil.disk_usage(part.place.parent).free
-    if lacking > free:
-        sizes = f"{lacking / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free there"
-        raise UserError(f"{part.place} needs {sizes}: make room, then run again")
+        part.set_version(_Version(part.source, etag, modified, total))
+    missing, free = (part.version.total or 0) - part.size, shutil.disk_usage(part.target.parent).free
+    if missing > free:
+        sizes = f"{missing / 1e9:.1f} GB more, but {free / 1e9:.1f} GB are free there"
+        raise UserError(f"{part.target} needs {sizes}: free some space, then run again")
 
 
-def _refuse_page(response: requests.Response, place: Path, start: bytes = b"") -> None:
-    """Refuse a web page where a file was wanted."""
-    page = response.headers.get("Content-Type", "").lower().startswith("text/html") or _PAGE.match(start)
-    if page and place.suffix.lower() not in (".html", ".htm"):
+def _refuse_html(response: requests.Response, target: Path, start: bytes = b"") -> None:
+    """Refuse a web page that is sent instead of a file; `start` is the beginning of the body, if already read."""
+    is_html = response.headers.get("Content-Type", "").lower().startswith("text/html") or _HTML.match(start)
+    if is_html and target.suffix.lower() not in (".html", ".htm"):
         start = start or next(body(response), b"")
-        title = _TITLE.search(start)
-        named = f" ({' '.join(title[1].decode('utf-8', 'replace').split())})" if title else ""
-        raise AddressError(f"it sends a web page{named} instead of the file")
+        match = _TITLE.search(start)
+        title = f" ({' '.join(match[1].decode('utf-8', 'replace').split())})" if match else ""
+        raise AddressError(f"it sends a web page{title} instead of the file")

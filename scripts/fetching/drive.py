@@ -1,16 +1,17 @@
-"""Files on Google Drive: from an id to the address of the bytes.
+"""Files on Google Drive: from an id to the URL of the bytes.
 
-Drive has no addresses of files: a page may ask whether one really wants a large file, or say that too many people
-wanted it today. `gdown` reads those pages and the listings of folders; the bytes come through `download`.
+Drive has no direct URLs: instead of a large file it sends a page that asks for confirmation, or that reports an
+exceeded quota. `gdown` parses these pages and the listings of folders; the bytes are downloaded by `download`.
 """
 
 import re
+from typing import Any
 
 import gdown
 from gdown.download import get_url_from_gdrive_confirmation
 from gdown.exceptions import DownloadError
 
-from scripts.fetching.connection import FetchOptions, Location, answer, network, new_session, retry
+from scripts.fetching.connection import FetchOptions, Location, get, network, new_session, retry
 from scripts.fetching.verification import AddressError
 
 _DRIVE = "https://drive.google.com"
@@ -18,10 +19,10 @@ _LARGEST_PAGE = 1 << 20
 
 
 def locate(url: str, options: FetchOptions) -> Location:
-    """Where the bytes of `drive://ID`, or of `drive-folder://ID/FILE`, are.
+    """The location of `drive://ID` or `drive-folder://ID/FILE`.
 
     Raises:
-        AddressError: Drive does not give the file; the message says why and which page to open.
+        AddressError: Drive does not provide the file; the message has the reason and the page to open.
     """
     scheme, _, rest = url.partition("://")
     if scheme == "drive":
@@ -34,33 +35,33 @@ def _in_folder(folder: str, path: str, options: FetchOptions) -> str:
     """The id of the file at `path` in a folder."""
     page = f"{_DRIVE}/drive/folders/{folder}"
 
-    def ask() -> list:
+    def list_folder() -> list[Any]:
         with network(options):
             return gdown.download_folder(
                 id=folder, skip_download=True, quiet=True, use_cookies=False, timeout=options.timeout
             )
 
     try:
-        files = retry(ask, options, options.label or path)
+        files = retry(list_folder, options, options.label or path)
     except DownloadError as error:
         raise AddressError(f"Google Drive does not list the folder ({_one_line(str(error))}): open {page}") from None
     for file in files:
         if file.path == path:
             return file.id
-    raise AddressError(f"the folder on Google Drive holds no {path}: open {page}")
+    raise AddressError(f"the folder on Google Drive contains no {path}: open {page}")
 
 
 def _address(file_id: str, options: FetchOptions) -> str:
     url = f"{_DRIVE}/uc?export=download&id={file_id}"
     view = f"{_DRIVE}/file/d/{file_id}/view"
 
-    def ask() -> str | None:
-        with new_session() as session, answer(session, url, options) as response:
+    def confirmation_page() -> str | None:
+        with new_session() as session, get(session, url, options) as response:
             if "Content-Disposition" in response.headers:
                 return None
             return response.raw.read(_LARGEST_PAGE, decode_content=True).decode("utf-8", "replace")
 
-    page = retry(ask, options, options.label or file_id)
+    page = retry(confirmation_page, options, options.label or file_id)
     if page is None:
         return url
     try:
@@ -68,8 +69,8 @@ def _address(file_id: str, options: FetchOptions) -> str:
     except DownloadError as error:
         reason = _one_line(re.sub(r"<[^>]*>", "", str(error)))
     except (AssertionError, KeyError):
-        reason = "its page has another form than it used to have"
-    raise AddressError(f"Google Drive does not give the file ({reason}): download it at {view} with a browser")
+        reason = "the format of its page has changed"
+    raise AddressError(f"Google Drive does not provide the file ({reason}): download it at {view} with a browser")
 
 
 def _one_line(text: str) -> str:

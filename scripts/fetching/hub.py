@@ -1,7 +1,7 @@
-"""Files of data sets on the Hugging Face hub: which there are, where they are, what is known of them.
+"""Files of datasets on the Hugging Face hub: names, URLs, sizes and hashes.
 
-The hub's own library knows the endpoint (HF_ENDPOINT), the token (HF_TOKEN, or the stored login) and what a repository
-holds. The bytes come through `download`, which continues a file where a killed run left it; the library starts again.
+`huggingface_hub` handles the endpoint (HF_ENDPOINT), the token (HF_TOKEN, or the stored login) and the contents of a
+repository. The bytes are downloaded by `download`, which can resume the file of a killed run; the library starts again.
 """
 
 import fnmatch
@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 
 import httpx2
-from huggingface_hub import HfApi, get_token, hf_hub_url
+from huggingface_hub import DatasetInfo, HfApi, get_token, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers
 
-from scripts.fetching.connection import PASSING_STATUS, FetchOptions, Location, TransientError, retry
-from scripts.fetching.verification import AccessDenied, AddressError, Expected
+from scripts.fetching.connection import TRANSIENT_STATUS, FetchOptions, Location, TransientError, retry
+from scripts.fetching.verification import AccessDeniedError, AddressError, Expected
 
 _ADDRESS = re.compile(r"hub://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
 
@@ -28,28 +28,28 @@ def token() -> str | None:
 
 
 def locate(url: str, options: FetchOptions) -> list[Location]:
-    """Where the files are that `hub://datasets/OWNER/NAME[@REVISION]/FILE` means; FILE may be a pattern.
+    """The locations of the files that match `hub://datasets/OWNER/NAME[@REVISION]/FILE`, sorted by name.
 
-    All of them are of one commit. A pattern stands in the last part of FILE only: its files share one folder.
+    Only the last part of FILE may be a pattern, so all files are in one folder. All are of the same commit.
 
     Raises:
-        AccessDenied, AddressError: the repository, or the file in it, is not to be had.
+        AccessDeniedError, AddressError: the repository, or the file in it, is not available.
     """
     match = _ADDRESS.fullmatch(url)
     if not match:
         raise AddressError("it should be hub://datasets/OWNER/NAME[@REVISION]/FILE")
-    repository, revision, wanted = match.groups()
+    repository, revision, file_pattern = match.groups()
     endpoint, secret = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None, token() or False
     label = options.label or repository
-    info = retry(lambda: _dataset(repository, revision, endpoint, secret, options), options, label)
-    files = [file for file in info.siblings or () if _is_meant(file.rfilename, wanted)]
+    info = retry(lambda: _dataset_info(repository, revision, endpoint, secret, options), options, label)
+    files = [file for file in info.siblings or () if _matches(file.rfilename, file_pattern)]
     if not files:
-        raise AddressError(f"the repository holds no {wanted}")
+        raise AddressError(f"the repository contains no {file_pattern}")
     headers = build_hf_headers(token=secret, library_name="visualchat")
-    where = {"repo_type": "dataset", "revision": info.sha or revision, "endpoint": endpoint}
+    commit = info.sha or revision
     return [
         Location(
-            hf_hub_url(repository, file.rfilename, **where),
+            hf_hub_url(repository, file.rfilename, repo_type="dataset", revision=commit, endpoint=endpoint),
             PurePosixPath(file.rfilename).name,
             headers,
             Expected(file.size, file.lfs.sha256 if file.lfs else None),
@@ -58,22 +58,24 @@ def locate(url: str, options: FetchOptions) -> list[Location]:
     ]
 
 
-def _is_meant(path: str, wanted: str) -> bool:
+def _matches(path: str, file_pattern: str) -> bool:
     folder, _, name = path.rpartition("/")
-    wanted_folder, _, pattern = wanted.rpartition("/")
-    return path == wanted or (folder == wanted_folder and fnmatch.fnmatchcase(name, pattern))
+    pattern_folder, _, name_pattern = file_pattern.rpartition("/")
+    return path == file_pattern or (folder == pattern_folder and fnmatch.fnmatchcase(name, name_pattern))
 
 
-def _dataset(repository: str, revision: str | None, endpoint: str | None, secret: str | bool, options: FetchOptions):
-    with _hub(options):
+def _dataset_info(
+    repository: str, revision: str | None, endpoint: str | None, secret: str | bool, options: FetchOptions
+) -> DatasetInfo:
+    with _hub_errors(options):
         return HfApi(endpoint=endpoint).dataset_info(
             repository, revision=revision, files_metadata=True, token=secret, timeout=options.timeout
         )
 
 
 @contextmanager
-def _hub(options: FetchOptions) -> Iterator[None]:
-    """A block that asks the hub: its errors become ours."""
+def _hub_errors(options: FetchOptions) -> Iterator[None]:
+    """A block that makes requests to the hub: the errors of its library become those of `connection`."""
     try:
         yield
     except OfflineModeIsEnabled:
@@ -82,15 +84,15 @@ def _hub(options: FetchOptions) -> Iterator[None]:
         raise AddressError(str(error)) from None
     except HfHubHTTPError as error:
         status = error.response.status_code
-        if status in PASSING_STATUS:
+        if status in TRANSIENT_STATUS:
             raise TransientError(f"the hub answers {status}") from None
         if status in (401, 403):
-            reason = "there is no such repository, or not for you; a stored token that has expired does this too"
-            raise AccessDenied(f"the hub answers {status}: {reason}", status) from None
+            reason = "there is no such repository, or you have no access; an expired token also has this effect"
+            raise AccessDeniedError(f"the hub answers {status}: {reason}", status) from None
         raise AddressError(f"the hub answers {status}: no such repository or revision", status) from None
     except httpx2.TimeoutException:
-        raise TransientError(f"nothing came from the hub for {options.timeout:g} s") from None
+        raise TransientError(f"no data from the hub for {options.timeout:g} s") from None
     except httpx2.HTTPError as error:
         raise TransientError(f"no connection to the hub: {error}") from None
     except (ValueError, KeyError, TypeError):
-        raise AddressError("what answers is not a Hugging Face hub: look at HF_ENDPOINT and at your proxy") from None
+        raise AddressError("the server is not a Hugging Face hub: check HF_ENDPOINT and your proxy") from None

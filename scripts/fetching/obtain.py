@@ -1,8 +1,8 @@
-"""Make published files exist below the data path: from the first of their addresses that gives the right file.
+"""Downloading the published files of the registry, each from the first of its addresses that gives the right file.
 
-A file that is there is never touched or judged: what the user placed by hand may be a smaller or a newer copy, and
-validation says what it is worth. What we fetch must be what the registry knows of it. Sources that ask for an
-agreement, or that a person has to get, end with the steps to take before a byte is fetched.
+An existing file is neither changed nor checked: what the user has placed may be a smaller or newer copy, and is checked
+by `validate`. A downloaded file must have the size and hash that the registry states. Files that need an agreement, or
+that have no address, give an error with the steps to take, before anything is downloaded.
 """
 
 import fnmatch
@@ -19,76 +19,90 @@ from scripts.fetching.connection import DEFAULTS, FetchOptions, Location
 from scripts.fetching.download import download_file
 from scripts.fetching.receipts import below
 from scripts.fetching.remote_zip import RemoteZip
-from scripts.fetching.verification import UNKNOWN, AccessDenied, AddressError, Expected, Fetched, WrongContent
+from scripts.fetching.verification import (
+    UNKNOWN,
+    AccessDeniedError,
+    AddressError,
+    Expected,
+    Fetched,
+    WrongContentError,
+)
 
 _LARGEST_IMAGE = 1 << 28
 _LONGEST_NAME = 200
-"""File systems allow 255 bytes; a file on its way has a longer name than it has in the end."""
+"""File systems allow 255 bytes; a temporary file has a longer name than the final one."""
 
 
 def obtain(download: Download, data_path: Path, options: FetchOptions = DEFAULTS) -> list[Path]:
-    """Make the file, or the files of the folder, that `download` describes exist below `data_path`; return them.
+    """Download a file, or the files of a folder, unless they exist; return their paths.
 
-    A folder whose files were placed by hand counts as complete, whatever it lacks.
+    A folder whose files were placed by hand counts as complete.
+
+    Args:
+        download: its entry in the registry.
+        data_path: folder to download into.
+        options: how to download.
 
     Raises:
-        UserError: it cannot be had; the message says what every address answered and what a person can do.
+        UserError: it is not available; the message has the answer of every address and what to do by hand.
     """
     if download.path.endswith("/"):
         return _Folder(download, data_path, options).obtain()
-    place = below(data_path, download.path)
-    if not place.is_file():
+    target = below(data_path, download.path)
+    if not target.is_file():
         _refuse_early(download, data_path, options)
-        _first_that_gives(download, data_path, lambda address: _one_file(address, download, data_path, options))
-    return [place]
+        _try_addresses(download, data_path, lambda address: _one_file(address, download, data_path, options))
+    return [target]
 
 
 def obtain_images(
     download: Download, data_path: Path, folder: str, names: Collection[str], options: FetchOptions = DEFAULTS
 ) -> list[str]:
-    """Fetch single images out of a remote .zip into `folder`, which is then marked as partial.
+    """Download single images from a remote .zip into `folder`, which is then marked as partial.
 
-    A folder that holds files of the user's own is not marked: to the user it is what it was.
+    A folder that contains files which were placed by hand is not marked.
 
     Args:
-        download: the archive; it is not fetched as a whole.
-        folder: below `data_path`, ending in "/"; as the registry names the folder that the archive stands for.
-        names: of files in it. They come from data: one that is no plain name is not in any archive.
+        download: the archive, which is not downloaded as a whole.
+        data_path: folder of all raw files.
+        folder: the folder that the archive stands for in the registry, below `data_path`, ending in "/".
+        names: of files in it; they come from data and may be invalid file names.
+        options: how to download.
 
     Returns:
         The names that the archive lacks, sorted.
 
     Raises:
-        UserError: the archive cannot be had.
+        UserError: the archive is not available.
     """
     target = below(data_path, folder)
-    plain = {name for name in names if _is_plain(name)}
-    missing = sorted(name for name in plain if not (target / name).is_file())
-    lacking = set(names) - plain
+    valid_names = {name for name in names if _is_file_name(name)}
+    missing = sorted(name for name in valid_names if not (target / name).is_file())
+    not_found = set(names) - valid_names
     if missing:
         _refuse_early(download, data_path, options, f"{len(missing)} images of {folder}")
 
         def fetch(address: Address) -> None:
-            lacking.update(_images(address, data_path, folder, missing, options))
+            not_found.update(_images(address, data_path, folder, missing, options))
 
-        _first_that_gives(download, data_path, fetch)
-    return sorted(lacking)
+        _try_addresses(download, data_path, fetch)
+    return sorted(not_found)
 
 
-def _images(address: Address, data_path: Path, folder: str, missing: list[str], options: FetchOptions) -> list[str]:
-    """Fetch what one archive holds of `missing`; return the rest."""
+def _images(address: Address, data_path: Path, folder: str, names: list[str], options: FetchOptions) -> list[str]:
+    """Download those of `names` that an archive contains; return the others."""
     target = below(data_path, folder)
     archive = _remote_zip(_only(_locate(address, options)), data_path, options)
-    there = _by_base_name(archive, target.name)
-    found = {there[name]: target / name for name in missing if name in there}
-    if found and (receipts.is_partial(data_path, folder) or not target.is_dir() or not any(target.iterdir())):
+    members = _by_base_name(archive, target.name)
+    targets = {members[name]: target / name for name in names if name in members}
+    if targets and (receipts.is_partial(data_path, folder) or not target.is_dir() or not any(target.iterdir())):
         receipts.mark_partial(data_path, folder)
-    archive.extract(found, _LARGEST_IMAGE, options.label or f"images of {folder}")
-    return [name for name in missing if name not in there]
+    archive.extract(targets, _LARGEST_IMAGE, options.label or f"images of {folder}")
+    return [name for name in names if name not in members]
 
 
-def _is_plain(name: str) -> bool:
-    """Whether `name` can be that of a file in a folder."""
+def _is_file_name(name: str) -> bool:
+    """Whether `name` is valid as the name of a file in a folder."""
     try:
         length = len(os.fsencode(name))
     except UnicodeEncodeError:
@@ -97,7 +111,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _by_base_name(archive: RemoteZip, folder: str) -> dict[str, str]:
-    """Members by the last part of their names; of several, one in a folder of the same name as ours."""
+    """Members by the last part of their names; of several, one in a folder with the name `folder`."""
     found: dict[str, str] = {}
     for member, info in archive.members().items():
         path = PurePosixPath(member)
@@ -106,42 +120,45 @@ def _by_base_name(archive: RemoteZip, folder: str) -> dict[str, str]:
     return found
 
 
-def _first_that_gives(download: Download, data_path: Path, fetch: Callable[[Address], object]) -> None:
+def _try_addresses(download: Download, data_path: Path, fetch: Callable[[Address], object]) -> None:
     """Call `fetch` with one address after the other until one does not fail."""
-    answers: list[tuple[Address, AddressError]] = []
+    errors: list[tuple[Address, AddressError]] = []
     for address in download.addresses:
         try:
             fetch(address)
             return
         except AddressError as error:
-            answers.append((address, error))
-    denied = [error for address, error in answers if isinstance(error, AccessDenied) and address.url.startswith("hub:")]
+            errors.append((address, error))
+    denied = [
+        error for address, error in errors if isinstance(error, AccessDeniedError) and address.url.startswith("hub:")
+    ]
     if download.agreement and denied:
-        raise UserError(_agreement(download, data_path, f"the hub does not open it for your token: {denied[0]}"))
-    tried = "; ".join(f"{_known_by(address)}: {error}" for address, error in answers)
-    raise UserError(f"{download.path} could not be fetched. {tried}. {_by_hand(download, data_path)}")
+        raise UserError(_agreement(download, data_path, f"the hub denies access with your token: {denied[0]}"))
+    tried = "; ".join(f"{_describe(address)}: {error}" for address, error in errors)
+    raise UserError(f"{download.path} could not be downloaded. {tried}. {_by_hand(download, data_path)}")
 
 
 def _refuse_early(download: Download, data_path: Path, options: FetchOptions, what: str = "") -> None:
-    """Raise UserError where it is known beforehand that nothing can be fetched."""
+    """Raise UserError if it is known without a request that nothing can be downloaded."""
     what = what or download.path
     if not download.addresses:
         page = f"Its terms are at {download.agreement}. " if download.agreement else ""
-        raise UserError(f"{what}: not there, and only a person can get it. {page}{_by_hand(download, data_path)}")
+        raise UserError(f"{what}: not there, and has to be got by hand. {page}{_by_hand(download, data_path)}")
     if options.offline:
-        where = f"It is published at {_known_by(download.addresses[0])}. {_by_hand(download, data_path)}"
+        where = f"It is published at {_describe(download.addresses[0])}. {_by_hand(download, data_path)}"
         raise UserError(f"{what}: not there, and this run is offline. {where}")
     if download.agreement and not _token():
         raise UserError(_agreement(download, data_path, "no token of the Hugging Face hub was found"))
 
 
 def _by_hand(download: Download, data_path: Path) -> str:
-    place = below(data_path, download.path)
+    target = below(data_path, download.path)
     if not download.path.endswith("/"):
-        return f"To go on without: place the file at {place} and run again; it is then checked"
-    note = receipts.listing_file(data_path, download.path)
-    unfinished = f", delete {note}" if note.is_file() else ""
-    return f"To go on without: place all of its files in {place}{unfinished} and run again; they are then checked"
+        return f"To continue without download: place the file at {target} and run again; it is then checked"
+    listing = receipts.listing_file(data_path, download.path)
+    unfinished = f", delete {listing}" if listing.is_file() else ""
+    steps = f"place all of its files in {target}{unfinished} and run again; they are then checked"
+    return f"To continue without download: {steps}"
 
 
 def _agreement(download: Download, data_path: Path, reason: str) -> str:
@@ -152,8 +169,8 @@ def _agreement(download: Download, data_path: Path, reason: str) -> str:
         "run again",
     )
     numbered = "; ".join(f"({number}) {step}" for number, step in enumerate(steps, 1))
-    asked = f"{download.path}: its owner asks for an agreement, and {reason}"
-    return f"{asked}. {numbered}. {_by_hand(download, data_path)}"
+    problem = f"{download.path}: its owner requires an agreement, and {reason}"
+    return f"{problem}. {numbered}. {_by_hand(download, data_path)}"
 
 
 def _token() -> str | None:
@@ -162,12 +179,12 @@ def _token() -> str | None:
     return hub.token()
 
 
-def _known_by(address: Address) -> str:
+def _describe(address: Address) -> str:
     return f"{address.url} ({address.member})" if address.member else address.url
 
 
 def _locate(address: Address, options: FetchOptions) -> list[Location]:
-    # Few sources need these libraries, and importing them takes a while.
+    # Few sources need these libraries, and their import takes long.
     if address.url.startswith("hub:"):
         from scripts.fetching import hub
 
@@ -181,7 +198,7 @@ def _locate(address: Address, options: FetchOptions) -> list[Location]:
 
 def _only(locations: list[Location]) -> Location:
     if len(locations) != 1:
-        raise AddressError(f"{len(locations)} files match it, and one is wanted")
+        raise AddressError(f"{len(locations)} files match it, but it should be one")
     return locations[0]
 
 
@@ -191,42 +208,44 @@ def _remote_zip(location: Location, data_path: Path, options: FetchOptions) -> R
 
 def _one_file(address: Address, download: Download, data_path: Path, options: FetchOptions) -> None:
     expected = Expected(download.bytes, download.sha256, download.md5)
-    place, known_by = below(data_path, download.path), _known_by(address)
-    note = receipts.refusals_file(data_path, download.path)
-    if earlier := receipts.refusal(data_path, download.path, known_by, expected):
-        raise AddressError(f"{earlier} (found out earlier; delete {note} to try again)")
+    target, name = below(data_path, download.path), _describe(address)
+    rejections_file = receipts.rejections_file(data_path, download.path)
+    if earlier := receipts.rejection(data_path, download.path, name, expected):
+        raise AddressError(f"{earlier} (found in an earlier run; delete {rejections_file} to try again)")
     try:
         if address.member:
-            fetched = _member(address, place, expected, data_path, options)
+            fetched = _member(address, target, expected, data_path, options)
         else:
             location = _only(_locate(address, options))
-            fetched = _whole(address, location, place, expected, options)
-    except WrongContent as error:
-        receipts.remember_refusal(data_path, download.path, known_by, expected, str(error))
-        raise AddressError(f"{error} (remembered; delete {note} to try again)") from None
-    receipts.write_receipt(data_path, download.path, known_by, fetched)
-    receipts.forget_refusals(data_path, download.path)
+            fetched = _whole_file(address, location, target, expected, options)
+    except WrongContentError as error:
+        receipts.add_rejection(data_path, download.path, name, expected, str(error))
+        raise AddressError(f"{error} (recorded; delete {rejections_file} to try again)") from None
+    receipts.write_receipt(data_path, download.path, name, fetched)
+    receipts.delete_rejections(data_path, download.path)
 
 
-def _whole(address: Address, location: Location, place: Path, expected: Expected, options: FetchOptions) -> Fetched:
-    expected = expected.joined(location.expected)
-    return download_file(location.url, place, expected, options, location.headers, f"{address.url} {location.name}")
+def _whole_file(
+    address: Address, location: Location, target: Path, expected: Expected, options: FetchOptions
+) -> Fetched:
+    expected = expected.merged(location.expected)
+    return download_file(location.url, target, expected, options, location.headers, f"{address.url} {location.name}")
 
 
-def _member(address: Address, place: Path, expected: Expected, data_path: Path, options: FetchOptions) -> Fetched:
-    """A file out of an archive: a zip stays where it is, any other is fetched, unpacked and removed."""
+def _member(address: Address, target: Path, expected: Expected, data_path: Path, options: FetchOptions) -> Fetched:
+    """Get a file from an archive: a single member of a remote zip, or from a downloaded archive, which is deleted."""
     location = _only(_locate(address, options))
     if not is_archive(location.name):
-        raise AddressError(f"{location.name} is no archive that can be read here")
+        raise AddressError(f"{location.name} is not a supported archive")
     if is_zip(location.name):
         archive = _remote_zip(location, data_path, options)
-        return archive.fetch(archive.find(address.member), place, expected)
-    # Two sources may call their archives alike.
+        return archive.fetch(archive.find(address.member), target, expected)
+    # The archives of two sources may have the same name.
     local = receipts.archives(data_path) / f"{text_sha256(address.url)[:8]}-{location.name}"
     if not local.is_file():
-        _whole(address, location, local, UNKNOWN, options)
+        _whole_file(address, location, local, UNKNOWN, options)
     try:
-        return extract_member(local, address.member, place, expected)
+        return extract_member(local, address.member, target, expected)
     finally:
         local.unlink()
 
@@ -234,31 +253,31 @@ def _member(address: Address, place: Path, expected: Expected, data_path: Path, 
 class _Folder:
     """The files of an address with a pattern.
 
-    A listing of them is remembered before the first is fetched: files without one were placed by hand.
+    A listing of them is written before the first is downloaded: files without a listing were placed by hand.
     """
 
-    def __init__(self, download: Download, data_path: Path, options: FetchOptions):
+    def __init__(self, download: Download, data_path: Path, options: FetchOptions) -> None:
         self._download, self._data_path, self._options = download, data_path, options
-        self._place = below(data_path, download.path)
+        self._path = below(data_path, download.path)
 
     def obtain(self) -> list[Path]:
         listed = self._listed()
         if listed is None:
-            if there := self._by_hand():
-                return there
-        elif all(place.is_file() for place in listed):
+            if placed_by_hand := self._placed_by_hand():
+                return placed_by_hand
+        elif all(path.is_file() for path in listed):
             return listed
         _refuse_early(self._download, self._data_path, self._options)
-        _first_that_gives(self._download, self._data_path, self._fetch)
-        return self._listed()
+        _try_addresses(self._download, self._data_path, self._fetch)
+        return self._listed() or []
 
     def _listed(self) -> list[Path] | None:
         names = receipts.listing(self._data_path, self._download.path)
-        return None if names is None else [self._place / name for name in names]
+        return None if names is None else [self._path / name for name in names]
 
-    def _by_hand(self) -> list[Path]:
+    def _placed_by_hand(self) -> list[Path]:
         patterns = [PurePosixPath(address.url).name for address in self._download.addresses] or ["*"]
-        files = self._place.iterdir() if self._place.is_dir() else ()
+        files = self._path.iterdir() if self._path.is_dir() else ()
         return sorted(
             file
             for file in files
@@ -270,7 +289,7 @@ class _Folder:
         receipts.write_listing(self._data_path, self._download.path, [location.name for location in locations])
         for location in locations:
             path = f"{self._download.path}{location.name}"
-            place = below(self._data_path, path)
-            if not place.is_file():
-                fetched = _whole(address, location, place, UNKNOWN, self._options)
+            target = below(self._data_path, path)
+            if not target.is_file():
+                fetched = _whole_file(address, location, target, UNKNOWN, self._options)
                 receipts.write_receipt(self._data_path, path, f"{address.url} {location.name}", fetched)

@@ -1,26 +1,27 @@
-"""What the download layer remembers, in `.fetched` below the data path: never in the folders of the data themselves.
+"""Records of what was downloaded, in `.fetched` below the data path, so that the folders of the data contain only data.
 
-- `<path>.json`, the receipt: where a file came from, and its size, time and sha256 when it came
-- `<path>.refused`: addresses that gave a wrong file, which costs a whole download to find out again
-- `<folder>.files`: the files that belong into a folder whose address is a pattern
-- `<folder>.partial`: the folder holds some members of an archive only
-- `archives/`: directories of remote archives, and archives on their way
+- `<path>.json`, the receipt: address of a file, and its size, time and sha256 after the download
+- `<path>.refused`: addresses that gave a wrong file; finding out again would take a whole download
+- `<folder>.files`: the files that belong to a folder whose address is a pattern
+- `<folder>.partial`: the folder contains only some members of an archive
+- `archives/`: central directories of remote archives, and partially downloaded archives
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
-from scripts.fetching.verification import Expected, Fetched, writing
+from scripts.fetching.verification import Expected, Fetched, disk_errors
 
 _FOLDER = ".fetched"
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """A file that we fetched."""
+    """A downloaded file: where from, and its size, time of change and sha256 after the download."""
 
     address: str
     bytes: int
@@ -29,10 +30,10 @@ class Receipt:
 
 
 def below(data_path: Path, path: str) -> Path:
-    """The place of `path`, which may be written by strangers.
+    """`path`, which may come from data, as a path below `data_path`.
 
     Raises:
-        UserError: it does not stay below `data_path`.
+        UserError: it leads out of `data_path`.
     """
     if not path or path.startswith("/") or "\0" in path or ".." in PurePosixPath(path).parts:
         raise UserError(f"{path!r} is not a path below {data_path}")
@@ -40,90 +41,90 @@ def below(data_path: Path, path: str) -> Path:
 
 
 def archives(data_path: Path) -> Path:
-    """Folder for archives of which only members are wanted."""
+    """Folder for archives of which only single members are used."""
     return data_path / _FOLDER / "archives"
 
 
-def _note(data_path: Path, path: str, ending: str) -> Path:
-    place = below(data_path / _FOLDER, path)
-    return place.with_name(f"{place.name}.{ending}")
+def _record_file(data_path: Path, path: str, extension: str) -> Path:
+    recorded = below(data_path / _FOLDER, path)
+    return recorded.with_name(f"{recorded.name}.{extension}")
 
 
-def _write(note: Path, value: dict) -> None:
-    with writing(note):
-        write_json(note, value)
+def _write(record_file: Path, value: dict[str, Any]) -> None:
+    with disk_errors(record_file):
+        write_json(record_file, value)
 
 
 def write_receipt(data_path: Path, path: str, address: str, fetched: Fetched) -> Receipt:
-    """Remember that the file that now lies at `path` came from `address`."""
+    """Record that the file that is now at `path` came from `address`."""
     receipt = Receipt(address, fetched.bytes, below(data_path, path).stat().st_mtime_ns, fetched.sha256)
-    _write(_note(data_path, path, "json"), asdict(receipt))
+    _write(_record_file(data_path, path, "json"), asdict(receipt))
     return receipt
 
 
 def valid(data_path: Path, path: str) -> Receipt | None:
-    """The receipt of the file at `path`, if we fetched it and its size and time are still those. Reads no data."""
+    """The receipt of the file at `path` if it was downloaded and its size and time are unchanged. Reads no data."""
     try:
         status = below(data_path, path).stat()
-        receipt = Receipt(**read_json(_note(data_path, path, "json")))
+        receipt = Receipt(**read_json(_record_file(data_path, path, "json")))
     except (OSError, UserError, TypeError):
         return None
     return receipt if (receipt.bytes, receipt.mtime_ns) == (status.st_size, status.st_mtime_ns) else None
 
 
-def refusals_file(data_path: Path, path: str) -> Path:
-    """Where the refusals for `path` are remembered: deleting it makes the addresses count again."""
-    return _note(data_path, path, "refused")
+def rejections_file(data_path: Path, path: str) -> Path:
+    """The file with the rejected addresses of `path`; if it is deleted, they are tried again."""
+    return _record_file(data_path, path, "refused")
 
 
-def refusal(data_path: Path, path: str, address: str, expected: Expected) -> str | None:
-    """Why `address` was refused earlier; None if it was not, or something else was expected then."""
-    entry = _refusals(data_path, path).get(address)
+def rejection(data_path: Path, path: str, address: str, expected: Expected) -> str | None:
+    """Why `address` was rejected earlier; None if it was not, or if another file was expected then."""
+    entry = _rejections(data_path, path).get(address)
     return entry["message"] if entry and entry["expected"] == expected.known() else None
 
 
-def remember_refusal(data_path: Path, path: str, address: str, expected: Expected, message: str) -> None:
-    """Remember that `address` gave a wrong file."""
+def add_rejection(data_path: Path, path: str, address: str, expected: Expected, message: str) -> None:
+    """Record that `address` gave a wrong file."""
     current = {
-        known: entry
-        for known, entry in _refusals(data_path, path).items()
-        if entry["expected"] == expected.known() and known != address
+        other: entry
+        for other, entry in _rejections(data_path, path).items()
+        if entry["expected"] == expected.known() and other != address
     }
     current[address] = {"expected": expected.known(), "message": message}
-    _write(refusals_file(data_path, path), current)
+    _write(rejections_file(data_path, path), current)
 
 
-def forget_refusals(data_path: Path, path: str) -> None:
-    """Forget what was remembered for `path`."""
-    refusals_file(data_path, path).unlink(missing_ok=True)
+def delete_rejections(data_path: Path, path: str) -> None:
+    """Delete the record of rejected addresses of `path`."""
+    rejections_file(data_path, path).unlink(missing_ok=True)
 
 
-def _refusals(data_path: Path, path: str) -> dict[str, dict]:
-    note = refusals_file(data_path, path)
-    return read_json(note) if note.is_file() else {}
+def _rejections(data_path: Path, path: str) -> dict[str, dict[str, Any]]:
+    record_file = rejections_file(data_path, path)
+    return read_json(record_file) if record_file.is_file() else {}
 
 
 def write_listing(data_path: Path, folder: str, files: Sequence[str]) -> None:
-    """Remember which `files` belong into `folder`."""
+    """Record which `files` belong to `folder`."""
     _write(listing_file(data_path, folder), {"files": sorted(files)})
 
 
 def listing(data_path: Path, folder: str) -> list[str] | None:
-    """What `write_listing` remembered; None if nothing."""
-    note = listing_file(data_path, folder)
-    return read_json(note)["files"] if note.is_file() else None
+    """The files recorded by `write_listing`; None if there is no listing."""
+    record_file = listing_file(data_path, folder)
+    return read_json(record_file)["files"] if record_file.is_file() else None
 
 
 def listing_file(data_path: Path, folder: str) -> Path:
-    """Where the listing of `folder` is remembered."""
-    return _note(data_path, folder, "files")
+    """The file with the listing of `folder`."""
+    return _record_file(data_path, folder, "files")
 
 
 def mark_partial(data_path: Path, folder: str) -> None:
-    """Remember that `folder` holds some images of its set only."""
-    _write(_note(data_path, folder, "partial"), {"partial": True})
+    """Record that `folder` contains only some images of its set."""
+    _write(_record_file(data_path, folder, "partial"), {"partial": True})
 
 
 def is_partial(data_path: Path, folder: str) -> bool:
     """Whether `mark_partial` was called for `folder`."""
-    return _note(data_path, folder, "partial").is_file()
+    return _record_file(data_path, folder, "partial").is_file()

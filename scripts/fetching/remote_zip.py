@@ -1,8 +1,8 @@
-"""Single members of a zip archive that stays on its server, by HTTP Range.
+"""Downloading single members of a remote zip archive, by HTTP range requests.
 
-A zip ends with a directory of its members. Its last bytes, then the directory, then each wanted member are asked for:
-two requests in the beginning and one for each member, however large the archive is (zip64 too). The directory is kept
-on the disk under the version of the archive, so that a later run asks for its last bytes only.
+A zip ends with a central directory of its members. The last bytes, then the directory, then every needed member are
+requested: two requests in the beginning and one per member, however large the archive is (zip64 too). The directory is
+cached on disk under the version of the archive, so that a later run requests only the last bytes.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import IO, cast
 
 import requests
 
@@ -26,20 +27,20 @@ from scripts.fetching.connection import (
     DEFAULTS,
     FetchOptions,
     TransientError,
-    answer,
     body,
     content_range,
+    get,
     new_session,
     retry,
 )
-from scripts.fetching.verification import UNKNOWN, AddressError, Expected, Fetched, keep, writing
+from scripts.fetching.verification import UNKNOWN, AddressError, Expected, Fetched, disk_errors, write_verified
 
 _TAIL = 1 << 16
 _LARGEST_DIRECTORY = 1 << 28
 _CHUNK = 1 << 20
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LONGEST_EXTRA = 1 << 18
-"""Name, extra field and descriptor of a member, which the directory does not count, are shorter."""
+"""Most bytes of a member's local name, extra field and data descriptor, whose size the directory does not state."""
 _SIGNATURE = b"PK\x03\x04"
 _ENCRYPTED = 1
 
@@ -48,8 +49,10 @@ class RemoteZip:
     """A zip archive at `url`.
 
     Args:
+        url: of the archive.
+        options: retries, timeouts and parallel requests.
         headers: sent with every request.
-        cache: folder for the directory; None keeps nothing.
+        cache: folder for the central directory; None: no cache.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class RemoteZip:
         options: FetchOptions = DEFAULTS,
         headers: Mapping[str, str] | None = None,
         cache: Path | None = None,
-    ):
+    ) -> None:
         self._url, self._headers = url, dict(headers or {})
         self._options, self._cache = options, cache
         self._label = options.label or url.rsplit("/", 1)[-1]
@@ -69,30 +72,35 @@ class RemoteZip:
         """All members by name.
 
         Raises:
-            AddressError: the server knows no ranges, or the file is not a zip.
+            AddressError: the server does not support ranges, or the file is not a zip.
         """
         return self._directory[0]
 
     def extract(self, targets: Mapping[str, Path], limit: int = LARGEST_MEMBER, label: str = "") -> dict[str, Fetched]:
-        """Fetch members to the files that `targets` names; one that is there with the size of its member stays.
+        """Download members in parallel; a target that exists with the size of its member is skipped.
+
+        Args:
+            targets: path to write, by name of the member.
+            limit: largest size of a member in bytes.
+            label: beginning of progress lines.
 
         Raises:
-            AddressError: a member is missing, damaged, no plain file, or claims more than `limit` bytes.
+            AddressError: a member is missing, damaged, not a regular file, or claims more than `limit` bytes.
         """
         members = self.members()
         for name in targets:
-            self._refuse(name, limit)
-        wanted = {
-            name: place
-            for name, place in targets.items()
-            if not place.is_file() or place.stat().st_size != members[name].file_size
+            self._checked_info(name, limit)
+        missing = {
+            name: target
+            for name, target in targets.items()
+            if not target.is_file() or target.stat().st_size != members[name].file_size
         }
         fetched: dict[str, Fetched] = {}
-        if not wanted:
+        if not missing:
             return fetched
-        progress, size = Progress(label or self._label, len(wanted)), 0
+        progress, size = Progress(label or self._label, len(missing)), 0
         with ThreadPoolExecutor(self._options.connections) as pool:
-            tasks = {pool.submit(self._fetch, members[name], place): name for name, place in wanted.items()}
+            tasks = {pool.submit(self._fetch, members[name], target): name for name, target in missing.items()}
             try:
                 for task in as_completed(tasks):
                     fetched[tasks[task]] = task.result()
@@ -105,166 +113,186 @@ class RemoteZip:
         return fetched
 
     def find(self, member: str) -> str:
-        """The full name of `member`; one folder that holds all of the archive may be left out. Raises AddressError."""
-        return find_member(self.members(), member)
-
-    def fetch(self, name: str, place: Path, expected: Expected = UNKNOWN, limit: int = LARGEST_MEMBER) -> Fetched:
-        """Fetch one member to `place`, which appears whole and right or not at all.
+        """The full name of `member`; a top folder that contains the whole archive may be left out.
 
         Raises:
-            WrongContent: it is not what is expected.
-            AddressError: it is missing, damaged, no plain file, or claims more than `limit` bytes.
+            AddressError: there is no such member, or there are several.
         """
-        info = self._refuse(name, limit)
+        return find_member(self.members(), member)
+
+    def fetch(self, name: str, target: Path, expected: Expected = UNKNOWN, limit: int = LARGEST_MEMBER) -> Fetched:
+        """Download one member to `target`, which appears complete and verified or not at all.
+
+        Args:
+            name: full name of the member.
+            target: path to write.
+            expected: size and hashes of the member.
+            limit: largest size of the member in bytes.
+
+        Raises:
+            WrongContentError: it is not what is expected.
+            AddressError: it is missing, damaged, not a regular file, or claims more than `limit` bytes.
+        """
+        info = self._checked_info(name, limit)
         progress = Progress(self._label, info.file_size, unit="B", scale=True)
-        fetched = self._fetch(info, place, expected, progress)
+        fetched = self._fetch(info, target, expected, progress)
         progress.close()
         return fetched
 
     def _fetch(
-        self, info: zipfile.ZipInfo, place: Path, expected: Expected = UNKNOWN, progress: Progress | None = None
+        self, info: zipfile.ZipInfo, target: Path, expected: Expected = UNKNOWN, progress: Progress | None = None
     ) -> Fetched:
-        def whole() -> Fetched:
+        def attempt() -> Fetched:
             if progress:
                 progress.begin(info.file_size, 0)
-            return keep(self._content(info, progress), place, expected)
+            return write_verified(self._content(info, progress), target, expected)
 
-        return retry(whole, self._options, self._label)
+        return retry(attempt, self._options, self._label)
 
-    def _refuse(self, name: str, limit: int) -> zipfile.ZipInfo:
+    def _checked_info(self, name: str, limit: int) -> zipfile.ZipInfo:
+        """The directory entry of a member; raises AddressError for a member that cannot or must not be extracted."""
         info = self.members().get(name)
         if info is None:
-            raise AddressError(f"the archive holds no {name}")
+            raise AddressError(f"the archive contains no {name}")
         refuse_special(info)
         refuse_large(name, info.file_size, limit)
         if not is_inside(name):
             raise AddressError(f"the name {name!r} in the archive leads out of it")
         if info.flag_bits & _ENCRYPTED or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise AddressError(f"{name} is packed in a way that cannot be read here")
+            raise AddressError(f"{name} is encrypted, or compressed with an unsupported method")
         return info
 
     @cached_property
     def _directory(self) -> tuple[dict[str, zipfile.ZipInfo], list[int]]:
-        """The members, and where each of them and the directory begin, in order."""
-        tail, version = retry(self._last_bytes, self._options, self._label)
-        cached = self._cache and version and self._cache / f"{version}.zipdir"
+        """The members, and the offsets of all members and of the directory, sorted."""
+        tail, total, version = retry(self._last_bytes, self._options, self._label)
+        cached = self._cache / f"{version}.zipdir" if self._cache and version else None
         if cached and cached.is_file():
             tail = cached.read_bytes()
-        end = _End(self._total, tail, self._piece)
+        end = _EndOfFile(total, tail, self._range_bytes)
         try:
-            archive = zipfile.ZipFile(end)
+            # ZipFile needs only `seek`, `tell` and `read` to read the directory.
+            archive = zipfile.ZipFile(cast(IO[bytes], end))
         except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error) as error:
-            raise AddressError(f"it is no zip archive, or a damaged one: {error}") from None
+            raise AddressError(f"it is not a zip archive, or a damaged one: {error}") from None
         if cached and not cached.is_file():
-            with writing(cached), atomic(cached) as file:
-                file.write(end.from_(archive.start_dir))
+            with disk_errors(cached), atomic(cached) as file:
+                file.write(end.bytes_from(archive.start_dir))
         members = {info.filename: info for info in archive.infolist()}
         return members, sorted([*(info.header_offset for info in members.values()), archive.start_dir])
 
-    def _last_bytes(self) -> tuple[bytes, str]:
-        """The end of the archive, and a name of its version: empty where the server tells none."""
-        with self._ranged(f"bytes=-{_TAIL}") as response:
-            _, self._total = content_range(response)
-            told = [response.headers.get(name, "") for name in ("ETag", "Last-Modified")]
-            version = hashlib.sha256("\n".join([self._url, str(self._total), *told]).encode()).hexdigest()[:32]
-            return b"".join(body(response)), version if any(told) else ""
+    def _last_bytes(self) -> tuple[bytes, int, str]:
+        """The end of the archive, its size, and a hash of its version ("" if the server states none)."""
+        with self._get_range(f"bytes=-{_TAIL}") as (response, total):
+            self._total = total
+            headers = [response.headers.get(name, "") for name in ("ETag", "Last-Modified")]
+            version = hashlib.sha256("\n".join([self._url, str(total), *headers]).encode()).hexdigest()[:32]
+            return b"".join(body(response)), total, version if any(headers) else ""
 
-    def _piece(self, start: int, stop: int) -> bytes:
-        def ask() -> bytes:
-            with self._ranged(f"bytes={start}-{stop - 1}") as response:
+    def _range_bytes(self, start: int, stop: int) -> bytes:
+        def attempt() -> bytes:
+            with self._get_range(f"bytes={start}-{stop - 1}") as (response, _):
                 return b"".join(body(response))
 
-        return retry(ask, self._options, self._label)
+        return retry(attempt, self._options, self._label)
 
     @contextmanager
-    def _ranged(self, wanted: str) -> Iterator[requests.Response]:
+    def _get_range(self, byte_range: str) -> Iterator[tuple[requests.Response, int]]:
+        """The response to a range request, and the size of the archive."""
         if not hasattr(self._local, "session"):
             self._local.session = new_session()
-        headers = {**self._headers, "Range": wanted}
-        with answer(self._local.session, self._url, self._options, headers) as response:
-            named = content_range(response)
-            if response.status_code != 206 or named is None or named[1] is None:
-                raise AddressError("its server gives no parts of a file (HTTP Range): no member can be read alone")
-            if self._total not in (None, named[1]):
+        headers = {**self._headers, "Range": byte_range}
+        with get(self._local.session, self._url, self._options, headers) as response:
+            received = content_range(response)
+            total = received[1] if received else None
+            if response.status_code != 206 or total is None:
+                raise AddressError("its server does not support range requests: no single member can be downloaded")
+            if self._total not in (None, total):
                 raise AddressError("the archive has changed while it was read: run again")
-            yield response
+            yield response, total
 
     def _content(self, info: zipfile.ZipInfo, progress: Progress | None) -> Iterator[bytes]:
-        """The unpacked bytes of a member, compared with its size and checksum at the end."""
+        """The unpacked bytes of a member; its size and checksum are verified at the end."""
         starts, start = self._directory[1], info.header_offset
         shortest = start + _LOCAL_HEADER.size + info.compress_size
-        # Up to the next member: how long its own header is, a member says only when it is read.
+        # Up to the next member, because the length of the local header is known only after reading it.
         stop = min(starts[bisect_right(starts, start)] if start < starts[-1] else 0, shortest + _LONGEST_EXTRA)
         if stop < shortest:
             raise AddressError(f"{info.filename} overlaps another member: the archive is damaged")
         size = checksum = 0
-        with self._ranged(f"bytes={start}-{stop - 1}") as response:
+        with self._get_range(f"bytes={start}-{stop - 1}") as (response, _):
             try:
-                for piece in _unpack(_packed(body(response), info), info):
-                    size, checksum = size + len(piece), zlib.crc32(piece, checksum)
+                for chunk in _unpack(_packed(body(response), info), info):
+                    size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
                     if size > info.file_size:
                         break
                     if progress:
-                        progress.advance(len(piece))
-                    yield piece
+                        progress.advance(len(chunk))
+                    yield chunk
             except zlib.error as error:
                 raise AddressError(f"{info.filename} is damaged in the archive: {error}") from None
         if (size, checksum) != (info.file_size, info.CRC):
-            raise AddressError(f"{info.filename} is damaged in the archive: its checksum is another one")
+            raise AddressError(f"{info.filename} is damaged in the archive: its checksum differs")
 
 
-def _packed(pieces: Iterator[bytes], info: zipfile.ZipInfo) -> Iterator[bytes]:
-    """The member's packed bytes: what follows its own header."""
+def _packed(chunks: Iterator[bytes], info: zipfile.ZipInfo) -> Iterator[bytes]:
+    """The packed bytes of a member, which follow its local header."""
     start = b""
     while len(start) < _LOCAL_HEADER.size:
-        start += _next(pieces)
+        start += _next(chunks)
     signature, name, extra = _LOCAL_HEADER.unpack_from(start)
     if signature != _SIGNATURE:
-        raise AddressError(f"{info.filename} is not where the directory of the archive says")
+        raise AddressError(f"{info.filename} is not at the offset in the directory of the archive")
     skip, left = _LOCAL_HEADER.size + name + extra, info.compress_size
     while len(start) < skip:
-        start += _next(pieces)
-    piece = start[skip:]
+        start += _next(chunks)
+    chunk = start[skip:]
     while left > 0:
-        if piece:
-            yield piece[:left]
-            left -= len(piece[:left])
-        piece = _next(pieces) if left > 0 else b""
+        if chunk:
+            yield chunk[:left]
+            left -= len(chunk[:left])
+        chunk = _next(chunks) if left > 0 else b""
 
 
-def _next(pieces: Iterator[bytes]) -> bytes:
-    piece = next(pieces, b"")
-    if not piece:
-        raise TransientError("the line was cut")
-    return piece
+def _next(chunks: Iterator[bytes]) -> bytes:
+    chunk = next(chunks, b"")
+    if not chunk:
+        raise TransientError("the connection was lost")
+    return chunk
 
 
-def _unpack(pieces: Iterator[bytes], info: zipfile.ZipInfo) -> Iterator[bytes]:
+def _unpack(chunks: Iterator[bytes], info: zipfile.ZipInfo) -> Iterator[bytes]:
     if info.compress_type == zipfile.ZIP_STORED:
-        yield from pieces
+        yield from chunks
         return
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    for piece in pieces:
-        # In steps: a kilobyte may unpack to a megabyte.
-        while piece and (data := inflate.decompress(piece, _CHUNK)):
+    for chunk in chunks:
+        # In steps, because a kilobyte may unpack to a megabyte.
+        while chunk and (data := inflate.decompress(chunk, _CHUNK)):
             yield data
-            piece = inflate.unconsumed_tail
+            chunk = inflate.unconsumed_tail
     yield inflate.flush()
 
 
-class _End:
-    """The end of a remote file, as a file: what is read before it is fetched and joined to its front."""
+class _EndOfFile:
+    """A file object for the end of a remote file; earlier bytes are downloaded when they are read.
 
-    def __init__(self, size: int, data: bytes, fetch: Callable[[int, int], bytes]):
+    Args:
+        size: of the whole file.
+        data: its last bytes.
+        fetch: downloads the bytes from a start to a stop offset.
+    """
+
+    def __init__(self, size: int, data: bytes, fetch: Callable[[int, int], bytes]) -> None:
         self._size, self._data, self._fetch = size, data, fetch
         self._start, self._at = size - len(data), 0
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        place = offset + (0, self._at, self._size)[whence]
-        if place < 0:
+        position = offset + (0, self._at, self._size)[whence]
+        if position < 0:
             raise OSError("before the beginning of the file")
-        self._at = place
-        return place
+        self._at = position
+        return position
 
     def tell(self) -> int:
         return self._at
@@ -280,6 +308,6 @@ class _End:
         self._at = max(self._at, stop)
         return data
 
-    def from_(self, start: int) -> bytes:
+    def bytes_from(self, start: int) -> bytes:
         """All bytes from `start` on."""
         return self._data[start - self._start :]

@@ -1,7 +1,7 @@
-"""What a published file should be, whether what arrived is that file, and how the answer is said.
+"""Verifying downloaded files against the expected size and hashes.
 
-Size and hashes are taken while the bytes pass by, so that no file is read a second time; a file gets its name only
-after they were found right. An address that fails raises `AddressError`: another address may still give the file.
+Size and hashes are computed while the bytes are written, so that no file is read a second time; a file gets its final
+name only after they match. A failing address raises `AddressError`: another address may still give the file.
 """
 
 import hashlib
@@ -18,28 +18,29 @@ _HASHES = ("sha256", "md5")
 
 
 class AddressError(UserError):
-    """An address does not give the file, and will not at the next try.
+    """The file cannot be downloaded from an address, and a retry would not help.
 
     Args:
-        status: of HTTP, where that is the reason.
+        message: the reason.
+        status: HTTP status, if that is the reason.
     """
 
-    def __init__(self, message: str, status: int | None = None):
+    def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
 
 
-class AccessDenied(AddressError):
-    """The server knows the file and does not give it to us: status 401 or 403."""
+class AccessDeniedError(AddressError):
+    """The server denies access to the file: status 401 or 403."""
 
 
-class WrongContent(AddressError):
-    """The whole file arrived and is not the published one."""
+class WrongContentError(AddressError):
+    """The whole file has arrived and is not the published one."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What is known of a file before it is there."""
+    """What is known about a file before it is downloaded; None is unknown."""
 
     bytes: int | None = None
     sha256: str | None = None
@@ -49,16 +50,20 @@ class Expected:
         """The fields that are known."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
-    def joined(self, other: "Expected") -> "Expected":
-        """What either knows.
+    def merged(self, other: "Expected") -> "Expected":
+        """The fields that are known in either.
 
         Raises:
             AddressError: they contradict each other.
         """
         for name, value in other.known().items():
             if self.known().get(name, value) != value:
-                raise AddressError(f"it offers another version of the file: {_words({name: value}, self.known())}")
-        return Expected(**(other.known() | self.known()))
+                raise AddressError(f"it offers another version of the file: {_difference({name: value}, self.known())}")
+        return Expected(
+            self.bytes if self.bytes is not None else other.bytes,
+            self.sha256 if self.sha256 is not None else other.sha256,
+            self.md5 if self.md5 is not None else other.md5,
+        )
 
 
 UNKNOWN = Expected()
@@ -66,82 +71,86 @@ UNKNOWN = Expected()
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file that arrived and was found right."""
+    """Size and sha256 of a downloaded and verified file."""
 
     bytes: int
     sha256: str
 
 
-class Check:
-    """Compares bytes that pass by, piece after piece, with what is expected."""
+class Verifier:
+    """Compares a stream of bytes with what is expected.
 
-    def __init__(self, expected: Expected):
+    Attributes:
+        bytes: received so far.
+    """
+
+    def __init__(self, expected: Expected) -> None:
         self._expected = expected
         self._sha256 = hashlib.sha256()
         self._md5 = hashlib.md5(usedforsecurity=False)
         self.bytes = 0
 
     def update(self, data: bytes) -> None:
-        """Take the next piece.
+        """Add the next bytes.
 
         Raises:
-            WrongContent: more has come than the file has.
+            WrongContentError: there are more bytes than the file has.
         """
         self._sha256.update(data)
-        # The receipt wants a sha256 in any case, a second hash only pays where there is one to compare it with.
+        # The receipt needs the sha256 in any case; the md5 only if there is one to compare it with.
         if self._expected.md5:
             self._md5.update(data)
         self.bytes += len(data)
         if self._expected.bytes is not None and self.bytes > self._expected.bytes:
-            raise WrongContent(f"it sends more than the {self._expected.bytes:,} bytes of the published file")
+            raise WrongContentError(f"it sends more than the {self._expected.bytes:,} bytes of the published file")
 
     def finish(self) -> Fetched:
-        """The verdict, when all pieces have been taken.
+        """Verify size and hashes, after all bytes were added.
 
         Raises:
-            WrongContent: size or hash is another one.
+            WrongContentError: size or hash differs.
         """
-        found = {"bytes": self.bytes, "sha256": self._sha256.hexdigest(), "md5": self._md5.hexdigest()}
+        sha256 = self._sha256.hexdigest()
+        found: dict[str, int | str] = {"bytes": self.bytes, "sha256": sha256, "md5": self._md5.hexdigest()}
         wrong = {name: found[name] for name, value in self._expected.known().items() if found[name] != value}
         if wrong:
-            difference = _words(wrong, self._expected.known())
-            raise WrongContent(f"it gives a file that is not the published one: {difference}")
-        return Fetched(self.bytes, found["sha256"])
+            difference = _difference(wrong, self._expected.known())
+            raise WrongContentError(f"it gives a file that is not the published one: {difference}")
+        return Fetched(self.bytes, sha256)
 
 
-def _words(found: dict[str, int | str], expected: dict[str, int | str]) -> str:
-    # One difference is enough, and a hash says more than a size.
+def _difference(found: dict[str, int | str], expected: dict[str, int | str]) -> str:
+    # One difference is enough, and that of a hash is the more certain one.
     name = next((name for name in _HASHES if name in found), "bytes")
     if name == "bytes":
         return f"{found[name]:,} bytes instead of {expected[name]:,}"
     return f"{name} {found[name]} instead of {expected[name]}"
 
 
-def keep(pieces: Iterable[bytes], place: Path, expected: Expected = UNKNOWN) -> Fetched:
-    """Write `pieces` to `place`, which appears whole and right or not at all. May be called in threads.
+def write_verified(chunks: Iterable[bytes], target: Path, expected: Expected = UNKNOWN) -> Fetched:
+    """Write `chunks` to `target`, which appears complete and verified or not at all. Thread-safe.
 
     Raises:
-        WrongContent: the pieces are not what is expected.
-        UserError: the disk refuses.
+        WrongContentError: the bytes are not what is expected.
+        UserError: the file cannot be written.
     """
-    check = Check(expected)
-    # `atomic` asks for the umask by setting it, which is not safe beside other threads.
-    temporary = place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    verifier = Verifier(expected)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        with writing(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            file = open(temporary, "wb")
+        with disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file = open(temporary, "wb")  # noqa: SIM115 - the next block closes it; errors of chunks are not the disk's
         with file:
-            for piece in pieces:
-                check.update(piece)
-                with writing(place):
-                    file.write(piece)
-            fetched = check.finish()
-            with writing(place):
+            for chunk in chunks:
+                verifier.update(chunk)
+                with disk_errors(target):
+                    file.write(chunk)
+            fetched = verifier.finish()
+            with disk_errors(target):
                 file.flush()
                 os.fsync(file.fileno())
-        with writing(place):
-            os.replace(temporary, place)
+        with disk_errors(target):
+            os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -149,9 +158,9 @@ def keep(pieces: Iterable[bytes], place: Path, expected: Expected = UNKNOWN) -> 
 
 
 @contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """A block that writes `place`: an error of the disk becomes a UserError that names it."""
+def disk_errors(path: Path) -> Iterator[None]:
+    """A block that writes `path`: an OSError becomes a UserError that names it."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{place} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None

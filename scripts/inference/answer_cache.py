@@ -1,9 +1,9 @@
-"""What a model was already asked: batches of outputs on the disk, so that a killed evaluation goes on where it stopped.
+"""The outputs of a model, batch by batch, on the disk: an evaluation that was killed continues where it stopped.
 
-One line per batch: `key`, a hash of everything that was asked and how, and `outputs`. The first line names the model,
-code, libraries and device; a journal of others is thrown away. Batches are cut over all prompts of a suite, so an
-evaluation that goes on computes the very batches that were missing, and its numbers are those of one that was never
-stopped. Nor is anything asked twice when only metrics or references change, or a suite is added.
+The file has one line per batch: `key`, a hash of the request (the prompts and how they are answered), and `outputs`.
+Its first line identifies the model, code, libraries and device; a file with another identity is discarded. Batches are
+formed over all prompts of a suite, so an evaluation that continues computes exactly the missing batches and gives the
+numbers of one that was never interrupted. Changing metrics or references, or adding a suite, recomputes no answer.
 """
 
 import json
@@ -16,46 +16,52 @@ from scripts.common.files import atomic, canonical_json, text_sha256
 
 
 class AnswerCache:
-    """The journal of one checkpoint."""
+    """The cached outputs of one checkpoint."""
 
-    def __init__(self, path: Path, identity: dict[str, Any]):
-        """Open the journal at `path`, or begin one. `identity` is what outputs depend on besides what is asked."""
-        self.path, self._known = path, {}
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        """Open the file at `path` or create it.
+
+        Args:
+            path: a JSONL file; its folder is created.
+            identity: what outputs depend on besides the request (JSON).
+        """
+        self.path = path
+        self._outputs: dict[str, list] = {}
         header = canonical_json({"v": 1, "identity": text_sha256(canonical_json(identity))})
-        whole = _whole_lines(path)
-        kept = whole if whole and whole[0] == header else [header]
-        # Written anew: a line that a kill cut off must not run into the next one.
+        complete = _complete_lines(path)
+        kept = complete if complete and complete[0] == header else [header]
+        # Rewritten, because a line that was cut off by a kill must not run into the next one.
         with atomic(path, "w") as file:
             file.write("".join(f"{line}\n" for line in kept))
         for line in kept[1:]:
             entry = json.loads(line)
-            self._known[entry["key"]] = entry["outputs"]
+            self._outputs[entry["key"]] = entry["outputs"]
         self._used: set[str] = set()
 
-    def get_or_compute(self, asked: Any, answer: Callable[[str], list]) -> list:
-        """The outputs for `asked` (JSON): those noted earlier, or those of `answer`, called with the key and noted."""
-        key = text_sha256(canonical_json(asked))
+    def get_or_compute(self, request: Any, compute: Callable[[str], list]) -> list:
+        """Return the outputs of `request` (JSON), from the cache or by calling `compute` with its key."""
+        key = text_sha256(canonical_json(request))
         self._used.add(key)
-        if key not in self._known:
-            outputs = answer(key)
+        if key not in self._outputs:
+            outputs = compute(key)
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, "outputs": outputs}, ensure_ascii=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            # As JSON gives it back, so that a first and a second evaluation see the same.
-            self._known[key] = json.loads(json.dumps(outputs))
-        return self._known[key]
+            # As JSON returns them (tuples become lists), so that a first and a second evaluation get the same.
+            self._outputs[key] = json.loads(json.dumps(outputs))
+        return self._outputs[key]
 
     def prune(self) -> None:
-        """Forget what nobody asked for this time: earlier settings and suites. Called when an evaluation is whole."""
+        """Remove outputs that this evaluation did not request, when it is complete: earlier settings and suites."""
         header = self.path.read_text(encoding="utf-8").split("\n", 1)[0]
         with atomic(self.path, "w") as file:
             file.write(header + "\n")
             for key in sorted(self._used):
-                file.write(json.dumps({"key": key, "outputs": self._known[key]}, ensure_ascii=False) + "\n")
+                file.write(json.dumps({"key": key, "outputs": self._outputs[key]}, ensure_ascii=False) + "\n")
 
 
-def _whole_lines(path: Path) -> list[str]:
+def _complete_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
     *lines, _ = path.read_bytes().decode("utf-8", "replace").split("\n")

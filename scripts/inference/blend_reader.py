@@ -1,12 +1,12 @@
-"""Reads a blend folder: a number in, conversations with their image bytes out. Used by training and by evaluation.
+"""Reads a blend folder: conversations with the bytes of their images, by number. Used by training and evaluation.
 
 A blend folder holds tar shards in plan order, an `.idx` beside each (little-endian uint64 offsets of every
 conversation and of the end), `units.idx` (the first conversation of every unit, and the end) and `manifest.json`,
-which says how many conversations each shard holds. So conversation i is found by arithmetic and read with one `pread`,
-in any order, from any process, without a decoder state to save; a unit is one conversation or a pack of several.
-Images lie in the shard itself (`embedded`) or in the media shards that the JSON member names (`referenced`).
+which counts the conversations of each shard. So the offset of conversation i is computed, and it is read with one
+`pread`, in any order, from any process, with no iterator state to save. A unit is one conversation or a pack of
+several. Images lie in the shard itself (`embedded`) or in the media shards that the JSON member names (`referenced`).
 
-Everything that can be missing is looked for when a folder is opened: a run of days must not fail on its last shard.
+Opening a folder checks that all its files exist with their size: a run of days must not fail on its last shard.
 """
 
 import bisect
@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,14 +26,14 @@ from scripts.common.files import read_json
 
 _BLOCK = tarfile.BLOCKSIZE
 _HEAD = 8192
-"""Read first where no images are wanted: it nearly always holds the whole JSON member, which comes first."""
+"""Bytes to read first where no images are needed: they nearly always hold the JSON member, which comes first."""
 
 
 @dataclass(frozen=True)
 class Sample:
     """One conversation of a blend.
 
-    `images` holds encoded bytes (JPEG, PNG, ...) in the order of their numbers; nothing if they were not asked for.
+    `images` holds encoded bytes (JPEG, PNG, ...) in the order of their numbers; it is empty if they were not read.
     """
 
     uids: list[str]
@@ -49,7 +49,7 @@ class Sample:
 class BlendReader:
     """Random access to the conversations of one blend folder. It keeps no open file, so processes may share it."""
 
-    def __init__(self, folder: str | Path, root: str | Path):
+    def __init__(self, folder: str | Path, root: str | Path) -> None:
         """Open `folder`; references to media shards are relative to the results root `root`.
 
         Raises:
@@ -63,10 +63,10 @@ class BlendReader:
         self._paths = [self.folder / shard["name"] for shard in shards]
         self._offsets = [_checked_offsets(path, shard) for path, shard in zip(self._paths, shards, strict=True)]
         self._starts = [0, *itertools.accumulate(shard["conversations"] for shard in shards)]
-        counted = self.manifest["conversations"]
-        if self._starts[-1] != counted:
+        expected = self.manifest["conversations"]
+        if self._starts[-1] != expected:
             raise UserError(
-                f"{self.folder}/manifest.json counts {counted} conversations, its shards {self._starts[-1]}"
+                f"{self.folder}/manifest.json counts {expected} conversations, its shards {self._starts[-1]}"
             )
         self._units = _numbers(self.folder / "units.idx", self.manifest["units"] + 1)
         if self.manifest["images"] == "referenced":
@@ -77,7 +77,7 @@ class BlendReader:
 
     @property
     def units(self) -> int:
-        """Number of units: of packs, or where nothing is packed of conversations."""
+        """Number of units: of packs, or without packing of conversations."""
         return len(self._units) - 1
 
     @property
@@ -100,21 +100,25 @@ class BlendReader:
         return self.read(position)
 
     def read(self, position: int, images: bool = True) -> Sample:
-        """Read conversation `position`; without `images` they are neither read nor looked for."""
-        member, embedded = self._read(position, images)
-        shown = [
+        """Read conversation `position`; without `images` these are neither read nor checked.
+
+        Raises:
+            UserError: as for `__getitem__`.
+        """
+        content, embedded = self._read(position, images)
+        data = [
             self._referenced(image["ref"]) if "ref" in image else embedded[index]
-            for index, image in enumerate(member["images"] if images else ())
+            for index, image in enumerate(content["images"] if images else ())
         ]
         return Sample(
-            uids=member["uids"],
-            dataset=member["dataset"],
-            messages=member["messages"],
-            images=shown,
-            image_sha256=[image["sha256"] for image in member["images"]],
-            n_tokens=member["n_tokens"],
-            n_labels=member["n_labels"],
-            position=member["position"],
+            uids=content["uids"],
+            dataset=content["dataset"],
+            messages=content["messages"],
+            images=data,
+            image_sha256=[image["sha256"] for image in content["images"]],
+            n_tokens=content["n_tokens"],
+            n_labels=content["n_labels"],
+            position=content["position"],
         )
 
     def uids(self, unit: int) -> list[str]:
@@ -122,28 +126,31 @@ class BlendReader:
         return [uid for position in self.members(unit) for uid in self._read(position, False)[0]["uids"]]
 
     def _read(self, position: int, images: bool) -> tuple[dict[str, Any], dict[int, bytes]]:
-        """Return the JSON member of a conversation and, if asked for, its embedded images by number."""
+        """Return the JSON of a conversation and, if requested, its embedded images by number."""
         if not 0 <= position < len(self):
             raise IndexError(f"conversation {position} of {len(self)} in {self.folder}")
         shard = bisect.bisect_right(self._starts, position) - 1
-        place = position - self._starts[shard]
-        begin, end = map(int, self._offsets[shard][place : place + 2])
+        index = position - self._starts[shard]
+        begin, end = map(int, self._offsets[shard][index : index + 2])
         try:
-            members = {}
+            members: dict[str, bytes] = {}
             if not images:
-                members = dict(_members(_pread(self._paths[shard], begin, min(end - begin, _HEAD)), short=True))
+                members = dict(_members(_pread(self._paths[shard], begin, min(end - begin, _HEAD)), partial=True))
             if not any(name.endswith(".json") for name in members):
                 members = dict(_members(_pread(self._paths[shard], begin, end - begin)))
-            content = next(data for name, data in members.items() if name.endswith(".json"))
-            shown = {int(name.split(".")[1][1:]): data for name, data in members.items() if not name.endswith(".json")}
-            return json.loads(content), shown
+            text = next(data for name, data in members.items() if name.endswith(".json"))
+            embedded = {
+                int(name.split(".")[1][1:]): data for name, data in members.items() if not name.endswith(".json")
+            }
+            return json.loads(text), embedded
         except (StopIteration, ValueError, IndexError) as error:
             raise UserError(
                 f"conversation {position} of {self._paths[shard]} is damaged ({type(error).__name__}: {error}); remove "
-                "the shard, so that it is built again"
+                "the shard and run blend again"
             ) from None
 
-    def _referenced(self, reference: list) -> bytes:
+    def _referenced(self, reference: Sequence[Any]) -> bytes:
+        """Read an image in a media shard; `reference`: path below the root, offset, length in bytes."""
         path, offset, length = reference
         pure = PurePosixPath(path)
         if pure.is_absolute() or ".." in pure.parts:
@@ -158,7 +165,7 @@ class BlendReader:
 
 
 def _checked_offsets(path: Path, shard: dict[str, Any]) -> np.ndarray:
-    """Return the offsets of a shard's conversations, after checking that it and its index are whole."""
+    """Return the offsets of a shard's conversations, after checking the sizes of it and its index."""
     _check_size(path, shard["bytes"])
     return _numbers(Path(f"{path}.idx"), shard["conversations"] + 1)
 
@@ -173,7 +180,7 @@ def _check_size(path: Path, size: int) -> None:
     found = path.stat().st_size if path.is_file() else None
     if found != size:
         state = "is missing" if found is None else f"has {found} bytes instead of {size}"
-        raise UserError(f"{path} {state}; build the blend again (remove {path.parent}/manifest.json if need be)")
+        raise UserError(f"{path} {state}; build the blend again (remove {path.parent}/manifest.json if necessary)")
 
 
 def _check_media(root: Path) -> None:
@@ -195,30 +202,30 @@ def _pread(path: Path, offset: int, length: int) -> bytes:
         os.close(descriptor)
 
 
-def _members(chunk: bytes, short: bool = False) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, data) of every member in a piece of a tar file that begins at a header.
+def _members(chunk: bytes, partial: bool = False) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, data) of every member in a chunk of a tar file that begins at a header.
 
-    Reads what our shards hold and no more of the format: `tarfile` takes longer to parse a header than it takes to read
-    the crop of an image. With `short` the piece may end inside of a member, which is then left out.
+    Reads only the part of the format that our shards use: `tarfile` takes longer to parse a header than it takes to
+    read the crop of an image. A `partial` chunk may end inside a member, which is then left out.
 
     Raises:
-        ValueError: the piece is damaged.
+        ValueError: the chunk is damaged.
     """
-    place = 0
-    while place < len(chunk):
-        header = chunk[place : place + _BLOCK]
+    offset = 0
+    while offset < len(chunk):
+        header = chunk[offset : offset + _BLOCK]
         if len(header) < _BLOCK or _octal(header[148:156]) != 256 + sum(header[:148]) + sum(header[156:]):
-            if short:
+            if partial:
                 return
-            raise ValueError("a header is not what it says it is")
-        size, place = _octal(header[124:136]), place + _BLOCK
-        data = chunk[place : place + size]
+            raise ValueError("a header does not have its checksum")
+        size, offset = _octal(header[124:136]), offset + _BLOCK
+        data = chunk[offset : offset + size]
         if len(data) < size:
-            if short:
+            if partial:
                 return
             raise ValueError("it ends too early")
         yield header[:100].partition(b"\0")[0].decode(), data
-        place += -(-size // _BLOCK) * _BLOCK
+        offset += -(-size // _BLOCK) * _BLOCK
 
 
 def _octal(field: bytes) -> int:

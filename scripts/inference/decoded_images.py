@@ -1,4 +1,4 @@
-"""A cache of images as the model takes them, so that one that is shown again is decoded and cropped once."""
+"""A cache of images in the form of the model's input, so that a repeated image is decoded and cropped only once."""
 
 import numpy as np
 
@@ -11,21 +11,25 @@ _CACHE_BYTES = 256 << 20
 class DecodedImageCache:
     """Decoded and resized images by the hash of their bytes; each image repeats in every epoch.
 
-    Once full it takes no more: epochs visit images in turn, and evicting the oldest would then evict exactly what
-    comes next.
+    Once full it keeps what it has: epochs visit images in turn, so evicting the oldest would evict exactly those that
+    come next.
     """
 
-    def __init__(self, processor: VisualChatProcessor, limit: int = _CACHE_BYTES):
-        self._processor, self._room = processor, limit
+    def __init__(self, processor: VisualChatProcessor, max_bytes: int = _CACHE_BYTES) -> None:
+        self._processor, self._free_bytes = processor, max_bytes
         self._images: dict[str, np.ndarray] = {}
 
     def get(self, sha256: str, data: bytes) -> np.ndarray:
-        """Return the image as the model takes it, uint8 (3, H, W)."""
+        """Return the image of these bytes as the model's input, uint8 (3, H, W).
+
+        Raises:
+            OSError: it cannot be decoded.
+        """
         if sha256 in self._images:
             return self._images[sha256]
         with open_image(data) as picture:
             image = self._processor.preprocess_image(picture)
-        if image.nbytes <= self._room:
-            self._room -= image.nbytes
+        if image.nbytes <= self._free_bytes:
+            self._free_bytes -= image.nbytes
             self._images[sha256] = image
         return image

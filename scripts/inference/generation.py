@@ -1,6 +1,7 @@
-"""How answers are written: what a suite may say about it.
+"""Decoding options that a suite may set.
 
-A module of its own, so that what was answered counts as answered when only the judging changes (journal.py).
+A module of its own: `answering` depends on it and on nothing of `scripts.evaluation`, so cached answers stay valid when
+only the scoring changes (answer_cache.py).
 """
 
 from dataclasses import dataclass
@@ -8,9 +9,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How answers are written; empty fields are left to the evaluation's own settings.
+    """Decoding options with the names of `transformers`; `None` leaves an option to the evaluation's settings.
 
-    An answer ends before the first text of `until`. Sampling is drawn from the evaluation's seed.
+    An answer ends before the first of the stop sequences in `until`. Sampling uses the evaluation's seed.
     """
 
     max_new_tokens: int | None = None

@@ -1,7 +1,6 @@
-"""Image files that people name: splitting a line of paths, finding a file without leaving its folder, reading it.
+"""Image files named by a person or a file: splitting a line of paths, resolving a path inside its folder, reading it.
 
-Used by the dialogue suites, where paths come from a JSON file that somebody else may have written, and by the terminal
-chat.
+Used by evaluation suites, whose paths come from files that may be untrusted, by the server and by the terminal chat.
 """
 
 import shlex
@@ -15,11 +14,11 @@ from scripts.common.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_ABOVE = 3
+_MAX_LEVELS_UP = 3
 
 
 def split_paths(text: str) -> list[str]:
-    """Split paths at spaces; quotes or a backslash keep a space inside a path, as terminals write dropped files.
+    """Split a line into paths at spaces; quotes or a backslash keep a space inside a path, as in a shell.
 
     Raises:
         UserError: a quote is not closed.
@@ -31,25 +30,25 @@ def split_paths(text: str) -> list[str]:
 
 
 def find_image_root(folder: Path, names: Iterable[str]) -> Path:
-    """Where the paths of a suite in `folder` begin: there, or in a folder above it.
+    """The folder that the image paths of a suite in `folder` are relative to: `folder` or one above it.
 
-    The original's suites name their images from the project's folder, two above. A folder above counts only if all
-    paths lead from it back into the suite's own.
+    The suites of the original name their images relative to the project's folder, two levels up. A folder above is
+    taken only if all paths lead from it to files inside `folder`.
     """
-    names, own = list(names), folder.resolve()
+    names, base = list(names), folder.resolve()
 
     def leads_back(root: Path) -> bool:
         paths = [(root / name).resolve() for name in names]
-        return bool(paths) and all(path.is_relative_to(own) and path.is_file() for path in paths)
+        return bool(paths) and all(path.is_relative_to(base) and path.is_file() for path in paths)
 
-    return next((root for root in own.parents[:_ABOVE] if leads_back(root)), folder)
+    return next((root for root in base.parents[:_MAX_LEVELS_UP] if leads_back(root)), folder)
 
 
 def resolve_inside(root: Path, name: str, allow_outside: bool = False) -> Path:
     """Resolve `name` relative to `root`.
 
     Raises:
-        UserError: the file lies outside `root`, also by way of a link, and `allow_outside` is not given.
+        UserError: the file lies outside `root` (symbolic links are followed), and `allow_outside` is false.
     """
     path = (root / name).resolve()
     if not allow_outside and not path.is_relative_to(root.resolve()):
@@ -57,11 +56,11 @@ def resolve_inside(root: Path, name: str, allow_outside: bool = False) -> Path:
     return path
 
 
-def decode(data: bytes, name: str) -> "Image":
-    """Decode an image completely; the processor of a model turns it upright and into RGB.
+def decode_image(data: bytes, name: str) -> "Image":
+    """Decode an image completely. Orientation and mode are left as they are; a model's processor converts them.
 
     Raises:
-        UserError: the bytes are no readable image; the message names it and says what is wrong.
+        UserError: the bytes are not a readable image; the message names it and the reason.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -83,8 +82,8 @@ def decode(data: bytes, name: str) -> "Image":
         raise UserError(f"image {name} is damaged: {error}") from None
 
 
-def read_file(path: Path, name: str) -> bytes:
-    """Read a file that a person named `name`.
+def read_image_file(path: Path, name: str) -> bytes:
+    """Read an image file; `name` is what error messages call it.
 
     Raises:
         UserError: it does not exist or cannot be read.

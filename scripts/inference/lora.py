@@ -1,4 +1,4 @@
-"""Merges trained weights into a model: plain ones as they are, low-rank adapters as the update that they stand for."""
+"""Merges trained weights into a model: plain ones as they are, low-rank adapters as the update that they represent."""
 
 from collections.abc import Iterator
 
@@ -11,20 +11,21 @@ _A, _B = ".lora_A.default.weight", ".lora_B.default.weight"
 
 
 def merge_weights(model: nn.Module, weights: dict[str, Tensor], scale: float) -> None:
-    """Put trained weights (fp32, by parameter name) into a model without adapters, merging those they have.
+    """Put trained weights (fp32, by parameter name) into a model without adapters, merging adapters among them.
 
     Merging is done in double precision and rounded once to the precision of the model's own weight. `scale` is that of
     all adapters.
 
     Raises:
-        UserError: a name or a shape that the model does not have.
+        UserError: the model has no parameter of a name, or one of another shape.
     """
     parameters = dict(model.named_parameters())
     for name, value in _merged(parameters, weights, scale):
         if name not in parameters or parameters[name].shape != value.shape:
-            found = tuple(parameters[name].shape) if name in parameters else "none"
+            expected = tuple(parameters[name].shape) if name in parameters else "absent"
             raise UserError(
-                f"the trained weights do not fit the model: {name} is {tuple(value.shape)}, not {found} as in it"
+                f"the trained weights do not fit the model: {name} is {tuple(value.shape)} in the weights and "
+                f"{expected} in the model"
             )
         with torch.no_grad():
             parameters[name].copy_(value)

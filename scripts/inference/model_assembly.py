@@ -1,7 +1,7 @@
-"""Puts a VisualChat model together from its bases, and takes it up again from the small folder that describes it.
+"""Builds a VisualChat model from its bases, and loads it from the small folder that describes it.
 
-`models/<model>/` holds what is new or decides how the parts join: config.json, the processor with its tokenizer, the
-projector and the embedding rows of new tokens (`projector.safetensors`), and `manifest.json` with the place and hash
+`models/<model>/` holds what is new and how the parts are joined: config.json, the processor with its tokenizer, the
+projector and the embedding rows of new tokens (`projector.safetensors`), and `manifest.json` with the path and hash
 of every base. The bases themselves are not copied: a language model may weigh 140 GB.
 """
 
@@ -26,7 +26,7 @@ _WEIGHTS = "projector.safetensors"
 _ROWS = "new_rows."
 _HASHED = {".json", ".safetensors", ".model", ".txt", ".jinja"}
 _NOT_HASHED = {"manifest.json"}
-_CHOICES = ("projector", "projector_queries", "vision_feature_layer", "vision_class_token")
+_JOINING = ("projector", "projector_queries", "vision_feature_layer", "vision_class_token")
 
 
 def make_model(
@@ -34,10 +34,10 @@ def make_model(
 ) -> dict[str, Any]:
     """Write the folder `out` of a model joined from `bases` (vision, language, tokenizer: folders or hub names).
 
-    Bases below `root` are remembered relative to it. Returns the manifest.
+    Paths of bases below `root` are stored relative to it. Returns the manifest.
 
     Raises:
-        UserError: a base is missing or cannot be used, or an image does not make the tokens that `tokens` counts.
+        UserError: a base is missing or cannot be used, or an image does not become as many tokens as `tokens` counts.
     """
     import torch
 
@@ -45,20 +45,20 @@ def make_model(
     from model.processing import VisualChatProcessor
     from scripts.common.atomic_folder import atomic_folder
 
-    found = {kind: find_base(name, root) for kind, name in bases.items()}
+    folders = {kind: find_base(name, root) for kind, name in bases.items()}
     template = tokens.template.template()
-    tokenizer = load_tokenizer(str(found["tokenizer"]))
+    tokenizer = load_tokenizer(str(folders["tokenizer"]))
     identity = tokens_identity(tokenizer, template, tokens.image_tokens)
-    processor = VisualChatProcessor.from_base_models(found["vision"], tokenizer, tokens.image_tokens, template)
+    processor = VisualChatProcessor.from_base_models(folders["vision"], tokenizer, tokens.image_tokens, template)
     torch.manual_seed(settings.seed)
     try:
         model = VisualChatForConditionalGeneration.from_base_models(
-            found["vision"],
-            found["language"],
+            folders["vision"],
+            folders["language"],
             processor.tokenizer,
             template=template,
             dtype=torch.float32,
-            **settings.joining(),
+            **settings.projector_options(),
         )
     except ValueError as error:
         raise UserError(f"{bases['vision']} and {bases['language']} cannot be joined: {error}") from None
@@ -71,11 +71,11 @@ def make_model(
     with atomic_folder(out) as draft:
         model.config.save_pretrained(draft)
         processor.save_pretrained(draft)
-        _write_new_weights(model, _rows_of_language(found["language"]), draft / _WEIGHTS)
+        _write_new_weights(model, _rows_of_language(folders["language"]), draft / _WEIGHTS)
         manifest = {
             "v": 1,
             "bases": {
-                kind: {"path": _remembered(bases[kind], found[kind], root), "sha256": folder_sha256(found[kind])}
+                kind: {"path": _stored_path(bases[kind], folders[kind], root), "sha256": folder_sha256(folders[kind])}
                 for kind in sorted(bases)
             },
             "tokens_identity": identity,
@@ -94,11 +94,15 @@ def load_model(
     check: bool = True,
     keep_language_dtype: bool = False,
 ) -> "tuple[VisualChatForConditionalGeneration, VisualChatProcessor]":
-    """Take up the model that `folder` describes, with the given attention.
+    """Load the model that `folder` describes, with the given attention.
 
-    `dtype` is that of all weights (default float32). `check` compares the hashes of folder and bases with the
-    manifest; one process of several may do it for all. `keep_language_dtype` leaves the decoder in the dtype of its files, see
-    `partition.py`.
+    Args:
+        folder: models/<model>.
+        root: results root, which paths of bases may be relative to.
+        attention: its name, see `RunConfig.attention`.
+        dtype: of all weights (default float32).
+        check: compare the hashes of folder and bases with the manifest; one process of several may do it for all.
+        keep_language_dtype: leave the decoder in the dtype of its files, see `partition.py`.
 
     Raises:
         UserError: a base is missing or is not the one that the model was made from.
@@ -106,29 +110,29 @@ def load_model(
     import torch
 
     manifest = read_json(folder / "manifest.json")
-    found = _found_bases(manifest["bases"], root, folder, check)
+    folders = _bases(manifest["bases"], root, folder, check)
     if check and folder_sha256(folder) != manifest["sha256"]:
         raise UserError(f"{folder} has changed since it was made; make the model again")
-    return _join(folder, found, attention, dtype or torch.float32, keep_language_dtype)
+    return _join(folder, folders, attention, dtype or torch.float32, keep_language_dtype)
 
 
-def _found_bases(bases: dict[str, dict[str, str]], root: Path, folder: Path, check: bool = True) -> dict[str, Path]:
+def _bases(bases: dict[str, dict[str, str]], root: Path, folder: Path, check: bool = True) -> dict[str, Path]:
     """The folders of the bases that `folder` names relative to `root`.
 
     Raises:
         UserError: one is missing or, if `check`, has another hash.
     """
-    found = {kind: find_base(base["path"], root) for kind, base in bases.items()}
-    for kind, path in found.items():
+    folders = {kind: find_base(base["path"], root) for kind, base in bases.items()}
+    for kind, path in folders.items():
         if check and folder_sha256(path) != bases[kind]["sha256"]:
             raise UserError(f"{path} has changed since {folder} was made from it; make the model again")
-    return found
+    return folders
 
 
 def _join(
-    folder: Path, found: dict[str, Path], attention: str, dtype: "torch.dtype", keep_language_dtype: bool = False
+    folder: Path, folders: dict[str, Path], attention: str, dtype: "torch.dtype", keep_language_dtype: bool = False
 ) -> "tuple[VisualChatForConditionalGeneration, VisualChatProcessor]":
-    """Join the bases in `found` as `folder` describes it, with its new weights."""
+    """Join the bases in `folders` as `folder` describes it, with its new weights."""
     import torch
     from safetensors.torch import load_file
 
@@ -138,14 +142,14 @@ def _join(
     config = read_json(folder / "config.json")
     processor = VisualChatProcessor.from_pretrained(folder)
     model = VisualChatForConditionalGeneration.from_base_models(
-        found["vision"],
-        found["language"],
+        folders["vision"],
+        folders["language"],
         processor.tokenizer,
         template=processor.template,
         dtype=dtype,
         keep_language_dtype=keep_language_dtype,
         attention=attention,
-        **{name: config[name] for name in _CHOICES},
+        **{name: config[name] for name in _JOINING},
     )
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -158,7 +162,7 @@ def _join(
 
 def write_delta(
     draft: Path,
-    place: Path,
+    final: Path,
     model: Path,
     root: Path,
     attention: str,
@@ -166,10 +170,10 @@ def write_delta(
     weights: "dict[str, torch.Tensor]",
     scale: float,
 ) -> None:
-    """Write into `draft`, which will lie at `place`, what was trained of the model in the folder `model`.
+    """Write into `draft`, which will be renamed to `final`, what was trained of the model in the folder `model`.
 
-    `weights` are the trained weights (fp32, by parameter name), adapters among them, which count by `scale`. The bases
-    are remembered by hash and, below `root`, by their path from `place`, so that the whole root may move.
+    `weights` are the trained weights (fp32, by parameter name); `scale` is that of the adapters among them. The bases
+    are stored by hash and, below `root`, by their path relative to `final`, so that the whole root may move.
     """
     import shutil
 
@@ -183,13 +187,13 @@ def write_delta(
     bases = read_json(model / "manifest.json")["bases"]
     for base in bases.values():
         if (root / base["path"]).is_dir() and not Path(base["path"]).is_absolute():
-            base["path"] = Path(os.path.relpath(root / base["path"], place)).as_posix()
+            base["path"] = Path(os.path.relpath(root / base["path"], final)).as_posix()
     facts = {"v": 1, "bases": bases, "lora_scale": scale, "dtype": str(dtype).removeprefix("torch.")}
     write_json(draft / "delta.json", facts)
 
 
 def load_delta(folder: Path) -> "tuple[VisualChatForConditionalGeneration, VisualChatProcessor]":
-    """Put the model of a `delta` folder together: its bases, checked by their hashes, and what was trained, merged.
+    """Load the model of a `delta` folder: its bases, checked by their hashes, with the trained weights merged.
 
     Raises:
         UserError: a base is missing or is not the one that the weights were trained with.
@@ -200,15 +204,15 @@ def load_delta(folder: Path) -> "tuple[VisualChatForConditionalGeneration, Visua
     from scripts.inference.lora import merge_weights
 
     facts = read_json(folder / "delta.json")
-    found = _found_bases(facts["bases"], folder, folder)
+    folders = _bases(facts["bases"], folder, folder)
     attention = read_json(folder / "config.json")["attention"]
-    model, processor = _join(folder, found, attention, getattr(torch, facts["dtype"]))
+    model, processor = _join(folder, folders, attention, getattr(torch, facts["dtype"]))
     merge_weights(model, load_file(folder / DELTA), facts["lora_scale"])
     return model, processor
 
 
 def find_base(name: str, root: Path) -> Path:
-    """Return the folder of a base: a folder as given, one below `root`, or a model of the hub, fetched if need be.
+    """Return the folder of a base: a folder as given, one below `root`, or a model of the hub, fetched if necessary.
 
     Raises:
         UserError: there is none.
@@ -229,15 +233,16 @@ def find_base(name: str, root: Path) -> Path:
 
 
 def folder_sha256(folder: Path) -> str:
-    """Hash of the names and contents of the files that make a model: weights, configuration, tokenizer."""
+    """Hash of the names and contents of a model's files: weights, configuration, tokenizer."""
     files = [
         path for path in folder.iterdir() if path.is_file() and path.suffix in _HASHED and path.name not in _NOT_HASHED
     ]
     return text_sha256(canonical_json({path.name: file_sha256(path) for path in files}))
 
 
-def _remembered(name: str, found: Path, root: Path) -> str:
-    relative = os.path.relpath(found, root)
+def _stored_path(name: str, folder: Path, root: Path) -> str:
+    """How the manifest names a base: by its path from `root` if it lies below, else as given."""
+    relative = os.path.relpath(folder, root)
     inside = Path(name).is_dir() and not relative.startswith(os.pardir)
     return Path(relative).as_posix() if inside else name
 

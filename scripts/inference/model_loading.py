@@ -1,4 +1,4 @@
-"""Loads an exported model to generate with: in full or as a delta, on one device or spread over several, quantised or not."""
+"""Loads an exported model for generation: full or delta, on one device or spread over several, quantised or not."""
 
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ def load_model(
 
     Args:
         folder: what `export` wrote, in full or as a delta.
-        device: 'auto' for the first GPU if there is one, 'cpu', 'cuda', or 'spread' over all GPUs and, where these are
-            too small, the CPU.
-        bits: 8 or 4 to load the language model's matrices in that many bits (bitsandbytes).
+        device: 'auto' for the first GPU if there is one, 'cpu', 'cuda', or 'spread' over all GPUs and, if their memory
+            is too small, the CPU.
+        bits: 8 or 4 to load the language model's linear layers in that many bits (bitsandbytes); `None` for all bits.
 
     Raises:
-        UserError: the folder is absent or holds no such model, the device is not there, or a delta is to be quantised.
+        UserError: the folder holds no exported model, the device is not available, or a delta is to be spread or
+            quantised.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"there is no model in {folder}: name a folder that `export` wrote, such as exported/RUN/final")
@@ -52,7 +53,7 @@ def load_model(
 
 
 def _quantised(bits: int) -> BitsAndBytesConfig:
-    """The language model's linear layers in 8 or 4 bits; encoder, projector, embeddings and head as they are."""
+    """The language model's linear layers in 8 or 4 bits; encoder, projector, embeddings and head are unchanged."""
     kept = ["vision_tower", "projector", "lm_head"]
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)

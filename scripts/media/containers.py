@@ -1,9 +1,9 @@
-"""What images a file holds: zip archives, JSON objects of base64, Parquet tables.
+"""Listing the images inside of container files: zip archives, JSON objects of base64, Parquet tables.
 
-Nothing is unpacked. A container is read once, in constant memory, and every image in it becomes an entry that says
-where its bytes are; `originals` reads them from there. An image is known by its path in the folder that the container
-stands for, as if it had been unpacked there. What cannot be such a path, and what is no plain file, is an entry with a
-fault.
+Nothing is unpacked. A container is read once, in constant memory, and every image in it becomes an entry with the
+position of its bytes, from where `raw_images` reads them. An image is identified by its path in the folder that the
+container stands for, as if it had been unpacked there. A name that is no such path, and a member that is not a regular
+file, give an entry with a fault.
 """
 
 import mmap
@@ -36,11 +36,11 @@ class ImageEntry(NamedTuple):
 
     Attributes:
         path: below the data path, as if unpacked.
-        container: file below the data path that holds it; "" for a file of its own.
-        kind: how it is stored.
+        container: file below the data path that contains it; "" for a separate file.
+        kind: how it is stored: FILE, STORED, DEFLATED, BASE64 or PARQUET.
         offset, length: of the stored bytes; in a Parquet table `offset` is the row, and `length` an estimate.
-        crc: of the image's bytes, where the container has one; else -1.
-        fault: why it cannot be used, or "".
+        crc: CRC-32 of the image's bytes, where the container has one; else -1.
+        fault: why the image cannot be used, or "".
     """
 
     path: str
@@ -52,19 +52,22 @@ class ImageEntry(NamedTuple):
     fault: str = ""
 
 
-def list_container(place: Path, container: str, folder: str) -> list[ImageEntry]:
-    """The images in the file `place`, which is `container` below the data path and stands for `folder`.
+def list_container(file_path: Path, container: str, folder: str) -> list[ImageEntry]:
+    """The images in a container, in its order. It is not hashed as a whole: every image that is read from it will be.
 
-    In the order of the file. Its bytes are not hashed here: every image that is taken out of it will be.
+    Args:
+        file_path: the container.
+        container: its path below the data path.
+        folder: the folder that it stands for, below the data path, ending in "/".
 
     Raises:
-        UserError: the file is damaged, or is no container of images.
+        UserError: the file is damaged, or is not a container of images.
     """
     readers = {".zip": _zip_entries, ".json": _json_entries, ".parquet": _parquet_entries}
     try:
-        entries = list(readers[place.suffix.lower()](place, container, folder))
+        entries = list(readers[file_path.suffix.lower()](file_path, container, folder))
     except (OSError, zipfile.BadZipFile, pa.ArrowException) as error:
-        raise UserError(f"{place} is damaged or cut off, get it again: {error}") from None
+        raise UserError(f"{file_path} is damaged or cut off, get it again: {error}") from None
     seen: set[str] = set()
     for number, entry in enumerate(entries):
         if entry.path in seen and not entry.fault:
@@ -74,7 +77,7 @@ def list_container(place: Path, container: str, folder: str) -> list[ImageEntry]
 
 
 def _named(folder: str, name: str) -> tuple[str, str]:
-    """The path of an image called `name`, and its fault if that is not the name of a file."""
+    """The path of the image `name` in `folder`, and the fault if `name` is not a valid file name, else ""."""
     if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
         return f"{folder}{name!r:.100}", "unsafe_path"
     try:
@@ -84,9 +87,9 @@ def _named(folder: str, name: str) -> tuple[str, str]:
     return folder + name, ""
 
 
-def _zip_entries(place: Path, container: str, folder: str) -> Iterator[ImageEntry]:
-    """Images of a zip by their base names: archives differ in the folders they put them into."""
-    with zipfile.ZipFile(place) as archive, place.open("rb") as file:
+def _zip_entries(file_path: Path, container: str, folder: str) -> Iterator[ImageEntry]:
+    """The images of a zip by their base names, because archives differ in the folders inside of them."""
+    with zipfile.ZipFile(file_path) as archive, file_path.open("rb") as file:
         for member in archive.infolist():
             if member.is_dir() or not is_image(member.filename):
                 continue
@@ -105,7 +108,7 @@ def _zip_entries(place: Path, container: str, folder: str) -> Iterator[ImageEntr
 
 
 def _data_offset(file: int, member: zipfile.ZipInfo) -> int:
-    """Where the data of a member begins: behind its local header, whose length may differ from the directory's."""
+    """Offset of a member's data: after its local header, whose length may differ from that in the central directory."""
     header = os.pread(file, _LOCAL_HEADER, member.header_offset)
     if len(header) < _LOCAL_HEADER or header[:4] != b"PK\x03\x04":
         raise zipfile.BadZipFile(f"no member where {member.filename!r} should begin")
@@ -119,30 +122,30 @@ _START = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{\s*")
 _SCALAR = re.compile(rb"[-+.A-Za-z0-9]+")
 
 
-def _json_entries(place: Path, container: str, folder: str) -> Iterator[ImageEntry]:
-    """Values of a JSON object of texts, found by their quotes: base64 holds neither quotes nor escapes of them.
+def _json_entries(file_path: Path, container: str, folder: str) -> Iterator[ImageEntry]:
+    """The values of a JSON object of strings, found by their quotes: base64 contains no quotes.
 
-    Ten to twenty times faster than a JSON parser, and the file, which may have 70 GB, is never in memory.
+    Ten to twenty times faster than a JSON parser; the file, which may have 70 GB, is mapped and never read as a whole.
     """
-    with place.open("rb") as file:
+    with file_path.open("rb") as file:
         if not file.seek(0, 2):
-            raise UserError(f"{place} is empty: get it again")
+            raise UserError(f"{file_path} is empty: get it again")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield from _scan(data, place, container, folder)
+            yield from _scan(data, file_path, container, folder)
 
 
-def _scan(data: mmap.mmap, place: Path, container: str, folder: str) -> Iterator[ImageEntry]:
-    def broken(at: int, wanted: str) -> UserError:
+def _scan(data: mmap.mmap, file_path: Path, container: str, folder: str) -> Iterator[ImageEntry]:
+    def broken(at: int, expected: str) -> UserError:
         found = data[at : at + 40] or b"the end of the file"
         return UserError(
-            f"{place} is damaged or cut off, or is no object of images by id: at byte {at} there should be {wanted}, "
-            f"there is {found!r}. Get the file again"
+            f"{file_path} is damaged or cut off, or not an object of images by id: at byte {at} there should be "
+            f"{expected}, but there is {found!r}. Get the file again"
         )
 
     start = _START.match(data)
     if start is None:
         raise broken(0, "'{'")
-    at, kept = start.end(), 0
+    at, released = start.end(), 0
     while data[at : at + 1] != b"}":
         if data[at : at + 1] != b'"':
             raise broken(at, "an id in quotes")
@@ -169,23 +172,23 @@ def _scan(data: mmap.mmap, place: Path, container: str, folder: str) -> Iterator
             raise broken(value, "an image, then ',' or '}'")
         yield ImageEntry(path, container, BASE64, value, end - value, fault=fault)
         at = following.start(1) if following[1] == b"}" else following.end()
-        if at - kept >= _WINDOW:
-            # Or the whole file would count as this process's memory in the end.
-            page = kept // mmap.PAGESIZE * mmap.PAGESIZE
+        if at - released >= _WINDOW:
+            # Release the pages that were scanned; otherwise the whole file ends up in the process's resident memory.
+            page = released // mmap.PAGESIZE * mmap.PAGESIZE
             data.madvise(mmap.MADV_DONTNEED, page, at // mmap.PAGESIZE * mmap.PAGESIZE - page)
-            kept = at
+            released = at
     if data[at + 1 : at + 4096].strip():
         raise broken(at + 1, "the end of the file")
 
 
-def _parquet_entries(place: Path, container: str, folder: str) -> Iterator[ImageEntry]:
-    """Rows of a table in one of the three forms in which MIMIC-IT has been published."""
-    form = parquet_form(place)
-    with pq.ParquetFile(place) as table:
-        size = -(-place.stat().st_size // max(1, table.metadata.num_rows))
+def _parquet_entries(file_path: Path, container: str, folder: str) -> Iterator[ImageEntry]:
+    """The rows of a table in one of the three layouts in which MIMIC-IT has been published."""
+    form = parquet_form(file_path)
+    with pq.ParquetFile(file_path) as table:
+        size = -(-file_path.stat().st_size // max(1, table.metadata.num_rows))
         if form.image == "images":
             known: set[str] = set()
-            for number, data in embedded_images(place):
+            for number, data in embedded_images(file_path):
                 name = embedded_id(data)
                 if name not in known:
                     yield ImageEntry(folder + name, container, PARQUET, number, len(data))
@@ -200,51 +203,55 @@ def _parquet_entries(place: Path, container: str, folder: str) -> Iterator[Image
 
 
 class ParquetForm(NamedTuple):
-    """Which columns of a table hold ids and images.
+    """The names of the columns with ids and with images.
 
-    image: "base64" (text), "image" (bytes), or "images" (the images of an instruction, without ids).
+    Attributes:
+        id: "id", or the name that pandas gave to an index.
+        image: "base64" (text), "image" (bytes), or "images" (a list: the images of an instruction, without ids).
     """
 
     id: str
     image: str
 
 
-def parquet_form(place: Path) -> ParquetForm:
-    """How images lie in a Parquet file.
+def parquet_form(file_path: Path) -> ParquetForm:
+    """Which columns of a Parquet file contain the images.
 
     Raises:
-        UserError: in no way that is known.
+        UserError: the table has none of the known layouts.
     """
-    names = pq.read_schema(place).names
+    names = pq.read_schema(file_path).names
     # A table that pandas wrote with ids as its index keeps them in a column of this name.
     id_ = next((name for name in ("id", "__index_level_0__", "index") if name in names), None)
     for image in ("base64", "image", "images"):
         if image in names and id_:
             return ParquetForm(id_, image)
-    raise UserError(f"{place} should have a column of ids and one of images (base64, image or images); it has {names}")
+    raise UserError(
+        f"{file_path} should have a column of ids and one of images (base64, image or images); it has {names}"
+    )
 
 
 SLOTS = 64
-"""An instruction of the joined form has fewer images; its n-th image has the number `row * SLOTS + n`."""
+"""Most images of an instruction in the layout "images"; the n-th image of a row has the number `row * SLOTS + n`."""
 
 
-def embedded_images(place: Path) -> Iterator[tuple[int, bytes]]:
+def embedded_images(file_path: Path) -> Iterator[tuple[int, bytes]]:
     """Number and bytes of every image of a table whose rows are instructions with their images."""
-    with pq.ParquetFile(place) as table:
+    with pq.ParquetFile(file_path) as table:
         row = 0
         for batch in table.iter_batches(64, columns=["images"]):
             for images in batch.column(0).to_pylist():
-                for place_, image in enumerate((images or [])[:SLOTS]):
-                    yield row * SLOTS + place_, image_bytes(image)
+                for index, image in enumerate((images or [])[:SLOTS]):
+                    yield row * SLOTS + index, image_bytes(image)
                 row += 1
 
 
 def embedded_id(data: bytes) -> str:
-    """The id of an image that has none: a hash of its bytes, so that instructions about one image name one image."""
+    """The id of an image that has none: a hash of its bytes, so that all instructions about an image share one id."""
     return bytes_sha256(data)[:32]
 
 
 def image_bytes(image: object) -> bytes:
-    """The bytes in a value of an image column, {"bytes": ..., "path": ...}; none where it holds none."""
+    """The bytes in a value of an image column (bytes, or {"bytes": ..., "path": ...}); b"" where there are none."""
     data = image.get("bytes") if isinstance(image, dict) else image
     return data if isinstance(data, bytes) else b""

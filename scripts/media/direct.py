@@ -1,8 +1,8 @@
-"""Writing large files past the page cache, in a thread of its own.
+"""Writing large files with O_DIRECT (bypassing the page cache), in a separate thread.
 
-Shards are written once, by the hundred gigabytes, while the processor decodes images. Copying them into the page cache
-costs processor time, and drives out of it what others read; where the file system allows it, they go straight to the
-disk instead. Files smaller than a block are written as usual, for they are likely to be read again at once.
+Shards are written once, hundreds of gigabytes of them, while the CPU decodes images. Copying them into the page cache
+takes CPU time and evicts what other processes read; where the file system allows it, they are written directly to disk.
+Files smaller than a block are written normally, because they are likely to be read again soon.
 """
 
 import errno
@@ -12,20 +12,20 @@ import os
 from concurrent.futures import Future, ThreadPoolExecutor
 
 BLOCK = 4 << 20
-"""Bytes written at a time; a multiple of what any disk asks of the place and the length of a direct write."""
+"""Bytes written at a time: a multiple of the alignment that any disk requires of a direct write."""
 
 _DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class DirectWriter:
-    """Appends to the open file `descriptor` from where it stands, which must be its beginning.
+    """Writes to the open, empty file `descriptor`.
 
-    One block is filled while the one before is written. `close` must be called, also after an error.
+    One block is filled while the previous one is written. `close` must be called, also after an error.
     """
 
-    def __init__(self, descriptor: int):
+    def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        # Memory maps lie at page boundaries, as direct writes ask, and take no memory before they are filled.
+        # Memory maps are aligned to pages, as direct writes require, and take no memory before they are filled.
         self._block, self._other = mmap.mmap(-1, BLOCK), mmap.mmap(-1, BLOCK)
         self._filled = 0
         self._thread = ThreadPoolExecutor(1, "direct-writer")
@@ -36,7 +36,7 @@ class DirectWriter:
         """Append `data`.
 
         Raises:
-            OSError: this, or what was appended before, cannot be written.
+            OSError: these or earlier bytes cannot be written.
         """
         rest = memoryview(data)
         while rest:
@@ -45,7 +45,7 @@ class DirectWriter:
             self._filled += taken
             rest = rest[taken:]
             if self._filled == BLOCK:
-                self._pass_on()
+                self._submit()
 
     def finish(self) -> None:
         """Write what is left; raises OSError as `write` does."""
@@ -55,13 +55,13 @@ class DirectWriter:
         self._filled = 0
 
     def close(self) -> None:
-        """Let go of the thread and the blocks; what was not finished is lost."""
+        """Release the thread and the blocks; data that `finish` has not written is lost."""
         self._thread.shutdown()
         self._block.close()
         self._other.close()
 
-    def _pass_on(self) -> None:
-        """Hand the full block to the thread, once the other one is written."""
+    def _submit(self) -> None:
+        """Give the full block to the thread, once the other one is written."""
         if self._writing is None:
             self._set_direct(True)
         self._wait()

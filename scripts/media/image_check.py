@@ -1,6 +1,6 @@
-"""Is this an image that training can read? Decided once, by decoding all of it.
+"""Checking that training can read an image, by decoding it completely.
 
-Headers are not enough: a truncated JPEG has a perfect one. What passes here decodes to RGB in training.
+The header is not enough: that of a truncated JPEG is intact. An image that passes decodes to RGB in training.
 """
 
 import os
@@ -13,7 +13,7 @@ from scripts.media.opening import LONG_TEXT, MAX_PIXELS, open_image
 
 _FORMATS = {
     "JPEG": ("jpg", {".jpg", ".jpeg"}),
-    # Phones write JPEG with further pictures behind it.
+    # Phones write JPEG files with further images appended.
     "MPO": ("jpg", {".jpg", ".jpeg"}),
     "PNG": ("png", {".png"}),
     "WEBP": ("webp", {".webp"}),
@@ -21,7 +21,7 @@ _FORMATS = {
     "BMP": ("bmp", {".bmp"}),
     "TIFF": ("tif", {".tif", ".tiff"}),
 }
-"""What Pillow calls a format: our extension for it, and the extensions that files of it have."""
+"""Pillow's name of a format -> the extension used in shards, and the usual extensions of such files."""
 
 _ORIENTATION = 0x0112
 _MODES = {
@@ -37,19 +37,21 @@ _MODES = {
     "I": "16-bit",
     "F": "16-bit",
 }
-"""What is said of images that are not RGB, by Pillow's name of their pixels."""
+"""Pillow's mode -> the flag of an image that is not RGB."""
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What an image is.
+    """Properties of a readable image.
 
     Attributes:
-        format: our extension for it.
-        orientation: that of EXIF, 1 if it says nothing.
-        flags: what is unusual and harmless: "cmyk", "palette", "alpha", "grey", "16-bit" or "other-colours" (not RGB),
-            "extension" (the name says another format), "frames" (it has more than the first), "rotated" (by EXIF),
-            "long-text" (a PNG with more text than Pillow likes).
+        width, height: in pixels, before the EXIF orientation is applied.
+        format: its extension in shards.
+        mode: Pillow's mode.
+        orientation: that of EXIF; 1 without one.
+        flags: what is unusual but harmless: "cmyk", "palette", "alpha", "grey", "16-bit" or "other-colours" (not RGB),
+            "extension" (the file name has that of another format), "frames" (more than one), "rotated" (by EXIF),
+            "long-text" (a PNG with more text than Pillow accepts by default).
     """
 
     width: int
@@ -61,9 +63,9 @@ class ImageInfo:
 
 
 class UnreadableImageError(Exception):
-    """The bytes are not an image that can be used; `reason` is a word for the report."""
+    """The bytes are not a usable image; `reason` is the name under which the report counts it."""
 
-    def __init__(self, reason: str, detail: str = ""):
+    def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, detail
 
@@ -84,7 +86,7 @@ def check_image(data: bytes, path: str) -> ImageInfo:
             raise UnreadableImageError("not_an_image", _beginning(data)) from None
         except Image.DecompressionBombError as error:
             raise UnreadableImageError("too_large", str(error)) from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - Pillow's plugins raise anything on damaged data
             raise _broken(error) from None
         with image:
             return _decode(image, path)
@@ -98,21 +100,20 @@ def _decode(image: Image.Image, path: str) -> ImageInfo:
         raise UnreadableImageError("one_pixel", f"{width} x {height}")
     if width * height > MAX_PIXELS:
         raise UnreadableImageError("too_large", f"{width} x {height}")
-    extension, usual = _FORMATS[image.format]
+    extension, usual_suffixes = _FORMATS[image.format]
     mode, frames = image.mode, getattr(image, "n_frames", 1)
     try:
         image.load()
         orientation = image.getexif().get(_ORIENTATION, 1)
         if mode != "RGB":
             image.convert("RGB")
-    except Exception as error:
-        # Decoders raise whatever their format's code happens to trip over; to us all of it means the same.
+    except Exception as error:  # noqa: BLE001 - Pillow's decoders raise anything on damaged data
         raise _broken(error) from None
     upright = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
     suffix = os.path.splitext(path)[1].lower()
     flags = [
         *([] if mode == "RGB" else [_MODES.get(mode, "16-bit" if mode.startswith("I;16") else "other-colours")]),
-        *(["extension"] if suffix and suffix not in usual else []),
+        *(["extension"] if suffix and suffix not in usual_suffixes else []),
         *(["frames"] if frames > 1 else []),
         *(["rotated"] if upright != 1 else []),
         *(["long-text"] if any(len(text) > LONG_TEXT for text in getattr(image, "text", {}).values()) else []),
@@ -125,5 +126,5 @@ def _beginning(data: bytes) -> str:
 
 
 def _broken(error: Exception) -> UnreadableImageError:
-    said = f"{type(error).__name__}: {error}"[:200]
-    return UnreadableImageError("truncated" if "truncated" in said.lower() else "corrupt", said)
+    message = f"{type(error).__name__}: {error}"[:200]
+    return UnreadableImageError("truncated" if "truncated" in message.lower() else "corrupt", message)

@@ -1,8 +1,8 @@
 """Keys of images: the part of a shard member's name before its extension.
 
 A key is the path of the image below the data path without its extension, so that people recognise it. WebDataset ends a
-key at the first dot and some readers cut long names, so other paths get a readable beginning and a hash of the whole
-path.
+key at the first dot and some readers truncate long names; a path with dots, special characters or too many letters gets
+a key with a readable beginning and a hash of the path.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ _HASH_DIGITS = 16
 
 
 def is_image(path: str) -> bool:
-    """Whether the name of a file says that it is an image; hidden files are not."""
+    """Whether a file has the extension of an image and is not hidden."""
     name = posixpath.basename(path)
     return posixpath.splitext(name)[1].lower() in _IMAGE_EXTENSIONS and not name.startswith(".")
 

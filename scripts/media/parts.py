@@ -1,4 +1,4 @@
-"""The part of a media index that one shard leaves behind: its columns, its place, and what it records of its shard."""
+"""The index part that is written with every media shard: its columns, its path, and its metadata."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ import pyarrow as pa
 from scripts.media.store import INDEX_SCHEMA
 
 SHARD_SHA256, SHARD_BYTES = b"shard_sha256", b"shard_bytes"
-"""What a part says of its shard, so that nobody has to read the shard again to know it."""
+"""Metadata of a part: hash and size of its shard, so that the shard need not be read again."""
 
 PART_SCHEMA = INDEX_SCHEMA.append(pa.field("reason", pa.string())).append(pa.field("detail", pa.string()))
-"""The index and, for a rejected image, why; `reason` is null for a readable one."""
+"""The columns of the index, and why an image was rejected; `reason` is null for a readable one."""
 
 
 def part_path(out: Path, shard: str) -> Path:
-    """Where the part of the index that describes `shard` lies."""
+    """The path of the index part of `shard`, for the media folder `out`."""
     return out / "parts" / Path(shard).with_suffix(".parquet").name

@@ -1,15 +1,15 @@
-"""Reading the images that a source was found to have, wherever they are: files, zip archives, base64 JSON, Parquet.
+"""Reading the raw images of a source from where they are stored: files, zip archives, base64 JSON, Parquet.
 
-`entries` of `containers` say where. All but Parquet are read with one `pread` per image, in any order; of a Parquet
-file whole groups of rows must be decoded, so the images that are wanted of it are copied into a temporary file first,
-in one pass, and read from there.
+`ImageEntry` (see `containers`) gives the position. Most are read with one `pread` per image, in any order; of a Parquet
+file whole row groups have to be decoded, so the images that will be read are first copied into a temporary file, in one
+pass.
 """
 
 import os
 import tempfile
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -30,7 +30,7 @@ from scripts.media.image_check import UnreadableImageError
 from scripts.media.opening import MAX_PIXELS
 
 _MAX_BYTES = 4 * MAX_PIXELS
-"""An image unpacks to no more than what its pixels could take."""
+"""An image never unpacks to more than its decoded pixels could take."""
 _BATCH = 64
 
 
@@ -39,24 +39,25 @@ class RawImageReader:
 
     Args:
         root: the data path.
-        sizes: bytes of every container, as fetch has listed them.
-        wanted: entries that will be read.
+        sizes: bytes of every container, as listed by fetch.
+        entries: those that will be read; needed only for images in Parquet files.
     """
 
-    def __init__(self, root: Path, sizes: dict[str, int], wanted: Iterable[ImageEntry] = ()):
+    def __init__(self, root: Path, sizes: Mapping[str, int], entries: Iterable[ImageEntry] = ()) -> None:
         self.root, self._sizes = root, sizes
         self._open: dict[str, int] = {}
         self._spooled: dict[ImageEntry, tuple[int, int, bool]] = {}
-        self._spool = tempfile.TemporaryFile()
-        for container, entries in _by_container(entry for entry in wanted if entry.kind == PARQUET and not entry.fault):
-            self._copy(container, entries)
+        self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
+        in_parquet = [entry for entry in entries if entry.kind == PARQUET and not entry.fault]
+        for container, entries_of_container in _by_container(in_parquet):
+            self._copy(container, entries_of_container)
 
     def read(self, entry: ImageEntry) -> bytes:
         """The bytes of an image.
 
         Raises:
-            UnreadableImageError: the container has it, but not whole, or it is nothing that can be used.
-            UserError: the container is gone or has changed.
+            UnreadableImageError: its stored bytes are damaged, or the entry has a fault.
+            UserError: the container is missing or has changed.
         """
         if entry.fault:
             raise UnreadableImageError(entry.fault, entry.path)
@@ -71,7 +72,7 @@ class RawImageReader:
             return _base64(stored)
         data = _inflate(stored) if entry.kind == DEFLATED else stored
         if zlib.crc32(data) != entry.crc:
-            raise UnreadableImageError("corrupt", f"{entry.container}: the checksum of {entry.path} is another")
+            raise UnreadableImageError("corrupt", f"{entry.container}: the checksum of {entry.path} differs")
         return data
 
     def close(self) -> None:
@@ -101,36 +102,43 @@ class RawImageReader:
     def _copy(self, container: str, entries: list[ImageEntry]) -> None:
         """Copy the images of `entries`, all of one Parquet file, to the temporary file."""
         self._container(container)
-        wanted = {entry.offset: entry for entry in entries}
-        for number, data in _stored(self.root / container, sorted(wanted)):
-            text = isinstance(data, str)
-            stored = data.encode() if text else data
-            self._spooled[wanted[number]] = (self._spool.seek(0, os.SEEK_END), len(stored), text)
-            self._spool.write(stored)
+        by_number = {entry.offset: entry for entry in entries}
+        for number, stored in _read_parquet(self.root / container, sorted(by_number)):
+            data = stored.encode() if isinstance(stored, str) else stored
+            offset = self._spool.seek(0, os.SEEK_END)
+            self._spooled[by_number[number]] = (offset, len(data), isinstance(stored, str))
+            self._spool.write(data)
         self._spool.flush()
 
 
-def _stored(place: Path, wanted: list[int]) -> Iterator[tuple[int, str | bytes]]:
-    """Number and stored value of the `wanted` images (sorted) of a Parquet file; base64 is a text."""
-    form = parquet_form(place)
+def _read_parquet(file_path: Path, numbers: list[int]) -> Iterator[tuple[int, str | bytes]]:
+    """Number and stored value of the images `numbers` (sorted) of a Parquet file; base64 is a str."""
+    form = parquet_form(file_path)
     if form.image == "images":
-        chosen = set(wanted)
-        yield from ((number, data) for number, data in embedded_images(place) if number in chosen)
+        selected = set(numbers)
+        yield from ((number, data) for number, data in embedded_images(file_path) if number in selected)
         return
-    with pq.ParquetFile(place) as table:
+    with pq.ParquetFile(file_path) as table:
         first = 0
         for group in range(table.metadata.num_row_groups):
             end = first + table.metadata.row_group(group).num_rows
-            inside = set(wanted[bisect_left(wanted, first) : bisect_left(wanted, end)])
+            inside = set(numbers[bisect_left(numbers, first) : bisect_left(numbers, end)])
             if inside:
-                row = first
-                for batch in table.iter_batches(_BATCH, row_groups=[group], columns=[form.image]):
-                    for offset, value in enumerate(batch.column(0)):
-                        if row + offset in inside:
-                            stored = value.as_py()
-                            yield row + offset, stored if isinstance(stored, str) else image_bytes(stored)
-                    row += batch.num_rows
+                yield from _read_row_group(table, group, first, form.image, inside)
             first = end
+
+
+def _read_row_group(
+    table: pq.ParquetFile, group: int, first: int, column: str, rows: Container[int]
+) -> Iterator[tuple[int, str | bytes]]:
+    """The stored values of some `rows` of a row group whose first row is `first`."""
+    row = first
+    for batch in table.iter_batches(_BATCH, row_groups=[group], columns=[column]):
+        for offset, value in enumerate(batch.column(0)):
+            if row + offset in rows:
+                stored = value.as_py()
+                yield row + offset, stored if isinstance(stored, str) else image_bytes(stored)
+        row += batch.num_rows
 
 
 def _by_container(entries: Iterable[ImageEntry]) -> Iterable[tuple[str, list[ImageEntry]]]:
@@ -155,9 +163,9 @@ def _base64(text: bytes) -> bytes:
 def _inflate(data: bytes) -> bytes:
     unpack = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        found = unpack.decompress(data, _MAX_BYTES)
+        unpacked = unpack.decompress(data, _MAX_BYTES)
     except zlib.error as error:
         raise UnreadableImageError("corrupt", str(error)) from None
     if unpack.unconsumed_tail:
         raise UnreadableImageError("too_large", f"unpacks to more than {_MAX_BYTES} bytes")
-    return found
+    return unpacked

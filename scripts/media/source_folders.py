@@ -1,4 +1,4 @@
-"""Folders by the name of their source, as the programs take them on the command line."""
+"""Command-line arguments of the form SOURCE=FOLDER."""
 
 import argparse
 from collections.abc import Iterable
@@ -8,15 +8,15 @@ from scripts.common.errors import UserError
 
 
 def add_folders(arguments: argparse.ArgumentParser, flag: str, description: str) -> None:
-    """Declare a flag that takes any number of SOURCE=FOLDER."""
+    """Add an option that takes any number of SOURCE=FOLDER."""
     arguments.add_argument(flag, nargs="*", action="extend", default=[], metavar="SOURCE=FOLDER", help=description)
 
 
 def named_folders(values: Iterable[str], flag: str) -> dict[str, Path]:
-    """`["coco=media/coco"]` as a mapping; a folder without a name has that of its last part.
+    """`["coco=media/coco"]` -> `{"coco": Path("media/coco")}`; the default name is the last part of the folder.
 
     Raises:
-        UserError: a value names no folder, or a source is given twice.
+        UserError: a value has no folder, or a source is given twice.
     """
     folders: dict[str, Path] = {}
     for value in values:

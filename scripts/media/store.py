@@ -1,8 +1,8 @@
-"""Reading single images out of media shards, wherever they lie.
+"""Random access to single images in media shards.
 
-A media folder holds every readable image of one source exactly once (`media/<source>/`: shards, `index.parquet`,
-`manifest.json`). The store answers "where is this image" from the index and reads it with one `pread`, so that many
-processes may share the shards without state. An open store must not be sent to another process; open one in each.
+A media folder contains every readable image of one source exactly once (`media/<source>/`: shards, `index.parquet`,
+`manifest.json`). The store looks up the position of an image in the index and reads it with one `pread`, so that many
+processes can read the same shards. An open store must not be sent to another process; open one in each.
 """
 
 import os
@@ -39,7 +39,7 @@ REJECTED_SCHEMA = pa.schema([("path", pa.string()), ("reason", pa.string()), ("d
 
 
 class MediaRow(NamedTuple):
-    """One image as the index describes it; `offset` is that of its bytes in the shard."""
+    """One row of the index; `offset` is the position of the image's bytes in the shard, `length` their number."""
 
     key: str
     path: str
@@ -56,13 +56,13 @@ class MediaRow(NamedTuple):
 
 
 class MediaStore:
-    """The images of several sources, found by (source, key).
+    """The images of several sources by (source, key).
 
     Args:
-        folders: media folder of each source; an index is read when its source is first asked for.
+        folders: media folder of each source; its index is read when the source is first used.
     """
 
-    def __init__(self, folders: Mapping[str, str | Path]):
+    def __init__(self, folders: Mapping[str, str | Path]) -> None:
         self._folders = {source: Path(folder) for source, folder in folders.items()}
         self._columns: dict[str, list[pa.Array]] = {}
         self._rows: dict[str, dict[str, int]] = {}
@@ -83,7 +83,7 @@ class MediaStore:
         return MediaRow(*(column[number].as_py() for column in self._columns[source]))
 
     def reference(self, source: str, key: str) -> tuple[Path, int, int]:
-        """Where an image's bytes are: shard (below the folder the store was given), offset, length.
+        """The position of an image's bytes: path of the shard, offset, length.
 
         Raises:
             KeyError: the source has no such image.
@@ -98,7 +98,7 @@ class MediaStore:
 
         Raises:
             KeyError: the source has no such image.
-            UserError: the shard is absent or shorter than its index says.
+            UserError: the shard is missing or shorter than its index requires.
         """
         return self.read_at(*self.reference(source, key))
 
@@ -111,11 +111,11 @@ class MediaStore:
                 raise UserError(f"media shard {shard} does not exist: build it again") from None
         data = os.pread(self._open[shard], length, offset)
         if len(data) != length:
-            raise UserError(f"media shard {shard} is shorter than its index says: build it again")
+            raise UserError(f"media shard {shard} is shorter than its index requires: build it again")
         return data
 
     def close(self) -> None:
-        """Close the shards that were read."""
+        """Close all open shards."""
         while self._open:
             os.close(self._open.popitem()[1])
 

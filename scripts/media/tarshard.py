@@ -1,8 +1,8 @@
-"""WebDataset shards whose bytes depend on nothing but their content, and the index that lets one sample be read alone.
+"""WebDataset shards whose bytes depend on nothing but their content, with an index for random access to samples.
 
-A shard is a plain USTAR archive: any `tar` and `webdataset` read it. A sample is a run of members that share a key; the
-member's name is `<key>.<extension>`. Beside the shard lies `<shard>.idx`, laid out like Megatron-Energon's:
-little-endian uint64 offsets of every sample, then the offset behind the last one.
+A shard is a plain USTAR archive that `tar` and `webdataset` can read. A sample is a run of members that share a key; a
+member's name is `<key>.<extension>`. Beside the shard is `<shard>.idx`, in the format of Megatron-Energon:
+little-endian uint64 offsets of every sample, then the offset after the last one.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import TracebackType
 
 from scripts.common.errors import UserError
 from scripts.common.files import atomic
@@ -20,7 +21,7 @@ from scripts.media.direct import DirectWriter
 _BLOCK = tarfile.BLOCKSIZE
 _RECORD = tarfile.RECORDSIZE
 _MAX_NAME = 100
-"""Longer names need the USTAR prefix field, which some readers of shards ignore."""
+"""Longer names need the prefix field of USTAR, which some readers of shards ignore."""
 
 
 def shard_name(prefix: str, index: int, total: int) -> str:
@@ -29,17 +30,19 @@ def shard_name(prefix: str, index: int, total: int) -> str:
 
 
 def index_path(shard: str | Path) -> Path:
-    """Where the offsets of `shard` lie."""
+    """The path of the index of `shard`."""
     return Path(f"{shard}.idx")
 
 
 class ShardWriter:
     """Writes one shard and its index; both appear only when the `with` block ends without an error.
 
-    After the block `samples`, `bytes` and `sha256` describe the archive.
+    Attributes:
+        path: of the shard.
+        bytes: written so far; after the block, the size of the archive.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.bytes = 0
         self._digest = hashlib.sha256()
@@ -53,8 +56,10 @@ class ShardWriter:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *error) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
 
     @property
     def samples(self) -> int:
@@ -63,21 +68,31 @@ class ShardWriter:
 
     @property
     def sha256(self) -> str:
-        """Hash of the bytes written so far."""
+        """The sha256 of the bytes written so far; after the block, of the archive."""
         return self._digest.hexdigest()
 
     def add(self, key: str, members: Sequence[tuple[str, bytes]]) -> list[int]:
-        """Append the sample `key` with `members` (extension, data); return the offset of each member's data."""
+        """Append a sample; return the offset of each member's data.
+
+        Args:
+            key: of the sample.
+            members: pairs of extension and data.
+
+        Raises:
+            ValueError: the key is empty or has a dot, or a member's name is too long.
+        """
         if not key or "." in key:
-            raise ValueError(f"a sample's key must hold no dot and not be empty: {key!r}")
+            raise ValueError(f"a sample's key must not be empty or contain a dot: {key!r}")
         self._offsets.append(self.bytes)
         return [self._add_member(f"{key}.{extension}", data) for extension, data in members]
 
-    def _end(self, *error) -> None:
-        if error[0] is not None:
+    def _end(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
             return
         end = self.bytes
-        # Two empty blocks end an archive; tar pads the whole to a multiple of its record size.
+        # Two empty blocks end an archive; tar pads it to a multiple of its record size.
         self._write(bytes(2 * _BLOCK + -(end + 2 * _BLOCK) % _RECORD))
         self._out.finish()
         write_index(self.path, [*self._offsets, end])
@@ -96,23 +111,23 @@ class ShardWriter:
 
 
 def _header(name: str, size: int) -> bytes:
-    """The header of a regular file, mode 0444, of nobody, at time 0: POSIX.1-1988 (ustar), 512 bytes.
+    """The header of a regular file with mode 0444, no owner and time 0: POSIX.1-1988 (ustar), 512 bytes.
 
-    Written out here because what `tarfile` puts into the fields of devices depends on the version of Python, and
-    because it takes a tenth of the time that checking a small image does.
+    Not made by `tarfile`, because what it writes into the device fields depends on the version of Python, and because
+    it takes a tenth of the time of checking a small image.
     """
     encoded = name.encode()
     if len(encoded) > _MAX_NAME:
         raise ValueError(f"member name longer than {_MAX_NAME} bytes: {name}")
     before = b"%-100b0000444\x000000000\x000000000\x00%011o\x0000000000000\x00" % (encoded.ljust(100, b"\0"), size)
     after = b"0" + bytes(100) + b"ustar\x0000" + bytes(_BLOCK - 265)
-    # The sum is taken with blanks in its own place.
+    # The checksum is computed as if its own field were eight blanks.
     checksum = sum(before) + 8 * ord(" ") + sum(after)
     return b"%b%06o\0 %b" % (before, checksum, after)
 
 
 def write_index(shard: str | Path, offsets: Sequence[int]) -> None:
-    """Write the offsets of a shard's samples and of their end beside it."""
+    """Write the offsets of a shard's samples, and of their end, to its index."""
     values = array("Q", offsets)
     if sys.byteorder == "big":
         values.byteswap()
@@ -121,10 +136,10 @@ def write_index(shard: str | Path, offsets: Sequence[int]) -> None:
 
 
 def read_index(shard: str | Path) -> list[int]:
-    """The offsets of a shard's samples, then of their end: `len(...) - 1` samples.
+    """The offsets (samples + 1,) of a shard's samples and of their end.
 
     Raises:
-        UserError: the index is absent or damaged.
+        UserError: the index is missing or damaged.
     """
     path = index_path(shard)
     values = array("Q")

@@ -1,9 +1,9 @@
-"""The miniature's language model: a small Llama that can talk about scenes it was told about in words.
+"""The miniature's language model: a small Llama that answers questions about scenes that a text describes.
 
 It is pretrained as real ones are, on text alone: conversations in the prompt template in which every image is replaced
-by a line that says what is in each quarter, followed by the questions of the miniature. So it knows the words, the form
-of answers and how to look something up before it ever meets an image; what it then has to learn is to read images
-instead of lines.
+by a line that lists what is in each quarter, followed by the questions of the miniature. So it has the words, the form
+of answers and the ability to look something up before it gets images; training on these then has to teach it only to
+read images instead of lines.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from model.template import IGNORE_INDEX, Template, encode
 from scripts.config.miniature import MiniatureConfig
 from scripts.config.pretrain import PretrainLanguageConfig
-from scripts.pretraining.train_loop import optimise
+from scripts.pretraining.train_loop import fit
 from scripts.synthetic.language import name, pair_question, question
 from scripts.synthetic.randomness import RandomStream
 from scripts.synthetic.scenes import CELLS, Scene, draw_scene
@@ -27,8 +27,10 @@ _PAIRS = 0.6
 def make_language(
     settings: PretrainLanguageConfig, world: MiniatureConfig, tokenizer_folder: Path, out: Path
 ) -> dict[str, float]:
-    """Pretrain the language model and write it to the folder `out`; returns the last steps' mean loss per answer
-    token."""
+    """Pretrain the language model and write it to the folder `out`.
+
+    Returns the mean loss per answer token of the last 50 steps.
+    """
     torch.manual_seed(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     decoder = LlamaForCausalLM(
@@ -64,31 +66,32 @@ def make_language(
         losses.append(value.item())
         return value
 
-    optimise(decoder.parameters(), loss, settings.steps, settings.learning_rate, "language model")
+    fit(decoder.parameters(), loss, settings.steps, settings.learning_rate, "language model")
     decoder.save_pretrained(out)
     tokenizer.save_pretrained(out)
     last = losses[-50:]
     return {"loss": round(sum(last) / len(last), 4) if last else 0.0}
 
 
-def _conversation(draw: RandomStream, world: MiniatureConfig) -> list[dict]:
-    """Two questions about one scene or about two, told in words before the first question."""
+def _conversation(draw: RandomStream, world: MiniatureConfig) -> list[dict[str, str]]:
+    """Two questions about one scene or about two, which a text before the first question describes."""
     scenes = [draw_scene(draw, world) for _ in range(2 if draw.unit() < _PAIRS else 1)]
-    told = "\n".join(f"Image {number}: {_told(scene)}" for number, scene in enumerate(scenes, start=1))
-    messages, known = [], []
+    description = "\n".join(f"Image {number}: {_describe(scene)}" for number, scene in enumerate(scenes, start=1))
+    messages: list[dict[str, str]] = []
+    asked: list[str] = []
     for _ in range(2):
         if len(scenes) == 2:
-            asked = pair_question((scenes[0], scenes[1]), draw, world, known)
+            drawn = pair_question((scenes[0], scenes[1]), draw, world, asked)
         else:
-            asked = question(scenes[0], draw, world, known=known)
-        if asked is None:
+            drawn = question(scenes[0], draw, world, known=asked)
+        if drawn is None:
             break
-        known.append(asked.text)
-        text = f"{told}\n{asked.text}" if not messages else asked.text
-        messages += [{"role": "user", "content": text}, {"role": "assistant", "content": asked.answer}]
+        asked.append(drawn.text)
+        text = drawn.text if messages else f"{description}\n{drawn.text}"
+        messages += [{"role": "user", "content": text}, {"role": "assistant", "content": drawn.answer}]
     return messages
 
 
-def _told(scene: Scene) -> str:
-    things = {thing.cell: name(thing) for thing in scene}
-    return ", ".join(f"{cell} {things.get(place, 'nothing')}" for place, cell in enumerate(CELLS))
+def _describe(scene: Scene) -> str:
+    names = {thing.cell: name(thing) for thing in scene}
+    return ", ".join(f"{cell} {names.get(index, 'nothing')}" for index, cell in enumerate(CELLS))

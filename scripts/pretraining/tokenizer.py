@@ -1,8 +1,8 @@
 """The miniature's tokenizer: byte-level BPE over its own language, an ordinary `transformers` folder.
 
 All 256 bytes are in the vocabulary, so any text of a user can be encoded. The merges come from the miniature's
-questions and answers and the prompt template, so each common word is one token. It depends on the world's settings
-alone: not on its rows, or a changed caption would change every count.
+questions and answers and the prompt template, so each common word is one token. It depends on the
+settings of the synthetic world alone, not on its rows: otherwise a changed caption would change every token count.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ IMAGE = "<image>"
 
 # A header of the template is a unit; a word, hyphens included, takes the space before it; digits and punctuation stand
 # alone.
-_PIECES = r"\n*### \w+|\:\n| ?[A-Za-z]+(?:-[A-Za-z]+)*| ?[0-9]| ?[^\sA-Za-z0-9]|\s+"
+_PRE_TOKENS = r"\n*### \w+|\:\n| ?[A-Za-z]+(?:-[A-Za-z]+)*| ?[0-9]| ?[^\sA-Za-z0-9]|\s+"
 _SCENES = 600
 
 
@@ -32,7 +32,7 @@ def make_tokenizer(settings: PretrainTokenizerConfig, world: MiniatureConfig, ou
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.Split(Regex(_PRE_TOKENS), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -52,14 +52,14 @@ def _texts(world: MiniatureConfig) -> Iterator[str]:
     template = Template()
     draw = RandomStream(world.seed, "tokenizer")
     for scene in range(_SCENES):
-        # As often as in conversations, or rarer words would take the merges.
+        # About as often as in conversations: merges go to the most frequent words.
         yield template.image_header_for(1 + scene % 9)
         yield from (template.question_header, template.answer_header, template.round_end)
         pair = [draw_scene(draw, world), draw_scene(draw, world)]
         yield from captions(pair[0], draw)
         yield describe(pair[0])
         for scenes in (pair[:1], pair):
-            for asked in questions(scenes, draw, world):
-                yield asked.text
-                yield asked.answer
-                yield recall(asked.text, 1 + draw.below(3))
+            for question in questions(scenes, draw, world):
+                yield question.text
+                yield question.answer
+                yield recall(question.text, 1 + draw.below(3))

@@ -1,4 +1,4 @@
-"""The miniature's vision encoder: a small CLIP encoder that has learnt to say what lies in each patch.
+"""The miniature's vision encoder: a small CLIP encoder that has learnt to encode what each patch shows.
 
 It is pretrained as real encoders are, on other images than those it will be used on: scenes are drawn for it from a
 stream of their own, and one whose file would equal a held-out image is left out. What a patch shows - its quarter, and
@@ -21,11 +21,11 @@ from scripts.common.files import bytes_sha256
 from scripts.common.progress import Progress
 from scripts.config.miniature import MiniatureConfig
 from scripts.config.pretrain import PretrainVisionConfig
-from scripts.pretraining.train_loop import optimise
+from scripts.pretraining.train_loop import fit
 from scripts.synthetic.randomness import RandomStream
 from scripts.synthetic.scenes import CELLS, COLOURS, SHAPES, SIZES, Scene, draw_scene, jpeg, render
 
-_TESTED = 500
+_N_TEST = 500
 
 
 def make_vision(
@@ -33,8 +33,8 @@ def make_vision(
 ) -> dict[str, float]:
     """Pretrain the encoder and write it, with its image processor, to the folder `out`.
 
-    `heldout` are the sha256 of images to stay clear of. Returns the share of objects of unseen scenes whose patches are
-    all named right, and how many scenes were left out.
+    `heldout` are the sha256 of images that must not be seen. Returns the share of patches with an object, in unseen
+    scenes, whose four properties are all recognised, and how many scenes were left out.
     """
     torch.manual_seed(settings.seed)
     side = settings.image_size
@@ -60,15 +60,15 @@ def make_vision(
 
     def loss(step: int) -> Tensor:
         chosen = torch.randint(settings.scenes, (settings.batch,), generator=order)
-        wanted = sum(code[labels[chosen][..., i]] for i, code in enumerate(codes))
-        return F.mse_loss(features(pixels[chosen]), wanted)
+        target = torch.stack([code[labels[chosen][..., i]] for i, code in enumerate(codes)]).sum(0)
+        return F.mse_loss(features(pixels[chosen]), target)
 
-    optimise(encoder.parameters(), loss, settings.steps, settings.learning_rate, "vision encoder")
+    fit(encoder.parameters(), loss, settings.steps, settings.learning_rate, "vision encoder")
 
     with torch.no_grad():
-        found = features(pixels[-_TESTED:])
-        guesses = torch.stack([(found @ code.T).argmax(-1) for code in codes], -1)
-    truth = labels[-_TESTED:]
+        tested = features(pixels[-_N_TEST:])
+        guesses = torch.stack([(tested @ code.T).argmax(-1) for code in codes], -1)
+    truth = labels[-_N_TEST:]
     right = (guesses == truth).all(-1)[truth[..., 1] > 0].float().mean().item()
     encoder.save_pretrained(out)
     processor.save_pretrained(out)
@@ -86,9 +86,11 @@ def _scenes(
     settings: PretrainVisionConfig, world: MiniatureConfig, heldout: Collection[str], processor: CLIPImageProcessorPil
 ) -> tuple[Tensor, Tensor, int]:
     """Pixels (scenes, 3, side, side), labels (scenes, patches, 4), and how many drawn images were held out."""
-    progress = Progress("drawing scenes for the encoder", settings.scenes + _TESTED)
-    pixels, labels, number = [], [], 0
-    while len(pixels) < settings.scenes + _TESTED:
+    progress = Progress("drawing scenes for the encoder", settings.scenes + _N_TEST)
+    pixels: list[Tensor] = []
+    labels: list[list[tuple[int, int, int, int]]] = []
+    number = 0
+    while len(pixels) < settings.scenes + _N_TEST:
         draw = RandomStream(settings.seed, "encoder", number)
         number += 1
         scene = draw_scene(draw, world)
@@ -107,8 +109,8 @@ def _labels(scene: Scene, patches: int) -> list[tuple[int, int, int, int]]:
     by_cell = {thing.cell: thing for thing in scene}
     names = tuple(COLOURS)
     rows = []
-    for place in range(patches * patches):
-        row, column = (int(2 * (index + 0.5) / patches) for index in divmod(place, patches))
+    for patch in range(patches * patches):
+        row, column = (int(2 * (index + 0.5) / patches) for index in divmod(patch, patches))
         cell = 2 * row + column
         thing = by_cell.get(cell)
         size = 1 + SIZES.index(thing.size) if thing and thing.size else 0

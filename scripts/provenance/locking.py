@@ -1,4 +1,4 @@
-"""The provenance of a run as one JSON value: what it came from, what it left, and the code that made it, with hashes."""
+"""Builds the lock file of a run: all input and output files, and the code that made them, with their hashes."""
 
 import importlib.metadata
 from pathlib import Path
@@ -6,19 +6,19 @@ from typing import Any
 
 from scripts.common.files import canonical_json, read_json, text_sha256
 from scripts.common.fingerprint import ROOT, code_files
-from scripts.provenance.manifest_files import files_of, listings_of
+from scripts.provenance.manifest_files import manifest_files, raw_listings
 
 ENVIRONMENT = "environment"
 _PINS = ("envs/requirements.txt", "envs/requirements-torch.txt")
 
 
 def build_lock(root: Path, run: str, manifests: list[str], programs: list[str]) -> dict[str, Any]:
-    """The passport of `run` as JSON.
+    """The lock file of `run` as JSON (docs/report.md describes its keys).
 
     Args:
         root: the results root.
-        run: name of the run; its files lie in `train/<run>`.
-        manifests: those of every step behind the run, relative to `root`.
+        run: name of the run; its files are in `train/<run>`.
+        manifests: paths, relative to `root`, of the manifests of every step that the run depends on.
         programs: dotted names of the modules that were run.
 
     Raises:
@@ -26,7 +26,7 @@ def build_lock(root: Path, run: str, manifests: list[str], programs: list[str]) 
     """
     finished = read_json(root / "train" / run / "finished.json")
     state = root / "train" / run / finished["state"]
-    files = {file.path: file for manifest in manifests for file in files_of(root, manifest)}
+    files = {file.path: file for manifest in manifests for file in manifest_files(root, manifest)}
     value = {
         "v": 1,
         "run": run,
@@ -34,7 +34,7 @@ def build_lock(root: Path, run: str, manifests: list[str], programs: list[str]) 
         "settings": read_json(state / "settings.json"),
         "inputs": read_json(state / "inputs.json"),
         "files": {path: {"bytes": file.bytes, "sha256": file.sha256} for path, file in files.items()},
-        "listings": {path: below for manifest in manifests for path, below in listings_of(root, manifest).items()},
+        "listings": {path: below for manifest in manifests for path, below in raw_listings(root, manifest).items()},
         "programs": sorted(programs),
         "code": code_files(*programs),
     }
@@ -42,24 +42,24 @@ def build_lock(root: Path, run: str, manifests: list[str], programs: list[str]) 
 
 
 def lock_sha256(value: dict[str, Any]) -> str:
-    """Hash of what a passport says, apart from where it was made and from this hash itself."""
+    """The sha256 of a lock file without its keys `environment` and `sha256`."""
     return text_sha256(
         canonical_json({key: entry for key, entry in value.items() if key not in (ENVIRONMENT, "sha256")})
     )
 
 
 def environment(state: Path) -> dict[str, Any]:
-    """Where the run was trained, as its state tells, and the versions of all pinned libraries as they are now."""
+    """The environment in which the run was trained, from its state, and the versions of all pinned libraries now."""
     return {"training": read_json(state / "environment.json"), "libraries": libraries()}
 
 
 def libraries() -> dict[str, str]:
     """The installed versions of the pinned libraries, by name; one that is not installed is left out."""
-    found = {}
+    versions: dict[str, str] = {}
     for line in "\n".join((ROOT / path).read_text(encoding="utf-8") for path in _PINS).splitlines():
         name = line.split("#")[0].split("==")[0].strip()
         try:
-            found |= {name: importlib.metadata.version(name)} if name else {}
+            versions |= {name: importlib.metadata.version(name)} if name else {}
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,8 +1,8 @@
-"""Which files stand behind a manifest, with their sizes and hashes.
+"""Lists the files that belong to a manifest, with their sizes and hashes.
 
-The passport of a run is made of manifests. Each knows the large files beside it by size and sha256, and these are taken
-from it, so that a root of a terabyte is not read again; small files that no manifest names are hashed here. What tells
-times (logs, `metrics.jsonl`, TensorBoard) or comes and goes (checkpoints, journals) belongs to no passport.
+The lock file of a run is built from manifests. A manifest has the sha256 of the large files beside it, and these are
+used, so that a root of a terabyte is not read again; small files that no manifest names are hashed here. Files that
+contain times (logs, `metrics.jsonl`, TensorBoard) or are temporary (checkpoints, answer caches) are in no lock file.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ MINIATURE = "raw/miniature"
 
 
 @dataclass(frozen=True)
-class File:
+class HashedFile:
     """A file below the results root: size in bytes and sha256 of its content."""
 
     path: str
@@ -26,97 +26,101 @@ class File:
     sha256: str
 
 
-def files_of(root: Path, manifest: str) -> list[File]:
-    """The files that `manifest`, a path relative to `root`, stands for, itself among them, by path.
+def manifest_files(root: Path, manifest: str) -> list[HashedFile]:
+    """The files that belong to `manifest` (a path relative to `root`), itself included, sorted by path.
 
     Raises:
-        UserError: a file is missing, or no step has such a manifest.
+        UserError: a file is missing, or no step writes such a manifest.
     """
     stage = manifest.split("/")[0]
     if stage not in _STAGES:
-        raise UserError(f"{manifest} is no manifest of a step: its folder is none of {', '.join(sorted(_STAGES))}")
+        raise UserError(f"{manifest} is not a manifest of a step: its folder is none of {', '.join(sorted(_STAGES))}")
     path = root / manifest
-    # A name given twice keeps the first hash, which is the manifest's where it has one.
-    found: dict[Path, str | None] = {}
+    # A file that is listed twice keeps its first known hash.
+    hashes: dict[Path, str | None] = {}
     for file, sha256 in _STAGES[stage](path, read_json(path)):
-        found[file] = found.get(file) or sha256
-    return sorted((_file(root, file, sha256) for file, sha256 in found.items()), key=lambda file: file.path)
+        hashes[file] = hashes.get(file) or sha256
+    return sorted((_file(root, file, sha256) for file, sha256 in hashes.items()), key=lambda file: file.path)
 
 
-def listings_of(root: Path, manifest: str) -> dict[str, str]:
-    """Tables of raw files behind a manifest, each with the folder that its paths begin at; "" where it is another."""
+def raw_listings(root: Path, manifest: str) -> dict[str, str]:
+    """The table of raw files of a source's manifest, with the folder below `root` that its paths are relative to.
+
+    The folder is "" if the raw files are the user's and lie outside the root. Other manifests have no table.
+    """
     if not (manifest.startswith("raw/") and manifest.endswith("/source.json")):
         return {}
-    drawn = read_json(root / manifest)["provided_by"] == "miniature" and (root / MINIATURE).is_dir()
-    return {manifest.replace("source.json", "files.parquet"): MINIATURE if drawn else ""}
+    synthetic = read_json(root / manifest)["provided_by"] == "miniature" and (root / MINIATURE).is_dir()
+    return {manifest.replace("source.json", "files.parquet"): MINIATURE if synthetic else ""}
 
 
-def _file(root: Path, path: Path, sha256: str | None) -> File:
+def _file(root: Path, path: Path, sha256: str | None) -> HashedFile:
     if not path.is_file():
-        raise UserError(f"{path} is missing, though its manifest is there: run snakemake again")
-    return File(path.relative_to(root).as_posix(), path.stat().st_size, sha256 or file_sha256(path))
+        raise UserError(f"{path} is missing, but its manifest exists: run snakemake again")
+    return HashedFile(path.relative_to(root).as_posix(), path.stat().st_size, sha256 or file_sha256(path))
 
 
-Found = Iterator[tuple[Path, str | None]]
+Files = Iterator[tuple[Path, str | None]]
+"""Paths with their sha256, `None` if no manifest has it."""
 
 
-def _alone(path: Path, manifest: Any) -> Found:
+def _only_manifest(path: Path, manifest: Any) -> Files:
     yield path, None
 
 
-def _raw(path: Path, manifest: dict[str, Any]) -> Found:
+def _raw(path: Path, manifest: dict[str, Any]) -> Files:
     yield path, None
     if path.name == "source.json":
         yield path.with_name("files.parquet"), None
         yield path.with_name("images.parquet"), None
     elif path.name == "miniature.json":
-        # The drawn datasets are listed by their sources; this is what evaluation reads beside them.
+        # The synthetic datasets are listed by their sources; evaluation also reads these files.
         yield path.with_name("kinds.json"), None
         for folder in ("dialogues", "tasks"):
             yield from ((file, None) for file in sorted((path.parent / folder).rglob("*")) if file.is_file())
 
 
-def _beside(*endings: str) -> Callable[[Path, Any], Found]:
-    """A manifest whose data lie beside it under the same name: `llava.json` tells of `llava.parquet`."""
+def _same_name(*suffixes: str) -> Callable[[Path, Any], Files]:
+    """A manifest whose data files have the same name with other suffixes: `llava.json` and `llava.parquet`."""
 
-    def found(path: Path, manifest: Any) -> Found:
+    def files(path: Path, manifest: Any) -> Files:
         yield path, None
         stem = path.name.removesuffix(".json").removesuffix(".report")
-        for ending in endings:
-            yield path.with_name(f"{stem}{ending}"), None
+        for suffix in suffixes:
+            yield path.with_name(f"{stem}{suffix}"), None
 
-    return found
+    return files
 
 
-def _split(path: Path, manifest: Any) -> Found:
+def _split(path: Path, manifest: Any) -> Files:
     yield path, None
     yield path.with_name("heldout.parquet"), None
 
 
-def _shards(path: Path, manifest: dict[str, Any]) -> Found:
-    """Tar shards with their offsets, what their writers told, and the tables beside them."""
+def _shards(path: Path, manifest: dict[str, Any]) -> Files:
+    """Tar shards with their offsets, the partial tables of their writers, and the merged tables beside them."""
     yield path, None
     for shard in manifest["shards"]:
         tar = path.with_name(shard["name"])
         yield tar, shard["sha256"]
         yield tar.with_name(f"{tar.name}.idx"), None
-        told = sorted((path.parent / "parts").glob(f"{tar.stem}.*"))
-        yield from ((part, None) for part in told)
+        parts = sorted((path.parent / "parts").glob(f"{tar.stem}.*"))
+        yield from ((part, None) for part in parts)
     for name in ("index.parquet", "rejected.parquet", "units.idx"):
         if path.with_name(name).is_file():
             yield path.with_name(name), None
 
 
-def _folder(path: Path, manifest: dict[str, Any]) -> Found:
-    """Everything in the manifest's own folder; hashes that it names are its word."""
-    named = manifest.get("files", {})
+def _folder(path: Path, manifest: dict[str, Any]) -> Files:
+    """Everything in the manifest's folder, with the hashes that the manifest has."""
+    hashes = manifest.get("files", {})
     for file in sorted(path.parent.iterdir()):
         if file.is_file():
-            yield file, named.get(file.name)
-    yield from ((path.with_name(name), sha256) for name, sha256 in named.items())
+            yield file, hashes.get(file.name)
+    yield from ((path.with_name(name), sha256) for name, sha256 in hashes.items())
 
 
-def _run(path: Path, manifest: dict[str, Any]) -> Found:
+def _run(path: Path, manifest: dict[str, Any]) -> Files:
     yield path, None
     for name in STATE_FILES:
         yield path.parent / manifest["state"] / name, None
@@ -124,23 +128,23 @@ def _run(path: Path, manifest: dict[str, Any]) -> Found:
         yield path.parent / manifest[which]["weights"], manifest[which]["sha256"]
 
 
-def _evaluation(path: Path, manifest: Any) -> Found:
-    """Everything but the journal, a hidden folder of what a killed evaluation goes on from."""
+def _evaluation(path: Path, manifest: Any) -> Files:
+    """Everything except hidden folders such as the answer caches."""
     for file in sorted(path.parent.rglob("*")):
         if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path.parent).parts):
             yield file, None
 
 
-_STAGES: dict[str, Callable[[Path, Any], Found]] = {
+_STAGES: dict[str, Callable[[Path, Any], Files]] = {
     "raw": _raw,
-    "validated": _alone,
+    "validated": _only_manifest,
     "media": _shards,
     "split": _split,
-    "records": _beside(".parquet"),
-    "tokens": _beside(".parquet"),
-    "plan": _beside(".parquet"),
+    "records": _same_name(".parquet"),
+    "tokens": _same_name(".parquet"),
+    "plan": _same_name(".parquet"),
     "blend": _shards,
-    "pixels": _beside(".u8", ".sha256"),
+    "pixels": _same_name(".u8", ".sha256"),
     "bases": _folder,
     "models": _folder,
     "train": _run,

@@ -1,11 +1,11 @@
-"""Compares a results root with the passports of its runs, file by file.
+"""Compares a results root with the lock files of its runs, file by file.
 
-A difference is a sentence: which file, what it is, and what which passport says it should be. Files that several runs
-share are read once. The raw files are checked through the tables that list them, once these are found to be right.
+A difference is one sentence: the file, what was found, and what the lock file of which run expects. Files that several
+runs share are read once. Raw files are checked against the tables that list them, if these tables are unchanged.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -19,17 +19,17 @@ from scripts.provenance.locking import ENVIRONMENT, libraries, lock_sha256
 
 @dataclass(frozen=True)
 class ExpectedFile:
-    """What a passport says of a file: where it lies, its size, its sha256 ("" where only the size is known)."""
+    """What the lock file of `run` expects of a file: its path, size and sha256 ("" if only the size is known)."""
 
     path: Path
     bytes: int
     sha256: str
-    by: str
+    run: str
 
 
 @dataclass
 class VerificationResult:
-    """What was checked and what differs: `differences` are faults of the root, `notes` are not."""
+    """The runs, files and bytes that were checked. `differences` are errors; `notes` are changes outside the root."""
 
     runs: list[str] = field(default_factory=list)
     files: int = 0
@@ -38,118 +38,120 @@ class VerificationResult:
     notes: list[str] = field(default_factory=list)
 
 
-def check(root: Path, quick: bool = False, raw: Path | None = None) -> VerificationResult:
-    """Check everything below `root` that a passport names.
+def verify_root(root: Path, quick: bool = False, raw: Path | None = None) -> VerificationResult:
+    """Check every file below `root` that a lock file names.
 
     Args:
         root: the results root.
-        quick: compare sizes only, and read no file but the passports.
-        raw: the folder of the user's raw files, where these are to be checked as well.
+        quick: compare sizes only, and read no files except the lock files.
+        raw: the folder of the user's raw files, to check these too.
 
     Raises:
-        UserError: there is no passport, or one is not what a passport is.
+        UserError: there is no lock file, or one is malformed.
     """
     paths = sorted((root / "train").glob("*/lock.json"))
     if not paths:
-        raise UserError(f"no train/*/lock.json below {root}: nothing there is finished, or it is no results root")
-    verdict = VerificationResult()
-    promises: dict[Path, ExpectedFile] = {}
+        raise UserError(f"no train/*/lock.json below {root}: no run is finished, or it is not a results root")
+    result = VerificationResult()
+    expected_files: dict[Path, ExpectedFile] = {}
     for path in paths:
         lock = _read(path)
-        verdict.runs.append(lock["run"])
+        result.runs.append(lock["run"])
         if lock_sha256(lock) != lock["sha256"]:
-            verdict.differences.append(f"{path}: has been changed since it was written; its own sha256 does not fit")
-        for promise in _promises(root, lock):
-            known = promises.setdefault(promise.path, promise)
-            if known.sha256 != promise.sha256:
-                verdict.differences.append(
-                    f"{promise.path}: the runs {known.by} and {promise.by} were made from different ones; "
-                    "run snakemake again, which makes the older run anew"
+            result.differences.append(
+                f"{path}: was changed after it was written; its sha256 does not match its content"
+            )
+        for expected in _expected_files(root, lock):
+            known = expected_files.setdefault(expected.path, expected)
+            if known.sha256 != expected.sha256:
+                result.differences.append(
+                    f"{expected.path}: the runs {known.run} and {expected.run} used different versions of it; "
+                    "run snakemake again, which rebuilds the older run"
                 )
-        verdict.notes += _changes(lock)
-    _compare(promises.values(), quick, verdict)
-    listed = {} if quick else _listed(root, paths, raw, verdict)
-    _compare(listed.values(), quick, verdict)
+        result.notes += _changes(lock)
+    _compare(expected_files.values(), quick, result)
+    listed = {} if quick else _listed(root, paths, raw, result)
+    _compare(listed.values(), quick, result)
     for finished in sorted((root / "train").glob("*/finished.json")):
         if not finished.with_name("lock.json").exists():
-            verdict.notes.append(f"the run {finished.parent.name} has no lock.json yet: it is not checked")
-    return verdict
+            result.notes.append(f"the run {finished.parent.name} has no lock.json yet and was not checked")
+    return result
 
 
 def _read(path: Path) -> dict[str, Any]:
     lock = read_json(path)
     if not isinstance(lock, dict) or not {"run", "files", "listings", "code", "sha256", ENVIRONMENT} <= lock.keys():
-        raise UserError(f"{path} is no passport of a run; remove it and run snakemake again")
+        raise UserError(f"{path} is not a lock file of a run; remove it and run snakemake again")
     return lock
 
 
-def _promises(root: Path, lock: dict[str, Any]) -> Iterator[ExpectedFile]:
-    for name, told in lock["files"].items():
-        yield ExpectedFile(_inside(root, name, lock["run"]), told["bytes"], told["sha256"], lock["run"])
+def _expected_files(root: Path, lock: dict[str, Any]) -> Iterator[ExpectedFile]:
+    for name, entry in lock["files"].items():
+        yield ExpectedFile(_inside(root, name, lock["run"]), entry["bytes"], entry["sha256"], lock["run"])
 
 
-def _inside(folder: Path, name: str, by: str) -> Path:
-    """The path of a name that a passport or a table gives; it may not lead out of its folder."""
+def _inside(folder: Path, name: str, run: str) -> Path:
+    """The path of a file that a lock file or a table names. It must not lead out of its folder."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts:
-        raise UserError(f"the passport of {by} names {name!r}, which does not lie below {folder}")
+        raise UserError(f"the lock file of {run} names {name!r}, which does not lie below {folder}")
     return folder / pure
 
 
-def _compare(promises: Any, quick: bool, verdict: VerificationResult) -> None:
-    """Compare files with what is promised of them; hashing in threads, as it leaves the interpreter's lock alone."""
-    ordered = sorted(promises, key=lambda promise: promise.path)
+def _compare(expected_files: Iterable[ExpectedFile], quick: bool, result: VerificationResult) -> None:
+    """Compare files with what is expected of them, in threads: hashing releases the interpreter's lock."""
+    ordered = sorted(expected_files, key=lambda expected: expected.path)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for promise, fault in zip(ordered, pool.map(lambda promise: _fault(promise, quick), ordered), strict=True):
-            verdict.files += 1
-            verdict.bytes += promise.bytes
+        for expected, fault in zip(ordered, pool.map(lambda expected: _fault(expected, quick), ordered), strict=True):
+            result.files += 1
+            result.bytes += expected.bytes
             if fault:
-                verdict.differences.append(f"{promise.path}: {fault}")
+                result.differences.append(f"{expected.path}: {fault}")
 
 
-def _fault(promise: ExpectedFile, quick: bool) -> str:
+def _fault(expected: ExpectedFile, quick: bool) -> str:
     try:
-        size = promise.path.stat().st_size
+        size = expected.path.stat().st_size
     except OSError:
-        return f"is missing; the run {promise.by} needs it"
-    if size != promise.bytes:
-        return f"has {size:,} bytes, and {promise.bytes:,} in the passport of {promise.by}"
-    if quick or not promise.sha256:
+        return f"is missing; the run {expected.run} needs it"
+    if size != expected.bytes:
+        return f"has {size:,} bytes, and {expected.bytes:,} in the lock file of {expected.run}"
+    if quick or not expected.sha256:
         return ""
-    found = file_sha256(promise.path)
-    if found != promise.sha256:
-        return f"has the sha256 {found[:16]}..., and {promise.sha256[:16]}... in the passport of {promise.by}"
+    found = file_sha256(expected.path)
+    if found != expected.sha256:
+        return f"has the sha256 {found[:16]}..., and {expected.sha256[:16]}... in the lock file of {expected.run}"
     return ""
 
 
-def _listed(root: Path, locks: list[Path], raw: Path | None, verdict: VerificationResult) -> dict[Path, ExpectedFile]:
-    """The raw files that tables of the root list: those drawn below the root, and with `raw` those of the user."""
-    found: dict[Path, ExpectedFile] = {}
+def _listed(root: Path, locks: list[Path], raw: Path | None, result: VerificationResult) -> dict[Path, ExpectedFile]:
+    """The raw files that tables of the root list: synthetic ones below the root, and with `raw` those of the user."""
+    listed: dict[Path, ExpectedFile] = {}
     for lock in map(_read, locks):
         for name, below in lock["listings"].items():
             table = _inside(root, name, lock["run"])
             folder = _inside(root, below, lock["run"]) if below else raw
-            if folder is None or any(fault.startswith(f"{table}:") for fault in verdict.differences):
+            if folder is None or any(fault.startswith(f"{table}:") for fault in result.differences):
                 continue
             for row in read_table(table, columns=["path", "bytes", "sha256"]).to_pylist():
                 path = _inside(folder, row["path"], lock["run"])
-                found.setdefault(path, ExpectedFile(path, row["bytes"], row["sha256"], lock["run"]))
-    return found
+                listed.setdefault(path, ExpectedFile(path, row["bytes"], row["sha256"], lock["run"]))
+    return listed
 
 
 def _changes(lock: dict[str, Any]) -> list[str]:
-    """What is another here and now than when the passport was written: code, and versions of libraries."""
+    """Notes about code and versions of libraries that changed after the lock file was written."""
     notes = []
     present = {name for name in lock["programs"] if (ROOT / f"{name.replace('.', '/')}.py").is_file()}
     now = code_files(*present)
     for path in sorted(lock["code"].keys() | now.keys()):
         before, after = lock["code"].get(path), now.get(path)
         if before != after:
-            change = "is new" if before is None else "is gone" if after is None else "has changed"
+            change = "is new" if before is None else "was removed" if after is None else "has changed"
             notes.append(f"code: {path} {change} since {lock['run']} was made")
-    before, after = lock[ENVIRONMENT]["libraries"], libraries()
-    for name in sorted(before):
-        if before[name] != after.get(name):
-            here = after.get(name, "not installed")
-            notes.append(f"environment: {name} was {before[name]} when {lock['run']} was made, and is {here} here")
+    installed = libraries()
+    for name, version in sorted(lock[ENVIRONMENT]["libraries"].items()):
+        if version != installed.get(name):
+            here = installed.get(name, "not installed")
+            notes.append(f"environment: {name} was {version} when {lock['run']} was made, and is {here} here")
     return notes

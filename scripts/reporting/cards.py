@@ -1,7 +1,7 @@
-"""A card per dataset: what became of its rows, under which terms it is, what its texts and images are like, and
-samples.
+"""The report's cards of datasets: kept and dropped rows, licence, statistics of texts and images, and samples.
 
-Reads `records/<dataset>.report.json` and the table beside it; for a join, which has no records, the plan of its blend.
+Reads `records/<dataset>.report.json` and the table in the same folder; for a join, which has no records, the plan of
+its blend.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from scripts.blending.plan_table import read_plan
 from scripts.blending.record_store import RecordStore
-from scripts.blending.render import messages
+from scripts.blending.render import messages as render_messages
 from scripts.common.files import read_json
 from scripts.common.formatting import format_count, humanize
 from scripts.config.registry import DATASETS
@@ -22,25 +22,25 @@ from scripts.reporting.data import EXAMPLES
 from scripts.reporting.report_images import ReportImages
 
 SAMPLES = 3
-_LOOKED_AT = 2048
-"""Samples are chosen among the first records: nobody waits for a million rows to be read for three of them."""
-_ROUNDS = 6
+_ROWS_READ = 2048
+"""Samples are chosen among the first rows of a table, so that a large one need not be read completely."""
+_MAX_ROUNDS = 6
 
 
 def cards(
-    reports: Iterable[Path], verdicts: Iterable[Path], plans: Iterable[Path], pictures: ReportImages
+    reports: Iterable[Path], verdicts: Iterable[Path], plans: Iterable[Path], report_images: ReportImages
 ) -> list[dict[str, Any]]:
-    """The cards of all datasets that have a report, and of the joins that a plan holds, by name."""
+    """The cards of all datasets that have a report, and of the joins in the plans, sorted by name."""
     reports = list(reports)
-    judged = {verdict["name"]: verdict for verdict in map(read_json, verdicts)}
-    made = [_of_records(path, judged, pictures) for path in reports]
-    made += _of_joins(sorted(plans), reports[0].parent if reports else None, pictures)
-    return sorted(made, key=lambda card: card["name"])
+    validated = {verdict["name"]: verdict for verdict in map(read_json, verdicts)}
+    result = [_of_records(path, validated, report_images) for path in reports]
+    result += _of_joins(sorted(plans), reports[0].parent if reports else None, report_images)
+    return sorted(result, key=lambda card: card["name"])
 
 
-def _of_records(path: Path, judged: Mapping[str, dict], pictures: ReportImages) -> dict[str, Any]:
+def _of_records(path: Path, validated: Mapping[str, dict], report_images: ReportImages) -> dict[str, Any]:
     report = read_json(path)
-    verdict = judged.get(report["dataset"], {})
+    verdict = validated.get(report["dataset"], {})
     expected = report["expected"]
     facts = [
         (
@@ -60,24 +60,24 @@ def _of_records(path: Path, judged: Mapping[str, dict], pictures: ReportImages) 
         "licence": report["licence"],
         "facts": facts + _measures(report.get("statistics", {})),
         "dropped": _reasons(report["dropped"]),
-        "noted": _reasons(report["notes"]),
-        "samples": list(_samples(table, pictures)) if table.is_file() else [],
+        "notes": _reasons(report["notes"]),
+        "samples": list(_samples(table, report_images)) if table.is_file() else [],
     }
 
 
 def _measures(statistics: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """What conversations are like, in words; what is always one or none is left out."""
-    words = {
-        "rounds": "rounds a conversation",
-        "images": "images a conversation",
-        "question_words": "words a question",
-        "answer_words": "words an answer",
-        "wordings": "wordings to choose from",
+    """Statistics of conversations as (label, text); wordings are left out where there is only one."""
+    labels = {
+        "rounds": "rounds per conversation",
+        "images": "images per conversation",
+        "question_words": "words per question",
+        "answer_words": "words per answer",
+        "wordings": "alternative wordings",
     }
-    found = [(name, label, statistics[name]) for name, label in words.items() if name in statistics]
+    known = [(name, label, statistics[name]) for name, label in labels.items() if name in statistics]
     return [
         (label, format_count(measure["max"]) if measure["mean"] == measure["max"] else _spread(measure))
-        for name, label, measure in found
+        for name, label, measure in known
         if name != "wordings" or measure["max"] > 1
     ]
 
@@ -93,10 +93,10 @@ def _reasons(entries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _samples(table: Path, pictures: ReportImages) -> Iterator[list[dict[str, Any]]]:
-    """A few conversations of a table of records, chosen by hash, with the first of every choice."""
+def _samples(table: Path, report_images: ReportImages) -> Iterator[list[dict[str, Any]]]:
+    """A few conversations of a table of records, chosen by hash, with the first option of every choice group."""
     with pq.ParquetFile(table) as file:
-        batch = next(file.iter_batches(_LOOKED_AT), None)
+        batch = next(file.iter_batches(_ROWS_READ), None)
     rows = batch.to_pylist() if batch is not None else []
     for record in sorted(rows, key=lambda row: hashlib.sha256(row["uid"].encode()).digest())[:SAMPLES]:
         row = {
@@ -106,17 +106,19 @@ def _samples(table: Path, pictures: ReportImages) -> Iterator[list[dict[str, Any
             "offsets": [0],
             "named": [False],
         }
-        yield _conversation(messages(row, {record["uid"]: record}), record["images"], pictures)
+        yield _conversation(render_messages(row, {record["uid"]: record}), record["images"], report_images)
 
 
-def _conversation(said: list[dict], images: list[Mapping[str, str]], pictures: ReportImages) -> list[dict[str, Any]]:
-    """Rounds of a conversation: what is shown, asked and answered."""
-    turns = [message for message in said if message["role"] != "system"]
+def _conversation(
+    messages: list[dict[str, Any]], images: list[Mapping[str, str]], report_images: ReportImages
+) -> list[dict[str, Any]]:
+    """The first rounds of a conversation: new images, question and answer."""
+    turns = [message for message in messages if message["role"] != "system"]
     rounds = []
-    for asked, answered in list(zip(turns[::2], turns[1::2], strict=True))[:_ROUNDS]:
-        places = [part["index"] for part in asked["content"] if part["type"] == "image"]
-        shown = [pictures.stored(images[place]["source"], images[place]["key"], place + 1) for place in places]
-        rounds.append({"images": shown, "question": _text(asked), "answer": _text(answered)})
+    for question, answer in list(zip(turns[::2], turns[1::2], strict=True))[:_MAX_ROUNDS]:
+        indices = [part["index"] for part in question["content"] if part["type"] == "image"]
+        shown = [report_images.stored(images[index]["source"], images[index]["key"], index + 1) for index in indices]
+        rounds.append({"images": shown, "question": _text(question), "answer": _text(answer)})
     return rounds
 
 
@@ -124,8 +126,8 @@ def _text(message: Mapping[str, Any]) -> str:
     return "\n".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 
-def _of_joins(plans: list[Path], records: Path | None, pictures: ReportImages) -> Iterator[dict[str, Any]]:
-    """Cards of the datasets that are joins, from the first epoch that holds them."""
+def _of_joins(plans: list[Path], records: Path | None, report_images: ReportImages) -> Iterator[dict[str, Any]]:
+    """Cards of the joins, from the first epoch that has conversations of them."""
     seen: set[str] = set()
     for path in plans:
         manifest = read_json(path)
@@ -134,13 +136,15 @@ def _of_joins(plans: list[Path], records: Path | None, pictures: ReportImages) -
         for name, account in manifest["datasets"].items():
             if "joins" in account and name not in seen and account["realised"]:
                 seen.add(name)
-                yield _of_join(name, account, path, records, pictures)
+                yield _of_join(name, account, path, records, report_images)
 
 
-def _of_join(name: str, account: Mapping[str, Any], plan: Path, records: Path | None, pictures: ReportImages) -> dict:
+def _of_join(
+    name: str, account: Mapping[str, Any], plan: Path, records: Path | None, report_images: ReportImages
+) -> dict:
     facts = [
         ("joins", ", ".join(account["joins"])),
-        ("pairs that may be joined", f"{format_count(account['usable'])} of {format_count(account['records'])}"),
+        ("pairs that can be joined", f"{format_count(account['usable'])} of {format_count(account['records'])}"),
         ("conversations in the first epoch", format_count(account["realised"])),
         ("images in them", format_count(account["images"])),
         ("tokens in them", format_count(account["tokens"])),
@@ -148,22 +152,22 @@ def _of_join(name: str, account: Mapping[str, Any], plan: Path, records: Path | 
     dropped = {reason: {"count": number, "examples": []} for reason, number in account["dropped"].items()}
     dropped |= {"too_long": {"count": account["too_long"], "examples": []}} if account["too_long"] else {}
     table = plan.with_suffix(".parquet")
-    samples = list(_joined(name, table, records, pictures)) if records and table.is_file() else []
+    samples = list(_joined(name, table, records, report_images)) if records and table.is_file() else []
     licence = DATASETS[name].licence if name in DATASETS else f"those of {', '.join(account['joins'])}"
     return {
         "name": name,
         "licence": licence,
         "facts": facts,
         "dropped": _reasons(dropped),
-        "noted": [],
+        "notes": [],
         "samples": samples,
     }
 
 
-def _joined(name: str, plan: Path, records: Path, pictures: ReportImages) -> Iterator[list[dict[str, Any]]]:
+def _joined(name: str, plan: Path, records: Path, report_images: ReportImages) -> Iterator[list[dict[str, Any]]]:
     table, _ = read_plan(plan)
-    rows = [row for row in table.slice(0, _LOOKED_AT).to_pylist() if row["dataset"] == name][:SAMPLES]
+    rows = [row for row in table.slice(0, _ROWS_READ).to_pylist() if row["dataset"] == name][:SAMPLES]
     uids = [uid for row in rows for uid in row["uids"]]
-    found = RecordStore(records, uids).fetch(uids) if uids else {}
+    by_uid = RecordStore(records, uids).fetch(uids) if uids else {}
     for row in rows:
-        yield _conversation(messages(row, found), row["images"], pictures)
+        yield _conversation(render_messages(row, by_uid), row["images"], report_images)

@@ -1,19 +1,18 @@
-"""The report's pictures of numbers: curves of training, accuracy bars and accuracy curves as SVG, without a plotting
-library and without scripts.
+"""The report's charts, as SVG without a plotting library or scripts: training curves, accuracy bars and curves.
 
-A chart is an SVG that stretches to its box, with labels laid over it as ordinary text: so lines and letters keep their
-size on a telephone and on a wide screen. Colours are the style sheet's, which knows light and dark.
+A chart is an SVG that stretches to its box, with labels laid over it as HTML text, so that lines and text keep their
+size on any screen. Colours come from the style sheet, which has a light and a dark mode. Coordinates are percent of the
+box: x to the right, y downwards.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from markupsafe import Markup
 
-from scripts.reporting.means import Mean, mean
+from scripts.reporting.means import Mean, mean_of
 
 Point = tuple[float, float]
 _LINE = Markup('<path class="line run-{}" d="{}" vector-effect="non-scaling-stroke"/>')
@@ -25,30 +24,29 @@ _LABEL = Markup('<span class="tick {}" style="{}:{}%">{}</span>')
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's values by step: those of every step, drawn as a line of means, and measurements, drawn as dots."""
+    """One run in a chart: (step, value) of every step, drawn as a line of means, and of evaluations, drawn as dots."""
 
     name: str
     colour: int
     steps: Sequence[Point]
-    measured: Sequence[Point] = ()
+    evaluations: Sequence[Point] = ()
 
 
 def binned(points: Sequence[Point], confidence: float, bins: int = 60) -> list[tuple[float, Mean]]:
-    """Means over neighbouring points, in at most `bins` bins of equal count, with the intervals of the means.
+    """(x, mean) of neighbouring points in at most `bins` bins of equal count, with intervals of the means.
 
-    Smooths a noisy curve and bounds its size; the last bin may hold fewer points.
+    Smooths a noisy curve and bounds its size; the last bin may have fewer points.
     """
     size = max(1, math.ceil(len(points) / bins))
     groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(fmean(x for x, _ in group), mean([y for _, y in group], confidence)) for group in groups]
+    return [(fmean(x for x, _ in group), mean_of([y for _, y in group], confidence)) for group in groups]
 
 
 def step_chart(title: str, curves: Sequence[Curve], confidence: float, logarithmic: bool = False) -> Markup:
-    """Values against step, all curves in one chart, each with a band for the intervals of its means; empty without a
-    single usable point."""
+    """Values against step, one line per curve with a band for the intervals of its means; empty without any points."""
     usable = _positive if logarithmic else _finite
     lines = [binned(usable(curve.steps), confidence) for curve in curves]
-    dots = [usable(curve.measured) for curve in curves]
+    dots = [usable(curve.evaluations) for curve in curves]
     values = [value.value for line in lines for _, value in line] + [y for points in dots for _, y in points]
     if not values:
         return Markup("")
@@ -57,57 +55,63 @@ def step_chart(title: str, curves: Sequence[Curve], confidence: float, logarithm
     scale = math.log if logarithmic else float
 
     def height(y: float) -> float:
-        inside = min(max(y, low), high)
-        return 100 * (1 - (scale(inside) - scale(low)) / (scale(high) - scale(low)))
+        clipped = min(max(y, low), high)
+        return 100 * (1 - (scale(clipped) - scale(low)) / (scale(high) - scale(low)))
 
     ticks = _log_ticks(low, high) if logarithmic else [low + tick for tick in _linear_ticks(high - low)]
     rows = [(height(tick), _number(tick)) for tick in ticks]
     columns = [(100 * tick / last, _number(tick)) for tick in _linear_ticks(last)]
-    drawn = [_GRID.format(" ".join(f"M0 {y:.2f}H100" for y, _ in rows))]
+    shapes = [_GRID.format(" ".join(f"M0 {y:.2f}H100" for y, _ in rows))]
     for curve, line, points in zip(curves, lines, dots, strict=True):
-        edges = [(100 * x / last, height(v.low), height(v.high)) for x, v in line if v.low is not None]
-        if len(edges) > 1:
-            around = [(x, top) for x, _, top in edges] + [(x, bottom) for x, bottom, _ in reversed(edges)]
-            drawn.append(_BAND.format(curve.colour, _path(around)))
-        drawn.append(_LINE.format(curve.colour, _path([(100 * x / last, height(v.value)) for x, v in line])))
+        with_interval = [(100 * x / last, value.interval) for x, value in line if value.interval]
+        if len(with_interval) > 1:
+            upper = [(x, height(bounds[1])) for x, bounds in with_interval]
+            lower = [(x, height(bounds[0])) for x, bounds in reversed(with_interval)]
+            shapes.append(_BAND.format(curve.colour, _path(upper + lower)))
+        means = [(100 * x / last, height(value.value)) for x, value in line]
+        shapes.append(_LINE.format(curve.colour, _path(means)))
         if points:
-            # A line of no length with round ends is a dot, and unlike a circle it stays round in a stretched box.
-            told = " ".join(f"M{100 * x / last:.2f} {height(y):.2f}h0" for x, y in points)
-            drawn.append(_DOTS.format(curve.colour, told, f"{curve.name}, held out"))
-    return _framed(f"{title} by step of {', '.join(curve.name for curve in curves)}", drawn, rows, columns, "step")
+            positions = [(100 * x / last, height(y)) for x, y in points]
+            shapes.append(_DOTS.format(curve.colour, _dots_path(positions), f"{curve.name}, held out"))
+    names = ", ".join(curve.name for curve in curves)
+    return _framed(f"{title} by step of {names}", shapes, rows, columns, "step")
 
 
 @dataclass(frozen=True)
-class Line:
-    """Accuracies by x: points (x, mean), where a mean has value, low and high, the latter None without an interval."""
+class AccuracyCurve:
+    """Mean accuracies by x, as (x, mean)."""
 
     name: str
     colour: int
-    points: Sequence[tuple[float, Any]]
+    points: Sequence[tuple[float, Mean]]
 
 
-def accuracy_chart(title: str, axis: str, lines: Sequence[Line]) -> Markup:
-    """Accuracy from 0 to 100 % against x, one line each, with bars for the intervals."""
-    last = max(x for line in lines for x, _ in line.points)
+def accuracy_chart(title: str, axis: str, curves: Sequence[AccuracyCurve]) -> Markup:
+    """Accuracy from 0 to 100 % against x, one line per curve, with error bars for the intervals."""
+    last = max(x for curve in curves for x, _ in curve.points)
 
-    def place(x: float, share: float) -> Point:
-        return 100 * x / last, 100 * (1 - min(max(share, 0.0), 1.0))
+    def position(x: float, accuracy: float) -> Point:
+        return 100 * x / last, 100 * (1 - min(max(accuracy, 0.0), 1.0))
 
     ticks = [(100 - percent, f"{percent} %") for percent in range(0, 101, 20)]
-    columns = [(place(tick, 0)[0], _number(tick)) for tick in _linear_ticks(last)]
-    drawn = [_GRID.format(" ".join(f"M0 {y:.2f}H100" for y, _ in ticks))]
-    for line in lines:
-        drawn.append(_LINE.format(line.colour, _path([place(x, mean.value) for x, mean in line.points])))
-        bars = [(place(x, mean.low), place(x, mean.high)) for x, mean in line.points if mean.low is not None]
+    columns = [(100 * tick / last, _number(tick)) for tick in _linear_ticks(last)]
+    shapes = [_GRID.format(" ".join(f"M0 {y:.2f}H100" for y, _ in ticks))]
+    for curve in curves:
+        means = [position(x, value.value) for x, value in curve.points]
+        shapes.append(_LINE.format(curve.colour, _path(means)))
+        bounds = [(x, value.interval) for x, value in curve.points if value.interval]
+        bars = [(position(x, low), position(x, high)) for x, (low, high) in bounds]
         bars_path = " ".join(f"M{x:.2f} {low:.2f}V{high:.2f}" for (x, low), (_, high) in bars)
-        drawn.append(_LINE.format(line.colour, bars_path))
-        dots = " ".join("M{:.2f} {:.2f}h0".format(*place(x, mean.value)) for x, mean in line.points)
-        drawn.append(_DOTS.format(line.colour, dots, line.name))
-    return _framed(title, drawn, ticks, columns, axis)
+        shapes.append(_LINE.format(curve.colour, bars_path))
+        shapes.append(_DOTS.format(curve.colour, _dots_path(means), curve.name))
+    return _framed(title, shapes, ticks, columns, axis)
 
 
 def accuracy_bar(row: dict) -> Markup:
-    """An accuracy as a bar from 0 to 1 with its interval, chance (a tick) and the blanked model's accuracy (a dot)."""
+    """An accuracy as a bar from 0 to 1 with its interval; `row` is one of `statistics.summarise`.
+
+    A tick marks the chance level, and a dot the accuracy with blanked images.
+    """
     low, high = (100 * bound for bound in row["interval"])
     marks = [Markup('<i class="fill" style="width:{:.1f}%"></i>').format(100 * row["accuracy"])]
     marks.append(Markup('<i class="interval" style="left:{:.1f}%;width:{:.1f}%"></i>').format(low, high - low))
@@ -118,14 +122,20 @@ def accuracy_bar(row: dict) -> Markup:
     return Markup('<span class="bar" aria-hidden="true">{}</span>').format(Markup("").join(marks))
 
 
-def _framed(title: str, drawn: Sequence[Markup], rows: Sequence[tuple], columns: Sequence[tuple], axis: str) -> Markup:
-    """A chart of what was drawn, with labels (place in percent, text) at its rows and columns."""
+def _framed(
+    title: str,
+    shapes: Sequence[Markup],
+    rows: Sequence[tuple[float, str]],
+    columns: Sequence[tuple[float, str]],
+    axis: str,
+) -> Markup:
+    """A chart of `shapes` with tick labels (position in percent, text) at the left (`rows`) and bottom (`columns`)."""
     return Markup(
         '<div class="chart"><svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
         '{}<span class="axis">{}</span></div>'
     ).format(
         title,
-        Markup("").join(drawn),
+        Markup("").join(shapes),
         Markup("").join(
             [_LABEL.format("left", "top", f"{y:.2f}", text) for y, text in rows]
             + [_LABEL.format("bottom", "left", f"{x:.2f}", text) for x, text in columns]
@@ -135,12 +145,13 @@ def _framed(title: str, drawn: Sequence[Markup], rows: Sequence[tuple], columns:
 
 
 def difference_bar(value: float, low: float, high: float) -> Markup:
-    """A difference, as a share of the bar's reach from -1 to 1, whose middle is zero, with its interval."""
+    """A difference as a bar from -1 to 1 with zero in its middle, and its interval."""
     left, right = sorted((50 + 50 * value, 50.0))
-    marks = '<i class="difference" style="left:{:.1f}%;width:{:.1f}%"></i><i class="zero"></i>'
-    marks += '<i class="interval" style="left:{:.1f}%;width:{:.1f}%"></i>'
-    inner = Markup(marks).format(left, right - left, 50 + 50 * low, 50 * (high - low))
-    return Markup('<span class="bar" aria-hidden="true">{}</span>').format(inner)
+    return Markup(
+        '<span class="bar" aria-hidden="true">'
+        '<i class="difference" style="left:{:.1f}%;width:{:.1f}%"></i><i class="zero"></i>'
+        '<i class="interval" style="left:{:.1f}%;width:{:.1f}%"></i></span>'
+    ).format(left, right - left, 50 + 50 * low, 50 * (high - low))
 
 
 def _finite(points: Sequence[Point]) -> list[Point]:
@@ -155,6 +166,11 @@ def _path(points: Sequence[Point]) -> str:
     return "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points) if points else ""
 
 
+def _dots_path(points: Sequence[Point]) -> str:
+    """Lines of length zero, whose round ends are dots; unlike circles they stay round in a stretched box."""
+    return " ".join(f"M{x:.2f} {y:.2f}h0" for x, y in points)
+
+
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(0.0, *values), max(values)
     return low, high + 0.05 * (high - low) if high > low else low + 1
@@ -162,9 +178,9 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 def _log_range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    # A tenth of the range on either side keeps the curves off the frame; a flat curve still needs a range.
-    room = max(math.log(high / low) * 0.05, 0.05)
-    return low * math.exp(-room), high * math.exp(room)
+    # A margin keeps the curves off the frame, and gives a constant curve a range.
+    margin = max(math.log(high / low) * 0.05, 0.05)
+    return low * math.exp(-margin), high * math.exp(margin)
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

@@ -1,7 +1,7 @@
-"""The report's parts about data: what became of the raw rows, which images could be read, what the blends hold.
+"""The report's sections on data: kept and dropped rows, readable images, and the content of blends.
 
-Reads the small JSON files beside the tables: `records/<dataset>.report.json`, `validated/<dataset>.json`,
-`media/<source>/manifest.json`, `plan/<blend>/<part>.json`.
+Reads `records/<dataset>.report.json`, `validated/<dataset>.json`, `media/<source>/manifest.json` and
+`plan/<blend>/<part>.json`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,15 +13,15 @@ from scripts.common.formatting import format_bytes, format_count, humanize
 from scripts.evaluation.results import HELDOUT
 
 EXAMPLES = 5
-NONE = "–"
+NONE = "\N{EN DASH}"
 
 
 def dataset_rows(reports: Iterable[str | Path], verdicts: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """One row per dataset: rows expected, found, kept and dropped; the cards say why."""
-    judged = {verdict["name"]: verdict for verdict in map(read_json, verdicts)}
+    """One row per dataset: rows expected, found, kept and dropped; the cards list the reasons."""
+    validated = {verdict["name"]: verdict for verdict in map(read_json, verdicts)}
     rows = []
     for report in map(read_json, reports):
-        verdict = judged.get(report["dataset"])
+        verdict = validated.get(report["dataset"])
         rows.append(
             {
                 "name": report["dataset"],
@@ -38,7 +38,7 @@ def dataset_rows(reports: Iterable[str | Path], verdicts: Iterable[str | Path]) 
 
 
 def source_rows(manifests: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """One row per source of images: how many are stored, and how many could not be read, by reason."""
+    """One row per source of images: how many are stored, and how many could not be read with the reasons."""
     return [
         {
             "name": manifest["source"],
@@ -56,13 +56,13 @@ def source_rows(manifests: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def _pixels(sizes: Mapping[str, Mapping[str, Any]]) -> str:
-    """The usual and the largest size of an image."""
-    usual, largest = (f"{sizes['width'][key]} x {sizes['height'][key]}" for key in ("median", "max"))
-    return usual if usual == largest else f"{usual}, at most {largest}"
+    """The median and the largest size of an image."""
+    median, largest = (f"{sizes['width'][key]} x {sizes['height'][key]}" for key in ("median", "max"))
+    return median if median == largest else f"{median}, at most {largest}"
 
 
 def blend_tables(plans: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """One table per blend: a column per epoch (then the held-out part), a row per dataset, then totals."""
+    """One table per blend: a column per epoch and one for the held-out part, a row per dataset, then totals."""
     blends: dict[str, list[dict[str, Any]]] = {}
     for plan in map(read_json, plans):
         blends.setdefault(plan["blend"], []).append(plan)
@@ -71,41 +71,43 @@ def blend_tables(plans: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 def _blend_table(name: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
     datasets = sorted({dataset for part in parts for dataset in part["datasets"]})
-    totals = (("conversations", "conversations"), ("rounds", "rounds"), ("images", "images"), ("tokens", "tokens"))
+    totals = [
+        {"name": name, "counts": [format_count(part[name]) for part in parts]}
+        for name in ("conversations", "rounds", "images", "tokens")
+    ]
+    totals.append({"name": "supervised tokens", "counts": [format_count(part["labels"]) for part in parts]})
+    if any(part["packing"] for part in parts):
+        totals.append({"name": "packs", "counts": [_packs(part) for part in parts]})
     return {
         "name": name,
         "parts": ["held out" if part["epoch"] == HELDOUT else f"epoch {part['epoch']}" for part in parts],
         "rows": [_dataset_row(dataset, parts) for dataset in datasets],
-        "totals": [{"name": label, "counts": [format_count(part[key]) for part in parts]} for label, key in totals]
-        + [{"name": "supervised tokens", "counts": [format_count(part["labels"]) for part in parts]}]
-        + [{"name": "packs", "counts": [_packs(part) for part in parts]}] * any(part["packing"] for part in parts),
+        "totals": totals,
         "hashes": [part["sha256"] for part in parts],
     }
 
 
 def _packs(part: Mapping[str, Any]) -> str:
-    """How many packs there are, and how full."""
-    places = part["units"] * part["sequence"]
-    return f"{format_count(part['units'])}, {part['tokens'] / places:.1%} full" if places else "0"
+    """The number of packs and the share of their length that is filled."""
+    capacity = part["units"] * part["sequence"]
+    return f"{format_count(part['units'])}, {part['tokens'] / capacity:.1%} full" if capacity else "0"
 
 
 def _cell(account: Mapping[str, Any] | None) -> dict[str, str]:
-    """What one dataset gives to one part: conversations, and beside what was asked for where that is another number."""
+    """One dataset in one part: conversations, how many were selected and requested if these differ, and the size."""
     if account is None:
-        return {"conversations": NONE, "asked": "", "measure": ""}
-    drawn, wanted = account.get("drawn", 0), account.get("wanted", 0)
-    told = f"of {format_count(wanted)} asked" if drawn != wanted else f"of {format_count(drawn)}"
-    told = f"{format_count(drawn)} {told}" if drawn not in (wanted, account["realised"]) else told
-    measure = (
-        f"{format_count(account['tokens'])} tokens, {format_count(account['images'])} images"
-        if account["realised"]
-        else ""
-    )
-    return {
-        "conversations": format_count(account["realised"]),
-        "asked": told if (drawn, drawn) != (wanted, account["realised"]) else "",
-        "measure": measure,
-    }
+        return {"conversations": NONE, "requested": "", "size": ""}
+    realised, selected, requested = account["realised"], account.get("drawn", 0), account.get("wanted", 0)
+    if realised == selected == requested:
+        note = ""
+    elif selected == requested:
+        note = f"of {format_count(selected)}"
+    elif selected == realised:
+        note = f"of {format_count(requested)} requested"
+    else:
+        note = f"{format_count(selected)} of {format_count(requested)} requested"
+    size = f"{format_count(account['tokens'])} tokens, {format_count(account['images'])} images" if realised else ""
+    return {"conversations": format_count(realised), "requested": note, "size": size}
 
 
 def _dataset_row(dataset: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -114,31 +116,34 @@ def _dataset_row(dataset: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
     for part, account in zip(parts, accounts, strict=True):
         if account and part["epoch"] != HELDOUT:
             reasons = account.get("dropped", {}) | {"too long": account.get("too_long", 0)}
-            # The same records stand in every epoch, so reasons are not added up over epochs.
+            # Every epoch has the same records, so counts are not added up over epochs.
             unused |= {name: max(number, unused.get(name, 0)) for name, number in reasons.items() if number}
     return {
         "name": dataset,
-        "asked": asked(next(account["asked"] for account in accounts if account), parts[0]["epoch_size"]),
+        "requested": describe_request(
+            next(account["asked"] for account in accounts if account), parts[0]["epoch_size"]
+        ),
         "cells": [_cell(account) for account in accounts],
         "dropped": _reasons(unused),
     }
 
 
-def asked(entry: Mapping[str, Any], epoch_size: int | None) -> str:
-    """What a blend asks of a dataset, in words."""
+def describe_request(entry: Mapping[str, Any], epoch_size: int | None) -> str:
+    """The settings of a dataset in a blend, as text; `epoch_size` is that of a blend with proportions."""
     samples = entry["samples"]
     if entry["proportion"] is not None:
-        samples = f"{entry['proportion']:.1%} of {format_count(epoch_size)}"
+        total = "an epoch" if epoch_size is None else format_count(epoch_size)
+        samples = f"{entry['proportion']:.1%} of {total}"
     elif not isinstance(samples, str):
         samples = f"{samples:.0%}" if isinstance(samples, float) else format_count(samples)
-    words = [samples]
+    parts = [samples]
     if entry["repeat"] > 1:
-        words.append(f"{entry['repeat']} times")
+        parts.append(f"{entry['repeat']} times")
     if entry["concat"] > 1:
-        words.append(f"up to {entry['concat']} in one conversation")
+        parts.append(f"up to {entry['concat']} in one conversation")
     if entry["after"] > 0:
-        words.append(f"after {entry['after']:g} epochs")
-    return ", ".join(words)
+        parts.append(f"after {entry['after']:g} epochs")
+    return ", ".join(parts)
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""The report's part about where every run came from: hashes of inputs and weights, settings, versions, its passport."""
+"""The report's section on provenance: hashes of inputs and weights, settings, versions, lock file of every run."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,9 +11,9 @@ from scripts.common.formatting import format_bytes, format_count
 def provenance(
     finished: Iterable[Path], metrics: Iterable[Path], locks: Iterable[Path], colours: Mapping[str, int]
 ) -> list[dict[str, Any]]:
-    """What every run came from: hashes of its inputs and weights, its settings, the versions of the libraries."""
+    """One entry per run: facts (label, value), and details (label, lines), in the order of `colours`."""
     evaluated = {entry["run"]: entry for entry in map(read_json, metrics)}
-    passports = {entry["run"]: entry for entry in map(read_json, locks)}
+    locks_by_run = {entry["run"]: entry for entry in map(read_json, locks)}
     entries = []
     for path in map(Path, finished):
         run = read_json(path)
@@ -25,15 +25,15 @@ def provenance(
             ("inputs", _flat(read_json(state / "inputs.json"))),
             ("training environment", _flat(read_json(state / "environment.json"))),
         ]
-        if judged := evaluated.get(run["run"]):
-            exported = sorted(judged["checkpoints"].items())
+        if evaluation := evaluated.get(run["run"]):
+            exported = sorted(evaluation["checkpoints"].items())
             facts += [(f"exported {name}", entry["checkpoint"]) for name, entry in exported]
-            details.append(("evaluation settings", _flat(judged["settings"])))
-            details.append(("evaluation inputs and versions", _flat(judged["inputs"] | judged["versions"])))
-        if lock := passports.get(run["run"]):
+            details.append(("evaluation settings", _flat(evaluation["settings"])))
+            details.append(("evaluation inputs and versions", _flat(evaluation["inputs"] | evaluation["versions"])))
+        if lock := locks_by_run.get(run["run"]):
             total = format_bytes(sum(file["bytes"] for file in lock["files"].values()))
-            facts.append(("passport", lock["sha256"]))
-            details.append((f"passport: {format_count(len(lock['files']))} files, {total}", _files(lock)))
+            facts.append(("lock file", lock["sha256"]))
+            details.append((f"lock file: {format_count(len(lock['files']))} files, {total}", _files(lock)))
             details.append((f"code: {format_count(len(lock['code']))} files", _flat(lock["code"])))
             details.append(("libraries", _flat(lock["environment"]["libraries"])))
         entries.append({"name": run["run"], "colour": colours[run["run"]], "facts": facts, "details": details})
@@ -48,7 +48,7 @@ def _flat(value: Any, name: str = "") -> list[str]:
 
 
 def _files(lock: Mapping[str, Any]) -> list[str]:
-    """What a passport names, folder by folder: the hashes themselves stand in `lock.json`."""
+    """The files of a lock file, counted per folder; `lock.json` has their hashes."""
     folders: dict[str, list[int]] = {}
     for path, file in lock["files"].items():
         folders.setdefault("/".join(path.split("/")[:2]), []).append(file["bytes"])

@@ -30,7 +30,7 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class AttentionPlan:
+class Layout:
     """Where everything lies: the middle of each box, and each line as a first point and three more a Bezier curve."""
 
     width: float
@@ -80,7 +80,7 @@ def reduced(reads: Reads) -> dict[str, list[str]]:
     }
 
 
-def laid_out(reads: Reads) -> AttentionPlan:
+def laid_out(reads: Reads) -> Layout:
     """Positions from Graphviz: every rule below what it waits for, lines short and with few crossings."""
     drawing = AGraph(directed=True, ranksep=_ROW_GAP / _INCH, nodesep=_GAP / _INCH)
     drawing.node_attr.update(shape="box", label="", fixedsize=True, height=_HEIGHT / _INCH)
@@ -97,10 +97,10 @@ def laid_out(reads: Reads) -> AttentionPlan:
         return [(float(x), height - float(y)) for x, y in (point.split(",") for point in text.split())]
 
     boxes = {str(node): points(node.attr["pos"])[0] for node in drawing.nodes()}
-    return AttentionPlan(width, height, boxes, [points(line.attr["pos"]) for line in drawing.edges()])
+    return Layout(width, height, boxes, [points(line.attr["pos"]) for line in drawing.edges()])
 
 
-def picture(layout: AttentionPlan, order: Sequence[str], rules: Mapping[str, Mapping[str, Any]]) -> Markup:
+def picture(layout: Layout, order: Sequence[str], rules: Mapping[str, Mapping[str, Any]]) -> Markup:
     """The graph as an SVG; boxes come in the given order."""
     drawn = [_line(points) for points in layout.lines]
     drawn += [_box(name, rules[name], *layout.boxes[name]) for name in order]

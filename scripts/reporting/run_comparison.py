@@ -1,8 +1,8 @@
-"""The report's part that sets runs side by side: the settings in which they differ, and differences on the very same
-questions.
+"""The report's comparison of runs: differences of accuracy on the same questions, and the settings that differ.
 
-Two accuracies of a few points' distance may differ by chance; answers of two models to one question go together, so
-the difference is taken question by question, which needs far fewer of them. Every column is compared with the first.
+Two accuracies that are a few points apart may differ by chance. The answers of two models to the same question are
+correlated, so the difference is computed question by question, which needs far fewer questions for the same precision.
+Every column is compared with the first one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,8 +21,11 @@ _SAME_QUESTION = ("question", "references", "kind", "dataset")
 
 
 def differences(columns: Sequence[Column], confidence: float) -> list[dict[str, Any]]:
-    """Rows of the table: each group of kinds, then its kinds; a cell per column but the first, None where nothing is
-    shared. Empty with fewer than two columns, or where no two were asked the same."""
+    """Rows of the table of differences: each group of kinds, then its kinds.
+
+    A row has one cell per column except the first, `None` where the two share no questions. Rows without cells are left
+    out; there are none with fewer than two columns.
+    """
     if len(columns) < 2:
         return []
     first = read_turns(columns[0], HELDOUT)
@@ -38,17 +41,17 @@ def differences(columns: Sequence[Column], confidence: float) -> list[dict[str, 
             rows.append(_row(f"All about {GROUP_LABELS[group].lower()}", kinds, others, columns, confidence, True))
         rows += [_row(name, [name], others, columns, confidence, False) for name in kinds]
     # One scale for the whole table, so that bars can be compared.
-    reach = max((max(-cell["low"], cell["high"]) for row in rows for cell in row["cells"] if cell), default=0) or 1
+    largest = max((max(-cell["low"], cell["high"]) for row in rows for cell in row["cells"] if cell), default=0) or 1
     for row in rows:
         for cell in filter(None, row["cells"]):
-            cell["bar"] = difference_bar(*(cell[name] / reach for name in ("value", "low", "high")))
+            cell["bar"] = difference_bar(cell["value"] / largest, cell["low"] / largest, cell["high"] / largest)
     return [row for row in rows if any(row["cells"])]
 
 
 def _shared(first: Turns, other: Turns) -> list[tuple[str, bool, bool]]:
-    """(kind, whether the other is right, whether the first is) for every question that both were asked.
+    """(kind, the other is correct, the first is correct) for every question that both answered.
 
-    Blends with other held-out parts number other questions alike, so a name alone does not make them the same.
+    Other held-out parts may use the same test and round for another question, so its content is compared too.
     """
     return [
         (turn["kind"], turn["correct"], first[key]["correct"])
@@ -73,7 +76,7 @@ def _row(
 ) -> dict[str, Any]:
     cells = []
     for column, answers in zip(columns[1:], others, strict=True):
-        pairs = [(right, right_first) for kind, right, right_first in answers if kind in kinds]
+        pairs = [(correct, first_correct) for kind, correct, first_correct in answers if kind in kinds]
         cells.append(_cell(pairs, column.colour, confidence) if pairs else None)
     return {"label": label, "is_group": is_group, "cells": cells}
 
@@ -86,14 +89,14 @@ def _cell(pairs: Sequence[tuple[bool, bool]], colour: int, confidence: float) ->
         "value": value,
         "low": low,
         "high": high,
-        "only": sum(right and not first for right, first in pairs),
-        "only_first": sum(first and not right for right, first in pairs),
-        "sure": low > 0 or high < 0,
+        "only": sum(correct and not first for correct, first in pairs),
+        "only_first": sum(first and not correct for correct, first in pairs),
+        "significant": low > 0 or high < 0,
     }
 
 
 def settings(finished: Iterable[Path], colours: Mapping[str, int]) -> dict[str, Any] | None:
-    """The settings in which runs differ, one column per run, and what each came to; None with fewer than two."""
+    """The settings that differ between runs, and their steps and losses; `None` with fewer than two runs."""
     runs = sorted((_run(path) for path in map(Path, finished)), key=lambda run: list(colours).index(run["name"]))
     if len(runs) < 2:
         return None
@@ -101,7 +104,7 @@ def settings(finished: Iterable[Path], colours: Mapping[str, int]) -> dict[str, 
     rows = [(name, [canonical_json(run["settings"].get(name)).strip('"') for run in runs]) for name in names]
     rows = [(name, values) for name, values in rows if len(set(values)) > 1]
     rows.append(("steps", [f"{run['steps']:,}" for run in runs]))
-    rows.append(("least held-out loss", [f"{run['loss']:.4f}" for run in runs]))
+    rows.append(("lowest held-out loss", [f"{run['loss']:.4f}" for run in runs]))
     return {"runs": [{"name": run["name"], "colour": colours[run["name"]]} for run in runs], "rows": rows}
 
 

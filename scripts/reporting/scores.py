@@ -1,4 +1,4 @@
-"""The report's parts about runs: scores beside chance, the table that compares runs, losses, curves.
+"""The report's sections on runs: scores with chance levels, the table that compares runs, losses, training curves.
 
 Reads `evaluate/<run>/metrics.json`, `train/<run>/finished.json` and the `metrics.jsonl` of that run's state. A column
 is one checkpoint of one run; checkpoints of a run share its colour.
@@ -14,14 +14,14 @@ from markupsafe import Markup
 from scripts.common.errors import UserError
 from scripts.common.files import read_json
 from scripts.evaluation.question_kinds import GROUPS
-from scripts.reporting.charts import Curve, accuracy_bar, step_chart
+from scripts.reporting.charts import Curve, Point, accuracy_bar, step_chart
 from scripts.training.metrics import read_metrics
 
 RUN_COLOURS = 6
-"""Colours that the style sheet has for runs; further runs begin again with the first."""
+"""Number of colours of the style sheet for runs; further runs start again with the first."""
 
-TOLD = {"lr": "Learning rate", "grad_norm": "Gradient norm", "tokens_per_second": "Tokens per second"}
-"""What a step tells beside its loss: key of `metrics.jsonl`, and what it is called."""
+STEP_METRICS = {"lr": "Learning rate", "grad_norm": "Gradient norm", "tokens_per_second": "Tokens per second"}
+"""Metrics of a step besides the loss: key in `metrics.jsonl`, and title of its chart."""
 
 GROUP_LABELS = {"one": "One image", "several": "Several images"}
 
@@ -39,28 +39,28 @@ class Column:
 
     @property
     def label(self) -> str:
-        """The run's name, and which checkpoint if it is not the last one."""
+        """The run's name, and the checkpoint unless it is the final one."""
         return self.run if self.checkpoint == "final" else f"{self.run} ({self.checkpoint})"
 
     @property
     def loss(self) -> dict[str, Any] | None:
-        """Held-out loss over all datasets, if there was anything to measure it on."""
+        """Held-out loss over all datasets, `None` without held-out conversations."""
         return self.metrics["heldout"]["loss"]["overall"]
 
 
 def run_colours(metrics: Iterable[str | Path], finished: Iterable[str | Path]) -> dict[str, int]:
-    """The colour of every run, evaluated ones first.
+    """The index of the colour of every run, evaluated runs first.
 
     Raises:
-        UserError: two files of one sort are about runs of the same name.
+        UserError: two files of the same kind belong to runs of the same name.
     """
     names: dict[str, None] = {}
     for paths in (metrics, finished):
-        found = [read_json(path)["run"] for path in paths]
-        if twice := {name for name in found if found.count(name) > 1}:
-            raise UserError(f"two of the given files are about a run named {min(twice)!r}")
-        names |= dict.fromkeys(found)
-    return {name: place % RUN_COLOURS for place, name in enumerate(names)}
+        runs = [read_json(path)["run"] for path in paths]
+        if duplicates := {name for name in runs if runs.count(name) > 1}:
+            raise UserError(f"two of the given files belong to a run named {min(duplicates)!r}")
+        names |= dict.fromkeys(runs)
+    return {name: index % RUN_COLOURS for index, name in enumerate(names)}
 
 
 def columns(paths: Iterable[str | Path], colours: Mapping[str, int]) -> list[Column]:
@@ -79,14 +79,13 @@ def columns(paths: Iterable[str | Path], colours: Mapping[str, int]) -> list[Col
 
 
 def comparison(columns: Sequence[Column]) -> list[dict[str, Any]]:
-    """Rows of the comparison: each group, then its kinds, then kinds of no group; one cell per column."""
-    found: dict[tuple[str | None, str], None] = {}
-    for column in columns:
-        for kind in column.metrics["heldout"]["kinds"]:
-            found.setdefault((kind["images"], kind["name"]))
+    """Rows of the comparison: each group and its kinds, then the kinds without a group; one cell per column."""
+    kinds_and_groups = dict.fromkeys(
+        (kind["images"], kind["name"]) for column in columns for kind in column.metrics["heldout"]["kinds"]
+    )
     rows = []
     for group in (*GROUPS, None):
-        kinds = [name for images, name in found if images == group]
+        kinds = [name for images, name in kinds_and_groups if images == group]
         if group and kinds:
             cells = [column.metrics["heldout"]["groups"][group] for column in columns]
             rows.append(_comparison_row(f"All about {GROUP_LABELS[group].lower()}", cells, columns, is_group=True))
@@ -104,12 +103,12 @@ def _kind(column: Column, group: str | None, name: str) -> dict[str, Any] | None
 def _comparison_row(
     label: str, rows: Sequence[dict | None], columns: Sequence[Column], is_group: bool
 ) -> dict[str, Any]:
-    asked = [row for row in rows if row and row["n"]]
+    answered = [row for row in rows if row and row["n"]]
     return {
         "label": label,
         "is_group": is_group,
-        "n": " / ".join(dict.fromkeys(str(row["n"]) for row in asked)),
-        "chance": asked[0]["chance"] if asked else None,
+        "n": " / ".join(dict.fromkeys(str(row["n"]) for row in answered)),
+        "chance": answered[0]["chance"] if answered else None,
         "cells": [
             {"row": row, "bar": accuracy_bar(row), "colour": column.colour} if row and row["n"] else None
             for row, column in zip(rows, columns, strict=True)
@@ -118,7 +117,7 @@ def _comparison_row(
 
 
 def losses(columns: Sequence[Column]) -> list[dict[str, Any]]:
-    """Held-out loss of every dataset, one value per column, and of all together."""
+    """Held-out loss of every dataset and of all datasets, one value per column."""
     tables = [column.metrics["heldout"]["loss"] for column in columns]
     names = dict.fromkeys(name for table in tables for name in table["datasets"])
     rows = [(name, [table["datasets"].get(name) for table in tables]) for name in names]
@@ -137,7 +136,7 @@ def losses(columns: Sequence[Column]) -> list[dict[str, Any]]:
 def curves(
     paths: Iterable[str | Path], colours: Mapping[str, int], confidence: float
 ) -> tuple[Markup, list[dict[str, Any]]]:
-    """The losses of all runs in one chart, and for each run small charts of what else its training tells.
+    """The losses of all runs in one chart, and the details of each run: charts of `STEP_METRICS`, losses by dataset.
 
     Read from the `metrics.jsonl` of the state that each `finished.json` names.
     """
@@ -147,46 +146,45 @@ def curves(
         runs.append((finished["run"], read_metrics(path.parent / finished["state"] / "metrics.jsonl")))
     runs.sort(key=lambda run: list(colours).index(run[0]))
 
-    def curve(name: str, lines: Sequence[Mapping[str, Any]], key: str, measured: str = "") -> Curve:
-        points = [[(line["step"], line[what]) for line in lines if what in line] for what in (key, measured)]
-        return Curve(name, colours[name], *points)
+    def points(lines: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
+        return [(line["step"], line[key]) for line in lines if key in line]
 
-    losses = [curve(name, lines, "loss", "heldout_loss") for name, lines in runs]
-    told = [
+    losses = [Curve(name, colours[name], points(lines, "loss"), points(lines, "heldout_loss")) for name, lines in runs]
+    details = [
         {
             "name": name,
             "colour": colours[name],
             "charts": [
                 {"label": label, "chart": chart}
-                for key, label in TOLD.items()
-                if (chart := step_chart(label, [curve(name, lines, key)], confidence))
+                for key, label in STEP_METRICS.items()
+                if (chart := step_chart(label, [Curve(name, colours[name], points(lines, key))], confidence))
             ],
             "datasets": _by_dataset(lines),
         }
         for name, lines in runs
     ]
-    return step_chart("Loss", losses, confidence, logarithmic=True), told
+    return step_chart("Loss", losses, confidence, logarithmic=True), details
 
 
 def _by_dataset(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Held-out loss of every dataset: at the first measurement, at its least, and at the last."""
-    found: dict[str, list[float]] = {}
+    """Held-out loss of every dataset: at the first evaluation, the lowest one, and at the last evaluation."""
+    losses: dict[str, list[float]] = {}
     for line in lines:
         if "heldout_loss" in line:
             for name, entry in line.get("datasets", {}).items():
-                found.setdefault(name, []).append(entry["loss"])
+                losses.setdefault(name, []).append(entry["loss"])
     return [
-        {"name": name, "first": values[0], "least": min(values), "last": values[-1]}
-        for name, values in sorted(found.items())
+        {"name": name, "first": values[0], "lowest": min(values), "last": values[-1]}
+        for name, values in sorted(losses.items())
     ]
 
 
 def bar_key(confidence: float, columns: Sequence[Column]) -> Markup:
-    """What the marks of an accuracy bar mean; that of blanked images only where a run of `columns` was asked so."""
+    """The legend of accuracy bars; blanked images are explained only if `columns` have such scores."""
     marks = [
         ("fill", "width:100%", "accuracy"),
         ("interval", "left:0;width:100%", f"{confidence:.0%} interval"),
-        ("chance", "left:50%", "chance: always the commonest answer"),
+        ("chance", "left:50%", "chance: always the most frequent answer"),
     ]
     if any("blanked" in group["row"] for column in columns for group in column.groups):
         marks.append(("blanked", "left:50%", "the same model, images blanked"))

@@ -1,6 +1,6 @@
-"""A chat request in OpenAI's form, checked, and as the model's own conversation.
+"""Validates a chat request in OpenAI's format and converts it to the chat form of the model.
 
-What is not supported is refused by name rather than ignored, unless leaving it out changes nothing in the answer.
+Unsupported parameters are refused by name, unless ignoring them does not change the answer.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from scripts.serving.jobs import SamplingParams
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 IMAGES = ("image_url", "file", "image_file")
-DEFAULT_TOKENS = 256
-_HARMLESS = {
+DEFAULT_MAX_TOKENS = 256
+_IGNORED = {
     *("user", "metadata", "store", "service_tier", "parallel_tool_calls", "prompt_cache_key", "safety_identifier"),
     *("prompt_cache_retention", "reasoning_effort", "verbosity"),
 }
-# What changes an answer and is not done here, with the values that ask for nothing.
+# Parameters that would change an answer and are not supported, with the values that have no effect.
 _UNSUPPORTED: dict[str, tuple] = {
     "n": (1,),
     "frequency_penalty": (0,),
@@ -62,30 +62,39 @@ class _Body(BaseModel):
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A checked request. `messages` are in the chat form, whose image parts count in `images` (encoded bytes)."""
+    """A validated request.
+
+    `messages` are in the chat form; their image parts index `images` (encoded bytes). `image_locations` holds the path
+    of each image in the request, for error messages.
+    """
 
     model: str
     messages: list[dict[str, Any]]
     images: list[bytes]
-    image_locations: list[str]  # where in the request each image stands, for messages about it
+    image_locations: list[str]
     sampling: SamplingParams
     stream: bool
     include_usage: bool
 
     @classmethod
     def parse(cls, body: Any, image_data: Callable[[dict, str], bytes], max_images: int) -> "ChatRequest":
-        """Check the JSON `body` of a request; `image_data` returns the bytes of an image part, given its place.
+        """Validate the JSON `body` of a request.
+
+        Args:
+            body: the parsed JSON.
+            image_data: returns the encoded bytes of an image part, given the part and its location.
+            max_images: how many images a request may have.
 
         Raises:
-            ApiError: something is wrong; the message says what and where.
+            ApiError: the request is invalid; the message says where.
         """
         if not isinstance(body, dict):
             raise ApiError(400, "the body must be a JSON object", "invalid_request")
-        values = {name: value for name, value in body.items() if name not in _HARMLESS}
-        for name, nothing in _UNSUPPORTED.items():
+        values = {name: value for name, value in body.items() if name not in _IGNORED}
+        for name, neutral in _UNSUPPORTED.items():
             value = values.pop(name, None)
-            if value is not None and value not in nothing:
-                raise ApiError(400, f"{name} = {str(value)[:80]} is not supported here", "unsupported_parameter", name)
+            if value is not None and value not in neutral:
+                raise ApiError(400, f"{name} = {str(value)[:80]} is not supported", "unsupported_parameter", name)
         try:
             checked = _Body.model_validate(values)
         except ValidationError as error:
@@ -94,22 +103,30 @@ class ChatRequest:
             code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
             raise ApiError(400, f"{where}: {first['msg']}", code, where) from None
         _check_count(checked.messages, max_images)
-        messages, images, image_locations = [], [], []
-        for number, message in enumerate(checked.messages):
-            messages.append(_message(message, f"messages.{number}", image_data, images, image_locations))
+        images: list[bytes] = []
+        image_locations: list[str] = []
+        messages = [
+            _message(message, f"messages.{number}", image_data, images, image_locations)
+            for number, message in enumerate(checked.messages)
+        ]
         options = checked.stream_options
-        include_usage = bool(options and options.include_usage)
         return cls(
-            checked.model, messages, images, image_locations, _sampling(checked), bool(checked.stream), include_usage
+            model=checked.model,
+            messages=messages,
+            images=images,
+            image_locations=image_locations,
+            sampling=_sampling(checked),
+            stream=bool(checked.stream),
+            include_usage=bool(options and options.include_usage),
         )
 
 
 def _sampling(body: _Body) -> SamplingParams:
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stop) > 4 or any(not text or len(text) > 256 for text in stop):
-        raise ApiError(400, "stop: up to 4 texts of 1 to 256 letters", "invalid_value", "stop")
+        raise ApiError(400, "stop: up to 4 strings of 1 to 256 characters", "invalid_value", "stop")
     return SamplingParams(
-        max_new_tokens=body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS,
+        max_new_tokens=body.max_completion_tokens or body.max_tokens or DEFAULT_MAX_TOKENS,
         temperature=body.temperature or 0.0,
         top_p=1.0 if body.top_p is None else body.top_p,
         seed=body.seed,
@@ -118,11 +135,11 @@ def _sampling(body: _Body) -> SamplingParams:
 
 
 def _check_count(messages: list[dict[str, Any]], max_images: int) -> None:
-    """Count the images before any of them is decoded."""
+    """Refuse too many images before any of them is decoded."""
     parts = [part for message in messages if isinstance(message.get("content"), list) for part in message["content"]]
     count = sum(isinstance(part, dict) and part.get("type") in IMAGES for part in parts)
     if count > max_images:
-        message = f"the conversation shows {count} images; at most {max_images} are read in one request"
+        message = f"the conversation has {count} images; at most {max_images} are accepted in one request"
         raise ApiError(400, message, "too_many_images", "messages")
 
 
@@ -133,42 +150,39 @@ def _message(
     images: list[bytes],
     image_locations: list[str],
 ) -> dict[str, Any]:
-    """A message in the chat form; the images it shows are added to `images`."""
-    role = ROLES.get(message.get("role")) if isinstance(message.get("role"), str) else None
+    """Convert a message to the chat form; its images are appended to `images` and `image_locations`."""
+    given = message.get("role")
+    role = ROLES.get(given) if isinstance(given, str) else None
     if role is None:
         known = ", ".join(ROLES)
-        raise ApiError(
-            400, f"{where}.role: {message.get('role')!r} is none of {known}", "invalid_value", f"{where}.role"
-        )
+        raise ApiError(400, f"{where}.role: {given!r} is none of {known}", "invalid_value", f"{where}.role")
     content = message.get("content")
     if isinstance(content, str):
         return {"role": role, "content": [{"type": "text", "text": _text(content, f"{where}.content")}]}
     if not isinstance(content, list):
-        raise ApiError(400, f"{where}.content: a text or a list of parts", "invalid_value", f"{where}.content")
-    parts = []
+        raise ApiError(400, f"{where}.content must be a string or a list of parts", "invalid_value", f"{where}.content")
+    parts: list[dict[str, Any]] = []
     for number, part in enumerate(content):
-        place = f"{where}.content.{number}"
+        location = f"{where}.content.{number}"
         kind = part.get("type") if isinstance(part, dict) else None
         if kind in ("text", "refusal"):
-            parts.append({"type": "text", "text": _text(part.get(kind), place)})
+            parts.append({"type": "text", "text": _text(part.get(kind), location)})
         elif kind in IMAGES:
-            images.append(image_data(part, place))
-            image_locations.append(place)
+            images.append(image_data(part, location))
+            image_locations.append(location)
             parts.append({"type": "image", "index": len(images) - 1})
         else:
-            message = f"{place}: a part is of type text or {' or '.join(IMAGES)}, not {str(kind)[:80]}"
-            raise ApiError(400, message, "unsupported_part", place)
+            error = f"{location}: a part must have type text or {' or '.join(IMAGES)}, not {str(kind)[:80]}"
+            raise ApiError(400, error, "unsupported_part", location)
     return {"role": role, "content": parts}
 
 
 def _text(value: Any, where: str) -> str:
-    """A text that can be encoded. JSON may hold halves of letters (lone surrogates), which no tokenizer takes."""
+    """Check a text. JSON may hold lone surrogates (halves of characters), which no tokenizer accepts."""
     if not isinstance(value, str):
-        raise ApiError(400, f"{where}: a text is missing", "invalid_value", where)
+        raise ApiError(400, f"{where}: a string is missing", "invalid_value", where)
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ApiError(
-            400, f"{where}: the text holds half a letter (a lone surrogate)", "invalid_value", where
-        ) from None
+        raise ApiError(400, f"{where}: the text has a lone surrogate", "invalid_value", where) from None
     return value

@@ -1,14 +1,14 @@
-"""Continuous batching: one thread that answers many conversations with one model, a token for each at every step.
+"""Continuous batching: one thread generates the answers of many jobs with one model, one token per job and step.
 
-    1. admit   jobs that wait are read (their prompts in one forward) and join the running batch
-    2. step    one forward over one new token of every running job; each chooses its next token
-    3. leave   those that are finished, late or no longer wanted leave the batch; their place is free at once
+    1. admit     queued jobs are prefilled (their prompts in one forward pass) and join the running batch
+    2. step      one forward pass over one new token of every running job; a token is sampled for each
+    3. release   jobs that are finished, late or cancelled leave the batch; their slot is free at once
 
-So a short answer never waits for a long one. Nothing that anybody has shown or said is computed twice while there is
-room to keep it: images are kept by their pixels for everybody (`model.conversation_cache.ImageCache`), and what was read and said in
-a conversation by its tokens, so that its next round computes its new text alone.
+So a short answer never waits for a long one. While memory allows, nothing is computed twice: images are cached by their
+pixels for all jobs (`model.image_cache.ImageCache`), and conversations by their tokens (`PrefixCache`), so that
+the next round of a conversation computes only its new text.
 
-What one job asks for never harms another: a prompt that fails, fails alone, and the memory that is kept is bounded.
+Jobs are isolated from each other: a prompt that fails does not affect others, and the memory of the caches is bounded.
 """
 
 import logging
@@ -18,33 +18,40 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from model.conversation_batch import ConversationBatch
-from model.conversation_cache import ImageCache
+from model.image_cache import ImageCache
 from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
+from model.template import IMAGE, TEXT
 from scripts.serving.jobs import CANCELLED, ERROR, TIMEOUT, Job, TextDelta, TokenStreamer, copy_tokenizer
 from scripts.serving.prefix_cache import PrefixCache
 
 log = logging.getLogger("visualchat.engine")
 
 
-class QueueFull(Exception):
-    """As many jobs wait as may wait."""
+class QueueFullError(Exception):
+    """The queue holds its maximum number of jobs."""
 
 
-class EngineClosed(Exception):
-    """The engine ends and takes no more jobs."""
+class EngineClosedError(Exception):
+    """The engine is closed and accepts no jobs."""
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What an engine may use.
+    """Limits of an engine.
 
-    `batch` jobs run and `queue` wait; `image_cache_bytes` and `prefix_cache_bytes` are bytes on the model's device for images and
-    for conversations that may go on. `prefill` and `places` are rows times the longest of them, in tokens: of the new
-    tokens of one reading forward, and of all that runs with its answers at their longest, which bounds its memory.
+    Attributes:
+        max_batch_size: jobs that run at the same time.
+        max_queue_size: jobs that wait.
+        image_cache_bytes: memory for cached images, on the model's device.
+        prefix_cache_bytes: memory for cached conversations, on the model's device.
+        max_prefill_tokens: of one prefill: jobs times the new tokens of the longest prompt.
+        max_batch_tokens: of the running batch: jobs times the tokens of the longest one with its answer at full length.
+            Bounds the memory of the batch.
     """
 
     max_batch_size: int = 32
@@ -55,15 +62,18 @@ class EngineSettings:
     max_batch_tokens: int = 1 << 16
 
 
+DEFAULT_SETTINGS = EngineSettings()
+
+
 class BatchingEngine:
-    """Answers jobs with one model, in a thread of its own. Close it at the end."""
+    """Generates the answers of jobs with one model, in its own thread. Must be closed."""
 
     def __init__(
         self,
         model: VisualChatForConditionalGeneration,
         processor: VisualChatProcessor,
-        settings: EngineSettings = EngineSettings(),
-    ):
+        settings: EngineSettings = DEFAULT_SETTINGS,
+    ) -> None:
         self.model, self.settings = model.eval(), settings
         self.answered = self.steps = self.rows = 0
         self._images = ImageCache(model, settings.image_cache_bytes)
@@ -71,9 +81,9 @@ class BatchingEngine:
         self._tokenizer = copy_tokenizer(processor.tokenizer)
         self._image_tokens = processor.image_tokens
         generation = model.generation_config
-        ends = generation.eos_token_id
-        self._ends = frozenset([ends] if isinstance(ends, int) else ends or [])
-        self._never = list(generation.suppress_tokens or [])
+        eos = generation.eos_token_id
+        self._eos_tokens = frozenset([eos] if isinstance(eos, int) else eos or [])
+        self._suppressed = list(generation.suppress_tokens or [])
         self._waiting: deque[Job] = deque()
         self._running: list[TokenStreamer] = []
         self._batch = ConversationBatch.empty(model, 0)
@@ -83,22 +93,22 @@ class BatchingEngine:
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Let a job wait for its turn.
+        """Put a job into the queue.
 
         Raises:
-            QueueFull: too many wait already.
-            EngineClosed: the engine has been closed.
+            QueueFullError: the queue is full.
+            EngineClosedError: the engine has been closed.
         """
         with self._changed:
             if self._closed:
-                raise EngineClosed
+                raise EngineClosedError
             if len(self._waiting) >= self.settings.max_queue_size:
-                raise QueueFull
+                raise QueueFullError
             self._waiting.append(job)
             self._changed.notify()
 
     def close(self) -> None:
-        """End the thread; jobs that are not finished get an error."""
+        """Stop the thread; unfinished jobs end with an error."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -106,11 +116,11 @@ class BatchingEngine:
 
     @property
     def alive(self) -> bool:
-        """Whether it still answers."""
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
     def state(self) -> dict[str, int]:
-        """Numbers for whoever watches the server."""
+        """Counters for monitoring: jobs, steps, rows (the sum of batch sizes over steps), and bytes of the caches."""
         return {
             "waiting": len(self._waiting),
             "running": len(self._running),
@@ -133,22 +143,24 @@ class BatchingEngine:
                     break
             try:
                 self._admit()
-                self._leave()
+                self._release()
                 if self._running:
                     self._step()
-                    self._leave()
-            except Exception:  # a defect or the memory is full: those who run now are told, the others are served
-                log.exception("a step failed; the jobs in it are given up")
-                self._give_up("the model failed in the middle of the answer")
-        self._give_up("the server ends")
+                    self._release()
+            except Exception:  # a bug, or out of memory: the running jobs fail, queued ones are still answered
+                log.exception("a step failed; its jobs are aborted")
+                self._abort("the model failed while generating the answer")
+        self._abort("the server is shutting down")
         while self._waiting:
-            _tell(self._waiting.popleft(), TextDelta(finish=ERROR, error="the server ends"))
+            _deliver(self._waiting.popleft(), TextDelta(finish=ERROR, error="the server is shutting down"))
 
     def _admit(self) -> None:
-        """Read as many of the waiting prompts as there are places for, in the order in which they came."""
-        self._sweep()
-        group, longest, reused = [], 0, []
-        size = max((_size(speaker.job) for speaker in self._running), default=0)
+        """Prefill queued jobs, in order of arrival, as long as they fit into the batch."""
+        self._drop_expired()
+        group: list[Job] = []
+        prefixes: list[tuple[ConversationBatch | None, int]] = []
+        longest = 0
+        size = max((_max_tokens(streamer.job) for streamer in self._running), default=0)
         while len(self._running) + len(group) < self.settings.max_batch_size:
             with self._changed:
                 job = self._waiting.popleft() if self._waiting else None
@@ -156,116 +168,126 @@ class BatchingEngine:
                 break
             prefix = self._prefixes.longest(job)
             new = len(job.encoded) - prefix[1]
-            rows, size = len(self._running) + len(group) + 1, max(size, _size(job))
-            too_much = group and (len(group) + 1) * max(longest, new) > self.settings.max_prefill_tokens
-            if too_much or (rows > 1 and rows * size > self.settings.max_batch_tokens):
+            rows, size = len(self._running) + len(group) + 1, max(size, _max_tokens(job))
+            prefill_full = group and (len(group) + 1) * max(longest, new) > self.settings.max_prefill_tokens
+            if prefill_full or (rows > 1 and rows * size > self.settings.max_batch_tokens):
                 with self._changed:
                     self._waiting.appendleft(job)
                 break
             group.append(job)
-            reused.append(prefix)
+            prefixes.append(prefix)
             longest = max(longest, new)
         if not group:
             return
         try:
-            self._read(group, reused)
+            self._prefill(group, prefixes)
         except Exception:
-            # One of them is at fault, or the memory is full: each alone, with nothing kept.
-            log.exception("a forward over %d prompts failed", len(group))
+            # One of the prompts is bad, or memory is full: try each alone, with empty caches.
+            log.exception("the prefill of %d prompts failed", len(group))
             self._images.clear()
             self._prefixes.clear()
             for job in group:
                 try:
-                    self._read([job], [(None, 0)])
+                    self._prefill([job], [(None, 0)])
                 except Exception as error:
-                    log.exception("a prompt failed")
-                    _tell(job, TextDelta(finish=ERROR, error=f"the model cannot read this: {error}"))
+                    log.exception("the prefill of one prompt failed")
+                    _deliver(job, TextDelta(finish=ERROR, error=f"the model cannot read this prompt: {error}"))
 
-    def _sweep(self) -> None:
-        """Let go of those who wait in vain, so that they take no place in the queue."""
+    def _drop_expired(self) -> None:
+        """Remove jobs from the queue that were cancelled or timed out."""
         with self._changed:
             waiting = list(self._waiting)
-            unwanted = {job: finish for job in waiting if (finish := _unwanted(job)) is not None}
-            self._waiting = deque(job for job in waiting if job not in unwanted)
-        for job, finish in unwanted.items():
-            _tell(job, TextDelta(finish=finish))
+            expired = {job: finish for job in waiting if (finish := _expired(job)) is not None}
+            self._waiting = deque(job for job in waiting if job not in expired)
+        for job, finish in expired.items():
+            _deliver(job, TextDelta(finish=finish))
 
-    def _read(self, group: Sequence[Job], prefixes: Sequence[tuple[ConversationBatch | None, int]]) -> None:
-        """Compute the prompts of `group` behind what is known of them, choose first tokens, and join the batch."""
-        begun, tokens, kinds, pixels = [], [], [], []
-        for job, (known, length) in zip(group, prefixes, strict=True):
-            begun.append(ConversationBatch.empty(self.model) if known is None else known.truncate(length))
+    def _prefill(self, group: Sequence[Job], prefixes: Sequence[tuple[ConversationBatch | None, int]]) -> None:
+        """Compute the prompts of `group` after their cached prefixes, sample first tokens, and join the batch.
+
+        Args:
+            group: the jobs.
+            prefixes: for each, a cached conversation (`None` without one) and how many of its tokens are shared.
+        """
+        starts: list[ConversationBatch] = []
+        tokens: list[list[int]] = []
+        modality: list[list[int]] = []
+        pixels: list[np.ndarray] = []
+        for job, (prefix, length) in zip(group, prefixes, strict=True):
+            starts.append(ConversationBatch.empty(self.model) if prefix is None else prefix.truncate(length))
             tokens.append(job.encoded.input_ids[length:])
-            kinds.append(job.encoded.modality[length:])
-            pixels += job.pixels[sum(kind == 2 for kind in job.encoded.modality[:length]) // self._image_tokens :]
+            modality.append(job.encoded.modality[length:])
+            cached_images = sum(kind == IMAGE for kind in job.encoded.modality[:length]) // self._image_tokens
+            pixels += job.pixels[cached_images:]
             job.cached_tokens = length
-        logits, batch = ConversationBatch.concat(begun).extend(tokens, kinds, self._images.model_inputs(pixels))
-        speakers = [TokenStreamer(job, self._tokenizer, self._ends) for job in group]
+        logits, batch = ConversationBatch.concat(starts).extend(tokens, modality, self._images.model_inputs(pixels))
+        streamers = [TokenStreamer(job, self._tokenizer, self._eos_tokens) for job in group]
         self._batch = ConversationBatch.concat([self._batch, batch]) if self._running else batch
-        self._running += speakers
-        self._choose(speakers, logits)
+        self._running += streamers
+        self._sample(streamers, logits)
 
     def _step(self) -> None:
-        """One token for everybody who runs."""
-        tokens = [[speaker.job.output_ids[-1]] for speaker in self._running]
-        logits, self._batch = self._batch.extend(tokens, [[1]] * len(tokens), {})
+        """Generate one token for every running job."""
+        tokens = [[streamer.job.output_ids[-1]] for streamer in self._running]
+        logits, self._batch = self._batch.extend(tokens, [[TEXT]] * len(tokens), {})
         self.steps += 1
         self.rows += len(tokens)
-        self._choose(self._running, logits)
+        self._sample(self._running, logits)
 
-    def _choose(self, speakers: Sequence[TokenStreamer], logits: torch.Tensor) -> None:
-        logits[:, self._never] = float("-inf")
-        likeliest = logits.argmax(-1).tolist()
-        for place, speaker in enumerate(speakers):
+    def _sample(self, streamers: Sequence[TokenStreamer], logits: torch.Tensor) -> None:
+        """Sample the next token of every job from logits (jobs, vocabulary), and deliver its text."""
+        logits[:, self._suppressed] = float("-inf")
+        greedy = logits.argmax(-1).tolist()
+        for row, streamer in enumerate(streamers):
             try:
-                token = speaker.choose(logits[place]) if speaker.job.sampling.temperature else likeliest[place]
-                piece = speaker.put(token)
-            except Exception as error:  # chances that are no numbers, for instance
-                log.exception("a token could not be chosen")
-                piece = TextDelta(finish=ERROR, error=f"no token could be chosen: {error}")
-            if piece is not None:
-                speaker.finished = piece.finish is not None
-                _tell(speaker.job, piece)
+                token = streamer.sample(logits[row]) if streamer.job.sampling.temperature else greedy[row]
+                delta = streamer.put(token)
+            except Exception as error:  # for instance probabilities that are NaN
+                log.exception("sampling a token failed")
+                delta = TextDelta(finish=ERROR, error=f"sampling a token failed: {error}")
+            if delta is not None:
+                streamer.finished = delta.finish is not None
+                _deliver(streamer.job, delta)
 
-    def _leave(self) -> None:
-        """Let go of those who are finished, late or no longer wanted, and remember their conversations."""
-        stay = []
-        for place, speaker in enumerate(self._running):
-            if not speaker.finished and (finish := _unwanted(speaker.job)) is not None:
-                _tell(speaker.job, TextDelta(finish=finish))
-            elif not speaker.finished:
-                stay.append(place)
+    def _release(self) -> None:
+        """Remove jobs that are finished, late or cancelled from the batch, and cache their conversations."""
+        remaining = []
+        for row, streamer in enumerate(self._running):
+            if not streamer.finished and (finish := _expired(streamer.job)) is not None:
+                _deliver(streamer.job, TextDelta(finish=finish))
+            elif not streamer.finished:
+                remaining.append(row)
                 continue
             self.answered += 1
-            self._prefixes.keep(speaker.job, self._batch.select_rows([place]))
-        if len(stay) < len(self._running):
-            self._batch = self._batch.select_rows(stay) if stay else ConversationBatch.empty(self.model, 0)
-            self._running = [self._running[place] for place in stay]
+            self._prefixes.keep(streamer.job, self._batch.select_rows([row]))
+        if len(remaining) < len(self._running):
+            self._batch = self._batch.select_rows(remaining) if remaining else ConversationBatch.empty(self.model, 0)
+            self._running = [self._running[row] for row in remaining]
 
-    def _give_up(self, why: str) -> None:
-        for speaker in self._running:
-            if not speaker.finished:
-                _tell(speaker.job, TextDelta(finish=ERROR, error=why))
+    def _abort(self, reason: str) -> None:
+        """End all running jobs with an error."""
+        for streamer in self._running:
+            if not streamer.finished:
+                _deliver(streamer.job, TextDelta(finish=ERROR, error=reason))
         self._running, self._batch = [], ConversationBatch.empty(self.model, 0)
 
 
-def _size(job: Job) -> int:
-    """The tokens of a job with its answer at its longest."""
+def _max_tokens(job: Job) -> int:
+    """The tokens of a job with its answer at full length."""
     return len(job.encoded) + job.sampling.max_new_tokens
 
 
-def _unwanted(job: Job) -> str | None:
-    """Why a job need not be answered any more, if so."""
+def _expired(job: Job) -> str | None:
+    """`CANCELLED` or `TIMEOUT` if the job must not be continued."""
     if job.cancelled.is_set():
         return CANCELLED
     return TIMEOUT if time.monotonic() > job.deadline else None
 
 
-def _tell(job: Job, piece: TextDelta) -> None:
-    """Hand out a piece; whoever asked may be gone."""
+def _deliver(job: Job, delta: TextDelta) -> None:
+    """Pass a delta to the job's callback; if that fails, cancel the job alone."""
     try:
-        job.on_delta(piece)
+        job.on_delta(delta)
     except Exception:
-        # Whatever it is, the others must not suffer for it.
-        log.warning("nobody takes the answer any more", exc_info=True)
+        log.warning("an answer could not be delivered; its client may have disconnected", exc_info=True)
         job.cancel()

@@ -15,11 +15,11 @@ _KINDS = {
 
 
 class ApiError(Exception):
-    """What is sent instead of an answer. `retry_after` in seconds tells a client when to come back."""
+    """An error response. `param` is the path of the invalid parameter, `retry_after` (seconds) becomes Retry-After."""
 
     def __init__(
         self, status: int, message: str, code: str | None = None, param: str | None = None, retry_after: int = 0
-    ):
+    ) -> None:
         super().__init__(message)
         self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
 

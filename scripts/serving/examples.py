@@ -1,8 +1,7 @@
-"""What the page shows a newcomer: pictures to begin with, questions that fit them, and what the model was trained on.
+"""Content of the page's introduction: example images with questions, and what the model was trained on.
 
-Read from the results root that a model was exported below: the dialogues that the miniature world drew for its
-evaluation (which no training conversation shows), the plan of the run's blend, and its scores. Where a folder stands
-alone there is simply less to tell.
+Read from the results root of an exported model: the dialogues of the miniature's evaluation (whose images no training
+conversation shows), the plan of the run's blend, and its scores. A model folder outside of a results root has none.
 """
 
 import json
@@ -13,7 +12,7 @@ from typing import Any
 from scripts.common.errors import UserError
 from scripts.inference.image_files import resolve_inside, split_paths
 
-_MOST = 8
+_MAX_EXAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ def results_root(folder: Path) -> Path | None:
 
 
 def find_examples(root: Path | None) -> list[Example]:
-    """Examples of a results root: one dialogue of every kind first (their names end in a number), few in all."""
+    """At most eight examples of a results root, one of every kind of dialogue first."""
     suite = None if root is None else root / "raw/miniature/dialogues/dialogues.json"
     if suite is None or not suite.is_file():
         return []
@@ -40,10 +39,10 @@ def find_examples(root: Path | None) -> list[Example]:
 
 
 def read_examples(suite: Path) -> list[Example]:
-    """Examples of a suite of dialogues in the original's form.
+    """At most eight examples of a suite of dialogues; the name of a dialogue is its kind, "_", and a number.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or a path leaves its folder.
     """
     try:
         dialogues = json.loads(suite.read_text(encoding="utf-8"))
@@ -53,42 +52,44 @@ def read_examples(suite: Path) -> list[Example]:
             kind = name.rpartition("_")[0]
             kinds[kind] = kinds.get(kind, 0) + 1
             images = [path for turn in rounds[:1] for path in (split_paths(turn[1]) if len(turn) > 1 else [])]
-            # Later rounds may bring images of their own; up to there the questions are about those of the first.
-            questions = [
-                turn[0] for turn in rounds[: next((n for n, t in enumerate(rounds) if n and len(t) > 1), None)]
-            ]
+            # The questions before the next round with images are about the images of the first round.
+            next_images = next((n for n, turn in enumerate(rounds) if n and len(turn) > 1), None)
+            questions = tuple(turn[0] for turn in rounds[:next_images])
             if images:
-                found = tuple(resolve_inside(suite.parent, path) for path in images)
-                ranked.append((kinds[kind], Example(found, tuple(questions))))
+                paths = tuple(resolve_inside(suite.parent, path) for path in images)
+                ranked.append((kinds[kind], Example(paths, questions)))
     except (OSError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{suite} holds no dialogues: {error}") from None
     ranked.sort(key=lambda pair: pair[0])
-    return [example for _, example in ranked if all(path.is_file() for path in example.images)][:_MOST]
+    return [example for _, example in ranked if all(path.is_file() for path in example.images)][:_MAX_EXAMPLES]
 
 
 def training_summary(root: Path | None, run: str | None) -> dict[str, Any]:
-    """What a run was trained on and how well it answers: datasets with counts, and shares of right answers."""
+    """The datasets of a run with the conversations of one epoch, its number of epochs, and its held-out accuracies.
+
+    What cannot be read is left out.
+    """
     if root is None or run is None:
         return {}
-    told: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     finished = _json(root / "train" / run / "finished.json")
     settings = _json(root / "train" / run / str(finished.get("state", "")) / "settings.json")
     plan = _json(root / "plan" / str(settings.get("blend", "")) / "epoch-000.json")
     if plan:
         counts = {name: entry.get("realised", 0) for name, entry in plan.get("datasets", {}).items()}
-        told["datasets"] = {name: count for name, count in counts.items() if count}
-        told |= {"conversations": plan.get("conversations"), "epochs": finished.get("epochs")}
+        summary["datasets"] = {name: count for name, count in counts.items() if count}
+        summary |= {"conversations": plan.get("conversations"), "epochs": finished.get("epochs")}
     for name, entry in _json(root / "evaluate" / run / "metrics.json").get("checkpoints", {}).items():
         groups = entry.get("heldout", {}).get("groups", {})
-        told.setdefault("right", {})[name] = {
+        summary.setdefault("accuracy", {})[name] = {
             group: [row["accuracy"], row.get("chance")] for group, row in groups.items() if row.get("n")
         }
-    told["miniature"] = (root / "raw/miniature").is_dir()
-    return told
+    summary["miniature"] = (root / "raw/miniature").is_dir()
+    return summary
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object that is nice to have."""
+    """A JSON object, empty if the file is missing or something else."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):

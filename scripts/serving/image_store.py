@@ -1,7 +1,7 @@
-"""Images of requests: data URLs and uploaded files, opened only if they are images of a common format, and kept small.
+"""Images of requests: data URLs and uploaded files, restricted to common formats, in caches of bounded size.
 
-Nothing is ever fetched: an address in a request could make the server read what its sender may not (a machine behind
-the firewall, a cloud's metadata), so http addresses are refused with a word on what to do instead.
+Nothing is downloaded: a URL in a request could make the server read what its sender must not see (a machine behind the
+firewall, the metadata service of a cloud), so http URLs are refused.
 """
 
 import base64
@@ -18,13 +18,13 @@ from PIL import Image, UnidentifiedImageError
 
 from model.processing import VisualChatProcessor
 from scripts.common.errors import UserError
-from scripts.inference.image_files import decode
+from scripts.inference.image_files import decode_image
 from scripts.media.opening import open_image
 from scripts.serving.errors import ApiError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO")
-"""What is opened. Pillow knows many more formats, some of which start other programs."""
-_DECODERS = 2  # images that are decoded at the same time; the largest takes some 600 MB
+"""Formats that are opened. Pillow supports many more, some of which start other programs."""
+_DECODERS = 2  # images that are decoded at the same time; the largest takes about 600 MB
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Upload:
     data: bytes
     created: int
 
-    def described(self, identity: str) -> dict[str, object]:
-        """The file as the API describes it."""
+    def description(self, identity: str) -> dict[str, object]:
+        """OpenAI's file object."""
         return {
             "id": identity,
             "object": "file",
@@ -49,10 +49,10 @@ class Upload:
 
 
 class ImageStore:
-    """The images of all requests: uploads by their id, and pixels by what they were decoded from."""
+    """The images of all requests: uploads by id, and preprocessed pixels by the hash of the encoded image."""
 
-    def __init__(self, max_bytes: int, upload_cache_bytes: int, pixel_cache_bytes: int):
-        """`max_bytes` of an encoded image; `upload_cache_bytes` and `pixel_cache_bytes` are the memory for uploads and for pixels."""
+    def __init__(self, max_bytes: int, upload_cache_bytes: int, pixel_cache_bytes: int) -> None:
+        """Sizes in bytes: `max_bytes` of one encoded image, and the memory of uploads and of pixels."""
         self.max_bytes = max_bytes
         self.uploads: LRUCache[str, Upload] = LRUCache(upload_cache_bytes, getsizeof=lambda upload: len(upload.data))
         self.pixels: LRUCache[tuple[int, bytes], np.ndarray] = LRUCache(
@@ -62,58 +62,59 @@ class ImageStore:
         self._lock = threading.Lock()
         self._decoders = threading.Semaphore(_DECODERS)
 
-    def upload(self, name: str, purpose: str, data: bytes) -> str:
-        """Keep an image until there is no more room; returns its id, which nobody can guess.
+    def upload(self, name: str, purpose: str, data: bytes) -> tuple[str, Upload]:
+        """Keep an image, at the cost of those used least recently; returns its unguessable id and the upload.
 
         Raises:
-            ApiError: it is no image, or too large.
+            ApiError: not an image, or too large.
         """
         self._check_size(data, name)
         with self._decoders:
             _decoded(data, name)
         identity = f"file-{secrets.token_hex(16)}"
         if len(data) > self.uploads.maxsize:
-            raise ApiError(413, f"{name} has {len(data)} bytes, more than there is room for uploads", "file_too_large")
+            raise ApiError(413, f"{name} has {len(data):,} bytes, more than all uploads may have", "file_too_large")
+        upload = Upload(name, purpose, data, int(time.time()))
         with self._lock:
-            self.uploads[identity] = Upload(name, purpose, data, int(time.time()))
-        return identity
+            self.uploads[identity] = upload
+        return identity, upload
 
     def uploaded(self, identity: str) -> Upload | None:
-        """The upload with this id, None if there is none (any more)."""
+        """The upload with this id, `None` if there is none (any more)."""
         with self._lock:
             return self.uploads.get(identity)
 
     def delete(self, identity: str) -> None:
-        """Forget an upload; nothing happens if it is gone already."""
+        """Remove an upload, if it exists."""
         with self._lock:
             self.uploads.pop(identity, None)
 
     def data(self, part: dict, where: str) -> bytes:
-        """The encoded image that a part of a message brings.
+        """The encoded bytes of an image part of a message; `where` is its location in the request.
 
         Raises:
-            ApiError: the part brings none that may be read.
+            ApiError: the part is invalid, its upload does not exist, or the image is too large.
         """
         kind = part.get("type")
         value = part.get(kind) if isinstance(kind, str) else None
         if kind == "image_url":
             url = value.get("url") if isinstance(value, dict) else value
             if not isinstance(url, str):
-                raise ApiError(400, f"{where}: an image_url part must hold a url", "invalid_image_url", where)
+                raise ApiError(400, f"{where}: an image_url part needs a url", "invalid_image_url", where)
             data = self._file(url, where) if url.startswith("file-") else _from_data_url(url, where)
         else:
             identity = value.get("file_id") if isinstance(value, dict) else None
             if not isinstance(identity, str):
-                raise ApiError(400, f"{where}: name an uploaded image as file_id", "invalid_file", where)
+                raise ApiError(400, f"{where}: the part needs the file_id of an uploaded image", "invalid_file", where)
             data = self._file(identity, where)
         self._check_size(data, where)
         return data
 
-    def prepared(self, data: bytes, processor: VisualChatProcessor, where: str) -> tuple[np.ndarray, bytes]:
-        """What a model sees of an encoded image, uint8 (3, height, width), and the sha256 of these pixels.
+    def prepare(self, data: bytes, processor: VisualChatProcessor, where: str) -> tuple[np.ndarray, bytes]:
+        """Preprocess an encoded image: pixels, uint8 (3, height, width), and their sha256.
 
         Raises:
-            ApiError: the bytes are no image.
+            ApiError: the bytes are not an image of a supported format.
         """
         pixels = self._pixels(data, processor, where)
         return pixels, hashlib.sha256(pixels.tobytes()).digest()
@@ -125,7 +126,7 @@ class ImageStore:
     )
     def _pixels(self, data: bytes, processor: VisualChatProcessor, where: str) -> np.ndarray:
         with self._decoders:
-            return processor.image(_decoded(data, where))
+            return processor.preprocess_image(_decoded(data, where))
 
     def _file(self, identity: str, where: str) -> bytes:
         upload = self.uploaded(identity)
@@ -136,7 +137,7 @@ class ImageStore:
 
     def _check_size(self, data: bytes, where: str) -> None:
         if len(data) > self.max_bytes:
-            message = f"{where}: the image has {len(data):,} bytes; at most {self.max_bytes:,} are read"
+            message = f"{where}: the image has {len(data):,} bytes; at most {self.max_bytes:,} are accepted"
             raise ApiError(413, message, "image_too_large", where)
 
 
@@ -144,11 +145,11 @@ def _from_data_url(url: str, where: str) -> bytes:
     """The bytes of a data URL with base64 content."""
     scheme = url[:16].partition(":")[0].lower()
     if scheme in ("http", "https"):
-        message = f"{where}: this server fetches nothing from addresses; send the image as a data URL or upload it"
+        message = f"{where}: this server downloads nothing; send the image as a data URL or upload it"
         raise ApiError(400, message, "image_url_not_fetched", where)
     header, comma, content = url.partition(",")
     if scheme != "data" or not comma or not header.lower().endswith(";base64"):
-        message = f"{where}: the url must be of the form data:image/png;base64,... or the id of an upload"
+        message = f"{where}: the url must have the form data:image/png;base64,... or be the id of an upload"
         raise ApiError(400, message, "invalid_image_url", where)
     try:
         return base64.b64decode(content, validate=True)
@@ -157,19 +158,20 @@ def _from_data_url(url: str, where: str) -> bytes:
 
 
 def _decoded(data: bytes, where: str) -> Image.Image:
-    """Decode an image completely."""
+    """Decode an image of a supported format completely.
+
+    Raises:
+        ApiError: it is none.
+    """
     try:
-        try:
-            with open_image(data) as image:
-                kind = image.format
-        except UnidentifiedImageError:
-            raise UserError(f"{where} is not an image that can be read") from None
-        except Exception:  # a damaged header raises nearly anything
-            kind = FORMATS[0]  # `decode` says what is wrong
-        if kind not in FORMATS:
-            raise UserError(f"{where} is a {kind} file; send a {', '.join(FORMATS[:-1])} image")
-        return decode(data, where)
+        with open_image(data) as image:
+            file_format = image.format
+        if file_format not in FORMATS:
+            raise UserError(f"{where} is a {file_format} file; send a {', '.join(FORMATS[:-1])} image")
+        return decode_image(data, where)
+    except UnidentifiedImageError:
+        raise ApiError(400, f"{where} is not an image that can be read", "invalid_image", where) from None
     except UserError as error:
         raise ApiError(400, str(error), "invalid_image", where) from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (Pillow raises nearly anything for a damaged file)
         raise ApiError(400, f"image {where} is damaged: {error}", "invalid_image", where) from None

@@ -1,4 +1,4 @@
-"""One answer in the making: what was asked, how its tokens are chosen, and how tokens become text piece by piece."""
+"""Jobs of the engine: a prompt with its sampling parameters, token sampling, and incremental detokenisation."""
 
 import copy
 import threading
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from model.template import EncodedConversation
 
@@ -17,7 +18,7 @@ STOP, LENGTH, TIMEOUT, CANCELLED, ERROR = "stop", "length", "timeout", "cancelle
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen. `temperature` 0 takes the likeliest one; `seed` makes a draw repeatable."""
+    """How tokens are sampled. `temperature` 0 is greedy decoding; `seed` makes sampling repeatable."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -28,7 +29,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """A piece of an answer. The last one says why it ended (`finish`), and `error` what went wrong, if anything did."""
+    """New text of an answer. The last delta has the reason for the end (`finish`) and, if that is `ERROR`, `error`."""
 
     text: str = ""
     finish: str | None = None
@@ -37,10 +38,18 @@ class TextDelta:
 
 @dataclass(eq=False)
 class Job:
-    """A question that waits for its answer.
+    """A prompt whose answer is to be generated.
 
-    `pixels` are the images of `encoded`, uint8 (3, height, width), in reading order, and `hashes` their sha256.
-    `on_delta` is called in the engine's thread and must return at once. `deadline` is a time of `time.monotonic`.
+    Attributes:
+        encoded: the prompt.
+        pixels: its images in reading order, uint8 (3, height, width).
+        hashes: the sha256 of each image's pixels.
+        sampling: how tokens are sampled.
+        deadline: when the job times out, in the time of `time.monotonic`.
+        on_delta: receives the answer; called in the engine's thread, must not block.
+        cached_tokens: how many tokens of the prompt were taken from the prefix cache.
+        output_ids: the tokens of the answer so far.
+        cancelled: set to cancel the job.
     """
 
     encoded: EncodedConversation
@@ -49,50 +58,52 @@ class Job:
     sampling: SamplingParams
     deadline: float
     on_delta: Callable[[TextDelta], None]
-    cached_tokens: int = 0  # tokens of the prompt that an earlier conversation had computed
-    output_ids: list[int] = field(default_factory=list)  # tokens of the answer so far
+    cached_tokens: int = 0
+    output_ids: list[int] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:
-        """Nobody waits for the answer any more: the engine drops it before its next step."""
+        """Let the engine drop the job before its next step."""
         self.cancelled.set()
 
 
 class TokenStreamer:
-    """Chooses the tokens of one answer and turns them into text."""
+    """Samples the tokens of one answer and decodes them to text."""
 
-    def __init__(self, job: Job, tokenizer, ends: frozenset[int]):
-        """`tokenizer` is the fast tokenizer of `transformers`, `ends` are the tokens that close an answer."""
-        self.job, self._tokenizer, self._ends = job, tokenizer, ends
+    def __init__(self, job: Job, tokenizer: PreTrainedTokenizerFast, eos_tokens: frozenset[int]) -> None:
+        self.job, self._tokenizer, self._eos_tokens = job, tokenizer, eos_tokens
         self.finished = False
         self._stream = DecodeStream(skip_special_tokens=True)
-        self._held = ""  # text that may be the beginning of a stop sequence
-        self._shown = 0  # letters of the answer that were decoded
-        seed = job.sampling.seed
-        self._draw = None if not job.sampling.temperature else torch.Generator()
-        if self._draw is not None:
-            self._draw.seed() if seed is None else self._draw.manual_seed(seed)
+        self._held = ""  # decoded text that may be the beginning of a stop sequence
+        self._decoded = 0  # characters of the answer that were decoded
+        self._generator: torch.Generator | None = None
+        if job.sampling.temperature:
+            self._generator = torch.Generator()
+            if job.sampling.seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(job.sampling.seed)
 
-    def choose(self, logits: Tensor) -> int:
-        """Choose a token from logits (vocabulary,)."""
-        if self._draw is None:
+    def sample(self, logits: Tensor) -> int:
+        """Sample a token from logits (vocabulary,)."""
+        if self._generator is None:
             return int(logits.argmax())
-        chances = (logits.float().cpu() / self.job.sampling.temperature).softmax(-1)
+        probabilities = (logits.float().cpu() / self.job.sampling.temperature).softmax(-1)
         if self.job.sampling.top_p < 1:
-            ordered, order = chances.sort(descending=True)
-            # The likeliest tokens that together reach top_p; the first always stays.
+            ordered, order = probabilities.sort(descending=True)
+            # The most likely tokens whose probabilities together reach top_p; the first one always stays.
             ordered[ordered.cumsum(0) - ordered >= self.job.sampling.top_p] = 0
-            return int(order[torch.multinomial(ordered, 1, generator=self._draw)])
-        return int(torch.multinomial(chances, 1, generator=self._draw))
+            return int(order[torch.multinomial(ordered, 1, generator=self._generator)])
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
     def put(self, token: int) -> TextDelta | None:
-        """Take in the next token; returns what can be shown now, if anything."""
+        """Append a token; returns the text that can be sent now, `None` if there is none yet."""
         self.job.output_ids.append(token)
-        if token in self._ends:
+        if token in self._eos_tokens:
             return self._last(STOP)
-        # A token may be part of a letter; then the stream waits for the rest of it.
+        # A token may be part of a character; then the stream returns nothing until the character is complete.
         new = self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
-        self._shown += len(new)
+        self._decoded += len(new)
         text, stopped = self._until_stop(self._held + new)
         if stopped:
             self._held = ""
@@ -103,11 +114,11 @@ class TokenStreamer:
         return TextDelta(text) if text else None
 
     def _until_stop(self, text: str) -> tuple[str, bool]:
-        """The text up to the first stop sequence and whether there is one; what may become one is held back."""
+        """The text before the first stop sequence, and whether there is one; a possible start of one is held back."""
         stops = self.job.sampling.stop
-        found = [place for place in (text.find(stop) for stop in stops) if place >= 0]
-        if found:
-            return text[: min(found)], True
+        starts = [start for start in (text.find(stop) for stop in stops) if start >= 0]
+        if starts:
+            return text[: min(starts)], True
         held = max(
             (n for stop in stops for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n])), default=0
         )
@@ -115,11 +126,11 @@ class TokenStreamer:
         return text[: len(text) - held], False
 
     def _last(self, finish: str) -> TextDelta:
-        tokens = [token for token in self.job.output_ids if token not in self._ends]
-        rest = self._tokenizer.decode(tokens, skip_special_tokens=True)[self._shown :]
+        tokens = [token for token in self.job.output_ids if token not in self._eos_tokens]
+        rest = self._tokenizer.decode(tokens, skip_special_tokens=True)[self._decoded :]
         return TextDelta(self._held + rest, finish)
 
 
-def copy_tokenizer(tokenizer):
-    """A copy for one thread: encoding changes a tokenizer's settings for a moment, and decoding meanwhile fails."""
+def copy_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A copy for one thread: encoding changes a tokenizer's state, which breaks decoding in another thread."""
     return copy.deepcopy(tokenizer)

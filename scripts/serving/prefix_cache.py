@@ -1,9 +1,10 @@
-"""What conversations left behind, found again by how they begin.
+"""Caches the keys and values of conversations, found by their first tokens.
 
-A client sends its whole conversation in every round. Most of it was read in the round before, so the keys and values of
-a conversation are kept when its answer is finished, and the next question goes on from there. To find out where, tokens
-are hashed in blocks, each together with everything before it and with the pixels of its images: two conversations share
-a hash exactly if they begin with the same blocks. The last, incomplete block is then compared token by token.
+A client sends its whole conversation in every round, most of which was computed in the round before. So the keys and
+values of a conversation are kept when its answer is finished, and the next round continues from them. For the lookup,
+tokens are hashed in blocks, each together with all blocks before it and with the pixels of its images: two
+conversations have a hash in common exactly if they begin with the same blocks. The rest is then compared token by
+token.
 """
 
 import hashlib
@@ -17,98 +18,106 @@ from model.conversation_batch import ConversationBatch
 from model.template import IMAGE
 from scripts.serving.jobs import Job
 
-_BLOCK = 16  # tokens; what is shorter is not worth finding
+_BLOCK = 16  # tokens; a shorter common prefix is not found
 
 
 @dataclass(frozen=True, eq=False)
-class _Known:
-    """A conversation that was computed: its tokens (K,), where its images begin, and what the model keeps of it."""
+class _Tokens:
+    """The tokens (K,) of a conversation, the hashes and first positions of its images, and the hashes of its blocks."""
 
     tokens: np.ndarray
-    hashes: tuple[bytes, ...]
-    starts: np.ndarray
+    image_hashes: tuple[bytes, ...]
+    image_starts: np.ndarray
     blocks: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """A cached conversation and its keys and values."""
+
+    content: _Tokens
     batch: ConversationBatch
 
     @property
     def nbytes(self) -> int:
-        return self.batch.nbytes + self.tokens.nbytes
+        return self.batch.nbytes + self.content.tokens.nbytes
 
 
-class _Memory(LRUCache):
-    """Conversations by their number, within `room` bytes; `on_evict` is called with each that has to make room."""
+class _Entries(LRUCache[int, _Entry]):
+    """Entries by number, at most `max_bytes`; `on_evict` is called with every entry that is evicted."""
 
-    def __init__(self, room: int, on_evict: Callable[[int, _Known], None]):
-        super().__init__(room, getsizeof=lambda known: known.nbytes)
+    def __init__(self, max_bytes: int, on_evict: Callable[[int, _Entry], None]) -> None:
+        super().__init__(max_bytes, getsizeof=lambda entry: entry.nbytes)
         self._on_evict = on_evict
 
-    def popitem(self) -> tuple[int, _Known]:
-        number, known = super().popitem()
-        self._on_evict(number, known)
-        return number, known
+    def popitem(self) -> tuple[int, _Entry]:
+        number, entry = super().popitem()
+        self._on_evict(number, entry)
+        return number, entry
 
 
 class PrefixCache:
-    """A bounded memory of conversations. One thread uses it."""
+    """A cache of conversations with bounded memory. Not thread-safe."""
 
-    def __init__(self, room: int, image_tokens: int):
-        """`room` in bytes on the model's device."""
-        self._kept = _Memory(room, self._forget)
-        self._by_block: dict[bytes, dict[int, None]] = {}  # which conversations have a block, the newest last
+    def __init__(self, max_bytes: int, image_tokens: int) -> None:
+        """`max_bytes` on the model's device; `image_tokens` of one image."""
+        self._entries = _Entries(max_bytes, self._forget)
+        self._by_block: dict[bytes, dict[int, None]] = {}  # the conversations that have a block, newest last
         self._image_tokens = image_tokens
         self._next = 0
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes."""
-        return self._kept.currsize
+        """Memory of the cached conversations."""
+        return int(self._entries.currsize)
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
     def longest(self, job: Job) -> tuple[ConversationBatch | None, int]:
-        """A conversation that begins like `job`, and how many tokens the two share.
+        """A conversation with the same first tokens as `job`, and how many tokens they share; (None, 0) without one.
 
-        At least the last token of the job is never shared: the first one of the answer follows from it.
+        The last token of the job is never shared, because the first token of the answer is computed from it.
         """
-        known, same = self._find(self._described(job, len(job.encoded) - 1))[1:]
-        return (known.batch, same) if known is not None else (None, 0)
+        _, entry, shared = self._find(self._tokens(job, len(job.encoded) - 1))
+        return (entry.batch, shared) if entry is not None else (None, 0)
 
     def keep(self, job: Job, batch: ConversationBatch) -> None:
-        """Remember the conversation of a job that ended, in `batch`; what it went on from is no longer needed."""
-        new = self._described(job, batch.lengths[0], batch)
-        number, known, same = self._find(new)
-        if known is not None and same == len(known.tokens):
-            self._forget(number, self._kept.pop(number))
+        """Cache the conversation of a finished job, in place of the one that it continued."""
+        content = self._tokens(job, batch.lengths[0])
+        number, entry, shared = self._find(content)
+        if entry is not None and shared == len(entry.content.tokens):
+            self._forget(number, self._entries.pop(number))
         self._next += 1
-        if new.nbytes <= self._kept.maxsize:
-            self._kept[self._next] = new
-            for block in new.blocks:
+        new = _Entry(content, batch)
+        if new.nbytes <= self._entries.maxsize:
+            self._entries[self._next] = new
+            for block in content.blocks:
                 self._by_block.setdefault(block, {})[self._next] = None
 
     def clear(self) -> None:
-        """Forget everything."""
-        self._kept.clear()
+        """Remove all conversations."""
+        self._entries.clear()
         self._by_block.clear()
 
-    def _find(self, new: _Known) -> tuple[int, _Known | None, int]:
-        """The conversation that shares most blocks with `new`, its number, and how many tokens are the same."""
-        for block in reversed(new.blocks):
+    def _find(self, content: _Tokens) -> tuple[int, _Entry | None, int]:
+        """The conversation that shares most blocks with `content`: its number, its entry, and the shared tokens."""
+        for block in reversed(content.blocks):
             if block in self._by_block:
                 number = next(reversed(self._by_block[block]))
-                known = self._kept.get(number)
-                return number, known, _shared(new, known)
+                entry = self._entries.get(number)
+                return number, entry, 0 if entry is None else _shared_tokens(content, entry.content)
         return 0, None, 0
 
-    def _forget(self, number: int, known: _Known) -> None:
-        for block in known.blocks:
+    def _forget(self, number: int, entry: _Entry) -> None:
+        for block in entry.content.blocks:
             numbers = self._by_block.get(block, {})
             numbers.pop(number, None)
             if not numbers:
                 self._by_block.pop(block, None)
 
-    def _described(self, job: Job, length: int, batch: ConversationBatch | None = None) -> _Known:
-        """The first `length` tokens of a job's conversation."""
+    def _tokens(self, job: Job, length: int) -> _Tokens:
+        """The first `length` tokens of a job's conversation, its answer included."""
         tokens = np.asarray((job.encoded.input_ids + job.output_ids)[:length], dtype=np.int64)
         starts = np.flatnonzero(np.asarray(job.encoded.modality[:length]) == IMAGE)[:: self._image_tokens]
         blocks, digest = [], b""
@@ -118,15 +127,15 @@ class PrefixCache:
                 digest + tokens[first : first + _BLOCK].tobytes() + b"".join(job.hashes[low:high]), digest_size=16
             ).digest()
             blocks.append(digest)
-        return _Known(tokens, tuple(job.hashes[: len(starts)]), starts, tuple(blocks), batch)
+        return _Tokens(tokens, tuple(job.hashes[: len(starts)]), starts, tuple(blocks))
 
 
-def _shared(one: _Known, other: _Known) -> int:
-    """How many tokens at the beginning are the same, images among them by their pixels."""
+def _shared_tokens(one: _Tokens, other: _Tokens) -> int:
+    """How many first tokens are equal; images are equal if their pixels are."""
     length = min(len(one.tokens), len(other.tokens))
     differ = np.flatnonzero(one.tokens[:length] != other.tokens[:length])
     same = int(differ[0]) if len(differ) else length
-    for mine, theirs, start in zip(one.hashes, other.hashes, one.starts, strict=False):
-        if mine != theirs:
+    for image, other_image, start in zip(one.image_hashes, other.image_hashes, one.image_starts, strict=False):
+        if image != other_image:
             return min(same, int(start))
     return same

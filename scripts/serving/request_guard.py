@@ -1,16 +1,16 @@
-"""What stands before every request: who may ask, from where, and how much they may send.
+"""Checks every request before it is handled: host, origin, API key, and size of the body.
 
-host     a server for this machine answers to this machine's names only, so that no web page can reach it under a
-         name of its own that points here (DNS rebinding)
-origin   a page of another site may not use the browser of a person to talk to this server
-key      where one is set, everything but the page itself and /health needs it
-body     is bounded in size, in time, and all bodies together in memory
+host     a local server answers only to the names of this machine, so that no web page can reach it under its own
+         name that resolves to this machine (DNS rebinding)
+origin   pages of other sites must not use a visitor's browser to send requests to this server
+key      if one is set, everything except the page itself and /health needs it
+body     has a maximum size and a maximum time, and all bodies together a maximum of memory
 """
 
 import asyncio
 import hmac
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -19,13 +19,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from scripts.serving.errors import ApiError
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_OPEN = re.compile(r"/|/health|/page/[a-z.]+")
-_PATIENCE = 60.0  # seconds that a body may take
-_DRAIN = 10.0  # seconds during which the rest of a refused body is read and dropped
+_PUBLIC = re.compile(r"/|/health|/page/[a-z.]+")
+_BODY_TIMEOUT = 60.0  # seconds in which a body must arrive
+_DRAIN_TIMEOUT = 10.0  # seconds in which the rest of a refused body is read and dropped
 
 
 class RequestGuard:
-    """ASGI middleware, see the module."""
+    """ASGI middleware with the checks of this module; a refused request gets the response of an `ApiError`."""
 
     def __init__(
         self,
@@ -34,13 +34,22 @@ class RequestGuard:
         hosts: Collection[str] | None = None,
         max_body_bytes: int = 32 << 20,
         max_total_body_bytes: int = 256 << 20,
-    ):
-        """`hosts` are the names that the server answers to, None for any; `max_body_bytes` and `max_total_body_bytes` are bytes."""
+    ) -> None:
+        """Wrap `app`.
+
+        Args:
+            app: the application.
+            key: the API key, `None` for none.
+            hosts: names that the server answers to, `None` for any.
+            max_body_bytes: of one request.
+            max_total_body_bytes: of all requests whose bodies are being read.
+        """
         self.app, self.key, self.hosts = app, key, hosts
         self.max_body_bytes, self.max_total_body_bytes = max_body_bytes, max(max_total_body_bytes, max_body_bytes)
-        self.taken = 0  # bytes of the bodies that are read now
+        self.reserved = 0  # bytes of the bodies that are being read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check an HTTP request, and pass it on to the app."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         release = None
@@ -57,7 +66,7 @@ class RequestGuard:
         except ApiError as error:
             await error.response()(scope, receive, send)
         except ClientDisconnect:
-            pass  # it went away while it was still sending
+            pass  # while sending its body
         finally:
             if release is not None:
                 release()
@@ -66,19 +75,19 @@ class RequestGuard:
         host = headers.get("host", "")
         name = re.sub(r":\d+$", "", host).lower()
         if self.hosts is not None and name not in self.hosts:
-            message = f"this server does not answer to the name {name!r}; start it with --allow-host {name}"
+            message = f"host {name!r} is not allowed; start the server with --allow-host {name}"
             raise ApiError(403, message, "host_not_allowed")
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2].lower() != host.lower():
-            raise ApiError(403, "pages of other sites may not use this server", "origin_not_allowed")
-        if self.key is None or _OPEN.fullmatch(path):
+            raise ApiError(403, "requests from pages of other sites are not allowed", "origin_not_allowed")
+        if self.key is None or _PUBLIC.fullmatch(path):
             return
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.key.encode()):
-            raise ApiError(401, "this server needs its key: Authorization: Bearer KEY", "invalid_api_key")
+            raise ApiError(401, "an API key is required: Authorization: Bearer KEY", "invalid_api_key")
 
     def _expected(self, headers: Headers) -> int | None:
-        """The bytes that the request says it has; None if it comes in pieces and does not say."""
+        """The Content-Length of a request in bytes; `None` if its body is sent in chunks."""
         if "transfer-encoding" in headers:
             return None
         try:
@@ -86,39 +95,38 @@ class RequestGuard:
         except ValueError:
             raise ApiError(400, "Content-Length must be a number", "invalid_request") from None
 
-    def _reserve(self, nbytes: int):
-        """Take room for a body; returns what gives it back, which may be called twice."""
-        if self.taken + nbytes > self.max_total_body_bytes:
-            raise ApiError(503, "the server is reading as much as it can; come back soon", "overloaded", retry_after=1)
-        self.taken += nbytes
+    def _reserve(self, nbytes: int) -> Callable[[], None]:
+        """Reserve memory for a body; returns a function that releases it, which may be called more than once."""
+        if self.reserved + nbytes > self.max_total_body_bytes:
+            raise ApiError(503, "too many requests are being read; retry later", "overloaded", retry_after=1)
+        self.reserved += nbytes
         held = nbytes
 
         def release() -> None:
             nonlocal held
-            self.taken -= held
+            self.reserved -= held
             held = 0
 
         return release
 
     def _bounded(self, receive: Receive) -> Receive:
-        """The same body, refused when it becomes too large or takes too long."""
-        seen, whole = 0, False
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _PATIENCE
+        """The same body; raises `ApiError` if it becomes too large or takes too long."""
+        received, complete = 0, False
+        deadline = asyncio.get_running_loop().time() + _BODY_TIMEOUT
 
         async def bounded() -> Message:
-            nonlocal seen, whole
-            if whole:
+            nonlocal received, complete
+            if complete:
                 return await receive()
             try:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                raise ApiError(408, f"the body did not come within {_PATIENCE:.0f} s", "timeout") from None
+                raise ApiError(408, f"the body did not arrive within {_BODY_TIMEOUT:.0f} s", "timeout") from None
             if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                whole = not message.get("more_body", False)
-                if seen > self.max_body_bytes:
+                received += len(message.get("body", b""))
+                complete = not message.get("more_body", False)
+                if received > self.max_body_bytes:
                     message.clear()
                     await _drain(receive)
                     raise self._too_large()
@@ -127,15 +135,14 @@ class RequestGuard:
         return bounded
 
     def _too_large(self) -> ApiError:
-        return ApiError(
-            413, f"the request is larger than the {self.max_body_bytes:,} bytes that are read", "request_too_large"
-        )
+        message = f"the request is too large; at most {self.max_body_bytes:,} bytes are accepted"
+        return ApiError(413, message, "request_too_large")
 
 
 async def _drain(receive: Receive) -> None:
-    """Read the rest of a body and drop it: a client that is still sending would not see the answer."""
+    """Read and drop the rest of a body: a client that is still sending would not read the response."""
     try:
-        async with asyncio.timeout(_DRAIN):
+        async with asyncio.timeout(_DRAIN_TIMEOUT):
             more = True
             while more:
                 message = await receive()

@@ -1,4 +1,4 @@
-"""A model that is served: its engine, and what a person or a client should know about it."""
+"""A model that is served: its engine and its description."""
 
 import threading
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from scripts.common.files import read_json
 from scripts.serving.engine import BatchingEngine, EngineSettings
 from scripts.serving.errors import ApiError
 
-MOST_TOKENS = 8192  # of an answer, where the decoder names no limit
+MAX_ANSWER_TOKENS = 8192  # for decoders without max_position_embeddings
 
 
 @dataclass
 class ServedModel:
-    """A model under its `name`. `about` is what /v1/models tells of it."""
+    """A model under its `name`. `about` is its description in /v1/models, `context` its maximum number of tokens."""
 
     name: str
     processor: VisualChatProcessor
@@ -32,7 +32,7 @@ class ServedModel:
         """Load the model in `folder` and start its engine.
 
         Raises:
-            UserError: there is no such model, or it cannot be loaded.
+            UserError: see `load_model`.
         """
         from scripts.inference.model_loading import load_model
 
@@ -41,30 +41,30 @@ class ServedModel:
         return cls(name, processor, BatchingEngine(model, processor, settings), describe(folder, model), context)
 
     def encode(self, messages: list[dict[str, Any]]) -> EncodedConversation:
-        """A conversation as tokens.
+        """Encode a conversation.
 
         Raises:
-            ApiError: the template cannot express it, or it leaves no room for an answer.
+            ApiError: the template cannot express it, or it leaves no room for an answer in the context.
         """
         try:
-            with self._encoding:  # a tokenizer changes its settings while it encodes
+            with self._encoding:  # a tokenizer changes its state while it encodes
                 encoded = self.processor.encode(messages)
         except ValueError as error:
             raise ApiError(400, str(error), "invalid_conversation", "messages") from None
         if messages[-1]["role"] != "user":
-            raise ApiError(400, "the last message must be the user's: it is what is answered", "invalid_conversation")
+            raise ApiError(400, "the last message must have the role user", "invalid_conversation")
         if self.context is not None and len(encoded) >= self.context:
-            message = f"the conversation has {len(encoded)} tokens; {self.name} reads {self.context} with its answer"
+            message = f"the conversation has {len(encoded)} tokens; with its answer it must fit into {self.context}"
             raise ApiError(400, message, "context_length_exceeded", "messages")
         return encoded
 
     def max_answer_tokens(self, encoded: EncodedConversation) -> int:
-        """The most tokens that an answer may have behind `encoded`."""
-        return MOST_TOKENS if self.context is None else self.context - len(encoded)
+        """The maximum number of tokens of an answer to `encoded`."""
+        return MAX_ANSWER_TOKENS if self.context is None else self.context - len(encoded)
 
 
 def describe(folder: Path, model: VisualChatForConditionalGeneration) -> dict[str, Any]:
-    """What a model is, in words and numbers that fit a page."""
+    """The description of a model: its parts, sizes, checkpoint and scores, `None` where unknown."""
     config, manifest = model.config, _manifest(folder)
     return {
         "attention": config.attention,
@@ -91,8 +91,8 @@ def served_name(folder: Path) -> str:
     return f"{run}/{which}" if run and which else folder.resolve().name
 
 
-def newest(root: Path) -> list[Path]:
-    """The checkpoints of the run below `root` that was exported last: final, and best where it differs.
+def newest_export(root: Path) -> list[Path]:
+    """The checkpoints of the run below `root` that was exported last: final, and best if it differs from final.
 
     Raises:
         UserError: nothing was exported there.

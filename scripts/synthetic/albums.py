@@ -1,7 +1,7 @@
-"""The miniature's rows in the raw formats of datasets whose images are their own, field by field.
+"""The miniature's rows in the raw formats of datasets that do not use the images of COCO, field by field.
 
-Each album has a writer like those of `formats`; the table at the end names file and folder. An album holds at least
-three images, or none where its share is zero.
+Each album has a writer like those of `formats`; the table at the end has the paths of file and folder. An album has at
+least three images, or none if its share is zero.
 """
 
 from collections.abc import Callable
@@ -29,11 +29,11 @@ def covers(album: Album) -> dict:
     rows = {}
     for number in range(len(album)):
         draw, scene = album.draw("cover", number), album.scene(number)
-        asked = questions([scene], draw, album.settings)
+        all_questions = questions([scene], draw, album.settings)
         rows[album.image_id(number)] = {
             "imageURL": f"http://ecx.images-amazon.com/images/I/{number:08d}L.jpg",
-            "questions": [each.text for each in asked],
-            "answers": [each.answer for each in asked],
+            "questions": [each.text for each in all_questions],
+            "answers": [each.answer for each in all_questions],
             "title": " and ".join(name(thing) for thing in scene),
             "authorName": "",
             "genre": CELLS[scene[0].cell],
@@ -53,11 +53,13 @@ def dialogues(album: Album) -> list[dict]:
         pair = pair_question((scenes[0], scenes[1]), draw, album.settings)
         third = question(scenes[2], draw, album.settings, image=3)
         shown = "IMAGE#{}<Img><ImageHere></Img>"
-        turns = [
-            (f"Here are {shown.format(ids[0])} and {shown.format(ids[1])}.", pair, entries[:2]),
-            (f"Here is {shown.format(ids[2])}.", third, entries[2:]),
-        ]
-        rows.append({"dialogue": [part for turn in turns if turn[1] for part in _exchange(*turn, ids)]})
+        turns: list[dict] = []
+        if pair:
+            opening = f"Here are {shown.format(ids[0])} and {shown.format(ids[1])}."
+            turns += _exchange(opening, pair, entries[:2], ids)
+        if third:
+            turns += _exchange(f"Here is {shown.format(ids[2])}.", third, entries[2:], ids)
+        rows.append({"dialogue": turns})
     return rows
 
 
@@ -69,18 +71,22 @@ def _entry(album: Album, number: int) -> dict:
 
 
 def _exchange(opening: str, asked: Question, entries: list[dict], ids: list[str]) -> list[dict]:
-    def named(said: str) -> str:
+    """A question and its answer as two turns, in which images are named by their ids."""
+
+    def with_ids(text: str) -> str:
         for number, id_ in enumerate(ids, start=1):
-            said = said.replace(f"image {number}", f"IMAGE#{id_}")
-        return said
+            text = text.replace(f"image {number}", f"IMAGE#{id_}")
+        return text
 
     return [
-        {"role": "user", "content": f"{opening} {named(asked.text)}", "images": entries},
-        {"role": "assistant", "content": named(asked.answer), "images": []},
+        {"role": "user", "content": f"{opening} {with_ids(asked.text)}", "images": entries},
+        {"role": "assistant", "content": with_ids(asked.answer), "images": []},
     ]
 
 
-class _Made(NamedTuple):
+class _AlbumFormat(NamedTuple):
+    """How one album is made: its name and folder, the setting with its share, and the writer of its annotations."""
+
     name: str
     folder: str
     setting: str
@@ -88,10 +94,10 @@ class _Made(NamedTuple):
 
 
 _ALBUMS = {
-    "cc_sbu_align/filter_cap.json": _Made("minigpt4", "cc_sbu_align/image", "minigpt4", filter_cap),
-    "OCR_VQA/dataset.json": _Made("ocr_vqa", "OCR_VQA/images", "ocr_vqa", covers),
+    "cc_sbu_align/filter_cap.json": _AlbumFormat("minigpt4", "cc_sbu_align/image", "minigpt4", filter_cap),
+    "OCR_VQA/dataset.json": _AlbumFormat("ocr_vqa", "OCR_VQA/images", "ocr_vqa", covers),
     **{
-        f"SparklesDialogue{part}/annotations/SparklesDialogue{part}.json": _Made(
+        f"SparklesDialogue{part}/annotations/SparklesDialogue{part}.json": _AlbumFormat(
             f"sparkles {part}", f"SparklesDialogue{part}/images", "sparkles", dialogues
         )
         for part in ("CC", "VG")
@@ -100,14 +106,14 @@ _ALBUMS = {
 
 
 def albums(world: World) -> dict[str, tuple[Album, Callable[[Album], Any]]]:
-    """The albums of a world and their writers, by the place of their annotation file below the data path."""
-    found = {}
-    for path, made in _ALBUMS.items():
-        share = getattr(world.settings.rows, made.setting)
+    """The albums of a world and their writers, by the path of their annotation file below the data path."""
+    result = {}
+    for path, format_ in _ALBUMS.items():
+        share = getattr(world.settings.rows, format_.setting)
         if share:
             size = max(_FEWEST, round(share * len(world)))
-            found[path] = (Album(world, made.name, made.folder, size), made.write)
-    return found
+            result[path] = (Album(world, format_.name, format_.folder, size), format_.write)
+    return result
 
 
 TOP_FOLDERS = frozenset(path.split("/")[0] for path in _ALBUMS)

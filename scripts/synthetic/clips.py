@@ -1,7 +1,7 @@
-"""The miniature's rows in the formats of MIMIC-IT whose images come as base64: SD, SN, TVC and VST.
+"""The miniature's rows in the formats of MIMIC-IT with images in base64: SD, SN, TVC and VST.
 
-Every conversation has a few images of its own, which lie in one JSON object by their ids. Writers give instructions
-like those of `CGD_instructions.json`; only ids and numbers of images differ.
+Every conversation has a few separate images, which are stored in one JSON object by id. The instructions are like those
+in `CGD_instructions.json`; only ids and numbers of images differ.
 """
 
 import base64
@@ -17,13 +17,13 @@ from scripts.synthetic.world import Album, World
 
 
 class Form(NamedTuple):
-    """How one of the datasets names things.
+    """The sizes and ids of one of the datasets.
 
     Attributes:
-        images: of one conversation.
-        rounds: of one conversation.
-        image_id: (conversation, place) -> id of an image.
-        round_id: (conversation, round) -> id of an instruction, without the dataset's name in front.
+        images: number per conversation.
+        rounds: number per conversation.
+        image_id: (conversation, index of the image in it) -> id of an image.
+        round_id: (conversation, round) -> id of an instruction, without the dataset's prefix.
     """
 
     images: int
@@ -34,35 +34,36 @@ class Form(NamedTuple):
 
 FORMS = {
     "SD": Form(
-        2, 2, lambda talk, place: f"{talk:05d}_{place + 1}", lambda talk, round_: f"INS_{2 * talk + round_:05d}"
+        2, 2, lambda talk, index: f"{talk:05d}_{index + 1}", lambda talk, round_: f"INS_{2 * talk + round_:05d}"
     ),
     "SN": Form(
         3,
         2,
-        lambda talk, place: f"scene{talk:04d}_00_color_{100 * place + 7}",
+        lambda talk, index: f"scene{talk:04d}_00_color_{100 * index + 7}",
         lambda talk, round_: f"00_INS_scene{talk:04d}_00_activity0_round{round_}",
     ),
     "TVC": Form(
         3,
         2,
-        lambda talk, place: f"s01e{1 + talk // 20:02d}_seg01_clip_{talk % 20:02d}_{12 * place + 5:05d}",
+        lambda talk, index: f"s01e{1 + talk // 20:02d}_seg01_clip_{talk % 20:02d}_{12 * index + 5:05d}",
         lambda talk, round_: f"INS_{2 * talk + round_:06d}",
     ),
-    "VST": Form(3, 1, lambda talk, place: f"{70_000_000 + 31 * talk + place}", lambda talk, round_: f"INS_{talk:05d}"),
+    "VST": Form(3, 1, lambda talk, index: f"{70_000_000 + 31 * talk + index}", lambda talk, round_: f"INS_{talk:05d}"),
 }
 
 
 class Clips(Album):
     """The images of the conversations of one form."""
 
-    def __init__(self, world: World, name: str, conversations: int):
+    def __init__(self, world: World, name: str, conversations: int) -> None:
         self.form = FORMS[name]
         super().__init__(world, name, "MIMIC-IT", conversations * self.form.images)
         self.name, self.conversations = name, conversations
 
     def image_id(self, number: int) -> str:
-        talk, place = divmod(number, self.form.images)
-        return f"{self.name}_IMG_{self.form.image_id(talk, place)}"
+        """The id of an image in the form of the dataset."""
+        talk, index = divmod(number, self.form.images)
+        return f"{self.name}_IMG_{self.form.image_id(talk, index)}"
 
     def base64_images(self) -> dict[str, str]:
         """All images by id, as PNG in base64, as MIMIC-IT has them."""
@@ -95,8 +96,8 @@ def _rounds(clips: Clips, numbers: list[int], draw: RandomStream) -> list[Questi
         if len(scenes) == 2:
             found = pair_question((scenes[0], scenes[1]), draw, clips.settings, known)
         else:
-            place = draw.below(len(scenes))
-            found = question(scenes[place], draw, clips.settings, place + 1, known)
+            index = draw.below(len(scenes))
+            found = question(scenes[index], draw, clips.settings, index + 1, known)
         if found is None:
             break
         asked.append(found)

@@ -1,16 +1,15 @@
-"""Dialogues that a person can follow: a suite in the form of the original's evaluation files, with the right answers
-beside it.
+"""A suite of dialogues for evaluation, in the format of the original's evaluation files, with the right answers.
 
     dialogues.json   {test name: [[question, "path path ..."], [question], ...]}: rounds in order, images optional
     answers.json     {test name: [answer, ...]}
 
-Their images are drawn for this purpose only; no training data can hold them.
+Its images are generated for it alone and do not occur in training data.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from scripts.synthetic.language import Question, compare, pair_question, question, recall
+from scripts.synthetic.language import Question, compare_counts, pair_question, question, recall
 from scripts.synthetic.randomness import RandomStream
 from scripts.synthetic.scenes import Scene, draw_scene, jpeg, render
 from scripts.synthetic.world import World
@@ -19,7 +18,7 @@ _PER_FORM = 5
 
 
 class Turn(NamedTuple):
-    """One round: the numbers of the scenes shown in it, its question and the right answer."""
+    """One round: indices of the scenes shown in it, its question and the right answer."""
 
     shows: tuple[int, ...]
     text: str
@@ -27,7 +26,7 @@ class Turn(NamedTuple):
 
 
 class Suite(NamedTuple):
-    """The suite's two files and its images by path below the suite's folder."""
+    """The contents of the suite's two files, and its images by path below the suite's folder."""
 
     dialogues: dict[str, list[list[str]]]
     answers: dict[str, list[str]]
@@ -35,7 +34,7 @@ class Suite(NamedTuple):
 
 
 def suite(world: World) -> Suite:
-    """Write all dialogues of the world."""
+    """All dialogues for a world."""
     result = Suite({}, {}, {})
     for form, converse in _FORMS.items():
         for number in range(1, _PER_FORM + 1):
@@ -76,19 +75,19 @@ def _pair(world: World, scenes: tuple[Scene, Scene], draw: RandomStream) -> list
 
 
 def _recall(world: World, scenes: tuple[Scene, Scene], draw: RandomStream) -> list[Turn]:
-    """One image after the other; then both are compared and the first is asked about again."""
+    """One image after the other; then a comparison, and another question about the first image."""
     turns: list[Turn] = []
     for number, scene in enumerate(scenes):
         found = question(scene, draw, world.settings)
         turns += _turns([found] if found else [], (number,))
     if "compare" in world.settings.kinds:
-        turns += _turns([compare(*scenes, "compare", draw)], ())
+        turns += _turns([compare_counts(*scenes)], ())
     again = question(scenes[0], draw, world.settings, known=[turn.text for turn in turns])
     return [*turns, Turn((), recall(again.text, 1), again.answer)] if again and turns[0].shows == (0,) else turns
 
 
 def _turns(asked: list[Question], shows: tuple[int, ...]) -> list[Turn]:
-    return [Turn(shows if place == 0 else (), each.text, each.answer) for place, each in enumerate(asked)]
+    return [Turn(shows if number == 0 else (), each.text, each.answer) for number, each in enumerate(asked)]
 
 
 _FORMS = {"single": _single, "pair": _pair, "recall": _recall}

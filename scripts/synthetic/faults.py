@@ -1,7 +1,7 @@
-"""The miniature's damaged twin: raw data with the faults that real downloads have, each in one place of its own.
+"""Faults for the miniature: the defects of real downloads, each put into a different file, row or image.
 
-A fault is a function that damages the written files of a world, chosen by the world's seed. `FAULTS` says with which
-word each of them has to appear in which report, so that a test can ask for all of them and a reader can look them up.
+A fault is a function that damages the written files of a world, at a random position given by the seed. `FAULTS` lists
+for each fault the report in which it has to appear and the reason under which it is counted.
 """
 
 import io
@@ -28,14 +28,14 @@ SPARKLES = "SparklesDialogueCC/annotations/SparklesDialogueCC.json"
 
 
 class Damage:
-    """The written files of a world, and what has been damaged already: no two faults meet in one row or image."""
+    """The written files of a world, and what has been damaged already, so that no row or image gets two faults."""
 
-    def __init__(self, folder: Path, seed: int):
+    def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self._seed = folder, seed
         self._used: set[tuple[str, Any]] = set()
 
     def choose(self, kind: str, items: list[Any]) -> Any:
-        """One of `items` that no other fault has chosen.
+        """A random one of `items` that has no fault yet.
 
         Raises:
             ValueError: there are too few.
@@ -48,13 +48,13 @@ class Damage:
         raise ValueError(f"the world is too small for so many faults: no {kind} is left to damage")
 
     def image(self) -> Path:
-        """The file of a COCO image."""
+        """The path of a random COCO image."""
         return self.folder / COCO / self.choose(COCO, sorted(path.name for path in (self.folder / COCO).iterdir()))
 
-    def picture(self) -> tuple[Path, Image.Image]:
-        """A COCO image, opened."""
-        place = self.image()
-        return place, Image.open(io.BytesIO(place.read_bytes())).convert("RGB")
+    def opened_image(self) -> tuple[Path, Image.Image]:
+        """The path of a random COCO image, and the image."""
+        path = self.image()
+        return path, Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
 
     def edit(self, path: str, change: Callable[[Any], None]) -> None:
         """Change the JSON value of a file."""
@@ -63,7 +63,7 @@ class Damage:
         (self.folder / path).write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def edit_row(self, path: str, change: Callable[[Any], None]) -> None:
-        """Change one row of a file that holds a list of rows."""
+        """Change a random row of a file that is a list of rows."""
 
         def row(rows: list) -> None:
             change(rows[self.choose(path, [number for number, each in enumerate(rows) if self._is_sound(each)])])
@@ -71,7 +71,7 @@ class Damage:
         self.edit(path, row)
 
     def edit_related(self, change: Callable[[dict, str, str], None]) -> None:
-        """Change the CGD instructions, given the ids of two that name each other."""
+        """Change the CGD instructions; `change` gets all rows by id, and the ids of two that name each other."""
 
         def related(value: dict) -> None:
             data = value["data"]
@@ -83,20 +83,20 @@ class Damage:
         self.edit(CGD, related)
 
     def _is_sound(self, row: dict) -> bool:
-        """Whether no image of a row has been damaged, which would hide what else is wrong with it."""
+        """Whether no image of a row has been damaged; that fault would hide another one of the row."""
         numbers = [row.get("image", row.get("image_id", "0")), *row.get("image_ids", ())]
         names = {f"{int(re.sub('[^0-9]', '', str(number)) or 0):012d}.jpg" for number in numbers}
         return not any((COCO, name) in self._used for name in names)
 
 
-def _write(place: Path, image: Image.Image, format_: str, **options: Any) -> None:
+def _write(path: Path, image: Image.Image, format_: str, **options: Any) -> None:
     buffer = io.BytesIO()
     image.save(buffer, format_, **options)
-    place.write_bytes(buffer.getvalue())
+    path.write_bytes(buffer.getvalue())
 
 
 def _content(data: bytes) -> Callable[[Damage], None]:
-    """An image file with other bytes in it."""
+    """A fault that replaces the bytes of an image file."""
 
     def write(damage: Damage) -> None:
         damage.image().write_bytes(data)
@@ -105,9 +105,9 @@ def _content(data: bytes) -> Callable[[Damage], None]:
 
 
 def _truncated(damage: Damage) -> None:
-    place = damage.image()
-    data = place.read_bytes()
-    place.write_bytes(data[: len(data) * 2 // 3])
+    path = damage.image()
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
 
 
 def _bomb(damage: Damage) -> None:
@@ -118,28 +118,28 @@ def _bomb(damage: Damage) -> None:
 
 
 def _as(format_: str, mode: str = "RGB", **options: Any) -> Callable[[Damage], None]:
-    """An image in another format or with other colours, under its old name."""
+    """A fault that saves an image in another format or mode, under its old name."""
 
     def write(damage: Damage) -> None:
-        place, image = damage.picture()
-        # Pillow writes 16 bits only from grey.
-        _write(place, image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode), format_, **options)
+        path, image = damage.opened_image()
+        # Pillow converts to 16 bits only from grey.
+        _write(path, image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode), format_, **options)
 
     return write
 
 
 def _rotated(damage: Damage) -> None:
-    place, image = damage.picture()
+    path, image = damage.opened_image()
     exif = Image.Exif()
     exif[0x0112] = 6
-    _write(place, image, "JPEG", exif=exif.tobytes())
+    _write(path, image, "JPEG", exif=exif.tobytes())
 
 
 def _long_text(damage: Damage) -> None:
-    place, image = damage.picture()
+    path, image = damage.opened_image()
     history = PngImagePlugin.PngInfo()
     history.add_text("history", "layer " * 400_000, zip=True)
-    _write(place, image, "PNG", pnginfo=history)
+    _write(path, image, "PNG", pnginfo=history)
 
 
 def _padded_id(damage: Damage) -> None:
@@ -183,7 +183,7 @@ def _lost_round(damage: Damage) -> None:
 
 
 def _prefix_id(damage: Damage) -> None:
-    """Two images of a dialogue get ids of which one is the beginning of the other, and files of these names."""
+    """Two images of a dialogue get ids of which one is a prefix of the other, and files with these names."""
 
     def rename(row: dict) -> None:
         shown = [entry for turn in row["dialogue"] for entry in turn["images"]][:2]
@@ -204,12 +204,12 @@ def _prefix_id(damage: Damage) -> None:
 
 
 def _doubled_key(damage: Damage) -> None:
-    """The first instruction stands twice in its object, which only a hand-written file can have."""
-    place = damage.folder / CGD
-    text = place.read_text(encoding="utf-8")
+    """The first instruction occurs twice in its object, which a JSON library would not write."""
+    path = damage.folder / CGD
+    text = path.read_text(encoding="utf-8")
     id_, row = next(iter(json.loads(text)["data"].items()))
     start = text.index('"data": {') + len('"data": {')
-    place.write_text(f"{text[:start]}{json.dumps(id_)}: {json.dumps(row)}, {text[start:]}", encoding="utf-8")
+    path.write_text(f"{text[:start]}{json.dumps(id_)}: {json.dumps(row)}, {text[start:]}", encoding="utf-8")
 
 
 def _doubled_id(damage: Damage) -> None:
@@ -217,10 +217,10 @@ def _doubled_id(damage: Damage) -> None:
 
 
 def _invalid_utf8(damage: Damage) -> None:
-    """One byte of an answer is no UTF-8."""
+    """One byte of an answer is not UTF-8."""
     damage.edit_row(DIAL, lambda row: row["conversations"][-1].update(value="§"))
-    place = damage.folder / DIAL
-    place.write_bytes(place.read_bytes().replace("§".encode(), b"\xff", 1))
+    path = damage.folder / DIAL
+    path.write_bytes(path.read_bytes().replace("§".encode(), b"\xff", 1))
 
 
 def _image_name(name: str) -> Callable[[Damage], None]:
@@ -228,7 +228,7 @@ def _image_name(name: str) -> Callable[[Damage], None]:
 
 
 def _archive(damage: Damage) -> None:
-    """The images of cc_sbu_align come in an archive, among them a link and one that would lead out of the folder."""
+    """The images of cc_sbu_align are put into an archive, with a link and a member that leads out of the folder."""
     folder = damage.folder / "cc_sbu_align/image"
     link = zipfile.ZipInfo("image/linked.jpg")
     link.external_attr = 0o120777 << 16
@@ -241,13 +241,13 @@ def _archive(damage: Damage) -> None:
 
 
 class Fault(NamedTuple):
-    """What a fault does and how it shows.
+    """A fault, and how it is reported.
 
     Attributes:
         apply: damages the files.
         where: the source or dataset in whose report it appears.
-        kind: "rejected" or "flags" of a source's images; "dropped" or "notes" of a dataset's rows.
-        reason: the word it has there.
+        kind: "rejected" or "flags" for images of a source; "dropped" or "notes" for rows of a dataset.
+        reason: under which it is counted there.
     """
 
     apply: Callable[[Damage], None]

@@ -1,8 +1,7 @@
 """The miniature's rows in the raw formats of the real datasets, field by field.
 
-One writer per raw file: a function from the world to the JSON value. `ANNOTATIONS` maps the file's place below the data
-path to its writer; another dataset joins with one more entry. Readers cannot tell these files from the real ones, but
-for their content.
+One writer per raw file: a function from the world to the JSON value. `ANNOTATIONS` maps the path of a file below the
+data path to its writer; a new dataset is a new entry. Apart from their content the files are like the real ones.
 """
 
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 from scripts.synthetic.language import (
     DESCRIBE,
     Question,
-    ask,
+    ask_what,
     captions,
     describe,
     every_name,
@@ -27,12 +26,14 @@ _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 def llava_detail(world: World) -> list[dict]:
-    """LLaVA `detail_23k.json`: one demand for a description and the description."""
+    """LLaVA `detail_23k.json`: one request for a description, and the description."""
     rows = []
     for number in range(len(world)):
         draw = world.draw("llava detail", number)
-        for _ in range(draw.times(world.settings.rows.llava_detail)):
-            rows.append(_llava_row(world, number, draw, [(draw.pick(DESCRIBE), describe(world.scene(number)))]))
+        rows += [
+            _llava_row(world, number, draw, [(draw.pick(DESCRIBE), describe(world.scene(number)))])
+            for _ in range(draw.times(world.settings.rows.llava_detail))
+        ]
     return rows
 
 
@@ -64,7 +65,7 @@ def llava_conversation(world: World) -> list[dict]:
 def _rounds(
     world: World, number: int, draw: RandomStream, count: int, known: list[str] | None = None
 ) -> list[Question]:
-    """Up to `count` different questions about one image: as many as its scene allows."""
+    """Up to `count` different questions about one image, as many as its scene allows."""
     asked: list[Question] = []
     for _ in range(count):
         texts = [*(known or ()), *(each.text for each in asked)]
@@ -76,9 +77,9 @@ def _rounds(
 
 def _llava_row(world: World, number: int, draw: RandomStream, rounds: list[tuple[str, str]]) -> dict:
     turns = []
-    for place, (asked, answer) in enumerate(rounds):
-        if place == 0:
-            # The real files put the image before or after the first question.
+    for round_number, (asked, answer) in enumerate(rounds):
+        if round_number == 0:
+            # The real files have the image before or after the first question.
             asked = f"<image>\n{asked}" if draw.unit() < 0.5 else f"{asked}\n<image>"
         turns += [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
     return {"id": f"{world.coco_id(number):012d}", "image": world.file_name(number), "conversations": turns}
@@ -94,7 +95,7 @@ def cgd_instructions(world: World) -> dict:
                 continue
             numbers = (other, number)
             asked = _pair_rounds(world, numbers, world.draw("cgd", f"{number}/{pair}"))
-            ids = [f"CGD_INS_{len(data) + place:06d}" for place in range(len(asked))]
+            ids = [f"CGD_INS_{len(data) + index:06d}" for index in range(len(asked))]
             for id_, each in zip(ids, asked, strict=True):
                 data[id_] = {
                     "instruction": each.text,
@@ -125,8 +126,8 @@ def karpathy(world: World) -> dict:
         split = draw.pick(("train",) * 67 + ("restval",) * 25 + ("val",) * 4 + ("test",) * 4)
         folder = "train2014" if split == "train" else "val2014"
         sentences = [
-            {"tokens": text.replace(":", "").split(), "raw": text, "imgid": number, "sentid": 5 * number + place}
-            for place, text in enumerate(captions(world.scene(number), draw))
+            {"tokens": text.replace(":", "").split(), "raw": text, "imgid": number, "sentid": 5 * number + index}
+            for index, text in enumerate(captions(world.scene(number), draw))
         ]
         images.append(
             {
@@ -147,14 +148,13 @@ def aokvqa(world: World) -> list[dict]:
     rows = []
     for number in range(len(world)):
         draw = world.draw("aokvqa", number)
-        for _ in range(draw.times(world.settings.rows.aokvqa)):
-            rows.append(_aokvqa_row(world, number, draw))
+        rows += [_aokvqa_row(world, number, draw) for _ in range(draw.times(world.settings.rows.aokvqa))]
     return rows
 
 
 def _aokvqa_row(world: World, number: int, draw: RandomStream) -> dict:
     scene = world.scene(number)
-    asked = ask(scene, "what", draw, world.settings)
+    asked = ask_what(scene, draw, world.settings)
     choices = draw.shuffled([asked.answer, *_wrong_choices(world, asked.answer, draw)])
     direct = asked.answer.removeprefix("a ")
     return {

@@ -1,18 +1,18 @@
-"""What is said about the miniature world: the only place that holds its wording.
+"""The questions, answers and captions of the miniature; no other module contains their wording.
 
-Every kind of question has one template and one way to find the answer in the scene. A question comes in three forms:
+Every kind of question has one template and one way to find the answer in the scene. A question has three forms:
 
     plain    "What is at the top-left?"                 the image is the latest one
     named    "What is at the top-left of image 2?"      several images have been shown together
     recall   "In image 1, what is at the top-left?"     other images came in between (the blend adds the opening)
 
-`kinds` describes all of it as regular expressions for `kinds.json`, so that evaluation can sort rendered questions
-without knowing this world. No answer may dominate its kind: a model that does not look must not score.
+`kinds` describes all forms as regular expressions for `kinds.json`, so that evaluation can sort rendered questions by
+kind. No answer may dominate its kind: a model that ignores the image must not score well.
 """
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from scripts.config.miniature import MiniatureConfig
@@ -43,11 +43,11 @@ _ABSENT_COLOUR = 0.4
 
 _SHOWN = r"(?:Here (?:is|are) [^.?]*\. )?"
 _NAMED = r"(?:image \d+|the \w+ image)"
-"""How dialogues of the Sparkles kind open a question, and the ways in which an image may be named."""
+"""How dialogues of the Sparkles kind open a question, and the names that an image may have in a question."""
 
 
 class Question(NamedTuple):
-    """A question of a kind of `Miniature.kinds` and the one right answer."""
+    """A question of a kind in `MiniatureConfig.kinds`, and its only right answer."""
 
     kind: str
     text: str
@@ -60,19 +60,19 @@ def name(thing: Object) -> str:
 
 
 def every_name(settings: MiniatureConfig) -> list[str]:
-    """The names of all objects that the world may hold."""
+    """The names of all objects that may occur."""
     sizes = SIZES if settings.sizes == 2 else ("",)
     shapes, colours = SHAPES[: settings.shapes], tuple(COLOURS)[: settings.colours]
     return [name(Object(0, shape, colour, size)) for size in sizes for colour in colours for shape in shapes]
 
 
 def describe(scene: Scene) -> str:
-    """All objects with their places, in reading order."""
+    """All objects with their positions, in reading order."""
     return " and ".join(f"{name(thing)} at the {CELLS[thing.cell]}" for thing in scene)
 
 
 def captions(scene: Scene, draw: RandomStream) -> list[str]:
-    """Five ways to say what is there."""
+    """Five captions of a scene."""
     things = [name(thing) for thing in draw.shuffled(scene)]
     both = " and ".join(things)
     count = f"{NUMBERS[len(things)]} object{'s' * (len(things) > 1)}"
@@ -88,26 +88,42 @@ def captions(scene: Scene, draw: RandomStream) -> list[str]:
 def ask(
     scene: Scene, kind: str, draw: RandomStream, settings: MiniatureConfig, image: int | None = None
 ) -> Question | None:
-    """Ask one question of `kind` about `scene`; None where the scene allows no unambiguous one.
+    """A question of `kind` about `scene`; None if the scene allows no unambiguous one.
 
     Args:
-        image: the number that names the image in the question; None leaves it out.
+        scene: shown in the image.
+        kind: of question about one image.
+        draw: decides which object the question is about.
+        settings: of the miniature.
+        image: the number by which the question names the image; None: it does not.
     """
-    answered = _ANSWERS[kind](scene, draw, settings)
-    if answered is None:
-        return None
-    words, answer = answered
+    filled = _ANSWERS[kind](scene, draw, settings)
+    return _question(kind, filled, image) if filled else None
+
+
+def ask_what(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> Question:
+    """A question of the kind "what" about `scene`, which every scene allows."""
+    return _question("what", _what(scene, draw, settings), None)
+
+
+def _question(kind: str, filled: "_Filled", image: int | None) -> Question:
+    words, answer = filled
     preposition = "of" if kind == "what" else "in"
     tail = "" if image is None else f" {preposition} image {image}"
     return Question(kind, _ONE_IMAGE[kind].format(image=tail, **words), answer)
 
 
+def compare_counts(first: Scene, second: Scene) -> Question:
+    """The question which of two scenes, shown as images 1 and 2, has more objects."""
+    more = len(first) - len(second)
+    answer = "both the same" if more == 0 else "image 1" if more > 0 else "image 2"
+    return Question("compare", _TWO_IMAGES["compare"], answer)
+
+
 def compare(first: Scene, second: Scene, kind: str, draw: RandomStream) -> Question | None:
-    """Ask one question of `kind` about two scenes, shown as images 1 and 2; None where the scenes allow none."""
+    """A question of `kind` about two scenes, shown as images 1 and 2; None if the scenes allow none."""
     if kind == "compare":
-        more = len(first) - len(second)
-        answer = "both the same" if more == 0 else "image 1" if more > 0 else "image 2"
-        return Question(kind, _TWO_IMAGES[kind], answer)
+        return compare_counts(first, second)
     seen = [{thing.colour for thing in scene} for scene in (first, second)]
     single = sorted(seen[0] ^ seen[1])
     if not single:
@@ -120,8 +136,7 @@ def compare(first: Scene, second: Scene, kind: str, draw: RandomStream) -> Quest
 def question(
     scene: Scene, draw: RandomStream, settings: MiniatureConfig, image: int | None = None, known: Collection[str] = ()
 ) -> Question | None:
-    """A question of any kind that the scene allows and whose text is not in `known`; None if there is no such
-    question."""
+    """A question of a random kind whose text is not in `known`; None if the scene allows none."""
     for kind in draw.shuffled([kind for kind in settings.kinds if kind in _ONE_IMAGE]):
         asked = ask(scene, kind, draw, settings, image)
         if asked and asked.text not in known:
@@ -132,7 +147,7 @@ def question(
 def pair_question(
     scenes: tuple[Scene, Scene], draw: RandomStream, settings: MiniatureConfig, known: Collection[str] = ()
 ) -> Question | None:
-    """A question about two scenes shown together: a comparison, or one that names the image it is about."""
+    """A question about two scenes shown together: a comparison, or a question that names one of the images."""
     if draw.unit() < settings.rows.comparisons:
         for kind in draw.shuffled([kind for kind in settings.kinds if kind in _TWO_IMAGES]):
             asked = compare(*scenes, kind, draw)
@@ -146,7 +161,7 @@ def pair_question(
 
 
 def questions(scenes: Sequence[Scene], draw: RandomStream, settings: MiniatureConfig) -> list[Question]:
-    """One question of every kind that one scene, or two shown together, allow."""
+    """One question of every kind that is possible for one scene, or for two shown together."""
     if len(scenes) == 1:
         asked = [ask(scenes[0], kind, draw, settings) for kind in settings.kinds if kind in _ONE_IMAGE]
     else:
@@ -161,11 +176,11 @@ def recall(text: str, image: int) -> str:
     return f"In image {image}, {text[0].lower()}{text[1:]}"
 
 
-_Answered = tuple[dict[str, str], str] | None
+_Filled = tuple[dict[str, str], str]
 """The words that fill a template, and the answer."""
 
 
-def _what(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Answered:
+def _what(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Filled:
     empty = sorted(set(range(len(CELLS))) - {thing.cell for thing in scene})
     if empty and draw.unit() < _EMPTY_CELL:
         return {"cell": CELLS[draw.pick(empty)]}, "nothing"
@@ -173,38 +188,38 @@ def _what(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Answe
     return {"cell": CELLS[thing.cell]}, name(thing)
 
 
-def _colour(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Answered:
+def _colour(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Filled | None:
     thing = _only(scene, draw, "shape")
     return thing and ({"shape": thing.shape}, thing.colour)
 
 
-def _shape(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Answered:
+def _shape(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Filled | None:
     thing = _only(scene, draw, "colour")
     return thing and ({"colour": thing.colour}, thing.shape)
 
 
-def _count(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Answered:
+def _count(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Filled | None:
     return {}, NUMBERS[len(scene)]
 
 
-def _where(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Answered:
+def _where(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Filled | None:
     thing = _only(scene, draw, "colour", "shape")
     return thing and ({"colour": thing.colour, "shape": thing.shape}, CELLS[thing.cell])
 
 
-def _size(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Answered:
+def _size(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Filled | None:
     thing = _only(scene, draw, "colour", "shape")
     return thing and ({"colour": thing.colour, "shape": thing.shape}, thing.size)
 
 
-def _count_colour(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Answered:
+def _count_colour(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Filled | None:
     present = Counter(thing.colour for thing in scene)
     absent = [colour for colour in tuple(COLOURS)[: settings.colours] if colour not in present]
     colour = draw.pick(absent) if absent and draw.unit() < _ABSENT_COLOUR else draw.pick(scene).colour
     return {"colour": colour}, NUMBERS[present[colour]]
 
 
-def _exist(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Answered:
+def _exist(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Filled | None:
     present = {(thing.colour, thing.shape) for thing in scene}
     every = [(c, s) for c in tuple(COLOURS)[: settings.colours] for s in SHAPES[: settings.shapes]]
     absent = [pair for pair in every if pair not in present]
@@ -213,7 +228,7 @@ def _exist(scene: Scene, draw: RandomStream, settings: MiniatureConfig) -> _Answ
     return {"colour": colour, "shape": shape}, "yes" if there else "no"
 
 
-_ANSWERS = {
+_ANSWERS: dict[str, Callable[[Scene, RandomStream, MiniatureConfig], _Filled | None]] = {
     "what": _what,
     "colour": _colour,
     "shape": _shape,
@@ -226,7 +241,7 @@ _ANSWERS = {
 
 
 def _only(scene: Scene, draw: RandomStream, *properties: str) -> Object | None:
-    """One of the objects that no other object equals in all `properties`."""
+    """An object whose combination of `properties` is unique in the scene; None if there is none."""
     keys = [tuple(getattr(thing, each) for each in properties) for thing in scene]
     single = [thing for thing, key in zip(scene, keys, strict=True) if keys.count(key) == 1]
     return draw.pick(single) if single else None
@@ -235,7 +250,7 @@ def _only(scene: Scene, draw: RandomStream, *properties: str) -> Object | None:
 def kinds(settings: MiniatureConfig) -> list[dict]:
     """The rows of `kinds.json`: every rendered question matches the pattern of exactly one kind.
 
-    Kinds with `scored` false have long answers, for which an exact match means nothing.
+    Kinds with `scored` false have long answers, for which exact match is meaningless.
     """
     rows = []
     for kind in (kind for kind in settings.kinds if kind in _ONE_IMAGE):
@@ -250,8 +265,8 @@ def kinds(settings: MiniatureConfig) -> list[dict]:
         _kind(kind, _SHOWN + _pattern(_TWO_IMAGES[kind]), "several") for kind in settings.kinds if kind in _TWO_IMAGES
     ]
     openings = "|".join(f"[{text[0]}{text[0].lower()}]{re.escape(text[1:])}" for text in DESCRIBE)
-    # The prompts of minigpt4 and coco_caption and the phrases of aokvqa belong to their adapters; what tells them
-    # apart:
+    # The prompts of minigpt4 and coco_caption and the phrases of aokvqa are defined by their adapters; these words
+    # distinguish them.
     long = r".*\b(?:in detail|[eE]verything|thorough|at length|through|careful|as detailed|cannot see)\b.*"
     rows.append(_kind("describe", rf"(?:In image \d+, )?(?:{openings})|{long}", "one", scored=False))
     short = r"\b(?:[cC]aption|one sentence|[bB]riefly|few words)\b"

@@ -1,7 +1,7 @@
-"""Random draws that depend on a name, not on what was drawn before.
+"""Random numbers that depend on a key, not on earlier random numbers.
 
-Every scene, question and caption has its own stream, keyed by the seed, a purpose and a number. So image 17 looks the
-same in a world of 20 and of 20,000 images, and a new kind of question changes no picture.
+Every scene, question and caption has its own stream, keyed by the seed, a purpose and a number. So image 17 is the same
+in a world of 20 and of 20,000 images, and a new kind of question does not change the images.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ _SCALE = 2.0**-64
 
 
 class RandomStream:
-    """A stream of draws: counter mode over blake2b, equal on every machine and Python version.
+    """A stream of random numbers: blake2b in counter mode, the same on every machine and Python version.
 
     Args:
         seed: of the world.
-        purpose: what is drawn, and for which item.
+        purpose: the use of the numbers, and the item they are for.
     """
 
-    def __init__(self, seed: int, *purpose: str | int):
+    def __init__(self, seed: int, *purpose: str | int) -> None:
         self._hash = hashlib.blake2b("|".join(map(str, (seed, *purpose))).encode())
         self._counter = 0
         self._words: list[int] = []
@@ -58,5 +58,5 @@ class RandomStream:
         return order
 
     def times(self, rate: float) -> int:
-        """A count whose mean is `rate`: its whole part, and one more as often as its fraction says."""
+        """A random count with mean `rate`: its integer part, plus one with the probability of its fraction."""
         return int(rate) + (self.unit() < rate % 1)

@@ -1,7 +1,7 @@
-"""Scenes of the miniature world and how they are drawn.
+"""Scenes of the miniature and how they are rendered.
 
-A scene has a few objects, each in its own quarter of a light square. Shapes and colours are far apart, so that a tiny
-encoder can tell them; position, radius, tint and background vary, so that it cannot learn pixels by heart.
+A scene has a few objects, each in its own quarter of a light square. Shapes and colours differ clearly, so that a tiny
+encoder can distinguish them; position, radius, tint and background vary, so that it cannot memorize pixels.
 """
 
 import io
@@ -28,7 +28,7 @@ COLOURS = {
 SIZES = ("small", "large")
 
 _UNIT = 64
-"""The world's measures are those of an image of 64 x 64 pixels."""
+"""Positions and radii are in pixels of an image of 64 x 64."""
 _CELL = _UNIT / 2
 _RADII = {"": (9.0, 12.0), "small": (6.0, 7.5), "large": (11.0, 13.0)}
 _MAX_JITTER = 3.0
@@ -37,7 +37,7 @@ _OVERSAMPLING = 4
 
 
 class Object(NamedTuple):
-    """One object: its quarter (0-3 in reading order), shape, colour, and size ("" in a world without sizes)."""
+    """One object: its quarter (0-3 in reading order), shape, colour, and size ("" if there is only one size)."""
 
     cell: int
     shape: str
@@ -50,7 +50,7 @@ Scene = tuple[Object, ...]
 
 
 def draw_scene(draw: RandomStream, settings: MiniatureConfig) -> Scene:
-    """One to `max_objects` objects; the number is uniform, and so is every property."""
+    """A random scene of one to `max_objects` objects; their number and all properties are uniformly distributed."""
     cells = sorted(draw.shuffled(range(len(CELLS)))[: 1 + draw.below(settings.max_objects)])
     sizes = SIZES if settings.sizes == 2 else ("",)
     shapes, colours = SHAPES[: settings.shapes], tuple(COLOURS)[: settings.colours]
@@ -58,7 +58,13 @@ def draw_scene(draw: RandomStream, settings: MiniatureConfig) -> Scene:
 
 
 def render(scene: Scene, draw: RandomStream, image_size: int = _UNIT) -> Image.Image:
-    """Draw `scene` as an RGB image of `image_size` pixels a side; `draw` decides how exactly it looks."""
+    """Render `scene` as a square RGB image; `draw` gives the variations.
+
+    Args:
+        scene: to render.
+        draw: random position, radius, tint and background.
+        image_size: side of the image in pixels.
+    """
     scale = image_size * _OVERSAMPLING / _UNIT
     grey = 225 + draw.below(21)
     image = Image.new("RGB", (image_size * _OVERSAMPLING,) * 2, (grey,) * 3)
@@ -94,7 +100,7 @@ def _paint(canvas: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """The image as JPEG: quality 95 with full colour resolution, which keeps small shapes clean."""
+    """The image as JPEG: quality 95 without chroma subsampling, which keeps small shapes sharp."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()

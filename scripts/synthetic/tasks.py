@@ -1,9 +1,9 @@
-"""Task files that the miniature brings along, in the vocabulary of lmms-eval (scripts/evaluation/task_files.py).
+"""The task files of the miniature, in the format of lmms-eval (scripts/evaluation/task_files.py).
 
-    choices.yaml   questions about one image with everything that could be answered, to be chosen by likelihood
+    choices.yaml   questions about one image with all possible answers, to be ranked by likelihood
     orders.yaml    questions about two images, each asked twice: with its images in either order
 
-Each stands beside its documents (`choices.jsonl`) and images. The images are drawn for this purpose only.
+Their documents (`choices.jsonl`) and images are in the same folder. The images are generated for them alone.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from scripts.config.miniature import MiniatureConfig
-from scripts.synthetic.language import NUMBERS, Question, ask, compare, every_name, question
+from scripts.synthetic.language import NUMBERS, Question, ask, compare_counts, every_name, question
 from scripts.synthetic.scenes import CELLS, COLOURS, SHAPES, SIZES, Scene, draw_scene, jpeg, render
 from scripts.synthetic.world import World
 
@@ -20,7 +20,7 @@ _DOCUMENTS = 24
 
 _YAML = {
     "choices": """\
-# Which answer does the model find likeliest? No letters and no generation: every choice is measured as the answer.
+# Which answer is the most likely one? Nothing is generated: the likelihood of every choice is computed.
 task: miniature_choices
 dataset_path: json
 dataset_kwargs:
@@ -39,7 +39,7 @@ metadata:
   version: 1
 """,
     "orders": """\
-# Does the answer follow the images when these change places? Versions of one question share a `cluster_key`.
+# Does the answer change with the order of the images? The versions of a question share a `cluster_key`.
 task: miniature_orders
 dataset_path: json
 dataset_kwargs:
@@ -65,7 +65,7 @@ metadata:
 
 
 def tasks(world: World) -> dict[str, bytes]:
-    """The files of all tasks by path below their folder."""
+    """The contents of all files of the tasks, by path below their folder."""
     files: dict[str, bytes] = {}
     for name, make in _MAKERS.items():
         documents = []
@@ -121,18 +121,22 @@ def _orders(world: World, name: str) -> Iterator[Document]:
 
 
 def _versions(world: World, name: str, scenes: tuple[Scene, Scene]) -> Iterator[tuple[Question, Question]]:
-    """Questions about two scenes as they are asked with these in the one order and in the other."""
+    """Pairs of questions: for the two scenes in one order, and in the other."""
     settings, draw = world.settings, world.draw("task question", name)
     if "compare" in settings.kinds:
-        yield compare(*scenes, "compare", draw), compare(*scenes[::-1], "compare", draw)
+        yield compare_counts(scenes[0], scenes[1]), compare_counts(scenes[1], scenes[0])
     plain = question(scenes[0], draw, settings)
     if plain:
-        # The same draw asks the same of the scene as image 1 and, in the other order, as image 2.
-        yield tuple(ask(scenes[0], plain.kind, world.draw("task object", name), settings, image) for image in (1, 2))
+        # Equal streams ask about the same object of the scene, as image 1 and, in the other order, as image 2.
+        first, second = (
+            ask(scenes[0], plain.kind, world.draw("task object", name), settings, image) for image in (1, 2)
+        )
+        if first and second:
+            yield first, second
 
 
 def _answers(kind: str, settings: MiniatureConfig) -> list[str]:
-    """Everything that may be the answer to a question of a kind about one image."""
+    """All possible answers to questions of a kind about one image."""
     return {
         "what": lambda: ["nothing", *every_name(settings)],
         "colour": lambda: list(COLOURS)[: settings.colours],

@@ -1,9 +1,9 @@
-r"""A line that a person typed: which images it brings, and what it asks.
+r"""Parses a typed line into image paths and a question.
 
-Terminals write a dropped file as its path, each in its own way: 'my cat.jpg' or "my cat.jpg" in quotes, my\ cat.jpg
-with the spaces escaped, or file:///home/me/my%20cat.jpg. A word of a line is taken for an image if it is a file, or is
-written like one: with the ending of an image, or as an address. So a mistyped path is an error and never silently a
-part of the question, while an apostrophe, a slash or a full stop remain what they are.
+Terminals insert a dropped file as its path in different forms: 'my cat.jpg' or "my cat.jpg" in quotes, my\ cat.jpg with
+escaped spaces, or file:///home/me/my%20cat.jpg. A word of the line is an image if it has the suffix of an image or is a
+file:// URL, or if it looks like a path and the file exists. So a mistyped path of an image is an error and does not
+silently become part of the question, while apostrophes, slashes and full stops in a question are left as they are.
 """
 
 import re
@@ -13,24 +13,24 @@ from urllib.parse import unquote, urlsplit
 
 from scripts.common.errors import UserError
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-# A word in quotes, which must end where the word ends, or one whose spaces are escaped.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+# A word in quotes, which must end at the closing quote, or one without quotes whose spaces are escaped.
 _WORD = re.compile(r"""(?<!\S)(?:'(?P<single>[^']+)'|"(?P<double>[^"]+)"|(?P<plain>(?:\\.|[^\s\\])+))(?=\s|$)""")
 
 
 @dataclass(frozen=True)
 class InputLine:
-    """`images` are paths; `text` is the question, in which an image within the words is named by its number."""
+    """`images` are paths; in `text`, the question, every path after its first word is replaced by "image N"."""
 
     images: tuple[str, ...]
     text: str
 
 
-def read_line(line: str, first: int) -> InputLine:
-    """Tell images and question apart; the next image of the conversation has the number `first`.
+def parse_line(line: str, first: int) -> InputLine:
+    """Split a line into images and question; `first` is the number of the next image of the conversation.
 
-    An image before the question is just shown. One within the words is named there: "Is cat.jpg a cat?" asks
-    "Is image 1 a cat?".
+    A path before the question is removed from it. A path within the question is replaced by the image's name: "Is
+    cat.jpg a cat?" becomes "Is image 1 a cat?".
     """
     images: list[str] = []
     text, end = "", 0
@@ -47,8 +47,8 @@ def read_line(line: str, first: int) -> InputLine:
     return InputLine(tuple(images), (text + (line[end:] if text.strip() else line[end:].lstrip())).strip())
 
 
-def read_paths(text: str) -> list[str]:
-    """The paths in a text that holds nothing else.
+def parse_paths(text: str) -> list[str]:
+    """Split a text that holds only paths.
 
     Raises:
         UserError: a quote is not closed.
@@ -56,24 +56,24 @@ def read_paths(text: str) -> list[str]:
     words = list(_WORD.finditer(text))
     if any(word["plain"] and word["plain"][0] in "'\"" for word in words):
         raise UserError(f'a quote is not closed in {text!r}; write a path with spaces as "my image.jpg"')
-    return [_written(word) for word in words]
+    return [_unescaped(word) for word in words]
 
 
 def _path(word: re.Match) -> str | None:
-    """The path that a word of a question stands for, None if it is no image."""
-    path = _written(word)
+    """The path that a word of a question is, `None` if it is not an image."""
+    path = _unescaped(word)
     if word["plain"] and word["plain"].startswith("file://"):
         return path
-    if path.lower().endswith(ENDINGS):
+    if path.lower().endswith(IMAGE_SUFFIXES):
         return path
-    looks = path.startswith(("/", "~/", "./", "../")) and len(path) > 3
+    like_path = path.startswith(("/", "~/", "./", "../")) and len(path) > 3
     try:
-        return path if looks and Path(path).expanduser().is_file() else None
-    except (OSError, ValueError, RuntimeError):  # too long for a name, for instance
+        return path if like_path and Path(path).expanduser().is_file() else None
+    except (OSError, ValueError, RuntimeError):  # for instance too long for a file name
         return None
 
 
-def _written(word: re.Match) -> str:
-    """A word without quotes and escapes; an address as the path it names."""
+def _unescaped(word: re.Match) -> str:
+    """A word without quotes and escapes; a file:// URL as its path."""
     text = word["single"] or word["double"] or re.sub(r"\\(.)", r"\1", word["plain"])
     return unquote(urlsplit(text).path) if text.startswith("file://") else text

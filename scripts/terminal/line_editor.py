@@ -1,4 +1,4 @@
-"""The line a person types at a terminal: with history, editing, and completion of commands and image paths."""
+"""The input line of the terminal chat: history, editing, and completion of commands and image paths."""
 
 import os
 import sys
@@ -11,24 +11,25 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion, Path
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
-from scripts.terminal.input_line import ENDINGS
+from scripts.terminal.input_line import IMAGE_SUFFIXES
 
 
 class LineCompleter(Completer):
-    """Completes commands at the start of a line, and paths of folders and images wherever a word looks like one."""
+    """Completes commands at the start of a line, and paths of folders and images in words that look like a path."""
 
-    def __init__(self, commands: dict[str, str]):
-        """`commands` with what each does."""
+    def __init__(self, commands: dict[str, str]) -> None:
+        """`commands` with their descriptions."""
         self.commands = commands
         self._images = PathCompleter(expanduser=True, file_filter=_is_image)
         self._folders = PathCompleter(expanduser=True, only_directories=True)
 
     def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
+        """The completions of the text before the cursor; called by prompt_toolkit."""
         before = document.text_before_cursor
         if before.startswith("/") and " " not in before:
-            for command, what in self.commands.items():
+            for command, description in self.commands.items():
                 if command.startswith(before):
-                    yield Completion(command, -len(before), display_meta=what)
+                    yield Completion(command, -len(before), display_meta=description)
         command, _, rest = before.partition(" ")
         word = _last_word(before)
         if command in ("/save", "/load"):
@@ -37,16 +38,16 @@ class LineCompleter(Completer):
             yield from self._paths(self._images, word, event)
 
     def _paths(self, completer: PathCompleter, word: str, event: CompleteEvent) -> Iterable[Completion]:
-        """Paths that begin like `word`; a space in one is escaped, or left as it is within quotes."""
+        """Paths that begin with `word`; spaces in them are escaped unless the word is in quotes."""
         quote = word[:1] if word[:1] in "'\"" else ""
         typed = word[1:] if quote else word.replace("\\ ", " ")
-        for found in completer.get_completions(Document(typed), event):
-            text = found.text if quote else found.text.replace(" ", "\\ ")
-            yield Completion(text, 0, display=found.display)
+        for completion in completer.get_completions(Document(typed), event):
+            text = completion.text if quote else completion.text.replace(" ", "\\ ")
+            yield Completion(text, 0, display=completion.display)
 
 
 def make_session(commands: dict[str, str]) -> PromptSession[str]:
-    """A prompt that remembers what was typed, from one chat to the next."""
+    """A prompt whose history is kept between chats."""
     return PromptSession(
         history=_history(),
         completer=LineCompleter(commands),
@@ -57,24 +58,24 @@ def make_session(commands: dict[str, str]) -> PromptSession[str]:
 
 
 def _history() -> History:
-    """The history in the user's state folder; of this chat alone where that cannot be written."""
+    """The history in the user's state folder, or in memory if that cannot be written."""
     state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
     try:
         path = state / "visualchat" / "history"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
     except OSError as error:
-        print(f"  what you type is not remembered: {error}", file=sys.stderr)
+        print(f"  the history is not saved: {error}", file=sys.stderr)
         return InMemoryHistory()
     return FileHistory(str(path))
 
 
 def _is_image(name: str) -> bool:
-    return Path(name).is_dir() or name.lower().endswith(ENDINGS)
+    return Path(name).is_dir() or name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _last_word(text: str) -> str:
-    """The word before the cursor, with the escaped spaces in it, or from an open quote on."""
+    """The word before the cursor: from an open quote, or from the last space that is not escaped."""
     for quote in "'\"":
         if text.count(quote) % 2 and (start := text.rfind(quote)) >= 0 and (start == 0 or text[start - 1] == " "):
             return text[start:]

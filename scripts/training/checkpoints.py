@@ -1,9 +1,10 @@
-"""Portable checkpoints: what a run has learnt so far, as plain tensors by parameter name, on disk whole or not at all.
+"""Portable checkpoints: the state of a run as plain tensors by parameter name, on disk whole or not at all.
 
-A checkpoint holds, for every trained parameter, the fp32 weight and AdamW's two moments, unsharded, in one
-safetensors file; `checkpoint.json` beside it holds the step and what belongs to it: updates made and fp16's loss scale,
-plans and place in them, the length of the metrics file, the best weights so far and how long ago that was, and whether
-a measurement of the held-out loss was put off. Nothing in it depends on the number of ranks, the ZeRO stage, what is
+A checkpoint holds, for every trained parameter, the fp32 weight and the optimizer's state (AdamW's two moments),
+unsharded, in one safetensors file, under the names `weight/<parameter>`, `exp_avg/<parameter>` and so on.
+`checkpoint.json` beside it holds the step and what belongs to it: updates made and fp16's loss scale, plans and the
+position in them, the length of the metrics file, the best weights so far and how long ago that was, and whether an
+evaluation on held-out data is pending. Nothing in it depends on the number of ranks, the ZeRO stage, what is
 offloaded or DeepSpeed's version, so a run may continue with others. Neither random state nor a schedule's is kept,
 because none exists: the plan holds every draw, dropout is seeded anew from (seed, step, rank), and rates are a function
 of the step.
@@ -29,38 +30,38 @@ from scripts.common.errors import UserError
 from scripts.common.files import file_sha256, read_json, sync, write_json
 from scripts.common.tensors import write_tensors
 
-PARTS = ("weight", "exp_avg", "exp_avg_sq")
-"""What is kept of every parameter; a tensor's name in the file is `<part>/<parameter>`."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The error numbers of a full disk and of a full quota."""
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""The errors of a disk, or of a quota, that is full."""
-
-_VERSION = 2
+_VERSION = 3
 
 
 class Checkpoints:
     """The checkpoints of one run, in one folder. Only one process may write."""
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: Path, keep: int) -> None:
+        """Open `folder`, which is made if need be; `keep` checkpoints remain after each `save`."""
         self.folder, self.keep = Path(folder), keep
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], log: Callable[[str], None]) -> None:
         """Write the checkpoint of `step` (finished steps) with `facts` (JSON values), then remove the oldest ones.
 
-        Where there is no room for it beside the others, the older ones make room, the newest excepted.
+        On a full disk the older checkpoints are removed first, all but the newest; `log` gets a message about it.
 
         Raises:
-            OSError: the disk is full all the same, or fails; the newest whole checkpoint is still there.
+            OSError: the disk is still full, or fails; the newest whole checkpoint is still there.
         """
         try:
             self._write(step, tensors, facts)
         except OSError as error:
             shutil.rmtree(self._draft(step), ignore_errors=True)
             older = self._all()[:-1]
-            if error.errno not in FULL or not older:
+            if error.errno not in DISK_FULL or not older:
                 raise
-            log(f"no room for the checkpoint of step {step}: removing {', '.join(path.name for path in older)} for it")
+            log(
+                f"the disk is full: removing {', '.join(path.name for path in older)} for the checkpoint of step {step}"
+            )
             for path in older:
                 shutil.rmtree(path)
             try:
@@ -86,7 +87,7 @@ class Checkpoints:
     def newest(self, log: Callable[[str], None]) -> dict[str, Any] | None:
         """Return the facts of the newest whole checkpoint, or None if there is none.
 
-        A damaged one is reported through `say` and removed, and the one before it is taken.
+        A damaged one is reported through `log` and removed, and the one before it is used.
         """
         for leftover in self.folder.glob(".*"):
             shutil.rmtree(leftover)
@@ -94,7 +95,7 @@ class Checkpoints:
             problem = _damage(path)
             if problem is None:
                 return read_json(path / "checkpoint.json")
-            log(f"checkpoint {path.name} is damaged ({problem}); going back to the one before it")
+            log(f"checkpoint {path.name} is damaged ({problem}); continuing from the one before it")
             shutil.rmtree(path)
         return None
 
@@ -121,7 +122,7 @@ class Checkpoints:
 
 
 def _damage(path: Path) -> str | None:
-    """Say what is wrong with a checkpoint, or return None."""
+    """What is wrong with a checkpoint, or None."""
     try:
         facts = read_json(path / "checkpoint.json")
         if facts["v"] != _VERSION:
@@ -129,7 +130,7 @@ def _damage(path: Path) -> str | None:
         if file_sha256(path / "state.safetensors") != facts["sha256"]:
             return "its tensors do not have the recorded sha256"
         best = facts["best"]
-        # Going back past the best weights that were lost makes them again.
+        # An earlier checkpoint from before the lost best weights makes them again.
         if best and file_sha256(path.parents[1] / best["weights"]) != best["sha256"]:
             return "the best weights it names do not have the recorded sha256"
     except (UserError, OSError, KeyError, TypeError) as error:
@@ -138,7 +139,7 @@ def _damage(path: Path) -> str | None:
 
 
 def weights_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take the weights, by parameter name, out of the tensors of a checkpoint."""
+    """The weights, by parameter name, among the tensors of a checkpoint."""
     return {name.removeprefix("weight/"): tensor for name, tensor in tensors.items() if name.startswith("weight/")}
 
 
@@ -146,14 +147,15 @@ def load_weights(model: torch.nn.Module, weights: dict[str, Tensor]) -> None:
     """Copy `weights` (fp32, by parameter name) into `model`, casting to the type of its parameters.
 
     Raises:
-        UserError: a name or a shape that the model does not have.
+        UserError: the model has no parameter of a name, or one of another shape.
     """
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():
             if name not in parameters or parameters[name].shape != value.shape:
-                found = tuple(parameters[name].shape) if name in parameters else "none"
+                expected = tuple(parameters[name].shape) if name in parameters else "absent"
                 raise UserError(
-                    f"the trained weights do not fit the model: {name} is {tuple(value.shape)}, not {found} as in it"
+                    f"the trained weights do not fit the model: {name} is {tuple(value.shape)} in the weights and "
+                    f"{expected} in the model"
                 )
             parameters[name].copy_(value)

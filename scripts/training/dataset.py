@@ -1,19 +1,20 @@
-"""Cuts a run into global batches, ranks and micro-batches, and turns their conversations into tensors.
+"""Divides a run into global batches, ranks and micro-batches, and turns their conversations into tensors.
 
 Global batch b of an epoch is units [b*G, (b+1)*G) of its blend folder, in the plan's order (longest first). A unit is a
 row of a batch: one conversation, or a pack of several that do not see each other (`document_ids`). Rank r of W takes r,
 r+W, r+2W, ... of them and computes them at most `micro_batch` at a time. Where nothing is left for a rank
-(the last batch of an epoch may be short), a *filler* takes the place: one token without a label. So every rank makes
+(the last batch of an epoch may be short), it gets a *filler*: one token without a label. So every rank makes
 the same number of forward and backward passes (collectives would hang otherwise), and no filler counts in any loss.
 
 Everything is a function of the step number: there is no order to draw, no iterator state to save, and a run that
-resumes at step s simply asks for step s. Neither ranks, worker processes, how images are stored, nor the pixel store
+resumes at step s simply reads step s. Neither ranks, worker processes, how images are stored, nor the pixel store
 change what a batch holds.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,23 +28,26 @@ from scripts.inference.blend_reader import BlendReader, Sample
 from scripts.inference.decoded_images import DecodedImageCache
 from scripts.media.pixel_store import PixelStore
 
+_Document = tuple[EncodedConversation, list[np.ndarray]]
+"""A conversation and its images (3, H, W) uint8, in the form that the processor collates."""
+
 
 @dataclass
 class MicroBatch:
     """One micro-batch of one rank.
 
-    `tensors` are the model's inputs. `datasets` names the dataset of every conversation, in reading order ('' for a
+    `tensors` are the model's inputs. `datasets` names the dataset of every conversation, in their order ('' for a
     filler); `labels` counts supervised tokens by dataset, `tokens` all tokens without padding and fillers.
     """
 
     tensors: dict[str, Tensor]
     datasets: list[str] = field(default_factory=list)
-    labels: Counter = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
 
     @property
     def padded_tokens(self) -> int:
-        """Tokens that are computed: rows times the padded length."""
+        """Tokens including padding: rows times the padded length."""
         return self.tensors["input_ids"].numel()
 
     def pin_memory(self) -> "MicroBatch":
@@ -52,7 +56,7 @@ class MicroBatch:
         return self
 
 
-class MicroBatchDataset(Dataset):
+class MicroBatchDataset(Dataset[MicroBatch]):
     """The micro-batches of one rank over all epochs, by number: item `step * accumulation + micro`."""
 
     def __init__(
@@ -66,18 +70,26 @@ class MicroBatchDataset(Dataset):
         ranks: int = 1,
         limit: int = 0,
         pixels: PixelStore | None = None,
-    ):
-        """Divide `epochs` (one reader per epoch); `limit` > 0 keeps only the first so many global batches of each.
+    ) -> None:
+        """Divide `epochs` (one reader per epoch) into batches.
 
-        Images come from `pixels` if given, and are decoded otherwise.
+        Args:
+            epochs: a blend folder for every epoch.
+            processor: of the model.
+            global_batch: units of a step, on all ranks.
+            micro_batch: most units that a rank computes at once.
+            rank: number of this rank.
+            ranks: number of ranks.
+            limit: if above 0, only the first so many global batches of each epoch are used.
+            pixels: decoded images; without it images are decoded here.
         """
         self.epochs, self.processor, self.pixels = list(epochs), processor, pixels
         self.global_batch, self.rank, self.ranks = global_batch, rank, ranks
         per_rank = -(-global_batch // ranks)
         self.accumulation = -(-per_rank // micro_batch)
         self.micro_batch = -(-per_rank // self.accumulation)
-        whole = [-(-reader.units // global_batch) for reader in self.epochs]
-        self.steps_per_epoch = [min(steps, limit) if limit else steps for steps in whole]
+        available = [-(-reader.units // global_batch) for reader in self.epochs]
+        self.steps_per_epoch = [min(steps, limit) if limit else steps for steps in available]
         self.steps = sum(self.steps_per_epoch)
         self._images = DecodedImageCache(processor)
         self._filler = EncodedConversation([processor.tokenizer.eos_token_id], [IGNORE_INDEX], [TEXT], [])
@@ -102,11 +114,12 @@ class MicroBatchDataset(Dataset):
         """Read, encode and collate one micro-batch.
 
         Raises:
-            UserError: a conversation has not the length that its plan counted, or an image cannot be decoded.
+            UserError: a conversation does not have the length that its plan counted, or an image cannot be decoded.
         """
         step, micro = divmod(item, self.accumulation)
         epoch, units = self.units(step)
-        reader, batch, rows = self.epochs[epoch], MicroBatch({}), []
+        reader, batch = self.epochs[epoch], MicroBatch({})
+        rows: list[list[_Document]] = []
         for unit in units[self.rank :: self.ranks][micro * self.micro_batch :][: self.micro_batch]:
             documents = []
             for position in reader.members(unit):
@@ -118,7 +131,7 @@ class MicroBatchDataset(Dataset):
             rows.append(documents)
         if not rows:
             return self.filler()
-        batch.tensors = self.processor.collate([_as_one(documents) for documents in rows], padding_side="right")
+        batch.tensors = self.processor.collate([_packed(documents) for documents in rows], padding_side="right")
         if any(len(documents) > 1 for documents in rows):
             batch.tensors["document_ids"] = _document_ids(rows, batch.tensors["input_ids"].shape)
         return batch
@@ -134,12 +147,12 @@ class MicroBatchDataset(Dataset):
                 yield "+".join(sample.uids), MicroBatch(tensors, [sample.dataset], Counter(), sample.n_tokens)
 
     def filler(self) -> MicroBatch:
-        """A micro-batch that costs next to nothing and counts for nothing."""
+        """A micro-batch of one token that is neither supervised nor counted."""
         return MicroBatch(self.processor.collate([(self._filler, [])], padding_side="right"), [""])
 
     def load(self, first_step: int, workers: int) -> Iterator[MicroBatch]:
         """Yield the micro-batches from `first_step` on; `workers` > 0 processes prepare them ahead of time."""
-        # Its own generator: creating the iterator draws a seed, which must not come from the model's random numbers.
+        # With a separate generator: the iterator draws a seed, which must not come from the model's random numbers.
         order = range(first_step * self.accumulation, len(self))
         return iter(
             DataLoader(
@@ -153,7 +166,7 @@ class MicroBatchDataset(Dataset):
             )
         )
 
-    def _encode(self, sample: Sample, reader: BlendReader) -> tuple[EncodedConversation, list[np.ndarray]]:
+    def _encode(self, sample: Sample, reader: BlendReader) -> _Document:
         encoded = self.processor.encode(sample.messages)
         labels = sum(label != IGNORE_INDEX for label in encoded.labels)
         if (len(encoded), labels) != (sample.n_tokens, sample.n_labels):
@@ -171,11 +184,10 @@ class MicroBatchDataset(Dataset):
         return encoded, images
 
 
-def _as_one(
-    documents: Sequence[tuple[EncodedConversation, list[np.ndarray]]],
-) -> tuple[EncodedConversation, list[np.ndarray]]:
-    """Conversations laid one after the other, with their images."""
-    row, images = EncodedConversation(), []
+def _packed(documents: Sequence[_Document]) -> _Document:
+    """Conversations one after the other in one row, with their images."""
+    row = EncodedConversation()
+    images: list[np.ndarray] = []
     for encoded, shown in documents:
         row.image_indices += [len(images) + index for index in encoded.image_indices]
         for name in ("input_ids", "labels", "modality"):
@@ -184,9 +196,7 @@ def _as_one(
     return row, images
 
 
-def _document_ids(
-    rows: Sequence[Sequence[tuple[EncodedConversation, list[np.ndarray]]]], shape: Sequence[int]
-) -> Tensor:
+def _document_ids(rows: Sequence[Sequence[_Document]], shape: Sequence[int]) -> Tensor:
     """Which conversation of its row each token belongs to (B, T): 1, 2, ..., and 0 for padding."""
     ids = torch.zeros(*shape, dtype=torch.int64)
     for row, documents in zip(ids, rows, strict=True):
@@ -195,5 +205,5 @@ def _document_ids(
     return ids
 
 
-def _unchanged(batch: MicroBatch) -> MicroBatch:
+def _unchanged(batch: Any) -> Any:
     return batch

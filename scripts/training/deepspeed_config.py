@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration, made from a run's settings: nobody writes its JSON by hand, so the two cannot disagree."""
+"""DeepSpeed's configuration, made from a run's settings, so that the two cannot disagree."""
 
 from typing import Any
 
@@ -10,7 +10,8 @@ _LARGEST_BUCKET = 500_000_000
 def deepspeed_config(settings: RunConfig, accumulation: int, trained: int, pin: bool) -> dict[str, Any]:
     """Return the configuration for `accumulation` micro-batches per step and `trained` trained parameters.
 
-    Its optimiser and schedule sections stay empty: ours are used. `pin`: what is offloaded lies in page-locked memory.
+    It has no sections for an optimizer and a schedule: ours are used (`optimizers.py`, `schedules.py`). `pin`: what is
+    offloaded lies in page-locked memory.
     """
     # Buckets are allocated whole, so a small run must not ask for large ones.
     bucket = min(max(trained, 1), _LARGEST_BUCKET)
@@ -35,4 +36,6 @@ def deepspeed_config(settings: RunConfig, accumulation: int, trained: int, pin: 
         "zero_optimization": zero,
         # DeepSpeed's own Adam for CPUs would have to be compiled.
         "zero_force_ds_cpu_optimizer": False,
+        # Optimizers that DeepSpeed has not tested with ZeRO are tested here, at every stage.
+        "zero_allow_untested_optimizer": True,
     }

@@ -1,8 +1,8 @@
 """GPUs of this machine, each for one run at a time.
 
-Two runs that share a GPU by accident are slow, or die for lack of memory an hour later. So the launcher takes a lock on
-every GPU before it starts ranks, and tells them which ones they may see. The kernel frees the locks of a dead process.
-Where a scheduler hands GPUs out (Slurm, Kubernetes), that is its work, and nothing is locked.
+Two runs that share a GPU by accident are slow, or die for lack of memory an hour later. So the launcher locks every
+GPU before it starts ranks, and limits the ranks to these. The kernel releases the locks of a process that ends. Where a
+scheduler assigns GPUs (Slurm, Kubernetes), nothing is locked.
 """
 
 import fcntl
@@ -19,16 +19,16 @@ _SCHEDULERS = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")
 
 
 class Devices:
-    """The GPUs that a run has taken, as CUDA_VISIBLE_DEVICES names them; `names` is None if all may be seen.
+    """The GPUs that a run has reserved, as CUDA_VISIBLE_DEVICES names them.
 
-    None of them (an empty list): the run computes on the CPU.
+    `names` is None if the run may see all, and empty if it computes on the CPU. `files`: descriptors of the locks.
     """
 
-    def __init__(self, names: list[str] | None, files: list[int]):
+    def __init__(self, names: list[str] | None, files: list[int]) -> None:
         self.names, self._files = names, files
 
     def release(self) -> None:
-        """Let others have them."""
+        """Release the locks."""
         while self._files:
             os.close(self._files.pop())
 
@@ -52,12 +52,13 @@ def reserve_gpus(
     folder: Path | None = None,
     system: Path = Path("/dev"),
 ) -> Devices:
-    """Take `count` free GPUs for `run`; none where the machine has none, or where a scheduler hands them out.
+    """Reserve `count` free GPUs for `run`; none where the machine has none, or where a scheduler assigns them.
 
-    A run in fp32 with more ranks than there are GPUs, as the miniature's on a laptop, takes none and uses the CPU.
+    A run in fp32 with more ranks than there are GPUs, as the miniature's on a laptop, reserves none and uses the CPU.
+    Locks are files below `folder` (default: the system's temporary folder); `system` is where device files lie.
 
     Raises:
-        UserError: there are not so many, or not so many are free; the message names who has them.
+        UserError: there are fewer GPUs, or fewer are free; the message names the runs that use them.
     """
     names = [] if any(name in environment for name in _SCHEDULERS) else present(environment, system)
     if not names:
@@ -70,7 +71,9 @@ def reserve_gpus(
             f"{run} has {count} ranks and needs as many GPUs, but sees {len(names)}; set ranks to {len(names)}"
         )
     folder = folder or Path(tempfile.gettempdir())
-    taken, files, others = [], [], []
+    taken: list[str] = []
+    files: list[int] = []
+    others: list[str] = []
     for name in names:
         if len(taken) == count:
             break
@@ -98,7 +101,7 @@ def reserve_gpus(
 
 def _open(path: Path) -> int:
     try:
-        # Without O_CREAT first: in a sticky folder the kernel may forbid creating over somebody else's file.
+        # Without O_CREAT first: in a sticky folder the kernel may forbid creating over another user's file.
         return os.open(path, os.O_RDWR)
     except FileNotFoundError:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -106,5 +109,5 @@ def _open(path: Path) -> int:
         return file
     except PermissionError:
         raise UserError(
-            f"{path}, which tells who uses a GPU, cannot be opened; remove it if nobody uses the GPU"
+            f"{path}, which records which process uses a GPU, cannot be opened; remove it if no process uses the GPU"
         ) from None

@@ -1,13 +1,13 @@
-"""One optimisation step over a global batch, with DeepSpeed underneath: the part of training that is arithmetic.
+"""One optimisation step over a global batch, computed by DeepSpeed: the numerical part of training.
 
 Given the model and this rank's micro-batches of step s, it computes the loss of the *global* batch - the sum of all
 cross-entropies over the number of all supervised tokens, on all ranks and in all micro-batches - and its exact
 gradient. So a long answer weighs as much as it has tokens, wherever it was computed, and losses do not depend on how
 work is divided.
 
-A frozen vision tower stays outside the engine: it needs no gradient, no optimiser and no sharding (which would gather
+A frozen vision tower stays outside the engine: it needs no gradient, no optimizer and no sharding (which would gather
 its weights in every step); one that is trained lies inside. Rates are set from the step number, so there is no
-scheduler state to save. A step whose loss or gradient is not a number changes nothing: with fp16 it is skipped and the
+scheduler state to save. A step whose loss or gradient is not finite changes nothing: with fp16 it is skipped and the
 loss scale lowered, otherwise it ends the run.
 """
 
@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 import deepspeed
 import torch
@@ -35,17 +35,44 @@ from scripts.config.run import RunConfig
 from scripts.training.dataset import MicroBatch
 from scripts.training.deepspeed_config import deepspeed_config
 from scripts.training.flops import Flops
+from scripts.training.optimizers import OPTIMIZERS, set_updates
 from scripts.training.partition import partition
 from scripts.training.precision import LossScale, dtype_of
+from scripts.training.schedules import rate_factor
 from scripts.training.trainable import parameter_groups, part_of, peak_rates
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-_EPSILON = 1e-8
+
+class DatasetLoss(TypedDict):
+    """Mean cross-entropy per supervised token of one dataset, and the number of these tokens."""
+
+    loss: float
+    supervised_tokens: int
+
+
+class EngineFacts(TypedDict):
+    """The part of an engine's state that is not tensors: updates made, and the fields of the loss scale."""
+
+    updates: int
+    loss_scale: dict[str, Any] | None
+
+
+class _StepTotals(NamedTuple):
+    """Sums over all ranks and the micro-batches of a step.
+
+    `labels` (datasets,): supervised tokens. `tokens` and `padded_tokens`: without and with padding. `flops`:
+    operations. `stops`: ranks that were asked to stop.
+    """
+
+    labels: Tensor
+    tokens: float
+    padded_tokens: float
+    flops: float
+    stops: float
 
 
 @dataclass
 class LossTotals:
-    """Losses over all ranks: sums of cross-entropies and numbers of supervised tokens, by dataset."""
+    """Sums over all ranks, by dataset: cross-entropies and supervised tokens, both (datasets,) float64."""
 
     datasets: list[str]
     losses: Tensor
@@ -61,21 +88,22 @@ class LossTotals:
         """Mean cross-entropy per supervised token."""
         return (self.losses.sum() / self.labels.sum()).item()
 
-    def by_dataset(self) -> dict[str, dict[str, Any]]:
-        """Mean cross-entropy and supervised tokens of every dataset that occurs."""
+    def by_dataset(self) -> dict[str, DatasetLoss]:
+        """The losses of every dataset that occurs."""
         rows = zip(self.datasets, self.losses.tolist(), self.labels.tolist(), strict=True)
         return {name: {"loss": loss / count, "supervised_tokens": int(count)} for name, loss, count in rows if count}
 
 
 @dataclass
 class StepResult:
-    """What a step was like.
+    """The result of a step.
 
-    `learning_rates` are those of the trained parts, `flops` the operations of all ranks, `places` counts padding too;
-    `stop` says that some rank was asked to end. `skipped`: the gradient overflowed in fp16, and nothing was changed.
+    `learning_rate`: of the language model; `learning_rates`: by trained part. `tokens` are without padding,
+    `padded_tokens` with it. `flops`: operations of all ranks. `stop`: some rank was asked to stop. `skipped`: the
+    gradient overflowed in fp16, and nothing was changed.
     """
 
-    measured: LossTotals
+    losses: LossTotals
     learning_rate: float
     learning_rates: dict[str, float]
     grad_norm: float
@@ -87,14 +115,14 @@ class StepResult:
 
     @property
     def finite(self) -> bool:
-        """Whether the run may go on: loss and gradient are numbers, or the gradient was merely scaled too far."""
-        return math.isfinite(self.measured.loss) and (self.skipped or math.isfinite(self.grad_norm))
+        """Whether the run may go on: loss and gradient are finite, or the step was skipped for its loss scale."""
+        return math.isfinite(self.losses.loss) and (self.skipped or math.isfinite(self.grad_norm))
 
 
 class LossModule(nn.Module):
-    """The model as the engine runs it: the sum of the labels' cross-entropies, in all and for each document."""
+    """The model as DeepSpeed runs it: the sum of the labels' cross-entropies, in all and for each document."""
 
-    def __init__(self, model: VisualChatForConditionalGeneration):
+    def __init__(self, model: VisualChatForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
 
@@ -121,8 +149,16 @@ class TrainingEngine:
         datasets: Sequence[str],
         accumulation: int,
         steps: int,
-    ):
-        """Hand DeepSpeed what `trainable.prepare` has marked. `accumulation` micro-batches make a step of this rank."""
+    ) -> None:
+        """Hand DeepSpeed what `trainable.mark_trainable` has marked.
+
+        Args:
+            model: with its adapters, frozen and trained parameters marked.
+            settings: of the run.
+            datasets: names of all datasets that batches may hold.
+            accumulation: micro-batches that make a step of this rank.
+            steps: of the whole run, for the learning rate.
+        """
         self.settings, self.datasets, self.steps = settings, list(datasets), steps
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.device = torch.device(deepspeed.accelerator.get_accelerator().current_device_name())
@@ -136,11 +172,10 @@ class TrainingEngine:
         self.trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
         parts = {part_of(model, name, value) for name, value in self.trained.items()}
         self._peaks = {part: peak for part, peak in peak_rates(settings).items() if part in parts}
-        # DeepSpeed's own Adam would be compiled on first use, which takes minutes and a compiler. A rate of zero until
-        # the first step: some of its optimisers take one of their own, with a gradient of zero, to make the moments.
-        optimizer = torch.optim.AdamW(groups, 0.0, settings.betas, _EPSILON, fused=settings.offload != "none" or None)
-        for group in optimizer.param_groups:
-            group["lr"] = 0.0
+        self._entry = OPTIMIZERS[settings.optimizer]
+        self._optimizer = self._entry.build(groups, settings)
+        # Until the first step: some of DeepSpeed's wrappers take a step with a gradient of zero to make the state.
+        self._set_rates(0.0)
         self.config = deepspeed_config(
             settings, accumulation, sum(value.numel() for value in self.trained.values()), self.device.type != "cpu"
         )
@@ -148,56 +183,55 @@ class TrainingEngine:
             partition(model, self.config, self.device, dtype_of(settings.precision))
         self._engine, *_ = deepspeed.initialize(
             model=LossModule(model),
-            optimizer=optimizer,
+            optimizer=self._optimizer,
             model_parameters=[value for group in groups for value in group["params"]],
             config=self.config,
         )
-        self._adam = optimizer
         self._masters = _fp32_copies(self._engine.optimizer)
         self.updates, self.loss_scale = 0, LossScale.of(settings)
         if settings.zero in (1, 2):
-            _make_moments(optimizer)
-        self._count_updates()
+            self._entry.make_state(self._optimizer)
+        set_updates(self._optimizer, self.updates)
 
     def step(self, step: int, batches: Sequence[MicroBatch], stop: bool = False) -> StepResult:
-        """Take the 0-based step `step`. Any rank may set `stop`; all learn of it."""
+        """Take the 0-based step `step`. Any rank may set `stop`; the result of all ranks then has it."""
         self._engine.train()
         torch.manual_seed(step_seed(self.settings.seed, step, self.rank))
-        labels, tokens, places, flops, stops = self._add_up(batches, stop)
+        totals = self._totals(batches, stop)
         # DeepSpeed averages gradients over ranks; the loss is a mean over the labels of all ranks.
-        scale = self.ranks / float(labels.sum())
-        factor = learning_rate(self.settings, step, self.steps)
+        scale = self.ranks / float(totals.labels.sum())
+        factor = rate_factor(self.settings, step, self.steps)
         self._set_rates(factor)
         if self.loss_scale:
             self._engine.optimizer.loss_scale = self.loss_scale.scale
             # At stage 0 DeepSpeed divides the gradient by the scale, and leaves it to others to multiply the loss.
             scale *= self.loss_scale.scale if self.settings.zero == 0 else 1.0
         losses = torch.zeros(len(self.datasets), dtype=torch.float64)
-        for place, batch in enumerate(batches):
+        for number, batch in enumerate(batches, start=1):
             total, by_document = self._engine(**self._inputs(batch))
             self._engine.backward(total * scale, scale_wrt_gas=False)
             self._count_losses(losses, batch, by_document)
-            if place < len(batches) - 1:
+            if number < len(batches):
                 self._engine.step()
         result = StepResult(
-            measured=LossTotals(self.datasets, self._sum(losses), labels),
+            losses=LossTotals(self.datasets, self._sum(losses), totals.labels),
             learning_rate=self.settings.learning_rate * factor,
             learning_rates={part: peak * factor for part, peak in self._peaks.items()},
             grad_norm=math.nan,
-            tokens=int(tokens),
-            padded_tokens=int(places),
-            flops=flops,
-            stop=bool(stops),
+            tokens=int(totals.tokens),
+            padded_tokens=int(totals.padded_tokens),
+            flops=totals.flops,
+            stop=bool(totals.stops),
         )
-        if math.isfinite(result.measured.loss):
+        if math.isfinite(result.losses.loss):
             self._update(result)
         return result
 
     def _update(self, result: StepResult) -> None:
-        """Let the optimiser use the gradient, unless it is not a number; tell `result` its norm."""
+        """Update the weights unless the gradient is not finite; set the norm (and `skipped`) of `result`."""
         plain = self.settings.zero == 0 and self.loss_scale is None and not self._masters
         if plain:
-            # DeepSpeed neither measures this gradient nor looks at it.
+            # DeepSpeed neither measures this gradient nor checks that it is finite.
             gradients = [value.grad for value in self.trained.values() if value.grad is not None]
             result.grad_norm = torch.nn.utils.get_total_norm(gradients).item()
             if not math.isfinite(result.grad_norm):
@@ -206,18 +240,19 @@ class TrainingEngine:
         overflowed = not plain and bool(self._engine.optimizer.overflow)
         if not plain:
             norm = float(self._engine.get_global_grad_norm())
-            # Without a division of the optimiser's state the norm is that of the scaled gradient.
-            scaled = self.loss_scale is not None and self.settings.zero == 0
-            result.grad_norm = math.inf if overflowed else norm / self.loss_scale.scale if scaled else norm
+            if self.loss_scale and self.settings.zero == 0:
+                # At stage 0 DeepSpeed's norm is that of the scaled gradient.
+                norm /= self.loss_scale.scale
+            result.grad_norm = math.inf if overflowed else norm
         if self.loss_scale:
             self.loss_scale.update(overflowed)
             result.skipped = overflowed and not self.loss_scale.exhausted
         self.updates += not overflowed
 
     def evaluate(self, batches: Iterable[MicroBatch], stop: Callable[[], bool] = lambda: False) -> LossTotals | None:
-        """TokenTables the loss on `batches` of this rank (equally many on each) together with the other ranks.
+        """Measure the loss on `batches` of this rank (equally many on each) together with the other ranks.
 
-        Return None as soon as `stop` says on some rank that there is no time left.
+        Return None as soon as `stop` is true on some rank.
         """
         self._engine.eval()
         losses, labels = torch.zeros(2, len(self.datasets), dtype=torch.float64)
@@ -233,13 +268,13 @@ class TrainingEngine:
     def find_nonfinite(self, batches: Sequence[MicroBatch], filler: MicroBatch) -> list[int]:
         """Run `batches` of this rank one by one; return the numbers of those whose loss or gradient is not finite.
 
-        Ranks may have different numbers of batches; `filler` keeps them together. Gradients are looked at where every
-        rank holds the weights whole, which is not so at stage 3.
+        Ranks may have different numbers of batches; those with fewer run `filler` in the meantime. Gradients are
+        checked where every rank holds the weights whole, which is not so at stage 3.
         """
         self._engine.eval()
         rounds = torch.zeros(self.ranks)
         rounds[self.rank] = len(batches)
-        found, weights = [], list(self.trained.values())
+        nonfinite, weights = [], list(self.trained.values())
         for number in range(int(self._sum(rounds).max())):
             batch = batches[number] if number < len(batches) else filler
             with torch.set_grad_enabled(self.settings.zero < 3):
@@ -249,28 +284,28 @@ class TrainingEngine:
                     scaled = loss * (self.loss_scale.scale if self.loss_scale else 1.0)
                     values += [g for g in torch.autograd.grad(scaled, weights, allow_unused=True) if g is not None]
             if not all(bool(value.isfinite().all()) for value in values):
-                found.append(number)
-        return found
+                nonfinite.append(number)
+        return nonfinite
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the trained weights in fp32, whole, by name; all ranks must call it."""
+        """Return the trained weights in fp32, whole, by name."""
         return {name: self._full(value, None) for name, value in self.trained.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Return weights and moments in the form of a checkpoint, see `state.py`; all ranks must call it."""
+        """Return weights and the optimizer's state as tensors of a checkpoint (see `checkpoints.py`)."""
         tensors = {f"weight/{name}": value for name, value in self.weights().items()}
-        for moment in _MOMENTS:
-            tensors |= {f"{moment}/{name}": self._full(value, moment) for name, value in self.trained.items()}
+        for part in self._entry.state_names:
+            tensors |= {f"{part}/{name}": self._full(value, part) for name, value in self.trained.items()}
         return tensors
 
-    def facts(self) -> dict[str, Any]:
-        """The part of the state that is not tensors, as JSON values: updates made, and the loss scale."""
+    def facts(self) -> EngineFacts:
+        """The part of the state that is not tensors, as JSON values."""
         return {"updates": self.updates, "loss_scale": asdict(self.loss_scale) if self.loss_scale else None}
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any], filler: MicroBatch, accumulation: int) -> None:
-        """Continue from what `state` and `facts` returned; the model must already have been built with its weights.
+    def restore(self, tensors: dict[str, Tensor], facts: EngineFacts, filler: MicroBatch, accumulation: int) -> None:
+        """Continue from what `state` and `facts` returned; the model must already hold the weights.
 
-        AdamW makes its moments in its first step, and DeepSpeed links them to its shards then. So one step is taken
+        An optimizer makes its state in its first step, and DeepSpeed links it to its shards then. So one step is taken
         with a rate of zero and a gradient of zero (`filler` has no label), which changes nothing, before the true
         values are set.
         """
@@ -282,12 +317,12 @@ class TrainingEngine:
             self._engine.step()
         for name, value in self.trained.items():
             self._set_full(value, None, tensors[f"weight/{name}"])
-            for moment in _MOMENTS:
-                self._set_full(value, moment, tensors[f"{moment}/{name}"])
+            for part in self._entry.state_names:
+                self._set_full(value, part, tensors[f"{part}/{name}"])
         self.updates = facts["updates"]
-        if self.loss_scale:
+        if self.loss_scale and facts["loss_scale"]:
             self.loss_scale = LossScale(**facts["loss_scale"])
-        self._count_updates()
+        set_updates(self._optimizer, self.updates)
 
     def _inputs(self, batch: MicroBatch) -> dict[str, Tensor]:
         names = ("input_ids", "labels", "modality", "document_ids", "pixel_values")
@@ -300,13 +335,17 @@ class TrainingEngine:
                 inputs["image_features"] = self.tower(inputs.pop("pixel_values"))
         return inputs
 
-    def _add_up(self, batches: Sequence[MicroBatch], stop: bool) -> tuple[Tensor, float, float, float, float]:
-        """Return the supervised tokens of all ranks by dataset; and tokens, places, operations and wishes to stop."""
+    def _totals(self, batches: Sequence[MicroBatch], stop: bool) -> _StepTotals:
+        """Add up over all ranks what the micro-batches of a step hold, in one collective."""
         labels = [sum(batch.labels[name] for batch in batches) for name in self.datasets]
-        counts = [sum(batch.tokens for batch in batches), sum(batch.padded_tokens for batch in batches)]
-        counts += [sum(self._flops.of(batch) for batch in batches), stop]
-        total = self._sum(torch.tensor(labels + counts, dtype=torch.float64))
-        return total[: len(labels)], *total[len(labels) :].tolist()
+        counts = [
+            float(sum(batch.tokens for batch in batches)),
+            float(sum(batch.padded_tokens for batch in batches)),
+            sum(self._flops.of(batch) for batch in batches),
+            float(stop),
+        ]
+        total = self._sum(torch.tensor([*labels, *counts], dtype=torch.float64))
+        return _StepTotals(total[: len(labels)], *total[len(labels) :].tolist())
 
     def _count_losses(self, losses: Tensor, batch: MicroBatch, by_document: Tensor) -> None:
         for dataset, loss in zip(batch.datasets, by_document.tolist(), strict=True):
@@ -323,32 +362,29 @@ class TrainingEngine:
 
     def _set_rates(self, factor: float) -> None:
         """Set every group's rate to its peak times `factor`."""
-        for group in self._adam.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * factor
 
-    def _count_updates(self) -> None:
-        """Tell AdamW how many updates lie behind it."""
-        for state in self._adam.state.values():
-            state["step"].fill_(self.updates)
-
-    def _full(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
+    def _full(self, parameter: nn.Parameter, part: str | None) -> Tensor:
+        """The whole fp32 weight of a parameter, or the `part` of the optimizer's state, as a copy on the CPU."""
         if self.settings.zero == 0:
             master = self._masters.get(id(parameter), parameter)
-            value = self._adam.state[master][moment] if moment else master
-        elif moment:
-            value = safe_get_full_optimizer_state(parameter, moment)
+            value = self._optimizer.state[master][part] if part else master
+        elif part:
+            value = safe_get_full_optimizer_state(parameter, part)
         else:
             value = safe_get_full_fp32_param(parameter)
         return value.detach().to("cpu", torch.float32, copy=True)
 
-    def _set_full(self, parameter: nn.Parameter, moment: str | None, value: Tensor) -> None:
+    def _set_full(self, parameter: nn.Parameter, part: str | None, value: Tensor) -> None:
+        """Set what `_full` returns."""
         value = value.to(self.device)
         if self.settings.zero == 0:
             master = self._masters.get(id(parameter), parameter)
             with torch.no_grad():
-                (self._adam.state[master][moment] if moment else master).copy_(value)
-        elif moment:
-            safe_set_full_optimizer_state(parameter, value, moment)
+                (self._optimizer.state[master][part] if part else master).copy_(value)
+        elif part:
+            safe_set_full_optimizer_state(parameter, value, part)
         else:
             safe_set_full_fp32_param(parameter, value)
 
@@ -359,27 +395,6 @@ def _fp32_copies(optimizer: Any) -> dict[int, Tensor]:
         return {}
     halves, copies = (itertools.chain(*groups) for groups in (optimizer.fp16_groups, optimizer.fp32_groups))
     return {id(half): copy for half, copy in zip(halves, copies, strict=True)}
-
-
-def _make_moments(optimizer: torch.optim.AdamW) -> None:
-    """Give every group its moments now.
-
-    Stages 1 and 2 learn where the moments lie in the first step, but after its first group only; the moments of
-    further groups, which AdamW would make a moment later, could never be read or set.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = {moment: torch.zeros_like(parameter, memory_format=torch.preserve_format) for moment in _MOMENTS}
-            optimizer.state[parameter] = {"step": torch.tensor(0.0)} | state
-
-
-def learning_rate(settings: RunConfig, step: int, steps: int) -> float:
-    """Return the rate of the 0-based `step` of `steps` as a share of the peak: a linear rise, then a fall."""
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
-    progress = (step - settings.warmup_steps) / max(1, steps - 1 - settings.warmup_steps)
-    fall = {"constant": 0.0, "linear": progress, "cosine": (1 - math.cos(math.pi * progress)) / 2}[settings.schedule]
-    return 1 - (1 - settings.final_learning_rate) * fall
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

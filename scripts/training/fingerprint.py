@@ -1,11 +1,11 @@
-"""What a training run is: a fingerprint of everything that decides its numbers, and of nothing else.
+"""The fingerprint of a training run: a hash of everything that decides its numbers, and of nothing else.
 
-Settings that only say how the work is divided do not count, nor does the code: a run that was interrupted continues
-after an update. The model counts by its manifest, which holds the hashes of what it describes; a blend by its plan and
-by what its conversations hold, whether its images are embedded or referred to and however many shards there are.
+Settings that only decide how the work is divided do not count, nor does the code: a run that was interrupted continues
+after an update. The model counts by its manifest, which holds the hashes of its files; a blend by its plan and the
+hash of its conversations, which does not depend on how its images are stored nor on the number of its shards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ def input_hashes(model: Path, blend: Sequence[Path], heldout: Path) -> dict[str,
     }
 
 
-def run_fingerprint(settings: RunConfig, read: dict[str, Any]) -> str:
-    """Sixteen hex digits that name the run's state."""
-    return text_sha256(canonical_json({"v": 1, "settings": settings.numbers(), "inputs": read}))[:16]
+def run_fingerprint(settings: RunConfig, inputs: Mapping[str, Any]) -> str:
+    """Sixteen hex digits that name the folder of the run's state; `inputs` are those of `input_hashes`."""
+    return text_sha256(canonical_json({"v": 1, "settings": settings.numbers(), "inputs": inputs}))[:16]
 
 
 def blend_sha256(folder: Path) -> str:
-    """Hash of what is trained on and in which order."""
+    """Hash of the conversations of a blend folder and their order."""
     manifest = read_json(folder / "manifest.json")
     return text_sha256(
         canonical_json([manifest[name] for name in ("plan", "content", "tokens_identity", "global_batch")])

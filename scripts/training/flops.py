@@ -1,11 +1,11 @@
-"""How much arithmetic a step is, and what share of the hardware's that was.
+"""How many operations a step takes, and what share of the hardware's peak that is.
 
 Counted are the operations that the model needs, by the usual formula: a weight costs 2 per token in the forward pass
 (multiply and add), 2 in the backward pass for the gradient of its input, and 2 for its own gradient if it is trained
 (Kaplan et al., arXiv 2001.08361, section 2.1); a pair of query and key costs 4 per layer and unit of width forward and
 8 backward (Chowdhery et al., arXiv 2204.02311, appendix B, which multiplies out the same for all pairs; here only those
-pairs count that the attention looks at). The head counts where a label is, a frozen encoder forward only, and work that
-gradient checkpointing repeats or padding wastes does not count at all. So the share of the peak is the "model flops
+pairs count that the attention looks at). The head counts where a label is, a frozen encoder forward only, and what
+gradient checkpointing computes again or padding adds does not count. So the share of the peak is the "model flops
 utilisation" of that paper.
 """
 
@@ -22,8 +22,8 @@ from scripts.training.dataset import MicroBatch
 
 VARIABLE = "VISUALCHAT_DEVICE_FLOPS"
 
-# Dense bf16 or fp16 with fp32 sums, operations per second, from the vendors' data sheets. The first name that occurs
-# in the device's counts.
+# Dense bf16 or fp16 with fp32 sums, operations per second, from the vendors' data sheets. The first name that is
+# part of the device's name applies.
 PEAKS = {
     "GB200": 2.5e15,
     "B200": 2.25e15,
@@ -51,7 +51,7 @@ PEAKS = {
 class Flops:
     """Counts the operations of batches of one model. Make it before the vision tower is taken out of the model."""
 
-    def __init__(self, model: VisualChatForConditionalGeneration):
+    def __init__(self, model: VisualChatForConditionalGeneration) -> None:
         self._head = _cost(model.get_output_embeddings())
         self._decoder = _cost(model.get_decoder())
         tower, vision, text = model.vision_tower, model.config.vision_config, model.config.text_config
@@ -73,14 +73,14 @@ class Flops:
         return self.count(batch.tokens, sum(batch.labels.values()), images)
 
     def attention(self, batch: MicroBatch) -> float:
-        """Those of the decoder's attention: every token looks at itself and at what lies before it in its document."""
+        """Those of the decoder's attention: every token attends to itself and to what precedes it in its document."""
         modality = batch.tensors["modality"]
         seen = compute_position_ids(modality, batch.tensors.get("document_ids")) + 1
         images = seen[modality == IMAGE].sum() if self._image_rows == "causal" else (modality == IMAGE).sum()
         return self.count(pairs=float(seen[modality == TEXT].sum() + images))
 
     def count(self, tokens: float = 0, labels: float = 0, images: float = 0, pairs: float = 0) -> float:
-        """The operations of so many tokens, labels, images, and pairs of a token with one that it looks at."""
+        """The operations of so many tokens, labels, images, and pairs of a token with one that it attends to."""
         return self._decoder * tokens + self._head * labels + self._image * images + self._pair * pairs
 
 
@@ -97,9 +97,9 @@ def _cost(part: nn.Module, backward: bool = True) -> float:
 
 
 def peak_flops(ranks: int) -> float | None:
-    """The operations per second that the devices of all ranks could do, or None where nobody knows.
+    """The peak of the devices of all ranks in operations per second, or None if it is unknown.
 
-    VISUALCHAT_DEVICE_FLOPS (operations per second of one device) overrules the table.
+    VISUALCHAT_DEVICE_FLOPS (operations per second of one device) overrides the table.
 
     Raises:
         UserError: the variable is not a positive number.

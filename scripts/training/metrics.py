@@ -1,16 +1,16 @@
-"""The record of a run: `metrics.jsonl`, one JSON object per line, shown by the trackers too (see `trackers.py`).
+"""The metrics of a run: `metrics.jsonl`, one JSON object per line, also sent to the trackers (see `trackers.py`).
 
     a step          step (finished steps, from 1), epoch, loss (cross-entropy per supervised token of the global batch),
                     lr (the language model's), learning_rates ({part: rate}), grad_norm (before clipping), tokens,
-                    supervised_tokens, padding (share of computed places that hold no token), datasets ({name: {loss,
+                    supervised_tokens, padding (share of computed positions that hold no token), datasets ({name: {loss,
                     supervised_tokens}}); with fp16 also loss_scale, and skipped, where grad_norm is null
-    how fast        seconds, data_seconds (waited for data), tokens_per_second, supervised_tokens_per_second,
-                    flops_per_second (of all ranks), memory_bytes (most that rank 0 has held so far: GPU memory, or
-                    without a GPU the process's)
-    a measurement   step, epoch, heldout_loss, supervised_tokens, datasets, seconds; no loss
+    its speed       seconds, data_seconds (waited for data), tokens_per_second, supervised_tokens_per_second,
+                    flops_per_second (of all ranks), memory_bytes (peak of rank 0 so far: GPU memory, or without a GPU
+                    the process's)
+    an evaluation   step, epoch, heldout_loss, supervised_tokens, datasets, seconds; no loss
 
 Only the fields that end in `seconds`, `per_second` or `bytes` differ between two executions of a run. A resumed run
-cuts the file back to the length that its checkpoint recorded, so that every step stands in it exactly once.
+truncates the file to the length that its checkpoint recorded, so that every step is in it exactly once.
 """
 
 import json
@@ -26,10 +26,10 @@ from scripts.training.trackers import Tracker, scalars
 
 
 class Metrics:
-    """Appends to the record of a run. Only rank 0 has one."""
+    """Appends to the metrics of a run. Only rank 0 has one."""
 
-    def __init__(self, folder: Path, keep_bytes: int, trackers: Sequence[Tracker] = ()):
-        """Open the record in `folder`, cut to its first `keep_bytes`.
+    def __init__(self, folder: Path, keep_bytes: int, trackers: Sequence[Tracker] = ()) -> None:
+        """Open `metrics.jsonl` in `folder`, truncated to its first `keep_bytes`.
 
         Raises:
             UserError: the file is shorter than that.
@@ -39,7 +39,7 @@ class Metrics:
         if path.stat().st_size < keep_bytes:
             raise UserError(f"{path} has lost lines that a checkpoint needs; remove {folder} to start the run again")
         os.truncate(path, keep_bytes)
-        self._file = open(path, "a", encoding="utf-8")
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         self._trackers = list(trackers)
 
     def write(self, line: dict[str, Any]) -> None:
@@ -50,26 +50,26 @@ class Metrics:
             tracker.log(line["step"], scalars(line))
 
     def sync(self) -> int:
-        """Bring everything written to the disk and return the file's length in bytes."""
+        """Flush everything to disk and return the file's length in bytes."""
         os.fsync(self._file.fileno())
         for tracker in self._trackers:
             tracker.flush()
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
-        """Finish the record everywhere."""
+        """Close the file and the trackers."""
         self._file.close()
         for tracker in self._trackers:
             tracker.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a record."""
+    """Return the lines of a `metrics.jsonl`."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a person wants to know of the curves: losses at the start, in the last tenth, and held-out ones."""
+    """The curves in a few numbers: losses at the start, at the end, in the last tenth, and held-out ones."""
     losses = [line["loss"] for line in lines if "loss" in line]
     tail = losses[-max(1, len(losses) // 10) :]
     return {
@@ -81,7 +81,7 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def throughput(lines: list[dict[str, Any]], peak: float | None) -> dict[str, Any]:
-    """How fast the run was over all its steps; `peak` is what its devices could do, in operations per second.
+    """How fast the run was over all its steps; `peak` is that of all its devices, in operations per second.
 
     Step 1 is left out where there are more: it pays for what is set up on first use.
     """
@@ -100,7 +100,7 @@ def throughput(lines: list[dict[str, Any]], peak: float | None) -> dict[str, Any
 
 
 def memory_bytes() -> int:
-    """The most memory that this process has held so far: on its GPU, or without one in the machine."""
+    """The peak memory of this process so far, in bytes: on its GPU, or without one in the machine."""
     import torch
 
     if torch.cuda.is_available():

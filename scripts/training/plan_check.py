@@ -1,7 +1,7 @@
-"""What a run is trained on, in facts that can be compared: a run that continues must find the plan that it began with.
+"""The plan of a run as facts that can be compared: a run that continues must find the plan that it began with.
 
-A state of training is (plan, epoch, unit). Its place means nothing in another plan, so another one is refused, and a
-person is told what has changed, not only that two hashes differ.
+A state of training is (plan, epoch, unit). Epoch and unit mean nothing in another plan, so another one is refused, with
+a message that names what has changed, not only that two hashes differ.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,17 +31,17 @@ _ABSENT = object()
 
 
 def plan_facts(reader: BlendReader) -> dict[str, Any]:
-    """What decides the batches of a part of a blend: JSON values, not how its images are stored."""
+    """What decides the batches of a part of a blend, as JSON values; how its images are stored does not."""
     facts = {name: reader.manifest[name] for name in _FACTS}
-    asked = {name: account["asked"] for name, account in reader.manifest["datasets"].items()}
-    return facts | {"datasets": asked}
+    requested = {name: account["asked"] for name, account in reader.manifest["datasets"].items()}
+    return facts | {"datasets": requested}
 
 
 def check_same_plans(saved: Sequence[dict[str, Any]], readers: Sequence[BlendReader], where: str) -> None:
     """Check that the epochs of `readers` are those with the facts `saved`.
 
     Raises:
-        UserError: they are not; the message says what has changed.
+        UserError: they are not; the message names what has changed. `where` says whose facts `saved` are.
     """
     if len(saved) != len(readers):
         raise UserError(f"{where} belongs to a run of {len(saved)} epochs, not of {len(readers)}")
@@ -54,7 +54,7 @@ def check_same_plans(saved: Sequence[dict[str, Any]], readers: Sequence[BlendRea
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """What differs between the facts of two plans, in words; empty if nothing does."""
+    """The differences between the facts of two plans as text; empty if there are none."""
     changes = list(_changes(old, new))
     if len(changes) > 2:
         # Every change shows in the hashes too.
@@ -63,12 +63,12 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     return ", ".join(changes[:_SHOWN]) + more
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any], place: str = "") -> Iterator[str]:
+def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name in [*old, *(name for name in new if name not in old)]:
         before, after = old.get(name, _ABSENT), new.get(name, _ABSENT)
         if before == after:
             continue
-        path = f"{place}{name}"
+        path = f"{prefix}{name}"
         if before is _ABSENT or after is _ABSENT:
             yield f"{path} {'is new' if before is _ABSENT else 'is gone'}"
         elif isinstance(before, dict) and isinstance(after, dict):

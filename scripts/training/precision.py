@@ -2,10 +2,10 @@
 
 fp16 has five bits of exponent: gradients below 6e-8 become zero, sums above 65504 infinite. So the loss is multiplied
 by a scale before the backward pass and the gradient divided by it afterwards, in fp32 (Micikevicius et al., arXiv
-1710.03740, section 3.2). A gradient that is infinite all the same is thrown away and the scale halved; after a long
-time without one it is doubled. The scale belongs to the state of a run: what a step does depends on it.
+1710.03740, section 3.2). A gradient that is still infinite is discarded and the scale halved; after many
+steps without one it is doubled. The scale belongs to the state of a run: what a step does depends on it.
 
-DeepSpeed has a scale for each of its optimisers, with rules of their own. This one is used at every ZeRO stage instead,
+DeepSpeed has a scale for each of its optimizers, with its own rules. This one is used at every ZeRO stage instead,
 so that the numbers do not depend on the stage, and a checkpoint fits all.
 """
 
@@ -25,11 +25,11 @@ def dtype_of(precision: str) -> torch.dtype:
 
 @dataclass
 class LossScale:
-    """What the loss is multiplied by. `good` counts the steps since the last change."""
+    """What the loss is multiplied by; it doubles after `interval` steps without a change, which `good` counts."""
 
     scale: float = 2.0**16
     good: int = 0
-    patience: int = 1000
+    interval: int = 1000
 
     @classmethod
     def of(cls, settings: RunConfig) -> "LossScale | None":
@@ -42,9 +42,9 @@ class LossScale:
         return self.scale < 1
 
     def update(self, overflowed: bool) -> None:
-        """Learn whether the gradient of a step was infinite."""
+        """Record whether the gradient of a step was infinite, and adapt the scale."""
         self.good = 0 if overflowed else self.good + 1
         if overflowed:
             self.scale /= 2
-        elif self.good == self.patience:
+        elif self.good == self.interval:
             self.scale, self.good = self.scale * 2, 0

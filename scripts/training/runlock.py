@@ -1,8 +1,8 @@
 """The lock of a run: a file on which the launcher and every rank hold one byte each, on whatever machine they are.
 
-It is free exactly when all of them are gone, whatever they died of, because the kernel lets go of a dead process's
-locks. They are POSIX record locks, which NFS 4, Lustre (mounted with `flock`), BeeGFS and GPFS carry between nodes; a
-file system that does not is found out before anything starts (`torchrun.py`).
+It is free exactly when all of them have ended, for whatever reason, because the kernel releases the locks of a process
+that ends. They are POSIX record locks, which NFS 4, Lustre (mounted with `flock`), BeeGFS and GPFS share between nodes;
+a file system that does not is detected before anything starts (`node_launcher.py`).
 """
 
 import fcntl
@@ -22,16 +22,17 @@ _FLOCK = "hhqqi"
 class RunLock:
     """A lock file with one byte for the launcher (0) and one for each rank (1, 2, ...)."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "r+" if path.exists() else "w+", encoding="utf-8")
+        # The lock lasts as long as the file is open.
+        self._file = open(path, "r+" if path.exists() else "w+", encoding="utf-8")  # noqa: SIM115 - see `release`
 
     def take_all(self) -> None:
-        """Take the launcher's byte, and wait until no rank of an earlier, killed launcher lives.
+        """Take the launcher's byte, and wait until the ranks of an earlier, killed launcher have ended.
 
         Raises:
-            UserError: a living process trains this run.
+            UserError: another process trains this run, or such ranks do not end.
         """
         if not self._try(fcntl.LOCK_EX, 1, 0):
             self._file.seek(0)
@@ -40,7 +41,9 @@ class RunLock:
         deadline = time.monotonic() + _SECONDS_TO_DIE
         while not self._try(fcntl.LOCK_EX, 0, 1):
             if time.monotonic() > deadline:
-                raise UserError(f"ranks of an earlier run still live and hold {self._path}; stop them and try again")
+                raise UserError(
+                    f"ranks of an earlier run are still alive and hold {self._path}; stop them and try again"
+                )
             time.sleep(0.1)
         fcntl.lockf(self._file, fcntl.LOCK_UN, 0, 1)
         self._file.seek(0)
@@ -53,7 +56,7 @@ class RunLock:
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, 1 + rank)
 
     def release(self) -> None:
-        """Let go of everything this process holds."""
+        """Release everything that this process holds."""
         self._file.close()
 
     def _try(self, kind: int, length: int, start: int) -> bool:
@@ -67,13 +70,13 @@ class RunLock:
 def launcher_lives(path: Path) -> bool:
     """Whether another process, on this machine or another, holds the launcher's byte of the lock at `path`.
 
-    It only asks (F_GETLK), so that it can never be in the way of who wants to take it. Not for a process that holds a
-    byte itself: closing the file would free that.
+    It only queries (F_GETLK), so it never blocks a process that takes the lock. Not for a process that holds a byte
+    itself: closing the file would release that.
     """
     try:
         with open(path, "r+") as file:
-            question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
-            answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
+            query = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, query)
     except FileNotFoundError:
         return False
     return struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK

@@ -1,13 +1,13 @@
 """Where a run's curves are shown: TensorBoard, Weights & Biases, trackio. `metrics.jsonl` is written in any case.
 
-A tracker is given names and numbers of a step, and no more of the run than its settings. Only rank 0 has one. The last
-two are imported where a run asks for them, so nobody needs them who does not. A run that continues repeats the steps
+A tracker gets the names and numbers of a step, and of the run only its settings. Only rank 0 has one. The last two are
+imported where a run uses them, so they need not be installed otherwise. A run that continues repeats the steps
 since its checkpoint with the same values: TensorBoard drops the old ones, Weights & Biases the new ones, trackio keeps
 both.
 """
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ _MODULES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker files a run under. `step` is the last finished step: what was shown after it does not count."""
+    """How a tracker identifies a run. `step` is the last finished step: values logged after it are void."""
 
     project: str
     name: str
@@ -31,13 +31,13 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """Something that draws curves."""
+    """A program that shows curves."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Take the values of a step."""
+        """Log the values of a step."""
 
     def flush(self) -> None:
-        """Bring what was logged to where it is kept, as far as that can be asked for."""
+        """Write out what was logged, where the tracker does not do so by itself."""
 
     def close(self) -> None:
         """Finish."""
@@ -46,26 +46,29 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files below `folder`/events; see them with `tensorboard --logdir`."""
 
-    def __init__(self, folder: Path, run: TrackedRun):
+    def __init__(self, folder: Path, run: TrackedRun) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder / "events"), purge_step=run.step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write values as scalars."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
+        """Write what is buffered to the event file."""
         self._writer.flush()
 
     def close(self) -> None:
+        """Close the event file."""
         self._writer.close()
 
 
 class WeightsAndBiases:
     """A run at wandb.ai, or with WANDB_MODE=offline below `folder`/wandb, to be sent later with `wandb sync`."""
 
-    def __init__(self, folder: Path, run: TrackedRun):
+    def __init__(self, folder: Path, run: TrackedRun) -> None:
         import wandb
 
         try:
@@ -80,23 +83,25 @@ class WeightsAndBiases:
         except (wandb.Error, OSError) as error:
             raise UserError(
                 f"Weights & Biases cannot be used: {str(error).splitlines()[0]}. Log in with `wandb login`, or set "
-                "WANDB_MODE=offline, or take wandb out of `trackers`"
+                "WANDB_MODE=offline, or remove wandb from `trackers`"
             ) from None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Send values."""
         self._run.log(dict(values), step=step)
 
     def flush(self) -> None:
-        """wandb sends in a process of its own."""
+        """Nothing to do: wandb sends in a separate process."""
 
     def close(self) -> None:
+        """End the run; waits until everything is sent."""
         self._run.finish()
 
 
 class Trackio:
     """A run in trackio's local database (TRACKIO_DIR); see it with `trackio show`."""
 
-    def __init__(self, folder: Path, run: TrackedRun):
+    def __init__(self, folder: Path, run: TrackedRun) -> None:
         import trackio
 
         self._trackio = trackio
@@ -104,16 +109,22 @@ class Trackio:
         trackio.init(project=run.project, name=name, config=dict(run.settings), resume="allow", embed=False)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write values."""
         self._trackio.log(dict(values), step=step)
 
     def flush(self) -> None:
-        """trackio writes by itself."""
+        """Nothing to do: trackio writes at every step."""
 
     def close(self) -> None:
+        """End the run."""
         self._trackio.finish()
 
 
-_CLASSES = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "trackio": Trackio}
+_CLASSES: dict[str, Callable[[Path, TrackedRun], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "trackio": Trackio,
+}
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -122,7 +133,7 @@ def check_installed(names: Sequence[str]) -> None:
     if missing:
         raise UserError(
             f"`trackers` names {' and '.join(missing)}, which is not installed: run `pip install {' '.join(missing)}`, "
-            "or take it out"
+            "or remove it"
         )
 
 
@@ -130,14 +141,14 @@ def open_trackers(settings: RunConfig, folder: Path, run: TrackedRun) -> list[Tr
     """Open the trackers that `settings` name, with their files below `folder`.
 
     Raises:
-        UserError: one does not let us in.
+        UserError: Weights & Biases refuses the connection.
     """
     return [_CLASSES[name](folder, run) for name in settings.trackers]
 
 
 def scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """What is drawn of a line of `metrics.jsonl`: its numbers, and those of datasets and parts as `<what>/<name>`."""
-    found = {name: value for name, value in line.items() if isinstance(value, (int, float)) and name != "step"}
+    """The values of a line of `metrics.jsonl` that are shown: its numbers, and those of datasets and parts by path."""
+    values = {name: value for name, value in line.items() if isinstance(value, (int, float)) and name != "step"}
     kind = "loss" if "loss" in line else "heldout_loss"
-    found |= {f"{kind}/{name}": values["loss"] for name, values in line.get("datasets", {}).items()}
-    return found | {f"learning_rate/{name}": rate for name, rate in line.get("learning_rates", {}).items()}
+    values |= {f"{kind}/{name}": entry["loss"] for name, entry in line.get("datasets", {}).items()}
+    return values | {f"learning_rate/{name}": rate for name, rate in line.get("learning_rates", {}).items()}

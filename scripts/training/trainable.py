@@ -1,4 +1,4 @@
-"""What of a model is trained, how, and at which rate: a table of four parts, and adapters that merge exactly.
+"""Which parts of a model are trained, how, and at which rate: four parts, and adapters that merge exactly.
 
     part         how
     language     frozen, full, or lora: low-rank adapters beside the linear layers of the decoder
@@ -7,8 +7,8 @@
     vision       frozen, full or lora
 
 An adapter of rank r beside a matrix W stands for W + scale * B A, with A (r, in) and B (out, r), B zero at the start
-(LoRA, arXiv 2106.09685). W is never touched in training: only A and B are trained and saved. For a folder of one's own
-the sum is formed once, in double precision, and rounded once to the folder's.
+(LoRA, arXiv 2106.09685). W is never touched in training: only A and B are trained and saved. For an exported
+model the sum is computed once, in double precision, and rounded once to the precision of the export.
 """
 
 from typing import Any
@@ -25,10 +25,10 @@ PARTS = ("language", "embeddings", "projector", "vision")
 
 
 def mark_trainable(model: VisualChatForConditionalGeneration, settings: RunConfig) -> None:
-    """Add the adapters that `settings` ask for and mark what is trained, and nothing else.
+    """Add the adapters that `settings` name, set `requires_grad` of what is trained, and clear it of all else.
 
-    What no image passes through (the encoder's pooling head, layers behind the one that is read) stays frozen, so that
-    every trained parameter has a gradient in every step.
+    Parameters of the encoder that do not affect its features (the pooling head, layers behind the one that is read)
+    stay frozen, so that every trained parameter has a gradient in every step.
     """
     torch.manual_seed(settings.seed)
     model.requires_grad_(False)
@@ -59,16 +59,16 @@ def part_of(model: VisualChatForConditionalGeneration, name: str, value: nn.Para
 
 def peak_rates(settings: RunConfig) -> dict[str, float]:
     """The peak learning rate of every part."""
-    own = {
+    rates = {
         "embeddings": settings.embeddings_learning_rate,
         "projector": settings.projector_learning_rate,
         "vision": settings.vision_learning_rate,
     }
-    return {part: settings.learning_rate if own.get(part) is None else own[part] for part in PARTS}
+    return {part: settings.learning_rate if (rate := rates.get(part)) is None else rate for part in PARTS}
 
 
 def parameter_groups(model: VisualChatForConditionalGeneration, settings: RunConfig) -> list[dict[str, Any]]:
-    """Group what is trained by peak rate and weight decay, in as few groups as possible: each is communicated apart."""
+    """Group what is trained by peak rate and weight decay; few groups, because each is communicated by itself."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     rates = peak_rates(settings)
     for name, value in model.named_parameters():
@@ -81,7 +81,7 @@ def parameter_groups(model: VisualChatForConditionalGeneration, settings: RunCon
 
 
 def parameter_table(model: VisualChatForConditionalGeneration, settings: RunConfig) -> str:
-    """What is trained and what is frozen, as lines to read."""
+    """Which parameters are trained and which are frozen, as a table of text."""
     rates = peak_rates(settings)
     how = {
         "language": settings.train_language,
@@ -107,7 +107,7 @@ def _add_adapters(part: nn.Module, rank: int, scale: float, dropout: float, dtyp
     """Put an adapter beside every linear layer of `part`, in place."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    # Attention of PyTorch's own reads the weight of its last layer and would pass an adapter by.
+    # Not subclasses: PyTorch's own attention reads the weight of its last layer directly and would ignore an adapter.
     names = [name for name, module in part.named_modules() if type(module) is nn.Linear]
     config = LoraConfig(r=rank, lora_alpha=scale * rank, lora_dropout=dropout, target_modules=names)
     inject_adapter_in_model(config, part)

@@ -1,20 +1,21 @@
-"""The course of a run on one rank: from the last checkpoint to the end, or to a stop.
+"""The training loop of one rank: from the last checkpoint to the end of the run, or to a stop.
 
     before training     measure the held-out loss
     for every step      read this rank's micro-batches, take the step with the other ranks, record it
-    where it is due     measure the held-out loss (and keep the weights if they are the best), write a checkpoint
+    when due            measure the held-out loss (and keep the weights if they are the best), write a checkpoint
     at the end          write the last weights and `finished.json`
 
-A rank that is asked to stop, or whose time runs out, tells the others in the next collective; all then leave together
-after a checkpoint. So does a measurement of the held-out loss, which is put off until the run continues.
+A rank that is asked to stop, or whose time runs out, signals it in the next collective; all ranks then write a
+checkpoint and end together. An evaluation on held-out data is broken off in the same way and remains pending until the
+run continues.
 """
 
 import argparse
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn, TypedDict
 
 import torch.distributed as dist
 
@@ -26,7 +27,7 @@ from scripts.inference.blend_reader import BlendReader
 from scripts.inference.model_assembly import load_model
 from scripts.media.pixel_store import PixelStore, pixels_key
 from scripts.training.checkpoints import Checkpoints, load_weights, weights_of
-from scripts.training.dataset import MicroBatchDataset
+from scripts.training.dataset import MicroBatch, MicroBatchDataset
 from scripts.training.engine import StepResult, TrainingEngine
 from scripts.training.flops import peak_flops
 from scripts.training.metrics import Metrics, memory_bytes, read_metrics, summary, throughput
@@ -38,13 +39,33 @@ from scripts.training.watchdog import Watchdog
 
 Send = Callable[[dict[str, Any]], None]
 
-_BEGINNING = {
-    "step": 0,
-    "metrics_bytes": 0,
-    "best": None,
-    "since_best": 0,
-    "eval_pending": False,
-}
+
+class WeightsFile(TypedDict):
+    """A file of trained weights: its path below the run's state, and its sha256 ("" on other ranks than 0)."""
+
+    weights: str
+    sha256: str
+
+
+class BestWeights(WeightsFile):
+    """The weights with the least held-out loss so far, and the finished steps behind them."""
+
+    step: int
+    heldout_loss: float
+
+
+class _Evaluations(NamedTuple):
+    """What is known of evaluations on held-out data.
+
+    `best`: the best weights so far. `since_best`: evaluations after that. `pending`: the last one was broken off.
+    """
+
+    best: BestWeights | None
+    since_best: int
+    pending: bool
+
+
+_NONE_YET = _Evaluations(best=None, since_best=0, pending=False)
 
 
 class PermanentError(UserError):
@@ -52,10 +73,16 @@ class PermanentError(UserError):
 
 
 class Trainer:
-    """The state of a run on this rank, and what happens to it. Set `stopping` to end it soon, in order."""
+    """A run on this rank. Set `stopping` to end it soon, with a checkpoint."""
 
-    def __init__(self, args: argparse.Namespace, settings: RunConfig, send: Send):
-        """Read data and model, and take up the newest checkpoint.
+    def __init__(self, args: argparse.Namespace, settings: RunConfig, send: Send) -> None:
+        """Read data and model, and restore the newest checkpoint.
+
+        Args:
+            args: the command line of a rank, see `worker.parse`.
+            settings: of the run.
+            send: sends a message to the launcher: `{"log": text}`, `{"steps": n, "done": n}` or
+                `{"step": n, "note": text}`.
 
         Raises:
             UserError: data or model are missing, damaged or do not belong together.
@@ -76,37 +103,37 @@ class Trainer:
             check=self.rank == 0,
             keep_language_dtype=settings.zero == 3,
         )
+        pixels = PixelStore(args.pixels, pixels_key(processor.image_processor.to_dict())) if args.pixels else None
 
-        share = {
-            "global_batch": epochs[0].global_batch,
-            "micro_batch": settings.micro_batch,
-            "rank": self.rank,
-            "ranks": self.ranks,
-            "pixels": None,
-        }
-        if args.pixels:
-            share["pixels"] = PixelStore(args.pixels, pixels_key(processor.image_processor.to_dict()))
-        self.batches = MicroBatchDataset(epochs, processor, **share)
-        self.heldout = MicroBatchDataset([readers[args.heldout]], processor, **share, limit=settings.evaluate_batches)
+        def micro_batches(parts: Sequence[BlendReader], limit: int = 0) -> MicroBatchDataset:
+            return MicroBatchDataset(
+                parts,
+                processor,
+                global_batch=epochs[0].global_batch,
+                micro_batch=settings.micro_batch,
+                rank=self.rank,
+                ranks=self.ranks,
+                limit=limit,
+                pixels=pixels,
+            )
+
+        self.batches = micro_batches(epochs)
+        self.heldout = micro_batches([readers[args.heldout]], limit=settings.evaluate_batches)
         if self.batches.steps == 0:
             raise UserError(f"{args.blend[0]} holds no conversations, so there is nothing to train on")
         self.plans = [plan_facts(reader) for reader in epochs]
         self.checkpoints = Checkpoints(self.state / "checkpoints", settings.keep_checkpoints)
-        found = [self.checkpoints.newest(self.log) if self.rank == 0 else None]
-        dist.broadcast_object_list(found)
-        facts = found[0] or _BEGINNING
-        if found[0]:
+        facts = self._newest_facts()
+        if facts:
             check_same_plans(facts["plans"], epochs, f"the checkpoint of step {facts['step']}")
-        self.done: int = facts["step"]
-        self.best: dict[str, Any] | None = facts["best"]
-        self.since_best: int = facts["since_best"]
-        self.eval_pending: bool = facts["eval_pending"]
+        self.done: int = facts["step"] if facts else 0
+        evaluations = _Evaluations(facts["best"], facts["since_best"], facts["eval_pending"]) if facts else _NONE_YET
+        self.best, self.since_best, self.eval_pending = evaluations
 
         mark_trainable(model, settings)
         self.log(parameter_table(model, settings))
-        tensors = self.checkpoints.load(self.done) if self.done else None
-        if tensors is not None:
-            load_weights(model, weights_of(tensors))
+        tensors = self.checkpoints.load(self.done) if facts else {}
+        load_weights(model, weights_of(tensors))
         self.engine = TrainingEngine(
             model,
             settings,
@@ -114,13 +141,19 @@ class Trainer:
             accumulation=self.batches.accumulation,
             steps=self.batches.steps,
         )
-        if tensors is not None:
+        if facts:
             self.engine.restore(tensors, facts["engine"], self.batches.filler(), self.batches.accumulation)
         self.saved = self.done
-        self.metrics = self._metrics(facts["metrics_bytes"]) if self.rank == 0 else None
+        self.metrics = self._metrics(facts["metrics_bytes"] if facts else 0) if self.rank == 0 else None
         self.watchdog = Watchdog(self.state / "ranks", self.rank, args.hang_timeout * 60)
         if self.done:
             self.log(f"continuing after step {self.done} of {self.batches.steps}")
+
+    def _newest_facts(self) -> dict[str, Any] | None:
+        """The facts of the newest checkpoint, which rank 0 reads for all; None if the run has not begun."""
+        shared = [self.checkpoints.newest(self.log) if self.rank == 0 else None]
+        dist.broadcast_object_list(shared)
+        return shared[0]
 
     def _metrics(self, keep_bytes: int) -> Metrics:
         write_json(self.state / "deepspeed.json", self.engine.config)
@@ -134,13 +167,13 @@ class Trainer:
         return Metrics(self.state, keep_bytes, open_trackers(self.settings, self.state, run))
 
     def log(self, text: str) -> None:
-        """Tell the person something (rank 0 only)."""
+        """Print a message for the user (rank 0 only)."""
         if self.rank == 0:
             self.send({"log": text})
 
     @property
     def at_end(self) -> bool:
-        """Whether nothing is left to do but to write the result."""
+        """Whether nothing remains but to write the result."""
         return not self.eval_pending and (self.done == self.batches.steps or self.early_stopped)
 
     @property
@@ -158,9 +191,9 @@ class Trainer:
         if self.rank == 0:
             self.send({"steps": self.batches.steps, "done": self.done})
         stop = (self.done == 0 or self.eval_pending) and not self.evaluate()
-        feed = self.batches.load(self.done, self.settings.workers)
+        batches = self.batches.load(self.done, self.settings.workers)
         while not stop and not self.at_end:
-            stop = self.step(feed)
+            stop = self.step(batches)
         if not self.at_end:
             if self.done:
                 self.save()
@@ -171,16 +204,20 @@ class Trainer:
         self.finish()
         return True
 
-    def step(self, feed) -> bool:
-        """Take one step and do what is due after it; return whether some rank must stop."""
+    def step(self, upcoming: Iterator[MicroBatch]) -> bool:
+        """Take one step with the next micro-batches, and do what is due after it; return whether some rank must stop.
+
+        Raises:
+            PermanentError: the loss or the gradient is not finite.
+        """
         self.watchdog.restart()
         begin = time.perf_counter()
-        batches = [next(feed) for _ in range(self.batches.accumulation)]
+        batches = [next(upcoming) for _ in range(self.batches.accumulation)]
         waited = time.perf_counter() - begin
         self.watchdog.restart()
         result = self.engine.step(self.done, batches, self.must_stop())
         if not result.finite:
-            what = f"step {self.done + 1}: loss {result.measured.loss}, gradient norm {result.grad_norm}"
+            what = f"step {self.done + 1}: loss {result.losses.loss}, gradient norm {result.grad_norm}"
             self.raise_nonfinite(what, self.batches, range(self.done, self.done + 1))
         epoch = self.batches.locate(self.done)[0]
         self.done += 1
@@ -196,72 +233,75 @@ class Trainer:
         return result.stop
 
     def record(self, epoch: int, result: StepResult, seconds: float, waited: float) -> None:
-        """Write the line of the step that was just taken (rank 0)."""
-        if not self.metrics:
+        """Write the metrics of the step that was just taken (rank 0); `waited`: of `seconds`, those for data."""
+        if self.metrics is None:
             return
-        line = {
+        line: dict[str, Any] = {
             "step": self.done,
             "epoch": epoch,
-            "loss": result.measured.loss,
+            "loss": result.losses.loss,
             "lr": result.learning_rate,
             "learning_rates": result.learning_rates,
             "grad_norm": None if result.skipped else result.grad_norm,
             "tokens": result.tokens,
-            "supervised_tokens": result.measured.supervised,
+            "supervised_tokens": result.losses.supervised,
             "padding": 1 - result.tokens / result.padded_tokens,
             "seconds": round(seconds, 6),
             "data_seconds": round(waited, 6),
             "tokens_per_second": round(result.tokens / seconds, 1),
-            "supervised_tokens_per_second": round(result.measured.supervised / seconds, 1),
+            "supervised_tokens_per_second": round(result.losses.supervised / seconds, 1),
             "flops_per_second": round(result.flops / seconds),
             "memory_bytes": memory_bytes(),
-            "datasets": result.measured.by_dataset(),
+            "datasets": result.losses.by_dataset(),
         }
         if self.engine.loss_scale:
             line |= {"loss_scale": self.engine.loss_scale.scale, "skipped": result.skipped}
         self.metrics.write(line)
-        self.send({"step": self.done, "note": f"loss {result.measured.loss:.4f}"})
+        self.send({"step": self.done, "note": f"loss {result.losses.loss:.4f}"})
 
     def evaluate(self) -> bool:
-        """TokenTables the held-out loss, and keep the weights if they are the best so far.
+        """Measure the held-out loss, and keep the weights if they are the best so far.
 
-        Return False if there was no time for it; it is then made up for when the run continues.
+        Return False if there was no time for it; it is then done when the run continues.
+
+        Raises:
+            PermanentError: the loss is not finite.
         """
         self.eval_pending = False
         if len(self.heldout) == 0:
             if self.done == 0:
-                self.log("no conversation is held out, so no loss is measured there; the last weights count as best")
+                self.log("no conversation is held out, so no held-out loss is measured; the last weights count as best")
             return True
         begin = time.perf_counter()
-        measured = self.engine.evaluate(self.heldout.load(0, self.settings.workers), self._interrupted)
-        if measured is None:
+        losses = self.engine.evaluate(self.heldout.load(0, self.settings.workers), self._interrupted)
+        if losses is None:
             self.eval_pending = True
             return False
-        if not math.isfinite(measured.loss):
-            what = f"held-out loss {measured.loss} after step {self.done}"
+        if not math.isfinite(losses.loss):
+            what = f"held-out loss {losses.loss} after step {self.done}"
             self.raise_nonfinite(what, self.heldout, range(self.heldout.steps))
-        if self.metrics:
+        if self.metrics is not None:
             self.metrics.write(
                 {
                     "step": self.done,
                     "epoch": self.batches.locate(max(self.done - 1, 0))[0],
-                    "heldout_loss": measured.loss,
-                    "supervised_tokens": measured.supervised,
-                    "datasets": measured.by_dataset(),
+                    "heldout_loss": losses.loss,
+                    "supervised_tokens": losses.supervised,
+                    "datasets": losses.by_dataset(),
                     "seconds": round(time.perf_counter() - begin, 6),
                 }
             )
-            self.log(f"held-out loss after step {self.done}: {measured.loss:.4f}")
-        # The weights before training are no result of the run, however good they are.
-        if self.done and (self.best is None or measured.loss < self.best["heldout_loss"]):
-            self.best = {"step": self.done, "heldout_loss": measured.loss, **self.keep_weights()}
+            self.log(f"held-out loss after step {self.done}: {losses.loss:.4f}")
+        # The weights before training are not a result of the run.
+        if self.done and (self.best is None or losses.loss < self.best["heldout_loss"]):
+            self.best = {"step": self.done, "heldout_loss": losses.loss, **self.write_weights()}
             self.since_best = 0
         elif self.done:
             self.since_best += 1
-            if self.early_stopped:
+            if self.early_stopped and self.best:
                 self.log(
-                    f"ending after step {self.done}: the held-out loss was best after step {self.best['step']}, "
-                    f"{self.since_best} measurements ago"
+                    f"early stopping after step {self.done}: the held-out loss was lowest after step "
+                    f"{self.best['step']}, {self.since_best} measurements ago"
                 )
         return True
 
@@ -269,24 +309,24 @@ class Trainer:
         self.watchdog.restart()
         return self.must_stop()
 
-    def keep_weights(self) -> dict[str, str]:
-        """Write the trained weights of this moment; return their place below the state and their hash (rank 0)."""
+    def write_weights(self) -> WeightsFile:
+        """Write the current trained weights (rank 0); all ranks must call it."""
         weights = self.engine.weights()
-        place = f"weights/step-{self.done:08d}.safetensors"
+        path = f"weights/step-{self.done:08d}.safetensors"
         if self.rank != 0:
-            return {"weights": place, "sha256": ""}
-        write_tensors(self.state / place, weights)
-        return {"weights": place, "sha256": file_sha256(self.state / place)}
+            return {"weights": path, "sha256": ""}
+        write_tensors(self.state / path, weights)
+        return {"weights": path, "sha256": file_sha256(self.state / path)}
 
     def save(self) -> None:
-        """Write a checkpoint of this moment, unless there is one."""
+        """Write a checkpoint of the current step, unless there is one; all ranks must call it."""
         if self.saved == self.done:
             return
         self.watchdog.restart()
         begin = time.perf_counter()
         tensors = self.engine.state()
         self.saved = self.done
-        if self.rank == 0:
+        if self.metrics is not None:
             epoch, unit = self.batches.locate(self.done)
             facts = {
                 "plans": self.plans,
@@ -302,30 +342,30 @@ class Trainer:
             self.prune_weights()
         self._longest_save = max(self._longest_save, time.perf_counter() - begin)
 
-    def prune_weights(self, *keep: dict[str, Any]) -> None:
-        """Remove weights that neither the run nor a checkpoint it may return to names as best."""
-        named = [self.best, *keep, *(facts["best"] for facts in self.checkpoints.facts())]
-        wanted = {Path(entry["weights"]).name for entry in named if entry}
+    def prune_weights(self, *keep: str) -> None:
+        """Remove files of weights that are neither the best of the run or of a checkpoint, nor named in `keep`."""
+        best = [self.best, *(facts["best"] for facts in self.checkpoints.facts())]
+        kept = {Path(path).name for path in [*keep, *(entry["weights"] for entry in best if entry)]}
         for path in (self.state / "weights").glob("*"):
-            if path.name not in wanted:
+            if path.name not in kept:
                 path.unlink()
 
     def finish(self) -> None:
         """Write the last weights and, as the very last thing, `finished.json`."""
         self.watchdog.restart()
-        weights = self.keep_weights()
+        weights = self.write_weights()
         self._close()
         if self.rank != 0:
             return
         lines = read_metrics(self.state / "metrics.jsonl")
         speed = throughput(lines, peak_flops(self.ranks))
         write_json(self.state / "throughput.json", speed)
-        self.log(_in_words(speed))
+        self.log(_throughput_line(speed))
         curve = summary(lines)
         heldout = curve["heldout"][-1][1] if curve["heldout"] else None
         final = {"step": self.done, "heldout_loss": heldout, **weights}
         best = self.best or final
-        self.prune_weights(final)
+        self.prune_weights(weights["weights"])
         state = f"state/{self.args.fingerprint}"
         finished = {
             "v": 1,
@@ -345,34 +385,43 @@ class Trainer:
         }
         write_json(self.state / "finished.json", finished)
 
-    def raise_nonfinite(self, what: str, batches: MicroBatchDataset, steps: range) -> None:
-        """Raise the error that names the conversations of `steps` whose loss or gradient is not a number."""
+    def raise_nonfinite(self, what: str, batches: MicroBatchDataset, steps: range) -> NoReturn:
+        """Raise the error that names the conversations of `steps` whose loss or gradient is not finite.
+
+        All ranks must call it. `what` describes the number that was not finite.
+
+        Raises:
+            PermanentError: always.
+        """
         rows = [row for step in steps for row in batches.conversations(step)]
         bad = self.engine.find_nonfinite([batch for _, batch in rows], batches.filler())
-        shares: list[list[str]] = [[] for _ in range(self.ranks)]
-        dist.all_gather_object(shares, [rows[number][0] for number in bad])
-        if found := [uid for share in shares for uid in share]:
-            where = f"Run one by one, these conversations give no number: {', '.join(found)}"
+        if found := self._gather([rows[number][0] for number in bad]):
+            where = f"Computed one by one, these conversations give no finite number: {', '.join(found)}"
         else:
-            dist.all_gather_object(shares, [uids for uids, _ in rows])
-            all_uids = ", ".join(uid for share in shares for uid in share)
-            where = f"Every conversation alone gives a number; they are {all_uids}"
+            uids = self._gather([uids for uids, _ in rows])
+            where = f"Each conversation alone gives a finite number; they are {', '.join(uids)}"
         raise PermanentError(
-            f"{what}. The same settings and data lead here again; lower learning_rate, raise warmup_steps, or look at "
-            f"the data. {where}"
+            f"{what}. The same settings and data would end here again; lower learning_rate, raise warmup_steps, or "
+            f"check the data. {where}"
         )
+
+    def _gather(self, values: Sequence[str]) -> list[str]:
+        """The values of all ranks, one rank after the other."""
+        by_rank: list[list[str]] = [[] for _ in range(self.ranks)]
+        dist.all_gather_object(by_rank, list(values))
+        return [value for values in by_rank for value in values]
 
     def _close(self) -> None:
         self.watchdog.cancel()
-        if self.metrics:
+        if self.metrics is not None:
             self.metrics.sync()
             self.metrics.close()
 
 
-def _in_words(speed: dict[str, Any]) -> str:
-    """The throughput of a run as a line to read."""
-    share = speed["model_flops_utilisation"]
-    used = "" if share is None else f" ({share:.1%} of what the devices can do)"
+def _throughput_line(speed: dict[str, Any]) -> str:
+    """The throughput of a run as one line of text."""
+    utilisation = speed["model_flops_utilisation"]
+    used = "" if utilisation is None else f" ({utilisation:.1%} of the devices' peak)"
     return (
         f"{speed['tokens_per_second']:,.0f} tokens/s, {speed['supervised_tokens_per_second']:,.0f} of them supervised; "
         f"{speed['flops_per_second']:.3g} flops/s{used}; {speed['data_wait']:.1%} of the time waiting for data; at "

@@ -1,6 +1,6 @@
 """One rank of a training run: started by torchrun (see `launch.py`), it joins the others and runs a `Trainer`.
 
-What it leaves in `state/<fingerprint>/` is described in `state.py` and `metrics.py`. How it ended is told in
+What it writes into `state/<fingerprint>/` is described in `checkpoints.py` and `metrics.py`. How it ended is in
 `ranks/<rank>.json`, or `ranks/<rank>.stack` if it hung (`watchdog.py`); the launcher reads both.
 """
 
@@ -21,13 +21,13 @@ from scripts.training.launch import redirect_output
 from scripts.training.parent_death import die_with_parent
 from scripts.training.runlock import RunLock
 
-# Ranks wait at least so long for each other before the first step: rank 0 alone hashes the bases.
-_PATIENCE = timedelta(hours=1)
+# The least timeout of a collective: before the first step, ranks wait while rank 0 alone hashes the bases.
+_COLLECTIVE_TIMEOUT = timedelta(hours=1)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-def start_distributed(patience: timedelta = _PATIENCE) -> None:
-    """Join the other ranks; gloo on CPUs, NCCL on GPUs. `patience` is how long a rank waits for the others."""
+def start_distributed(timeout: timedelta = _COLLECTIVE_TIMEOUT) -> None:
+    """Join the other ranks; gloo on CPUs, NCCL on GPUs. `timeout` is how long a rank waits for the others."""
     import torch
 
     on_cpu = not torch.cuda.is_available()
@@ -42,7 +42,7 @@ def start_distributed(patience: timedelta = _PATIENCE) -> None:
     import deepspeed
 
     deepspeed.accelerator.get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed(verbose=False, timeout=patience)
+    deepspeed.init_distributed(verbose=False, timeout=timeout)
 
 
 def check_precision(settings: RunConfig) -> None:
@@ -50,34 +50,36 @@ def check_precision(settings: RunConfig) -> None:
     from deepspeed.accelerator import get_accelerator
 
     accelerator = get_accelerator()
-    able = {"fp32": True, "bf16": accelerator.is_bf16_supported(), "fp16": accelerator.is_fp16_supported()}
-    if not able[settings.precision]:
+    supported = {"fp32": True, "bf16": accelerator.is_bf16_supported(), "fp16": accelerator.is_fp16_supported()}
+    if not supported[settings.precision]:
         raise UserError(
             f"precision {settings.precision} is not supported on this machine ({accelerator.device_name()}); "
-            f"it can do {', '.join(name for name, known in able.items() if known)}"
+            f"set it to {' or '.join(name for name, works in supported.items() if works)}"
         )
 
 
 def enable_determinism() -> None:
-    """Let a GPU use only algorithms whose results repeat: those that are fastest add numbers in whatever order they
-    come. A CPU's always repeat."""
+    """Let a GPU use only deterministic algorithms: the fastest ones add numbers in no fixed order.
+
+    Those of a CPU are deterministic anyway.
+    """
     import torch
 
     if torch.cuda.is_available():
-        # Read when cuBLAS is first called. Without it streams share a workspace, and sums depend on who came first.
+        # Read when cuBLAS is first called. Without it streams share a workspace, and sums depend on their timing.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        # By default this would also fill all new memory, which is for finding mistakes and takes time.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        # By default this would also fill all new memory, which helps to find bugs and takes time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # made on import
 
 
 def nondeterminism_hint(error: Exception) -> str | None:
-    """What to do about an operation that has no algorithm whose results repeat; None if `error` is another."""
+    """What to do about an operation without a deterministic algorithm; None if `error` is another."""
     if "does not have a deterministic implementation" not in str(error):
         return None
     return (
-        f"{str(error).partition(' does not ')[0]} has no algorithm on this GPU whose results repeat. Set "
-        "`deterministic: false` for this run: it then trains, but once interrupted it ends with slightly other numbers"
+        f"{str(error).partition(' does not ')[0]} has no deterministic algorithm on this GPU. Set "
+        "`deterministic: false` for this run: it then trains, but after an interruption its numbers differ slightly"
     )
 
 
@@ -97,7 +99,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run the rank and tell how it ended; the exit status is 0 if it finished, or stopped when asked to."""
+    """Run the rank and record how it ended; the exit status is 0 if it finished, or stopped when asked to."""
     die_with_parent()
     args = parse()
     rank = int(os.environ["RANK"])
@@ -124,8 +126,8 @@ def main() -> int:
         torch.set_num_threads(settings.threads)
         if settings.deterministic:
             enable_determinism()
-        # The watchdog names a rank that hangs, so collectives must wait longer than it does.
-        start_distributed(max(_PATIENCE, timedelta(minutes=2 * args.hang_timeout)))
+        # The watchdog names the rank that hangs, so collectives must wait longer than the watchdog.
+        start_distributed(max(_COLLECTIVE_TIMEOUT, timedelta(minutes=2 * args.hang_timeout)))
         check_precision(settings)
         trainer = Trainer(args, settings, send)
         trainer.stopping = bool(end)
@@ -134,11 +136,11 @@ def main() -> int:
         end = {"status": "error", "message": str(error), "permanent": isinstance(error, PermanentError)}
     except OSError as error:
         end = disk_error(error, args.state)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the launcher must learn how this rank ended
         traceback.print_exc()
         end = {"status": "crash", "message": traceback.format_exc(limit=-3)}
-        if told := nondeterminism_hint(error):
-            end = {"status": "error", "message": told, "permanent": False}
+        if hint := nondeterminism_hint(error):
+            end = {"status": "error", "message": hint, "permanent": False}
     try:
         write_json(args.state / "ranks" / f"{rank}.json", end)
     except OSError as error:
@@ -148,22 +150,22 @@ def main() -> int:
 
 
 def disk_error(error: OSError, state: Path) -> dict[str, Any]:
-    """The end of a rank that could not write: a full disk is nobody's defect, and nothing that was saved is lost."""
-    from scripts.training.checkpoints import FULL, Checkpoints
+    """How a rank ended that could not read or write: a full disk is an error of its own, anything else a crash."""
+    from scripts.training.checkpoints import DISK_FULL, Checkpoints
 
-    if error.errno not in FULL:
+    if error.errno not in DISK_FULL:
         traceback.print_exception(error)
         return {"status": "crash", "message": "".join(traceback.format_exception(error, limit=-3))}
     steps = Checkpoints(state / "checkpoints", 1).steps()
     kept = f"the checkpoint of step {steps[-1]} is whole" if steps else "there is no checkpoint yet"
     where = f" ({error.filename})" if error.filename else ""
-    message = f"no room to write below {state}: {error.strerror}{where}; {kept}. Free space and run the same command"
+    message = f"the disk of {state} is full: {error.strerror}{where}; {kept}. Free space and run the same command"
     return {"status": "error", "message": f"{message}: it continues from there", "permanent": False}
 
 
 if __name__ == "__main__":
     status = main()
-    # Past the interpreter's own end: libraries' threads and process groups are torn down there in no fixed order, and
-    # a rank that has written everything must not fail then.
+    # Skips the interpreter's shutdown: libraries' threads and process groups are torn down there in no fixed order, and
+    # a rank that has written everything must not fail in it.
     sys.stdout.flush()
     os._exit(status)

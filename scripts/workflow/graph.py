@@ -1,15 +1,15 @@
-"""The graph of rules that a run of Snakemake really builds, as a small file for the report.
+"""The graph of rules of a Snakemake run, written as a small file for the report.
 
-Snakemake knows it only while it runs, so the Snakefile calls `write` as a run starts, before the first job. The file
-holds no times and no absolute paths, and the jobs that had nothing to do are in it as well: it is the same whether
-everything is built at once or piece by piece. Runs that end before the report leave it alone.
+Snakemake knows the graph only while it runs, so the Snakefile calls `write` when a run starts, before the first job.
+The file has no times and no absolute paths, and includes the jobs that are already done: it is the same whether
+everything is built at once or in several runs. Runs whose targets do not include the report do not write it.
 """
 
 import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,40 +21,46 @@ LAST = "report_page"
 
 
 class Rule(Protocol):
-    """What is asked of a rule of Snakemake."""
+    """The attributes of a rule of Snakemake that are used here; `output` are patterns of files."""
 
     name: str
     message: str | None
     snakefile: str
     shellcmd: str | None
+    output: Collection[Any]
 
 
 class Job(Protocol):
-    """What is asked of a job of Snakemake."""
+    """The attributes of a job of Snakemake that are used here; `output` are its files, in the order of the rule."""
 
     rule: Rule
+    output: Collection[Any]
 
 
 class Graph(Protocol):
-    """What is asked of Snakemake's graph: its jobs, and for each job those that it depends on."""
+    """Snakemake's graph: its jobs, and for each job those that it depends on, with the files that it reads of them."""
 
     jobs: Iterable[Job]
-    dependencies: Mapping[Job, Iterable[Job]]
+    dependencies: Mapping[Job, Mapping[Job, Iterable[Any]]]
 
 
-def write(jobs: Graph, root: str, command: Sequence[str]) -> None:
-    """Write `<root>/graph.json` if this run reaches the report; `command` is the command line of Snakemake."""
-    rules = describe(jobs)
+def write(graph: Graph, root: str, command: Sequence[str]) -> None:
+    """Write `<root>/graph.json` if the graph contains the report; `command` is the command line of Snakemake."""
+    rules = describe(graph)
     if LAST in rules:
         value = {"v": 1, "command": printable_command(command), "snakemake": version("snakemake"), "rules": rules}
         write_json(Path(root) / FILE, value)
 
 
-def describe(jobs: Graph) -> dict[str, dict[str, Any]]:
-    """Every rule that runs a program: how many jobs it has, its stage, program and message, and the rules that it
-    depends on, each with the number of jobs that do."""
+def describe(graph: Graph) -> dict[str, dict[str, Any]]:
+    """Every rule that runs a program, by name.
+
+    Returns:
+        `jobs` (their number), `stage` (name of its .smk file), `program`, `message`, and `reads`: the rules that it
+        depends on, each with the number of jobs that do.
+    """
     rules: dict[str, dict[str, Any]] = {}
-    for job in jobs.jobs:
+    for job in graph.jobs:
         rule = job.rule
         if rule.shellcmd is None:
             continue
@@ -70,15 +76,15 @@ def describe(jobs: Graph) -> dict[str, dict[str, Any]]:
             },
         )
         entry["jobs"] += 1
-        entry["reads"].update({read.rule.name for read in jobs.dependencies[job]} - {rule.name})
+        entry["reads"].update({read.rule.name for read in graph.dependencies[job]} - {rule.name})
     return {name: entry | {"reads": dict(sorted(entry["reads"].items()))} for name, entry in sorted(rules.items())}
 
 
 def break_cycles(rules: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
-    """What each of these rules depends on, without circles, and the dependencies that were left out for it.
+    """The dependencies between rules without cycles, and the dependencies that were left out for that.
 
-    Jobs never wait for each other in a circle; rules may: some sources are fetched before it is decided which images
-    are wanted, and others after. Then some jobs of a rule of the circle lack the dependency, and it is left out.
+    Jobs have no cycles, but rules may have: some sources are fetched before the subset of images is selected, and
+    others after. A dependency in a cycle is left out if some jobs of its rule do not have it.
     """
     reads = {name: [read for read in rule["reads"] if read in rules] for name, rule in rules.items()}
     partial = [
@@ -95,14 +101,14 @@ def ancestors(reads: Mapping[str, Iterable[str]], name: str) -> set[str]:
     found: set[str] = set()
     pending = list(reads[name])
     while pending:
-        one = pending.pop()
-        if one not in found:
-            found.add(one)
-            pending.extend(reads[one])
+        rule = pending.pop()
+        if rule not in found:
+            found.add(rule)
+            pending.extend(reads[rule])
     return found
 
 
 def printable_command(words: Sequence[str]) -> str:
-    """A command line as a person would type it: paths relative to the working directory where they lie in it."""
+    """A command line as a person would type it, with paths relative to the working directory if they are below it."""
     here = os.getcwd() + os.sep
     return shlex.join(["snakemake", *(word.removeprefix(here) for word in words[1:])])

@@ -1,11 +1,11 @@
-"""Writes docs/rules.md, the reference of all rules: what each does, reads and makes, and with which program.
+"""Generates docs/rules.md, the reference of all rules: what each does, reads and writes, and with which program.
 
     python -m scripts.workflow.rules_reference            prints it
-    python -m scripts.workflow.rules_reference --write    writes docs/rules.md; `make docs` does
+    python -m scripts.workflow.rules_reference --write    writes it, and scripts/README.md, the list of all programs
 
-It is read off the graphs that Snakemake builds for two configurations which between them use every rule: the miniature
-with prepared pixels, and a taste of published data. So a file stands under "reads" if some job really waits for it. The
-graphs are built in an empty folder, and nothing is run.
+It is taken from the graphs that Snakemake builds for two configurations which together use every rule: the miniature
+with preprocessed images, and a subset of published data. So a file is listed under "reads" if some job depends on it.
+The graphs are built in an empty folder, and no job is run.
 """
 
 import contextlib
@@ -20,12 +20,19 @@ from typing import Any
 
 import yaml
 from snakemake.api import SnakemakeApi
-from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
+from snakemake.settings.types import (
+    ConfigSettings,
+    DAGSettings,
+    OutputSettings,
+    Quietness,
+    ResourceSettings,
+)
 
 from scripts.common.cli import parser
 from scripts.common.errors import run_program
 from scripts.common.files import atomic
 from scripts.common.fingerprint import ROOT
+from scripts.workflow import program_list
 from scripts.workflow.graph import Graph, break_cycles, describe
 
 PAGE = "docs/rules.md"
@@ -37,61 +44,70 @@ _STAGES = {
     "models": "Models",
     "train": "Training",
     "evaluate": "Evaluation",
-    "lock": "Passport",
+    "lock": "Provenance",
     "report": "Report",
 }
 _HEAD = """# Rules
 
-Generated from the graph by `python -m scripts.workflow.rules_reference --write`. A rule runs one program, which also works by
-hand: `python -m scripts.<program> --help`. Paths are below the results root; `{...}` stands for many. A rule runs again
-when a file that it reads has changed, or the settings or the code that it uses; `snakemake -n` says which and why.
+Generated from the graph by `python -m scripts.workflow.rules_reference --write`. A rule runs one program, which can
+also be run by hand: `python -m scripts.<program> --help`. Paths are below the results root; `{...}` is a wildcard. A
+rule runs again when a file that it reads has changed, or the settings or the code that it uses; `snakemake -n` prints
+the reason.
 """
 
 
 def main() -> None:
     """Run the program."""
     arguments = parser(__doc__)
-    arguments.add_argument("--write", action="store_true", help=f"write {PAGE} instead of printing")
-    text = page(rules())
-    if arguments.parse_args().write:
-        with atomic(ROOT / PAGE, "w") as file:
+    arguments.add_argument("--write", action="store_true", help="write both pages instead of printing")
+    pages = generated()
+    if not arguments.parse_args().write:
+        sys.stdout.write(pages[PAGE])
+        return
+    for name, text in pages.items():
+        with atomic(ROOT / name, "w") as file:
             file.write(text)
-    else:
-        sys.stdout.write(text)
+
+
+def generated() -> dict[str, str]:
+    """The pages that are generated from the rules: path in the repository to text."""
+    every = rules()
+    return {PAGE: page(every), program_list.PAGE: program_list.program_list(every, _STAGES)}
 
 
 def rules() -> dict[str, dict[str, Any]]:
-    """Every rule, by name: stage, program, message, the files it makes and those it reads, as patterns."""
+    """Every rule by name: stage, program, message, and the files that it reads and makes, as patterns."""
     default = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     default["runs"] = {name: run | {"pixels": True} for name, run in default["runs"].items()}
-    taste = yaml.safe_load((ROOT / "recipes/subset.yaml").read_text(encoding="utf-8"))
-    found: dict[str, dict[str, Any]] = {}
-    for config in (default, taste):
+    subset = yaml.safe_load((ROOT / "recipes/subset.yaml").read_text(encoding="utf-8"))
+    merged: dict[str, dict[str, Any]] = {}
+    for config in (default, subset):
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             Path("config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
             for name, rule in _read(_graph(), config["results"]).items():
-                known = found.setdefault(name, rule)
+                known = merged.setdefault(name, rule)
                 known["reads"] = sorted({*known["reads"], *rule["reads"]})
                 known["after"] |= rule["after"]
-    order = TopologicalSorter(break_cycles({name: rule | {"reads": rule["after"]} for name, rule in found.items()})[0])
-    return {name: found[name] for name in order.static_order()}
+    order = TopologicalSorter(break_cycles({name: rule | {"reads": rule["after"]} for name, rule in merged.items()})[0])
+    return {name: merged[name] for name in order.static_order()}
 
 
 def _graph() -> Graph:
-    """Snakemake's graph of everything, for `config.yaml` in the working directory."""
+    """Snakemake's graph of all targets, for `config.yaml` in the working directory."""
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
         workflow = api.workflow(
             resource_settings=ResourceSettings(cores=1),
             config_settings=ConfigSettings(configfiles=(Path("config.yaml").resolve(),)),
             snakefile=ROOT / "Snakefile",
         )
-        # Of what the interface offers, drawing the graph is what builds it and does nothing else.
+        # Printing the graph is the only call of Snakemake's API that builds it and does nothing else.
         with contextlib.redirect_stdout(io.StringIO()):
             workflow.dag(dag_settings=DAGSettings(forceall=True)).printrulegraph()
         return workflow._workflow.dag
 
 
 def _read(graph: Graph, root: str) -> dict[str, dict[str, Any]]:
+    """The rules of a graph; `after` has the rules that each depends on, `reads` and `makes` the patterns of files."""
     rules = {
         name: rule | {"after": rule["reads"], "reads": set(), "makes": []} for name, rule in describe(graph).items()
     }
@@ -109,7 +125,7 @@ def _read(graph: Graph, root: str) -> dict[str, dict[str, Any]]:
 
 
 def _pattern(file: Any, root: str) -> str:
-    # A constraint of a wildcard, "{number,\\d{5}}", may hold braces itself.
+    # The constraint of a wildcard, as in "{number,\\d{5}}", may contain braces.
     return re.sub(r"\{(\w+),(?:[^{}]|\{[^{}]*\})*\}", r"{\1}", str(file)).removeprefix(f"{root}/")
 
 
@@ -120,8 +136,8 @@ def page(rules: Mapping[str, Mapping[str, Any]]) -> str:
         lines += [f"## {title}", "", f"`rules/{stage}.smk`", ""]
         for name, rule in rules.items():
             if rule["stage"] == stage:
-                said = re.sub(r"\{wildcards\.(\w+)\}", r"*\1*", rule["message"])
-                lines += [f"### `{name}`", "", f"{said}: `scripts/{rule['program']}.py`.", ""]
+                message = re.sub(r"\{wildcards\.(\w+)\}", r"*\1*", rule["message"])
+                lines += [f"### `{name}`", "", f"{message}: `scripts/{rule['program']}.py`.", ""]
                 lines += ["| reads | makes |", "|---|---|", f"| {_list(rule['reads'])} | {_list(rule['makes'])} |", ""]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -1,7 +1,7 @@
-"""What the rules ask about a configuration: which files, in which order, with which cause.
+"""What the rules derive from a configuration: files, rerun keys, resources.
 
-Pure functions over `Settings`, importable and tested without Snakemake, so that the `.smk` files stay a table of
-contents. All paths are relative to the working directory and begin with the results root.
+Functions of `Settings` that can be imported and tested without Snakemake, so that the `.smk` files contain no logic.
+All paths are relative to the working directory.
 """
 
 import glob
@@ -20,7 +20,7 @@ from scripts.fetching.receipts import is_partial, valid
 from scripts.synthetic.tasks import TASKS
 
 HELDOUT = "heldout"
-DRAWN_SUITE = "raw/miniature/dialogues/dialogues.json"
+MINIATURE_SUITE = "raw/miniature/dialogues/dialogues.json"
 _SECONDS_TO_SAVE = 300
 _GB_PER_RANK = 4
 _TO_THE_LOG = (
@@ -33,18 +33,18 @@ def check_root(root: str, name: str) -> None:
     """Refuse a results folder that another configuration has claimed.
 
     Raises:
-        UserError: the folder holds the results of another configuration; building into it would overwrite them.
+        UserError: the folder contains the results of another configuration, which would be overwritten.
     """
     marker = Path(root) / "configuration.json"
     if marker.exists() and (owner := read_json(marker)["name"]) != name:
         raise UserError(
             f"{root} holds the results of the configuration {owner!r}, not of {name!r}. "
-            f"Give each configuration its own `results:` folder, or remove {root} if it is no longer wanted."
+            f"Give each configuration its own `results:` folder, or remove {root} if it is no longer needed."
         )
 
 
 def claim_root(root: str, name: str) -> None:
-    """Mark a results folder as belonging to the configuration `name`; done once, when something is first built."""
+    """Mark a results folder as that of the configuration `name`, before the first job."""
     check_root(root, name)
     marker = Path(root) / "configuration.json"
     if not marker.exists():
@@ -52,26 +52,32 @@ def claim_root(root: str, name: str) -> None:
 
 
 def image_sources(settings: Settings) -> list[str]:
-    """Sources whose images the configured datasets show."""
+    """Names of the sources whose images the configured datasets show."""
     registry = settings.registry()
     return sorted({source for dataset in settings.datasets() for source in registry.image_sources(dataset)})
 
 
 def media_shards(settings: Settings, source: str) -> list[str]:
-    """Shard files of a source without their endings."""
+    """Paths of a source's shards below the root, without extension."""
     count = settings.media[source].shards if source in settings.media else 1
     return [f"media/{source}/{source}-{i:05d}-of-{count:05d}" for i in range(count)]
 
 
 def blend_shards(settings: Settings, blend: str, part: str, inner: str = "") -> list[str]:
-    """Shard files of one epoch (or the held-out part) of a blend, without their endings; or what lies in `inner` beside
-    them, a folder that ends in "/"."""
+    """Paths of the shards of one part of a blend below the root, without extension.
+
+    Args:
+        settings: the configuration.
+        blend: its name.
+        part: an epoch, `epoch-000`, or `heldout`.
+        inner: a subfolder, ending in "/", for files that exist once per shard.
+    """
     stem, count = (HELDOUT, 1) if part == HELDOUT else ("train", settings.blends[blend].shards)
     return [f"blend/{blend}/{part}/{inner}{stem}-{i:05d}-of-{count:05d}" for i in range(count)]
 
 
 def encoder_name(vision: str) -> str:
-    """A vision encoder's name as one of a folder: a hub name or a path with what cannot stand there replaced."""
+    """The hub name or path of a vision encoder as the name of a folder."""
     return re.sub(r"[^\w.-]+", "--", vision).strip("-")
 
 
@@ -82,12 +88,12 @@ def processor_folder(settings: Settings, encoder: str) -> str:
 
 
 def processor_input(settings: Settings, encoder: str) -> list[str]:
-    """The file to wait for where the DAG makes the encoder. Its small text changes less often than its weights."""
+    """The file to depend on if the encoder is made by the graph: one that changes less often than the weights."""
     return [f"{processor_folder(settings, encoder)}/preprocessor_config.json"] if encoder == "miniature" else []
 
 
 def pixel_manifests(settings: Settings, run: str) -> list[str]:
-    """What tells of the crops that a run reads: of every image of the sources that its blend shows."""
+    """The manifests of the preprocessed images that a run reads: those of all sources that its blend shows."""
     if not settings.runs[run].pixels:
         return []
     registry, encoder = settings.registry(), encoder_name(settings.models[settings.runs[run].model].vision)
@@ -98,13 +104,13 @@ def pixel_manifests(settings: Settings, run: str) -> list[str]:
 
 
 def epoch_parts(settings: Settings, run: str) -> list[str]:
-    """The parts of its blend that a run trains on, epoch by epoch; a fixed blend is the same part again and again."""
+    """The parts of its blend that a run trains on, one per epoch; a blend with `redraw: false` repeats one part."""
     blend = settings.blends[settings.runs[run].blend]
     return [f"epoch-{epoch if blend.redraw else 0:03d}" for epoch in range(settings.runs[run].epochs)]
 
 
 def blend_parts(settings: Settings, blend: str) -> list[str]:
-    """Every part of a blend that some run needs (at least its first epoch), and the held-out part."""
+    """The parts of a blend that some run needs (at least the first epoch), and the held-out part."""
     parts = {"epoch-000"}
     for name, run in settings.runs.items():
         if run.blend == blend:
@@ -113,86 +119,85 @@ def blend_parts(settings: Settings, blend: str) -> list[str]:
 
 
 def datasets_of(settings: Settings, blend: str) -> list[str]:
-    """Datasets whose records a blend reads."""
+    """Names of the datasets whose records a blend reads."""
     return settings.blends[blend].records()
 
 
 def needs_followups(settings: Settings, tokens: str, dataset: str) -> bool:
-    """Whether some blend counted with `tokens` has a join that takes follow-ups from `dataset`."""
+    """Whether a blend that is counted with `tokens` has a join with follow-ups from `dataset`."""
     return any(blend.tokens == tokens and dataset in blend.followup_datasets() for blend in settings.blends.values())
 
 
 def training_resources(settings: Settings, run: str) -> dict[str, int | str | None]:
-    """What a job of a run asks for, in Snakemake's words; None is not asked for.
+    """The resources of a training job, by Snakemake's names; None: not requested.
 
-    A run in bf16 or fp16 computes on GPUs, one per rank. `gpu` counts them on all nodes together, as Slurm does. A job
-    of several nodes has one task on each: the launcher's `srun` (`mpi` keeps Snakemake from starting one of its own),
-    and `tasks_per_gpu: 0`, since Snakemake would take `tasks` for tasks per GPU.
+    A run in bf16 or fp16 uses one GPU per rank; `gpu` is the total of all nodes, as in Slurm. A job on several nodes
+    has one task per node, which is started by the launcher's `srun`: `mpi` keeps Snakemake from calling srun itself,
+    and `tasks_per_gpu: 0` keeps it from interpreting `tasks` as tasks per GPU.
     """
     section = settings.runs[run]
     gpus = 0 if section.precision == "fp32" else section.ranks
-    several = section.nodes > 1
-    # Slurm tells the ranks in time that the job's end is near, which is one more net below the launcher's own budget.
+    multi_node = section.nodes > 1
+    # Slurm signals the ranks before the time limit, in addition to the launcher's own time budget.
     extra = [f"--signal=TERM@{_SECONDS_TO_SAVE}"]
-    extra += ["--ntasks-per-node=1"] if several else []
-    extra += [f"--gpus-per-node={gpus // section.nodes}"] if several and gpus else []
+    extra += ["--ntasks-per-node=1"] if multi_node else []
+    extra += [f"--gpus-per-node={gpus // section.nodes}"] if multi_node and gpus else []
     return {
         "gpu": gpus or None,
         "mem_mb": 1000 * (section.memory_gb or _GB_PER_RANK * section.ranks // section.nodes),
-        "nodes": section.nodes if several else None,
-        "tasks": section.nodes if several else None,
-        "tasks_per_gpu": 0 if several and gpus else None,
-        "mpi": "srun" if several else None,
+        "nodes": section.nodes if multi_node else None,
+        "tasks": section.nodes if multi_node else None,
+        "tasks_per_gpu": 0 if multi_node and gpus else None,
+        "mpi": "srun" if multi_node else None,
         "slurm_extra": " ".join(extra),
     }
 
 
 def training_threads(settings: Settings, run: str) -> int:
-    """CPUs that a run uses on each of its nodes: for its ranks, and for the processes that prepare their batches."""
+    """CPUs that a run uses per node: for its ranks, and for the worker processes that prepare their batches."""
     section = settings.runs[run]
     return section.ranks // section.nodes * (section.threads + section.workers)
 
 
 def suites(settings: Settings, root: str) -> dict[str, str]:
-    """Evaluation suites by name: the miniature's own, or files of the user."""
+    """The files of the evaluation suites by name: those of the miniature, or files of the user."""
     return {name: _suite(path, root) for name, path in sorted(settings.suites.items())}
 
 
 def _suite(path: str, root: str) -> str:
     if path == "miniature":
-        return f"{root}/{DRAWN_SUITE}"
-    drawn, slash, task = path.partition("/")
-    return f"{root}/raw/miniature/tasks/{task}.yaml" if slash and drawn == "miniature" and task in TASKS else path
+        return f"{root}/{MINIATURE_SUITE}"
+    task = path.removeprefix("miniature/")
+    return f"{root}/raw/miniature/tasks/{task}.yaml" if path != task and task in TASKS else path
 
 
 def suite_inputs(settings: Settings, root: str) -> list[str]:
-    """The files of all suites; with a task file of the user, the data that it names."""
+    """The files of all suites, and the data files that task files of the user name."""
     files = suites(settings, root)
-    own = [path for name, path in files.items() if path == settings.suites[name]]
-    data = [str(file) for path in own if path.endswith((".yaml", ".yml")) for file in task_data(path)]
+    of_user = [path for name, path in files.items() if path == settings.suites[name]]
+    data = [str(file) for path in of_user if path.endswith((".yaml", ".yml")) for file in task_data(path)]
     return [*files.values(), *data]
 
 
 def plan_rerun_key(settings: Settings, blend: str) -> str:
-    """What decides the rows of a blend: not how its shards are stored."""
+    """The settings that determine the rows of a blend, without those of its storage."""
     return settings.blends[blend].rerun_key(without=("images", "shards"), mixed=settings.holdout.mixed)
 
 
 def world_rerun_key(settings: Settings) -> str:
-    """What decides how the miniature's scenes look and what is asked about them: not how many of them are drawn, nor
-    what is wrong with their files."""
+    """The settings that determine the miniature's scenes and questions, without their number and their faults."""
     return settings.miniature.rerun_key(without=("images", "rows", "faults"))
 
 
 def data_path(settings: Settings, source: str) -> str:
-    """The folder in which the raw files of a source are."""
+    """The folder with the raw files of a source."""
     if source in settings.custom:
         return settings.custom[source].folder
     return settings.data_path or f"{settings.results}/raw/miniature"
 
 
 def source_rerun_key(settings: Settings, source: str) -> str:
-    """The source's entry in the registry: what fetch looks for, and what it writes on the card."""
+    """The source's entry in the registry: the files that fetch looks for, and what it writes into the manifest."""
     return settings.registry().sources[source].rerun_key()
 
 
@@ -202,21 +207,21 @@ def dataset_rerun_key(settings: Settings, dataset: str) -> str:
 
 
 def raw_digest(settings: Settings, source: str) -> str:
-    """A cheap cause for files that are not ours: a hash of (name, size, time of change) of all that fetch may read.
+    """A hash of (name, size, time of change) of all files of the user that fetch may read from a source.
 
-    Absent ones are left to fetch, whose message knows how to get them. The miniature's files are outputs of ours.
+    Missing files are skipped: fetch reports them. The miniature's files are outputs of a rule and need no hash.
     """
     if not settings.data_path and source not in settings.custom:
         return ""
     entry = settings.registry().sources[source]
     required = settings.registry().requirements(source, settings.datasets())
-    places = [form for file in entry.files if file.path in required for form in file.forms()]
-    places += [place for images in entry.images for place in (images.folder, *images.containers)]
-    return folder_digest(data_path(settings, source), tuple(sorted({*places, *entry.optional_files})))
+    paths = [form for file in entry.files if file.path in required for form in file.forms()]
+    paths += [path for images in entry.images for path in (images.folder, *images.containers)]
+    return folder_digest(data_path(settings, source), tuple(sorted({*paths, *entry.optional_files})))
 
 
 def subset_sources(settings: Settings) -> list[str]:
-    """Sources of images whose images a taste chooses: those that hold nothing else."""
+    """Names of the sources from which a subset of images is selected: those that contain only images."""
     if settings.subset is None:
         return []
     registry = settings.registry()
@@ -224,70 +229,86 @@ def subset_sources(settings: Settings) -> list[str]:
 
 
 def subset_datasets(settings: Settings) -> list[str]:
-    """Datasets that choose the images of a taste, in the registry's order."""
+    """Names of the datasets by whose conversations the subset is selected, in the order of the registry."""
     registry, sources = settings.registry(), set(subset_sources(settings))
     return [name for name in settings.datasets() if sources & set(registry.datasets[name].image_sources)]
 
 
 def provenance_manifests(settings: Settings, run: str) -> list[str]:
-    """The manifests of every step behind a run and of what it left, relative to the root: what its passport is made of.
+    """The manifests that the provenance (lock.json) of a run covers: of all steps before it, and of its outputs.
 
-    Small files only, so that a touched archive makes no passport anew.
+    Paths are relative to the root. Only small files, so that a new time of change of an archive does not count.
     """
-    registry, entry = settings.registry(), settings.runs[run]
-    blend, model = settings.blends[entry.blend], settings.models[entry.model]
-    datasets, images = datasets_of(settings, entry.blend), image_sources(settings)
-    sources = sorted({*images, *(source for dataset in datasets for source in registry.sources_of(dataset))})
+    entry = settings.runs[run]
     parts = sorted({*epoch_parts(settings, run), HELDOUT})
-    made = [f"bases/miniature/{kind}" for kind in ("vision", "language") if getattr(model, kind) == "miniature"]
-    made += ["bases/miniature/tokenizer"] * (settings.tokens[model.tokens].tokenizer == "miniature")
-    return [
-        *(["raw/miniature/miniature.json"] * (not settings.data_path)),
-        *(["raw/subset.json"] * bool(set(subset_sources(settings)) & set(sources))),
-        *(f"raw/{source}/source.json" for source in sources),
-        *(f"validated/source/{source}.json" for source in sources),
-        *(f"validated/{dataset}.json" for dataset in datasets),
-        *(f"media/{source}/manifest.json" for source in images),
-        "split/manifest.json",
-        *(f"records/{dataset}.report.json" for dataset in datasets),
-        *(f"tokens/{blend.tokens}/{dataset}.json" for dataset in datasets),
-        *(f"plan/{entry.blend}/{part}.json" for part in parts),
-        *(f"blend/{entry.blend}/{part}/manifest.json" for part in parts),
-        *(shard.removeprefix(f"{settings.results}/") for shard in pixel_manifests(settings, run)),
-        *(f"{folder}/manifest.json" for folder in made),
-        f"models/{entry.model}/manifest.json",
-        f"train/{run}/finished.json",
-        *(f"exported/{run}/{which}/manifest.json" for which in ("final", "best")),
-        f"evaluate/{run}/metrics.json",
-    ]
+    manifests = _data_manifests(settings, entry.blend)
+    manifests += [f"plan/{entry.blend}/{part}.json" for part in parts]
+    manifests += [f"blend/{entry.blend}/{part}/manifest.json" for part in parts]
+    manifests += [shard.removeprefix(f"{settings.results}/") for shard in pixel_manifests(settings, run)]
+    manifests += [f"bases/miniature/{base}/manifest.json" for base in _miniature_bases(settings, entry.model)]
+    manifests += [f"models/{entry.model}/manifest.json", f"train/{run}/finished.json"]
+    manifests += [f"exported/{run}/{which}/manifest.json" for which in ("final", "best")]
+    return [*manifests, f"evaluate/{run}/metrics.json"]
+
+
+def _data_manifests(settings: Settings, blend: str) -> list[str]:
+    """The manifests of all steps from raw files to token counts, for the datasets of a blend."""
+    registry, tokens = settings.registry(), settings.blends[blend].tokens
+    datasets, images = datasets_of(settings, blend), image_sources(settings)
+    sources = sorted({*images, *(source for dataset in datasets for source in registry.sources_of(dataset))})
+    manifests = [] if settings.data_path else ["raw/miniature/miniature.json"]
+    if set(subset_sources(settings)) & set(sources):
+        manifests.append("raw/subset.json")
+    manifests += [f"raw/{source}/source.json" for source in sources]
+    manifests += [f"validated/source/{source}.json" for source in sources]
+    manifests += [f"validated/{dataset}.json" for dataset in datasets]
+    manifests += [f"media/{source}/manifest.json" for source in images]
+    manifests.append("split/manifest.json")
+    manifests += [f"records/{dataset}.report.json" for dataset in datasets]
+    manifests += [f"tokens/{tokens}/{dataset}.json" for dataset in datasets]
+    return manifests
+
+
+def _miniature_bases(settings: Settings, model: str) -> list[str]:
+    """The bases of a model that the graph makes: of "vision", "language" and "tokenizer"."""
+    entry = settings.models[model]
+    names = {
+        "vision": entry.vision,
+        "language": entry.language,
+        "tokenizer": settings.tokens[entry.tokens].tokenizer,
+    }
+    return [base for base, name in names.items() if name == "miniature"]
 
 
 def provenance_programs(settings: Settings, run: str) -> list[str]:
-    """The modules that were run for what is behind a run, adapters among them, as the rules name them for `code`."""
+    """The modules that were run for a run and all steps before it, adapters included, as arguments of `code`."""
     registry, entry = settings.registry(), settings.runs[run]
-    model = settings.models[entry.model]
     steps = ["fetch", "validate", "shard", "media_index", "holdout", "convert", "count_tokens", "plan", "blend"]
     steps += ["blend_manifest", "make_model", "train", "training.worker", "export", "evaluate"]
     steps += [] if settings.data_path else ["miniature"]
     steps += ["select_subset"] if subset_datasets(settings) else []
     steps += ["preprocess_images"] if entry.pixels else []
-    steps += [f"pretraining.{kind}" for kind in ("vision", "language") if getattr(model, kind) == "miniature"]
-    steps += ["pretraining.tokenizer"] * (settings.tokens[model.tokens].tokenizer == "miniature")
+    steps += [f"pretraining.{base}" for base in _miniature_bases(settings, entry.model)]
     steps += sorted({f"adapters.{registry.datasets[name].adapter}" for name in datasets_of(settings, entry.blend)})
     return [f"scripts.{step}" for step in steps]
 
 
 @cache
-def folder_digest(folder: str, places: tuple[str, ...]) -> str:
-    """Hash of (name, size, time of change) of the files at `places`: paths, folders ending in "/", or patterns.
+def folder_digest(folder: str, patterns: tuple[str, ...]) -> str:
+    """A hash, 16 hex digits, of (name, size, time of change) of the files that match `patterns` below `folder`.
 
-    What was fetched does not count: its cause is the registry, and it is not there yet when the first digest is taken.
+    Downloaded files are skipped: they depend on the registry, and do not exist yet when the first digest is computed.
+
+    Args:
+        folder: in which to look.
+        patterns: paths, folders ending in "/", or glob patterns.
     """
     digest = hashlib.sha256()
-    for place in places:
-        if place.endswith("/") and is_partial(Path(folder), place):
-            continue
-        files = _walk(os.path.join(folder, place)) if place.endswith("/") else sorted(glob.glob(f"{folder}/{place}"))
+    for pattern in patterns:
+        if pattern.endswith("/"):
+            files = [] if is_partial(Path(folder), pattern) else _walk(os.path.join(folder, pattern))
+        else:
+            files = sorted(glob.glob(f"{folder}/{pattern}"))
         for path in files:
             if os.path.isfile(path) and not valid(Path(folder), os.path.relpath(path, folder)):
                 status = os.stat(path)
@@ -300,12 +321,12 @@ def _walk(folder: str) -> list[str]:
 
 
 def shell_prefix(basedir: str, conda: bool) -> str:
-    """What every shell command of the rules starts with.
+    """The beginning of every shell command of the rules.
 
-    The repository is importable from any working directory, and no folder of the user named `scripts` can shadow it.
-    The interpreter that runs Snakemake also runs the steps, unless conda provides one. With VISUALCHAT_LOG_ONLY set, all
-    that a step prints, its libraries' warnings too, goes to its log file and not to the terminal. Snakemake formats the
-    text, so braces are doubled.
+    It makes the repository importable from any working directory, without a folder `scripts` of the user shadowing it.
+    The interpreter that runs Snakemake also runs the steps, unless conda provides one. With VISUALCHAT_LOG_ONLY set,
+    all output of a step, warnings of libraries included, goes to its log file and not to the terminal. Braces are
+    doubled, because Snakemake formats the text.
     """
     path = "" if conda else f'export PATH="{os.path.dirname(sys.executable)}:$PATH"; '
     return f'export PYTHONSAFEPATH=1 PYTHONPATH="{basedir}"; {path}{_TO_THE_LOG}set -euo pipefail; '

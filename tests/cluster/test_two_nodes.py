@@ -26,12 +26,12 @@ def submit(slurm: Slurm, lab: TrainingSetup, out: Path, after: str = "", **chang
     script.write_text(
         f"#!/bin/bash\n{STRIP}\nexport PYTHONPATH={REPOSITORY}\ncd {lab.root}\n{command}\necho status $?\n{after}\n"
     )
-    options = ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1", f"--output={said_in(lab, out)}"]
+    options = ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1", f"--output={log_of(lab, out)}"]
     return slurm.run("sbatch", "--parsable", *options, str(script)).strip()
 
 
-def said_in(lab: TrainingSetup, out: Path) -> Path:
-    return lab.root / f"{out.name}.said"
+def log_of(lab: TrainingSetup, out: Path) -> Path:
+    return lab.root / f"{out.name}.output"
 
 
 def wait(happened, seconds: float = 120) -> None:
@@ -42,9 +42,9 @@ def wait(happened, seconds: float = 120) -> None:
 
 
 def end(slurm: Slurm, lab: TrainingSetup, out: Path, job: str) -> str:
-    """Wait for the end of a job and return what it said."""
+    """Wait for the end of a job and return its output."""
     wait(lambda: job not in slurm.jobs())
-    return said_in(lab, out).read_text()
+    return log_of(lab, out).read_text()
 
 
 def ranks(out: Path) -> list[psutil.Process]:
@@ -71,15 +71,15 @@ def process(out: Path, *words: str) -> psutil.Process:
 @pytest.fixture(scope="module")
 def undisturbed(lab: TrainingSetup) -> Path:
     """A run of two ranks on one node."""
-    status, said = lab.train(lab.root / "train/undisturbed")
-    assert status == 0, said
+    status, output = lab.train(lab.root / "train/undisturbed")
+    assert status == 0, output
     return lab.root / "train/undisturbed"
 
 
 def test_two_nodes_have_the_losses_and_the_weights_of_one(slurm: Slurm, lab: TrainingSetup, undisturbed: Path):
     out = lab.root / "train/two"
-    said = end(slurm, lab, out, submit(slurm, lab, out))
-    assert "status 0" in said and "training tiny: 100% 26/26" in said, said
+    output = end(slurm, lab, out, submit(slurm, lab, out))
+    assert "status 0" in output and "training tiny: 100% 26/26" in output, output
     assert metrics(out) == metrics(undisturbed) and finished(out) == finished(undisturbed)
     for which in ("final", "best"):
         weights = finished(out)[which]["weights"]
@@ -95,14 +95,14 @@ def test_a_job_that_is_asked_to_end_saves_and_the_next_one_continues(
     job = submit(slurm, lab, out)
     wait(lambda: lines_written(out) >= 7)
     slurm.run("scancel", *how, job)
-    said = end(slurm, lab, out, job)
+    output = end(slurm, lab, out, job)
     assert not (out / "finished.json").exists() and not ranks(out)
     # Where the whole job is cancelled, its shell is gone before the launcher can say so.
-    assert "stopped and saved" in said or not how, said
+    assert "stopped and saved" in output or not how, output
     newest = max(path.name for path in (state_of(out) / "checkpoints").iterdir())
     assert newest > "step-00000004", "more than the last one of those that are due every four steps"
-    said = end(slurm, lab, out, submit(slurm, lab, out))
-    assert "status 0" in said and "continuing after step" in said, said
+    output = end(slurm, lab, out, submit(slurm, lab, out))
+    assert "status 0" in output and "continuing after step" in output, output
     assert metrics(out) == metrics(undisturbed)
 
 
@@ -125,26 +125,26 @@ def test_kill_9_of_any_part_ends_all_ranks_on_both_nodes(
     os.kill(victims[victim]().pid, signal.SIGKILL)
     wait(lambda: not ranks(out), 60)
     if victim != "launcher":
-        wait(lambda: "status 1" in said_in(lab, out).read_text(), 60)
-        assert "Traceback" not in said_in(lab, out).read_text()
+        wait(lambda: "status 1" in log_of(lab, out).read_text(), 60)
+        assert "Traceback" not in log_of(lab, out).read_text()
     slurm.run("scancel", job)
     end(slurm, lab, out, job)
-    said = end(slurm, lab, out, submit(slurm, lab, out))
-    assert "status 0" in said, said
+    output = end(slurm, lab, out, submit(slurm, lab, out))
+    assert "status 0" in output, output
     assert metrics(out) == metrics(undisturbed)
 
 
-def test_a_second_job_on_another_node_is_told_who_trains(slurm: Slurm, lab: TrainingSetup):
+def test_a_second_job_on_another_node_is_refused_with_the_name_of_the_first(slurm: Slurm, lab: TrainingSetup):
     out = lab.root / "train/second"
     job = submit(slurm, lab, out)
     wait(lambda: lines_written(out) >= 1)
-    status, said = lab.train(out)
-    assert status == 1 and "is being trained by process" in said and " on " in said
+    status, output = lab.train(out)
+    assert status == 1 and "is being trained by process" in output and " on " in output
     slurm.run("scancel", job)
     end(slurm, lab, out, job)
 
 
 def test_a_job_with_too_few_nodes_is_one_clear_error(slurm: Slurm, lab: TrainingSetup):
     out = lab.root / "train/few"
-    said = end(slurm, lab, out, submit(slurm, lab, out, nodes=3, ranks=3))
-    assert "wants 3 nodes" in said and "has 2" in said and "Traceback" not in said
+    output = end(slurm, lab, out, submit(slurm, lab, out, nodes=3, ranks=3))
+    assert "needs 3 nodes" in output and "has 2" in output and "Traceback" not in output

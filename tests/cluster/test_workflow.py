@@ -48,10 +48,10 @@ def job_of(slurm: Slurm, rule: str) -> str | None:
 
 
 def test_the_whole_graph_with_an_interrupted_training_on_two_nodes(slurm: Slurm, project: Project, tmp_path: Path):
-    said = tmp_path / "said.txt"
+    output = tmp_path / "output.txt"
     command = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", "--configfile", "tiny.yaml", *SITE]
     environment = os.environ | slurm.environment
-    with open(said, "w") as file:
+    with open(output, "w") as file:
         # The daemons' children keep an inherited pipe open, so its output is a file.
         snakemake = subprocess.Popen(
             command, cwd=project.folder, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
@@ -60,13 +60,13 @@ def test_the_whole_graph_with_an_interrupted_training_on_two_nodes(slurm: Slurm,
     try:
         stopped = 0
         for how in (["--signal=TERM"], []):
-            wait(snakemake, said, lambda more=stopped + 60: lines_written(run) > more)
+            wait(snakemake, output, lambda more=stopped + 60: lines_written(run) > more)
             job = job_of(slurm, "train_run")
             slurm.run("scancel", *how, job)
-            wait(snakemake, said, lambda job=job: job not in slurm.jobs())
+            wait(snakemake, output, lambda job=job: job not in slurm.jobs())
             stopped = lines_written(run)
             assert not (run / "finished.json").exists()
-        assert snakemake.wait(3600) == 0, said.read_text()[-6000:]
+        assert snakemake.wait(3600) == 0, output.read_text()[-6000:]
     finally:
         snakemake.kill()
         snakemake.wait()
@@ -81,6 +81,7 @@ def test_the_whole_graph_with_an_interrupted_training_on_two_nodes(slurm: Slurm,
     assert (project.folder / "out/report.html").exists()
     again = subprocess.run(
         [*command, "--dry-run"],
+        check=False,
         cwd=project.folder,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -90,8 +91,8 @@ def test_the_whole_graph_with_an_interrupted_training_on_two_nodes(slurm: Slurm,
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
-def wait(snakemake: subprocess.Popen, said: Path, happened, seconds: float = 3600) -> None:
+def wait(snakemake: subprocess.Popen, output: Path, happened, seconds: float = 3600) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
-        assert snakemake.poll() is None and time.monotonic() < deadline, said.read_text()[-6000:]
+        assert snakemake.poll() is None and time.monotonic() < deadline, output.read_text()[-6000:]
         time.sleep(0.3)

@@ -48,7 +48,7 @@ def built(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "repaired, source, datasets, images",
+    ("repaired", "source", "datasets", "images"),
     [
         ("aokvqa/annotations/aokvqa_v1p0_train.json", "aokvqa", {"aokvqa"}, False),
         ("llava/conversation_58k.json", "llava_dial", {"llava_dial"}, False),
@@ -74,7 +74,7 @@ def test_only_what_depends_on_the_repaired_file_is_made_again(
     planned = project.planned("data")
     assert planned["fetch"] == {source} and planned["validate"] == {source, *datasets}
     assert planned["convert"] == planned["count_tokens"] == datasets
-    assert planned.get("shard", set()) == planned.get("index", set()) == ({source} if images else set())
+    assert planned.get("shard", set()) == planned.get("media_index", set()) == ({source} if images else set())
     assert ("holdout" in planned) == images
     assert {"plan", "blend", "preview"} <= set(planned) and not {"miniature", "pretrain"} & set(planned)
 

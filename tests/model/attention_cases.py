@@ -1,6 +1,6 @@
-"""Layouts of text, images, padding and documents, written as strings; and the attention's formula as an oracle.
+"""Batches of text, images, padding and documents, written as strings; and the formula of the attention as an oracle.
 
-A string is a row of a batch: `t` text, `i` image, `.` padding, `|` the border between two packed documents.
+A string is a row of a batch: `t` text, `i` image, `.` padding, `|` the boundary between two packed documents.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ CASES = {
 }
 
 
-def modality(texts: list[str]) -> torch.Tensor:
-    """The kinds (B, T) of tokens."""
+def parse_modality(texts: list[str]) -> torch.Tensor:
+    """The modality (B, T) of each token."""
     return torch.tensor([[".ti".index(letter) for letter in text.replace("|", "")] for text in texts])
 
 
-def document_ids(texts: list[str]) -> torch.Tensor | None:
+def parse_document_ids(texts: list[str]) -> torch.Tensor | None:
     """The documents (B, T), or None where none are packed."""
     if not any("|" in text for text in texts):
         return None
@@ -55,10 +55,10 @@ rows = st.text("tti", min_size=1, max_size=12)
 packed_rows = st.lists(st.text("tti", min_size=1, max_size=6), min_size=1, max_size=4).map("|".join)
 
 
-def tensors(kinds: torch.Tensor, groups: int, queries: int | None = None) -> list[torch.Tensor]:
-    """Random query, key and value in float64, the same for the same layout."""
-    generator = torch.Generator().manual_seed(int(kinds.sum()) + kinds.numel())
-    batch, length = kinds.shape
+def tensors(modality: torch.Tensor, groups: int, queries: int | None = None) -> list[torch.Tensor]:
+    """Random query, key and value in float64, the same for the same modality."""
+    generator = torch.Generator().manual_seed(int(modality.sum()) + modality.numel())
+    batch, length = modality.shape
     shapes = ((HEADS, queries or length), (groups, length), (groups, length))
     return [
         torch.randn(batch, heads, size, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
@@ -66,25 +66,25 @@ def tensors(kinds: torch.Tensor, groups: int, queries: int | None = None) -> lis
     ]
 
 
-def oracle(query, key, value, kinds, ids, image_rows: str, merge: str) -> torch.Tensor:
+def oracle(query, key, value, modality, ids, image_rows: str, merge: str) -> torch.Tensor:
     """The formula, query by query, in float64: (B, T, H, D). Padding rows are 0."""
     batch, heads, length, width = query.shape
     repeats, total = heads // key.shape[1], key.shape[2]
-    ids = torch.ones_like(kinds) if ids is None else ids
+    ids = torch.ones_like(modality) if ids is None else ids
 
-    def softmax(b: int, h: int, t: int, places: list[int]) -> torch.Tensor:
-        scores = key[b, h // repeats, places] @ query[b, h, t] * width**-0.5
-        return scores.softmax(0) @ value[b, h // repeats, places]
+    def softmax(b: int, h: int, t: int, keys: list[int]) -> torch.Tensor:
+        scores = key[b, h // repeats, keys] @ query[b, h, t] * width**-0.5
+        return scores.softmax(0) @ value[b, h // repeats, keys]
 
     def row(b: int, t: int, h: int) -> torch.Tensor:
-        place = total - length + t
-        before = [j for j in range(place + 1) if kinds[b, j] != PAD and ids[b, j] == ids[b, place]]
-        text = [j for j in before if kinds[b, j] == TEXT]
-        image = [j for j in before if kinds[b, j] == IMAGE]
-        if kinds[b, place] == PAD:
+        index = total - length + t
+        before = [j for j in range(index + 1) if modality[b, j] != PAD and ids[b, j] == ids[b, index]]
+        text = [j for j in before if modality[b, j] == TEXT]
+        image = [j for j in before if modality[b, j] == IMAGE]
+        if modality[b, index] == PAD:
             return value.new_zeros(width)
-        if kinds[b, place] == IMAGE:
-            return value[b, h // repeats, place] if image_rows == "self" else softmax(b, h, t, before)
+        if modality[b, index] == IMAGE:
+            return value[b, h // repeats, index] if image_rows == "self" else softmax(b, h, t, before)
         if merge == "lse":
             return softmax(b, h, t, before)
         return softmax(b, h, t, text) + (softmax(b, h, t, image) if image else 0)
@@ -93,18 +93,16 @@ def oracle(query, key, value, kinds, ids, image_rows: str, merge: str) -> torch.
     return torch.stack([torch.stack([torch.stack(r) for r in of_row]) for of_row in rows])
 
 
-def reference_varlen_attn(
-    query, key, value, cu_seq_q, cu_seq_k, most_q, most_k, *, scale, window_size, enable_gqa=False
-):
-    """What the CUDA kernel computes, by its documentation: stretch by stretch, causal from the last query backwards."""
+def reference_varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
+    """What the CUDA kernel computes by its documentation: each sequence alone, causal from the last query backwards."""
     assert (query.shape[1] != key.shape[1]) == enable_gqa
     out = []
-    for stretch in range(len(cu_seq_q) - 1):
+    for number in range(len(cu_seq_q) - 1):
         q, k, v = (
-            x[starts[stretch] : starts[stretch + 1]].transpose(0, 1)
+            x[starts[number] : starts[number + 1]].transpose(0, 1)
             for x, starts in ((query, cu_seq_q), (key, cu_seq_k), (value, cu_seq_k))
         )
-        assert q.shape[1] <= most_q and k.shape[1] <= most_k
+        assert q.shape[1] <= max_q and k.shape[1] <= max_k
         repeats = q.shape[0] // k.shape[0]
         scores = q @ k.repeat_interleave(repeats, 0).transpose(1, 2) * (WIDTH**-0.5 if scale is None else scale)
         if window_size == (-1, 0):

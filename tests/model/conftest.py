@@ -9,7 +9,7 @@ from tests.tiny_models import make_model
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("tiny"), lively=True)
+    return make_model(tmp_path_factory.mktemp("tiny"), large_weights=True)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from model.chat import ChatSession
 from model.configuration import VisualChatConfig
-from model.conversation_cache import ImageCache
+from model.image_cache import ImageCache
 from model.modeling import VisualChatForConditionalGeneration
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue")
@@ -20,7 +20,7 @@ RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue"
 def model(request, folder, processor):
     config = VisualChatConfig.from_pretrained(folder, attention=request.param)
     model = VisualChatForConditionalGeneration.from_pretrained(folder, config=config)
-    # A random model answers with whatever comes first; an empty answer would not be a round.
+    # A random model may end its answer at once, and an empty answer is not a round.
     model.generation_config.suppress_tokens += processor.tokenizer.all_special_ids
     return model
 
@@ -80,7 +80,7 @@ def test_pieces_join_to_the_answer(session):
     assert answer and "".join(pieces) == answer
 
 
-def test_clear_forgets(session):
+def test_clear_removes_the_conversation(session):
     first = session.ask("What?", [RED], max_new_tokens=5)
     session.ask("And?", max_new_tokens=5)
     session.clear()
@@ -88,9 +88,9 @@ def test_clear_forgets(session):
     assert session.ask("What?", [RED], max_new_tokens=5) == first
 
 
-def test_system_text_is_said_first(session, model, processor):
-    spoken = ChatSession(model, processor, system="Answer in one word.")
-    answer = spoken.ask("What?", max_new_tokens=3)
+def test_system_text_comes_first(session, model, processor):
+    with_system = ChatSession(model, processor, system="Answer in one word.")
+    answer = with_system.ask("What?", max_new_tokens=3)
     batch = processor(
         [{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": "What?"}],
     )
@@ -98,7 +98,7 @@ def test_system_text_is_said_first(session, model, processor):
     assert processor.tokenizer.decode(tokens[0, batch["input_ids"].shape[1] :], skip_special_tokens=True) == answer
 
 
-def test_what_fails_leaves_the_conversation_as_it_was(session):
+def test_a_failing_question_leaves_the_conversation_unchanged(session):
     session.ask("What?", [RED], max_new_tokens=3)
     history, images = list(session.history), list(session.images)
     with pytest.raises(ValueError, match="does not fit into the 1024"):
@@ -158,7 +158,7 @@ def test_images_and_texts_in_any_order(session, model, processor):
     assert session.history[2]["content"] == [{"type": "image", "index": 2}]
 
 
-def test_undo_takes_back_the_last_round_with_its_images(session, model, processor):
+def test_undo_removes_the_last_round_with_its_images(session, model, processor):
     session.ask("One?", [RED], max_new_tokens=3)
     kept = list(session.history)
     session.ask("Two?", [BLUE, RED], max_new_tokens=3)
@@ -168,15 +168,17 @@ def test_undo_takes_back_the_last_round_with_its_images(session, model, processo
     again = session.ask("Two?", [RED, RED], max_new_tokens=3)
     fresh = ChatSession(model, processor)
     fresh._restore(list(kept), list(session.images[:1]))
-    assert fresh.ask("Two?", [RED, RED], max_new_tokens=3) == again, "another image in the same place is another prompt"
+    assert fresh.ask("Two?", [RED, RED], max_new_tokens=3) == again, (
+        "another image at the same position is another prompt"
+    )
     session.undo()
     session.undo()
     assert session.history == [] and session.images == []
-    with pytest.raises(ValueError, match="no round to take back"):
+    with pytest.raises(ValueError, match="no round to undo"):
         session.undo()
 
 
-def test_regenerate_answers_the_last_question_anew(session):
+def test_regenerate_answers_the_last_question_again(session):
     session.ask("One?", [RED], max_new_tokens=3)
     first = session.ask("Two?", [BLUE], max_new_tokens=8)
     assert session.regenerate(max_new_tokens=8) == first, "greedy answers repeat"
@@ -187,7 +189,7 @@ def test_regenerate_answers_the_last_question_anew(session):
     assert session.regenerate(max_new_tokens=8) == first
 
 
-def test_what_stops_an_answer_leaves_the_conversation_and_a_clean_cache(session):
+def test_an_interrupted_answer_leaves_the_conversation_and_a_clean_cache(session):
     first = session.ask("One?", [RED], max_new_tokens=3)
     second = session.ask("Two?", [BLUE], max_new_tokens=8)
 
@@ -204,7 +206,7 @@ def test_what_stops_an_answer_leaves_the_conversation_and_a_clean_cache(session)
     assert session.regenerate(max_new_tokens=3) == first
 
 
-def test_what_stops_a_forward_half_way_leaves_a_clean_cache(session, model):
+def test_an_interrupted_forward_leaves_a_clean_cache(session, model):
     def interrupt(module, args):
         raise KeyboardInterrupt
 
@@ -224,26 +226,26 @@ def test_a_save_that_fails_leaves_the_conversation_saved_before(session, model, 
     before = list(session.history)
     session.ask("Two?", [BLUE], max_new_tokens=3)
     (tmp_path / "conversation.json.part").mkdir()  # in the way
-    with pytest.raises(OSError):
+    with pytest.raises(IsADirectoryError):
         session.save(tmp_path)
     assert ChatSession.load(tmp_path, model, processor).history == before
 
 
-def test_a_saved_conversation_goes_on_as_if_nothing_had_happened(session, model, processor, tmp_path):
+def test_a_saved_conversation_continues_unchanged(session, model, processor, tmp_path):
     session.system = "Be brief."
     session.ask("One?", [RED], max_new_tokens=3)
     session.ask("Two \u00e9?", [BLUE], max_new_tokens=3)
-    session.save(tmp_path / "talk")
-    again = ChatSession.load(tmp_path / "talk", model, processor)
+    session.save(tmp_path / "saved")
+    again = ChatSession.load(tmp_path / "saved", model, processor)
     assert (again.history, again.system) == (session.history, session.system)
     assert all(list(a.getdata()) == list(b.getdata()) for a, b in zip(again.images, session.images, strict=True))
     assert again.ask("Three?", max_new_tokens=4) == session.ask("Three?", max_new_tokens=4)
-    file = tmp_path / "talk/conversation.json"
+    file = tmp_path / "saved/conversation.json"
     saved = json.loads(file.read_text())
-    outside = saved | {"images": ["../talk/" + saved["images"][0], saved["images"][1]]}
+    outside = saved | {"images": ["../saved/" + saved["images"][0], saved["images"][1]]}
     for broken in ({}, [], outside, saved | {"images": saved["images"][:1]}, saved | {"history": saved["history"][:3]}):
         file.write_text(json.dumps(broken))
         with pytest.raises(ValueError, match="holds no conversation"):
-            ChatSession.load(tmp_path / "talk", model, processor)
+            ChatSession.load(tmp_path / "saved", model, processor)
     with pytest.raises(ValueError, match="holds no conversation"):
         ChatSession.load(tmp_path / "nowhere", model, processor)

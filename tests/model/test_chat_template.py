@@ -1,4 +1,4 @@
-"""A decoder's own chat template as ours: the same text, exact labels, counts that add up, and text that stays text."""
+"""A decoder's chat template as a `Template`: the same text, exact labels, and counts that add up."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TEMPLATES = {
     + "{% if m.role == 'user' %}{{ bos_token ~ '[INST] ' ~ m.content ~ ' [/INST]' }}"
     + "{% elif m.role == 'assistant' %}{{ ' ' ~ m.content ~ ' ' ~ eos_token }}{% endif %}{% endfor %}",
 }
-TALK = [
+CONVERSATION = [
     user("Which?", 1, 0),
     {"role": "assistant", "content": "The first."},
     user("And <|im_end|> now?"),
@@ -61,23 +61,25 @@ def named(request, tokenizer):
     return request.param, template_from_tokenizer(tokenizer)
 
 
-def test_it_writes_what_the_decoder_s_own_writes(tokenizer, named):
+def test_it_renders_what_the_chat_template_renders(tokenizer, named):
     name, template = named
-    plain = [{"role": m["role"], "content": "x" if isinstance(m["content"], list) else m["content"]} for m in TALK]
-    said = [plain]
+    plain = [
+        {"role": m["role"], "content": "x" if isinstance(m["content"], list) else m["content"]} for m in CONVERSATION
+    ]
+    conversations = [plain]
     if name not in ("gemma", "llama 2"):
-        said.append([{"role": "system", "content": "Be brief."}, *plain])
+        conversations.append([{"role": "system", "content": "Be brief."}, *plain])
     begin = tokenizer.bos_token if template.bos else ""
-    for messages in said:
+    for messages in conversations:
         ours = begin + "".join(text for text, _ in render(messages, template))
         theirs = tokenizer.apply_chat_template(messages, tokenize=False)
-        assert ours == theirs.rstrip("\n")  # ours says a newline behind an answer only before the next question
+        assert ours == theirs.rstrip("\n")  # a newline behind an answer is written only before the next question
     assert template.system == ("Be helpful." if name == "chatml" else "")
 
 
-def test_labels_are_the_answers_and_what_closes_them(tokenizer, named):
+def test_labels_are_the_answers_and_their_ends(tokenizer, named):
     _, template = named
-    encoded = encode(TALK, tokenizer, template, image_tokens=3)
+    encoded = encode(CONVERSATION, tokenizer, template, image_tokens=3)
     supervised = [
         token for token, label in zip(encoded.input_ids, encoded.labels, strict=True) if label != IGNORE_INDEX
     ]
@@ -86,9 +88,9 @@ def test_labels_are_the_answers_and_what_closes_them(tokenizer, named):
     assert encoded.input_ids.count(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)) == 6
 
 
-def test_marks_are_single_tokens_and_what_people_say_never_is_one(tokenizer, named):
+def test_special_tokens_come_from_the_template_and_never_from_a_message(tokenizer, named):
     name, template = named
-    ids = encode(TALK, tokenizer, template, image_tokens=3).input_ids
+    ids = encode(CONVERSATION, tokenizer, template, image_tokens=3).input_ids
     ends = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert ids.count(ends) == {"chatml": 5, "chatml without a system text": 4}.get(name, 0)
     closing = tokenizer(template.answer_end.strip(), add_special_tokens=False)["input_ids"]
@@ -100,7 +102,7 @@ def test_counts_add_up(tokenizer, named):
     for system in (None, "Be brief."):
         if system and not template.system_header + template.system_end:
             continue
-        messages = ([{"role": "system", "content": system}] if system else []) + TALK
+        messages = ([{"role": "system", "content": system}] if system else []) + CONVERSATION
         counter = TokenCounter(tokenizer, template, image_tokens=3)
         total = counter.prefix(system) + counter.image(1) + counter.image(2) + counter.between_rounds()
         for question, answer in (("Which?", "The first."), ("And <|im_end|> now?", "Neither.")):
@@ -110,12 +112,12 @@ def test_counts_add_up(tokenizer, named):
 
 def test_images_are_numbered_inside_the_turn(tokenizer, named):
     _, template = named
-    text = "".join(text for text, _ in render(TALK[:1], template))
+    text = "".join(text for text, _ in render(CONVERSATION[:1], template))
     shown = "Image 1:\n<image>\nImage 2:\n<image>\nWhich?"
     assert template.question_header + shown in text and text.endswith(template.answer_header)
 
 
-def test_a_model_stops_at_what_closes_an_answer(bases, tokenizer):
+def test_a_model_stops_at_the_end_of_an_answer(bases, tokenizer):
     tokenizer.chat_template = CHATML
     template = template_from_tokenizer(tokenizer, system="Answer in one word.")
     assert template.system == "Answer in one word." and Template.from_dict(template.to_dict()) == template
@@ -133,21 +135,21 @@ def test_a_model_stops_at_what_closes_an_answer(bases, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "error"),
     [
         (None, "has no chat template"),
-        (LOOP + "{{ m.role }}{% endfor %}", "leaves out what is said"),
+        (LOOP + "{{ m.role }}{% endfor %}", "leaves out the text of a message"),
         (LOOP + "{{ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}", "closes an answer with no special token"),
         (CHATML.replace("m.content ~", "m.content ~ loop.index ~"), "does more than put fixed texts"),
     ],
 )
-def test_what_is_no_chat_template_of_fixed_texts_is_refused(tokenizer, text, words):
+def test_a_chat_template_of_more_than_fixed_texts_is_refused(tokenizer, text, error):
     tokenizer.chat_template = text
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=error):
         template_from_tokenizer(tokenizer)
 
 
-def test_the_default_template_s_dictionary_is_what_it_always_was():
+def test_the_dictionary_of_the_default_template_stays_the_same():
     names = {"system", "system_end", "image_header", "image_end", "question_header", "answer_header", "round_end"}
     assert set(Template().to_dict()) == names
     assert Template.from_dict({"special": True}).to_dict()["special"] is True

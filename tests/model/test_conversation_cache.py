@@ -1,4 +1,4 @@
-"""An image computed once: cached = recomputed, at any place, in any company, over rounds, in batches, with beams."""
+"""An image computed once: cached = recomputed, at any position, in any batch, over rounds, with beams."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 from model.attention import SWITCHES
 from model.attention_plan import AttentionPlan
 from model.configuration import VisualChatConfig
-from model.conversation_cache import ConversationCache, ImageCache
+from model.conversation_cache import ConversationCache
+from model.image_cache import ImageCache
 from model.modeling import VisualChatForConditionalGeneration
 from model.rotation import KeyRotation
 from tests.model.conversations import ONE_IMAGE, PICTURES, TEXT_ONLY, TWO_IMAGES, batch_of, picture, prompts
@@ -43,7 +44,7 @@ def test_cached_images_give_the_logits_of_recomputed_ones(model, processor, side
     assert not cached[batch["modality"] == 2].any()
 
 
-def test_states_do_not_depend_on_place_or_company(model, processor):
+def test_states_do_not_depend_on_position_or_batch(model, processor):
     """The same states serve an image as the first and as the last of a conversation, after any text."""
     (first, second) = states(model, 0, 1)
     (alone,) = states(model, 1)
@@ -62,26 +63,26 @@ def test_states_do_not_depend_on_place_or_company(model, processor):
 
 @pytest.mark.parametrize("step", [1, 4, 100])
 def test_rounds_over_a_conversation_cache_equal_one_forward(model, processor, step):
-    """New text and new images continue the cache; each image is put in once, with its placeholders in one piece."""
+    """New text and new images continue the cache; each image is added once, with all its placeholders."""
     batch = batch_of(processor, TWO_IMAGES)
     full = forward(model, batch, pixel_values=batch["pixel_values"]).logits[0]
-    ids, kinds = batch["input_ids"], batch["modality"]
+    ids, modality = batch["input_ids"], batch["modality"]
     cache, waiting, parts, start = ConversationCache(model.config), iter(states(model, 0, 1)), [], 0
     while start < ids.shape[1]:
         stop = min(start + step, ids.shape[1])
-        while stop < ids.shape[1] and kinds[0, stop] == kinds[0, stop - 1] == 2:
+        while stop < ids.shape[1] and modality[0, stop] == modality[0, stop - 1] == 2:
             stop += 1
-        new = [next(waiting) for _ in range(int((kinds[0, start:stop] == 2).sum()) // IMAGE_TOKENS)]
+        new = [next(waiting) for _ in range(int((modality[0, start:stop] == 2).sum()) // IMAGE_TOKENS)]
         with torch.no_grad():
             out = model(ids[:, start:stop], past_key_values=cache, image_states=new)
         parts.append(out.logits[0])
         start = stop
-    assert cache.get_seq_length() == ids.shape[1] and cache.layers[0].keys.shape[2] == int((kinds == 1).sum())
-    text = kinds[0] == 1
+    assert cache.get_seq_length() == ids.shape[1] and cache.layers[0].keys.shape[2] == int((modality == 1).sum())
+    text = modality[0] == 1
     torch.testing.assert_close(torch.cat(parts)[text], full[text], rtol=1e-4, atol=1e-5)
 
 
-def test_pixels_may_be_put_into_a_conversation_cache_too(model, processor):
+def test_pixels_may_be_added_to_a_conversation_cache_too(model, processor):
     batch = batch_of(processor, TWO_IMAGES, ONE_IMAGE, side="left")
     cache = ConversationCache(model.config)
     ours = forward(model, batch, pixel_values=batch["pixel_values"], past_key_values=cache).logits
@@ -90,17 +91,17 @@ def test_pixels_may_be_put_into_a_conversation_cache_too(model, processor):
 
 
 @pytest.mark.parametrize("removed", [1, 5, IMAGE_TOKENS + 30])
-def test_cropping_forgets_text_and_images(model, processor, removed):
+def test_cropping_removes_text_and_images(model, processor, removed):
     batch = batch_of(processor, TWO_IMAGES)
-    ids, kinds = batch["input_ids"], batch["modality"]
+    ids, modality = batch["input_ids"], batch["modality"]
     with torch.no_grad():
-        cache = model(ids, kinds, image_states=states(model, 0, 1)).past_key_values
+        cache = model(ids, modality, image_states=states(model, 0, 1)).past_key_values
         cache.crop(-removed)
         keep = ids.shape[1] - removed
-        assert cache.get_seq_length() == keep and cache.layers[0].keys.shape[2] == int((kinds[0, :keep] == 1).sum())
-        seen = int((kinds[0, :keep] == 2).sum()) // IMAGE_TOKENS
-        again = model(ids[:, keep:], kinds, past_key_values=cache, image_states=states(model, 0, 1)[seen:]).logits
-        full = model(ids, kinds, batch["pixel_values"]).logits
+        assert cache.get_seq_length() == keep and cache.layers[0].keys.shape[2] == int((modality[0, :keep] == 1).sum())
+        seen = int((modality[0, :keep] == 2).sum()) // IMAGE_TOKENS
+        again = model(ids[:, keep:], modality, past_key_values=cache, image_states=states(model, 0, 1)[seen:]).logits
+        full = model(ids, modality, batch["pixel_values"]).logits
     torch.testing.assert_close(again[0, -1], full[0, -1], rtol=1e-4, atol=1e-5)
     cache.reset()
     assert cache.get_seq_length() == 0 and cache.images == []
@@ -124,8 +125,8 @@ def test_conversations_of_a_cache_may_change_their_rows(model, processor, choose
         with torch.no_grad():
             cache = model(**batch, image_states=states(model, 0, 1, 2), use_cache=True).past_key_values
             getattr(cache, choose)(order)
-            kinds = torch.cat((batch["modality"][order], torch.ones(3, 1, dtype=torch.int64)), 1)
-            found = model(torch.tensor([[30], [40], [50]])[order], modality=kinds, past_key_values=cache).logits
+            modality = torch.cat((batch["modality"][order], torch.ones(3, 1, dtype=torch.int64)), 1)
+            found = model(torch.tensor([[30], [40], [50]])[order], modality=modality, past_key_values=cache).logits
         expected = found[rows] if expected is None else expected
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -139,7 +140,7 @@ def test_sampling_several_answers(model, processor):
     assert out.shape[0] == 6 and len({tuple(row.tolist()) for row in out}) > 2
 
 
-def test_an_image_is_computed_once_and_the_oldest_is_forgotten(model, processor):
+def test_an_image_is_computed_once_and_the_least_recently_used_is_dropped(model, processor):
     cache = ImageCache(model)
     seen = []
     hook = model.vision_tower.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
@@ -153,7 +154,7 @@ def test_an_image_is_computed_once_and_the_oldest_is_forgotten(model, processor)
     small = ImageCache(model, max_bytes=2 * first[0].nbytes)
     for number in (0, 1, 0, 2):
         small.model_inputs([PICTURES[number]])
-    assert small.nbytes == small.room and small.misses == 3
+    assert small.nbytes == small.max_bytes and small.misses == 3
     small.model_inputs([PICTURES[0]])
     assert small.misses == 3, "what was used last must stay"
     small.model_inputs([PICTURES[1]])
@@ -177,7 +178,7 @@ def test_with_causal_attention_the_tower_s_features_are_kept(folder, processor):
     assert cache.misses == 2
 
 
-def test_images_that_do_not_fill_their_places_are_refused(model, processor):
+def test_images_that_do_not_match_their_placeholders_are_refused(model, processor):
     batch = batch_of(processor, TWO_IMAGES)
     with pytest.raises(ValueError, match="32 image placeholders, but their 1 images 16 tokens"):
         forward(model, batch, image_states=states(model, 0))
@@ -185,15 +186,15 @@ def test_images_that_do_not_fill_their_places_are_refused(model, processor):
         forward(model, batch, image_states=states(model, 0, 1), pixel_values=batch["pixel_values"])
     with pytest.raises(ValueError, match="need a ConversationCache"):
         forward(model, batch, image_states=states(model, 0, 1), past_key_values=DynamicCache(config=model.config))
-    with pytest.raises(ValueError, match="neither packed documents, attentions nor hidden states"):
+    with pytest.raises(ValueError, match="supports neither packed documents, attentions nor hidden states"):
         forward(model, batch, image_states=states(model, 0, 1), output_hidden_states=True)
 
 
 def test_an_image_may_not_lie_in_two_conversations(model):
     """As many placeholders as two images have, but half an image in the first row."""
-    kinds = torch.ones(2, 30, dtype=torch.int64)
-    kinds[0, 1 : 1 + IMAGE_TOKENS // 2] = kinds[1, 1 : 1 + 3 * IMAGE_TOKENS // 2] = 2
-    batch = {"input_ids": torch.where(kinds == 2, model.config.image_token_id, 20), "modality": kinds}
+    modality = torch.ones(2, 30, dtype=torch.int64)
+    modality[0, 1 : 1 + IMAGE_TOKENS // 2] = modality[1, 1 : 1 + 3 * IMAGE_TOKENS // 2] = 2
+    batch = {"input_ids": torch.where(modality == 2, model.config.image_token_id, 20), "modality": modality}
     with pytest.raises(ValueError, match="an image would lie in two conversations"):
         forward(model, batch, image_states=states(model, 0, 1))
 
@@ -245,18 +246,18 @@ def test_keys_are_moved_as_every_decoder_moves_them(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "words"),
+    ("kind", "options", "error"),
     [
-        ("gpt2", {"n_embd": 32, "n_head": 4, "n_layer": 2}, "layer 0 does not turn its keys"),
+        ("gpt2", {"n_embd": 32, "n_head": 4, "n_layer": 2}, "layer 0 does not rotate its keys"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "'dynamic' depend"),
     ],
 )
-def test_decoders_whose_keys_cannot_be_moved_are_refused(folder, kind, options, words):
+def test_decoders_whose_keys_cannot_be_moved_are_refused(folder, kind, options, error):
     base = VisualChatConfig.from_pretrained(folder)
     text = CONFIG_MAPPING[kind](**{**SMALL, "vocab_size": 320} | options)
     config = VisualChatConfig(vision_config=base.vision_config, text_config=text, image_token_id=2, image_tokens=16)
     model = VisualChatForConditionalGeneration(config).eval()
     assert not model.supports_image_states
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=error):
         states(model, 0)
     assert "image_features" in ImageCache(model).model_inputs([picture(5)])

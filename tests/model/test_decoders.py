@@ -1,4 +1,4 @@
-"""Decoders: those that can take the attention give the library's numbers with `causal`; the others are refused."""
+"""Decoders: supported ones give the numbers of `transformers` with `causal`; the others are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model.attention_plan import SWITCHES, AttentionPlan
 from model.decoders import check_attention_calls, check_decoder_supported, dry_run_decoder
 from model.documents import PAD
 from model.modeling import compute_position_ids
-from tests.model.attention_cases import CASES, modality
+from tests.model.attention_cases import CASES, parse_modality
 
 TESTED = {
     "llama": {},
@@ -47,35 +47,35 @@ def decoder(kind: str, attention: str, **options):
 
 @pytest.mark.parametrize("kind", TESTED)
 @pytest.mark.parametrize("case", ["padding right", "padding left", "adjacent images"])
-def test_causal_equals_the_library(kind, case):
-    kinds = modality(CASES[case])
-    ids = torch.randint(0, 64, kinds.shape, generator=torch.Generator().manual_seed(2))
-    attention_plan = AttentionPlan.build(kinds, **SWITCHES["causal"])
-    inputs = {"input_ids": ids, "position_ids": compute_position_ids(kinds)}
+def test_causal_equals_transformers(kind, case):
+    modality = parse_modality(CASES[case])
+    ids = torch.randint(0, 64, modality.shape, generator=torch.Generator().manual_seed(2))
+    attention_plan = AttentionPlan.build(modality, **SWITCHES["causal"])
+    inputs = {"input_ids": ids, "position_ids": compute_position_ids(modality)}
     with torch.no_grad():
         ours = decoder(kind, "causal", **TESTED[kind])(**inputs, attention_plan=attention_plan).logits
-        theirs = decoder(kind, "sdpa", **TESTED[kind])(**inputs, attention_mask=kinds.ne(PAD).long()).logits
+        theirs = decoder(kind, "sdpa", **TESTED[kind])(**inputs, attention_mask=modality.ne(PAD).long()).logits
     assert attention_plan.calls == 2
-    torch.testing.assert_close(ours[kinds != PAD], theirs[kinds != PAD], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours[modality != PAD], theirs[modality != PAD], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", TESTED)
-def test_mmca_is_another_function_and_passes_the_rehearsal(kind):
+def test_mmca_is_another_function_and_passes_the_dry_run(kind):
     model = decoder(kind, "mmca", **TESTED[kind])
     before = {name: value.clone() for name, value in model.state_dict().items()}
     dry_run_decoder(model, "mmca")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    kinds = modality(["tiitiitt"])
-    ids = torch.randint(0, 64, kinds.shape, generator=torch.Generator().manual_seed(2))
+    modality = parse_modality(["tiitiitt"])
+    ids = torch.randint(0, 64, modality.shape, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        ours = model(input_ids=ids, attention_plan=AttentionPlan.build(kinds, **SWITCHES["mmca"])).logits
+        ours = model(input_ids=ids, attention_plan=AttentionPlan.build(modality, **SWITCHES["mmca"])).logits
         causal = decoder(kind, "sdpa", **TESTED[kind])(input_ids=ids).logits
     torch.testing.assert_close(ours[:, 0], causal[:, 0], rtol=1e-5, atol=1e-6)
     assert not torch.allclose(ours[:, -1], causal[:, -1], atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("config", "error"),
     [
         (MistralConfig(sliding_window=32), "a sliding window of 32 tokens"),
         (Qwen3Config(use_sliding_window=True, max_window_layers=4), "layers of sliding_attention"),
@@ -91,8 +91,8 @@ def test_mmca_is_another_function_and_passes_the_rehearsal(kind):
     ],
     ids=lambda value: getattr(value, "model_type", None),
 )
-def test_decoders_that_would_be_misread_are_refused(config, words):
-    with pytest.raises(ValueError, match=words):
+def test_unsupported_decoders_are_refused(config, error):
+    with pytest.raises(ValueError, match=error):
         check_decoder_supported(config)
 
 
@@ -102,25 +102,25 @@ def test_ordinary_decoders_are_accepted(config):
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "words"),
+    ("kind", "options", "error"),
     [
         ("bloom", {}, "BloomForCausalLM cannot run with this attention"),
         ("xglm", {"d_model": 32, "num_layers": 2, "attention_heads": 4}, "cannot run with this attention"),
         ("diffllama", {}, "4 times in 2 layers"),
-        ("gpt_oss", {"layer_types": ["full_attention"] * 2, "num_local_experts": 2}, "asks its attention for 's_aux'"),
+        ("gpt_oss", {"layer_types": ["full_attention"] * 2, "num_local_experts": 2}, "passes 's_aux' to its attention"),
     ],
 )
-def test_decoders_that_do_not_call_the_attention_as_they_should_are_refused_by_the_rehearsal(kind, options, words):
-    # Bloom reads no `attn_implementation`, and says so only in a warning.
+def test_decoders_that_do_not_call_the_attention_as_required_are_refused_by_the_dry_run(kind, options, error):
+    # Bloom ignores `attn_implementation` with a warning.
     model = decoder(kind, "eager", **options)
     model.set_attn_implementation("mmca")
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=error):
         dry_run_decoder(model, "mmca")
 
 
 def test_calls_are_counted_in_real_forwards_too():
     model = decoder("llama", "sdpa")
-    attention_plan = AttentionPlan.build(modality(["tiit"]), **SWITCHES["mmca"])
+    attention_plan = AttentionPlan.build(parse_modality(["tiit"]), **SWITCHES["mmca"])
     model(input_ids=torch.tensor([[5, 6, 7, 8]]), attention_plan=attention_plan)
     with pytest.raises(ValueError, match="0 times in 2 layers; use a decoder of full attention layers"):
         check_attention_calls(model, "mmca", attention_plan)

@@ -1,4 +1,4 @@
-"""Stock LLaVA form: the same logits where it can compute them, and a refusal with the reason where it cannot."""
+"""Stock LLaVA: the same logits where it can compute them, and a refusal with the reason where it cannot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.model.conversations import ONE_IMAGE, TEXT_ONLY, TWO_IMAGES, batch_of
 from tests.tiny_models import make_bases, make_model, user
 
 
-def made(tmp_path, **options):
+def load(tmp_path, **options):
     folder = make_model(tmp_path, **{"attention": "causal", "projector": "mlp", **options})
     return VisualChatForConditionalGeneration.from_pretrained(folder), VisualChatProcessor.from_pretrained(folder)
 
@@ -29,7 +29,7 @@ def made(tmp_path, **options):
 @pytest.mark.parametrize("class_token", ["drop", "keep"])
 @pytest.mark.parametrize("bos", [True, False])
 def test_a_stock_llava_gives_the_same_logits(tmp_path, layer, class_token, bos):
-    model, processor = made(tmp_path, vision_feature_layer=layer, vision_class_token=class_token, bos=bos)
+    model, processor = load(tmp_path, vision_feature_layer=layer, vision_class_token=class_token, bos=bos)
     for part in to_llava(model, processor):
         part.save_pretrained(tmp_path / "llava")
     stock = LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava").eval()
@@ -70,7 +70,7 @@ def as_parts(messages: list[dict]) -> list[dict]:
         TWO_IMAGES,
         TWO_IMAGES[:-1],
         TEXT_ONLY,
-        [{"role": "system", "content": "Said by the conversation."}, *TWO_IMAGES],
+        [{"role": "system", "content": "From the conversation."}, *TWO_IMAGES],
         [{"role": "system", "content": ""}, *TEXT_ONLY],
         [user("Both, 'please'", 0, 1), {"role": "assistant", "content": "Yes."}, user("And now?")],
     ],
@@ -90,15 +90,15 @@ def test_the_chat_template_writes_what_the_template_writes(tmp_path, bos, parts,
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "error"),
     [
         ({"attention": "mmca"}, "attention 'mmca': LLaVA would attend causally"),
         ({"attention": "dattn", "projector": "linear"}, "'dattn'.*projector 'linear': LLaVA's is 'mlp'"),
     ],
 )
-def test_what_llava_cannot_compute_is_refused(tmp_path, options, words):
-    with pytest.raises(ValueError, match=words):
-        to_llava(*made(tmp_path, **options))
+def test_models_that_llava_cannot_compute_are_refused(tmp_path, options, error):
+    with pytest.raises(ValueError, match=error):
+        to_llava(*load(tmp_path, **options))
 
 
 @pytest.mark.parametrize("layer", [-1, -2])

@@ -1,4 +1,4 @@
-"""What a model is joined from and kept as: bases, folders, their faults, and decoders and encoders of other kinds."""
+"""Base models, folders of models, their faults, and other decoders and encoders."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_folder_keeps_every_weight_and_byte(folder, model, processor, tmp_path):
     assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "again").iterdir()}
     for path in folder.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
-    again = make_model(tmp_path / "elsewhere", lively=True)
+    again = make_model(tmp_path / "elsewhere", large_weights=True)
     for path in folder.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes(), path.name
     loaded = AutoModelForImageTextToText.from_pretrained(folder)
@@ -55,7 +55,7 @@ def test_there_is_one_embedding(model):
 
 
 @pytest.mark.parametrize("fault", ["missing", "unexpected"])
-def test_folders_that_do_not_fit_are_refused(folder, tmp_path, fault):
+def test_folders_with_wrong_weights_are_refused(folder, tmp_path, fault):
     broken = shutil.copytree(folder, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     if fault == "missing":
@@ -73,7 +73,7 @@ def test_a_base_without_its_weights_is_refused(tmp_path):
     del weights["model.norm.weight"]
     save_file(weights, bases["language"] / "model.safetensors", {"format": "pt"})
     tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
-    with pytest.raises(ValueError, match="missing keys: model.norm.weight"):
+    with pytest.raises(ValueError, match=r"missing keys: model\.norm\.weight"):
         VisualChatForConditionalGeneration.from_base_models(bases["vision"], bases["language"], tokenizer)
 
 
@@ -144,8 +144,8 @@ def test_each_part_has_its_attention(folder, attention):
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_the_library_s_choice_of_attention_changes_how_and_not_what_is_computed(folder, processor, attention):
-    """`attn_implementation`, the library's most common option, must not turn MMCA off."""
+def test_attn_implementation_changes_how_and_not_what_is_computed(folder, processor, attention):
+    """The most common option of `transformers` must not turn MMCA off."""
     config = VisualChatConfig.from_pretrained(folder, attention=attention)
     plain = VisualChatForConditionalGeneration.from_pretrained(folder, config=config)
     eager = VisualChatForConditionalGeneration.from_pretrained(folder, config=config, attn_implementation="eager")
@@ -170,15 +170,15 @@ def test_a_decoder_that_lost_the_attention_is_noticed(model, processor):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "error"),
     [
         ({"attention": "flash"}, "attention: 'flash' is not one of mmca, causal, dattn"),
-        ({"projector": "cubic"}, "projector: 'cubic'"),
+        ({"vision_class_token": "twice"}, "vision_class_token: 'twice' is not one of drop, keep"),
         ({"template": {"sytem": ""}}, "unknown template key"),
     ],
 )
-def test_configuration_refuses_what_does_not_exist(options, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_configurations_are_refused(options, error):
+    with pytest.raises(ValueError, match=error):
         VisualChatConfig(**options)
 
 

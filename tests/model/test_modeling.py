@@ -1,4 +1,4 @@
-"""The whole model: images in their places, losses, caches, generation, folders, and what it refuses."""
+"""The whole model: images at their placeholders, losses, caches, generation, and inputs that it refuses."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def test_placeholders_hold_their_own_image(model, processor):
     decoder = model.language_model.get_decoder()
     decoder.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
     logits_of(model, batch)
-    places = seen["inputs_embeds"][batch["modality"] == 2].view(3, IMAGE_TOKENS, -1)
+    images = seen["inputs_embeds"][batch["modality"] == 2].view(3, IMAGE_TOKENS, -1)
     for number, image in enumerate(PICTURES):
         with torch.no_grad():
             alone = model.projector(model.vision_tower(torch.from_numpy(image)[None]))[0]
-        torch.testing.assert_close(places[number], alone)
+        torch.testing.assert_close(images[number], alone)
 
 
 def test_an_image_changes_only_what_follows_it(any_model, processor):
@@ -48,12 +48,12 @@ def test_an_image_changes_only_what_follows_it(any_model, processor):
     first = int((batch["modality"] == 2).nonzero()[0, 1])
     second = int((batch["modality"] == 2).nonzero()[IMAGE_TOKENS, 1])
     before = logits_of(any_model, batch)[0]
-    for index, place in ((0, first), (1, second)):
+    for index, start in ((0, first), (1, second)):
         changed = list(PICTURES)
         changed[index] = picture(9)
         after = logits_of(any_model, batch_of(processor, TWO_IMAGES, pictures=changed))[0]
-        assert torch.equal(before[:place], after[:place])
-        assert not torch.allclose(before[place + IMAGE_TOKENS :], after[place + IMAGE_TOKENS :], atol=1e-5)
+        assert torch.equal(before[:start], after[:start])
+        assert not torch.allclose(before[start + IMAGE_TOKENS :], after[start + IMAGE_TOKENS :], atol=1e-5)
         if any_model.config.attention != "causal" and index == 0:
             # The image stream depends on nothing but the image.
             assert torch.equal(before[second : second + IMAGE_TOKENS], after[second : second + IMAGE_TOKENS])
@@ -237,7 +237,7 @@ def test_a_wrong_number_of_images_is_refused(model, processor, images):
     del batch["pixel_values"]
     if images:
         batch["pixel_values"] = torch.from_numpy(np.stack(PICTURES[:images]))
-    with pytest.raises(ValueError, match=f"32 image placeholders, but {images} images of 16 tokens; whoever made"):
+    with pytest.raises(ValueError, match=f"32 image placeholders, but {images} images of 16 tokens; pass every"):
         model(**batch)
 
 

@@ -31,7 +31,8 @@ def packed(unpacked: dict, side: str = "right") -> dict:
     names = {"input_ids": 0, "labels": IGNORE_INDEX, "modality": 0}
     rows = {name: [torch.cat([unpacked[name][n][real[n]] for n in pack]) for pack in PACKS] for name in names}
     rows["document_ids"] = [
-        torch.cat([torch.full((int(real[n].sum()),), place) for place, n in enumerate(pack, start=1)]) for pack in PACKS
+        torch.cat([torch.full((int(real[n].sum()),), number) for number, n in enumerate(pack, start=1)])
+        for pack in PACKS
     ]
     length = max(map(len, rows["input_ids"]))
     batch = {"pixel_values": unpacked["pixel_values"]}

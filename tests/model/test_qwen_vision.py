@@ -39,7 +39,7 @@ def oracle(weights: dict[str, torch.Tensor], pixels: torch.Tensor, config: QwenV
     def attend(query, key, value):
         return (query @ key.T / math.sqrt(query.shape[-1])).softmax(-1) @ value
 
-    def places(table, count):
+    def positions(table, count):
         old, new = math.isqrt(len(table)), math.isqrt(count)
         if old == new:
             return table
@@ -54,13 +54,12 @@ def oracle(weights: dict[str, torch.Tensor], pixels: torch.Tensor, config: QwenV
                 patch = image[:, top : top + size, left : left + size].flatten()
                 patches.append(weights["conv1.weight"].flatten(1) @ patch)
         x = torch.stack(patches)
-        x = norm(x + places(weights["positional_embedding"], len(x)), "ln_pre")
+        x = norm(x + positions(weights["positional_embedding"], len(x)), "ln_pre")
         for number in range(config.num_hidden_layers):
             block = f"transformer.resblocks.{number}"
             mixed = linear(norm(x, f"{block}.ln_1"), f"{block}.attn.in_proj")
-            heads = []
-            for head in mixed.chunk(config.num_attention_heads, -1):  # each holds its query, key and value
-                heads.append(attend(*head.chunk(3, -1)))
+            # Each head holds its query, key and value.
+            heads = [attend(*head.chunk(3, -1)) for head in mixed.chunk(config.num_attention_heads, -1)]
             x = x + linear(torch.cat(heads, -1), f"{block}.attn.out_proj")
             inner = linear(norm(x, f"{block}.ln_2"), f"{block}.mlp.c_fc")
             inner = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
@@ -69,7 +68,7 @@ def oracle(weights: dict[str, torch.Tensor], pixels: torch.Tensor, config: QwenV
         grid = weights["attn_pool.pos_embed"]
         values = norm(x @ weights["attn_pool.kv_proj.weight"].T, "attn_pool.ln_kv")
         queries = norm(weights["attn_pool.query"], "attn_pool.ln_q") + grid
-        inputs = (queries, values + places(grid, len(values)), values)
+        inputs = (queries, values + positions(grid, len(values)), values)
         three = zip(inputs, weights["attn_pool.attn.in_proj_weight"].chunk(3), strict=True)
         biases = weights["attn_pool.attn.in_proj_bias"].chunk(3)
         query, key, value = (y @ w.T + b for (y, w), b in zip(three, biases, strict=True))
@@ -83,7 +82,7 @@ def oracle(weights: dict[str, torch.Tensor], pixels: torch.Tensor, config: QwenV
 def model() -> QwenVisionModel:
     torch.manual_seed(0)
     model = QwenVisionModel(QwenVisionConfig(**SMALL)).double().eval()
-    with torch.no_grad():  # fresh weights are too small, and fresh norms too plain, to tell right from wrong
+    with torch.no_grad():  # initial weights are too small, and initial norms too simple, to reveal errors
         for value in (*model.parameters(), *model.buffers()):
             value.copy_(torch.randn_like(value) * 0.4 + 0.1)
     return model
@@ -98,7 +97,7 @@ def test_it_equals_the_oracle(model):
         out = model(PIXELS)
         assert out.last_hidden_state.shape == (2, 4, 16) and out.hidden_states is None
         torch.testing.assert_close(out.last_hidden_state, oracle(weights, PIXELS, model.config), rtol=1e-9, atol=1e-9)
-        small = PIXELS[..., :32, :32]  # as many places as were learned: nothing is interpolated
+        small = PIXELS[..., :32, :32]  # as many positions as were learned: nothing is interpolated
         torch.testing.assert_close(
             model(small).last_hidden_state, oracle(weights, small, model.config), rtol=1e-9, atol=1e-9
         )
@@ -114,9 +113,9 @@ def test_every_parameter_does_what_it_does_in_the_oracle(model, name):
         before = oracle(weights, PIXELS[:1], model.config)
         expected = oracle(changed, PIXELS[:1], model.config)
         model.load_state_dict(changed)
-        found = model(PIXELS[:1]).last_hidden_state
+        actual = model(PIXELS[:1]).last_hidden_state
         model.load_state_dict(weights)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
     assert (expected - before).abs().max() > 1e-3, "the parameter must matter"
 
 

@@ -35,9 +35,9 @@ print(json.dumps({"tokens": tokens.tolist(), "attention": model.config.attention
 @pytest.mark.parametrize(("attention", "projector"), [("mmca", "linear"), ("causal", "perceiver")])
 def test_a_folder_with_code_needs_no_repository(tmp_path, attention, projector):
     options = {"projector": projector, "projector_queries": 4}
-    plain = make_model(tmp_path / "made", attention=attention, **options)
-    model = VisualChatForConditionalGeneration.from_pretrained(plain)
-    processor = VisualChatProcessor.from_pretrained(plain)
+    original = make_model(tmp_path / "made", attention=attention, **options)
+    model = VisualChatForConditionalGeneration.from_pretrained(original)
+    processor = VisualChatProcessor.from_pretrained(original)
     save_with_code(model, processor, tmp_path / "folder")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
@@ -45,11 +45,11 @@ def test_a_folder_with_code_needs_no_repository(tmp_path, attention, projector):
     command = [sys.executable, "-c", PROGRAM, *folders]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    output = json.loads(done.stdout.splitlines()[-1])
 
     batch = processor("What is <image>?", [Image.new("RGB", (40, 30), "red")])
     tokens = model.generate(**batch, max_new_tokens=6, do_sample=False)
-    assert found["tokens"] == tokens.tolist() and found["attention"] == attention
+    assert output["tokens"] == tokens.tolist() and output["attention"] == attention
     for name in ("model.safetensors", "modeling.py", "tokenizer.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
     # The repository's own classes load such a folder too, and saving elsewhere brings no code along.

@@ -83,14 +83,14 @@ def test_a_prompt_ends_where_the_answer_begins(tokenizer):
 
 def test_system_text_of_the_conversation_replaces_the_template_s(tokenizer):
     template = Template(system="One.")
-    said = [{"role": "system", "content": "Two."}, user("Hi"), assistant("Ho")]
-    assert render(said, template)[0] == ("Two.\n\n", False)
-    silent = [{"role": "system", "content": ""}, *said[1:]]
-    assert render(silent, template)[0][0] == "### Question:\n"
+    messages = [{"role": "system", "content": "Two."}, user("Hi"), assistant("Ho")]
+    assert render(messages, template)[0] == ("Two.\n\n", False)
+    without = [{"role": "system", "content": ""}, *messages[1:]]
+    assert render(without, template)[0][0] == "### Question:\n"
     counter = TokenCounter(tokenizer, template, IMAGES)
     difference = count_prefix(tokenizer, template, "Two.") - counter.prefix()
     assert (
-        len(encode(said, tokenizer, template, IMAGES)) - len(encode(said[1:], tokenizer, template, IMAGES))
+        len(encode(messages, tokenizer, template, IMAGES)) - len(encode(messages[1:], tokenizer, template, IMAGES))
         == difference
     )
 
@@ -181,12 +181,12 @@ def test_counts_add_up(tokenizer, rounds, system, answered):
     template = Template(system=system)
     counter = TokenCounter(tokenizer, template, IMAGES)
     messages, total, number = [], counter.prefix(), 0
-    for place, (question, images, answer) in enumerate(rounds):
+    for position, (question, images, answer) in enumerate(rounds):
         messages += [user(question, *range(images)), assistant(answer)]
         total += sum(counter.image(number + k + 1) for k in range(images))
         number += images
         total += counter.round_overhead() + sum(counter.texts([question, answer])) + counter.end()
-        total += counter.between_rounds() * (place > 0)
+        total += counter.between_rounds() * (position > 0)
     if not answered:
         total -= counter.texts([rounds[-1][2]])[0] + counter.end()
         messages.pop()
@@ -195,7 +195,7 @@ def test_counts_add_up(tokenizer, rounds, system, answered):
 
 
 @pytest.mark.parametrize(
-    ("messages", "words"),
+    ("messages", "error"),
     [
         ([], "no user message"),
         ([{"role": "system", "content": "x"}], "no user message"),
@@ -212,8 +212,8 @@ def test_counts_add_up(tokenizer, rounds, system, answered):
         ([{"role": "user", "content": [{"type": "image"}]}], "a part must be"),
     ],
 )
-def test_what_the_template_cannot_say_is_refused(messages, words):
-    with pytest.raises(ValueError, match=words):
+def test_conversations_that_the_template_cannot_express_are_refused(messages, error):
+    with pytest.raises(ValueError, match=error):
         segments(messages, Template())
 
 

@@ -1,4 +1,4 @@
-"""At home in `transformers`: the pipeline, chat templates, outputs on request, `generate` in its modes, compiling."""
+"""The interface of `transformers`: the pipeline, chat templates, optional outputs, modes of `generate`, compiling."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ def test_the_pipeline_answers_chats_texts_and_batches(folder, tmp_path):
     several = [chat("What is this?", RED), chat("Which?", RED, str(tmp_path / "blue.png")), chat("Hello?")]
     for message in several[1][0]["content"][2:]:
         message.update({"type": "image", "path": message.pop("text")})
-    found = pipe(text=several, generate_kwargs=options, return_full_text=False, batch_size=1)
-    assert found[0][0]["generated_text"] == answer and len(found) == 3
+    answers = pipe(text=several, generate_kwargs=options, return_full_text=False, batch_size=1)
+    assert answers[0][0]["generated_text"] == answer and len(answers) == 3
 
 
 def test_a_chat_template_is_the_model_s_own(processor):
     messages = [*chat(RED, "What?"), {"role": "assistant", "content": "A red one."}, *chat("And", BLUE, "this?")]
     ours = [user("What?", 0), {"role": "assistant", "content": "A red one."}, user("And\nthis?", 1)]
     expected = processor(ours, [RED, BLUE])
-    found = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+    assert inputs.keys() == expected.keys() and all(torch.equal(inputs[name], expected[name]) for name in inputs)
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     assert text.startswith("### Image 1:\n<image>\n\n### Question:\nWhat?") and text.endswith("\n\n### Answer:\n")
     assert processor.apply_chat_template(messages) == text.removesuffix("\n\n### Answer:\n")
@@ -83,7 +83,7 @@ def test_a_chat_template_is_the_model_s_own(processor):
     assert two["pixel_values"].shape[0] == 2 and two["input_ids"].shape[0] == 2
     with pytest.raises(ValueError, match="template is part of the model"):
         processor.apply_chat_template(messages, chat_template="{{ messages }}")
-    with pytest.raises(ValueError, match="must bring one image"):
+    with pytest.raises(ValueError, match="must contain one image"):
         processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])
 
 
@@ -113,9 +113,9 @@ def test_hidden_states_and_attentions_on_request(model, batch):
 def test_attentions_are_what_an_image_and_a_text_read(model, batch):
     with torch.no_grad():
         weights = model(**batch, output_attentions=True).attentions[-1][0].mean(0)
-    kinds = batch["modality"][0]
-    image_rows = weights[kinds == 2]
-    itself = torch.eye(len(kinds))[kinds == 2]
+    modality = batch["modality"][0]
+    image_rows = weights[modality == 2]
+    itself = torch.eye(len(modality))[modality == 2]
     assert torch.equal(image_rows, itself) == (model.config.attention != "causal")
 
 

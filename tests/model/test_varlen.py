@@ -1,6 +1,6 @@
-"""The model over the kernel for sequences of any length, which needs a GPU: here its definition stands in for it.
+"""The model with the kernel for variable-length sequences, which needs a GPU: its definition replaces it here.
 
-A decoder then gets the tokens of a batch in the order in which the kernel reads them, without padding.
+The decoder then gets the tokens of a batch in the order of the kernel's calls, without padding.
 """
 
 import pytest
@@ -17,50 +17,50 @@ from tests.model.conversations import ATTENTIONS, ONE_IMAGE, TEXT_ONLY, TWO_IMAG
 @pytest.fixture(params=ATTENTIONS)
 def model(request, folder, monkeypatch):
     monkeypatch.setattr(varlen, "varlen_attn", reference_varlen_attn)
-    monkeypatch.setattr(varlen.VarlenFlash, "runs", staticmethod(lambda *args: True))
+    monkeypatch.setattr(varlen.VarlenFlash, "is_supported", staticmethod(lambda *args: True))
     config = VisualChatConfig.from_pretrained(folder, attention=request.param)
     return VisualChatForConditionalGeneration.from_pretrained(folder, config=config).double()
 
 
 @pytest.fixture
 def seen(model) -> list[torch.Tensor]:
-    """What the decoder is given, forward by forward."""
-    given = []
+    """The inputs of the decoder, forward by forward."""
+    inputs = []
     hook = model.get_decoder().register_forward_pre_hook(
-        lambda module, args, kwargs: given.append(kwargs["inputs_embeds"]), with_kwargs=True
+        lambda module, args, kwargs: inputs.append(kwargs["inputs_embeds"]), with_kwargs=True
     )
-    yield given
+    yield inputs
     hook.remove()
 
 
 def packed(batch: dict) -> dict:
     """The second row's tokens as two documents, cut in the middle."""
-    kinds = batch["modality"]
-    ids = (kinds != PAD).long()
+    modality = batch["modality"]
+    ids = (modality != PAD).long()
     ids[1, int(ids[1].sum()) // 2 :] *= 2
     return batch | {"document_ids": ids}
 
 
-def losses(model, backend: str, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+def losses_and_gradients(model, backend: str, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
     model.zero_grad()
     model.attention_backend = backend
-    found, _ = model.token_losses(**batch)
-    (found * torch.linspace(1, 2, len(found))).sum().backward()
-    return found.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    losses, _ = model.token_losses(**batch)
+    (losses * torch.linspace(1, 2, len(losses))).sum().backward()
+    return losses.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("change", [dict, packed])
 def test_losses_and_gradients_are_those_of_the_other_back_end(model, seen, processor, change, side):
     batch = change(batch_of(processor, TWO_IMAGES, ONE_IMAGE, TEXT_ONLY, side=side))
-    expected, found = losses(model, "sdpa", batch), losses(model, "varlen", batch)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+    results = losses_and_gradients(model, "varlen", batch)
+    for actual, expected in zip(results, losses_and_gradients(model, "sdpa", batch), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-8)
     tokens = int((batch["modality"] != PAD).sum())
-    assert [x.shape[:2].numel() for x in seen] == [batch["input_ids"].numel(), tokens]
+    assert [x.shape[:2].numel() for x in seen] == [tokens, batch["input_ids"].numel()]
 
 
-def test_whoever_asks_for_inner_states_or_a_cache_gets_the_batch_as_it_was_given(model, seen, processor):
+def test_hidden_states_and_caches_keep_the_order_of_the_batch(model, seen, processor):
     batch = batch_of(processor, TWO_IMAGES, ONE_IMAGE)
     del batch["labels"]
     real = batch["modality"] != PAD

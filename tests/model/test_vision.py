@@ -26,7 +26,9 @@ from transformers import (
 
 from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
+from model.projector import PROJECTORS, Projector
 from model.resampler import Resampler, interpolate_positions, sincos_position_embedding
+from scripts.config import model as config
 from tests.model.conversations import PICTURES, TEXT_ONLY, TWO_IMAGES, batch_of, prompts
 from tests.tiny_models import IMAGE_SIZE, IMAGE_TOKENS, make_bases
 
@@ -91,8 +93,8 @@ def join(bases, tmp_path_factory):
     return join
 
 
-def library_features(kind: str, folder, model) -> torch.Tensor:
-    """The features (N, tokens, width) of the three pictures by the library's own image processor and encoder."""
+def transformers_features(kind: str, folder, model) -> torch.Tensor:
+    """The features (N, tokens, width) of the three pictures by the image processor and encoder of `transformers`."""
     images = [np.moveaxis(image, 0, -1) for image in PICTURES]
     inputs = AutoImageProcessor.from_pretrained(folder, backend="pil")(images, return_tensors="pt")
     options = {"interpolate_pos_encoding": True} if kind == "clip at another size" else {}
@@ -101,13 +103,13 @@ def library_features(kind: str, folder, model) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_features_are_those_of_the_library(join, kind):
+def test_features_are_those_of_transformers(join, kind):
     folder, model, processor = join(kind)
     assert model.config.image_tokens == model.config.vision_tokens == IMAGE_TOKENS
-    assert all(np.array_equal(processor.image(_image(p)), p) for p in PICTURES)
+    assert all(np.array_equal(processor.preprocess_image(_image(p)), p) for p in PICTURES)
     with torch.no_grad():
         ours = model.vision_tower(torch.from_numpy(np.stack(PICTURES)))
-    theirs = library_features(kind, folder, model)
+    theirs = transformers_features(kind, folder, model)
     torch.testing.assert_close(ours, theirs[:, -IMAGE_TOKENS:], rtol=1e-4, atol=1e-5)
 
 
@@ -148,29 +150,25 @@ def test_an_inner_layer_is_read_on_request(join, kind):
     assert not torch.allclose(features, outputs.last_hidden_state[:, -IMAGE_TOKENS:], atol=1e-3)
 
 
-def test_images_that_are_no_squares_are_refused(bases):
+def test_images_that_are_not_square_are_refused(bases):
     tokenizer = AutoTokenizer.from_pretrained(bases["tokenizer"])
     folder = bases["vision"].parent / "wide"
     folder.mkdir()
     for file in bases["vision"].iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     SiglipImageProcessorPil(size={"height": 32, "width": 64}).save_pretrained(folder)
-    with pytest.raises(ValueError, match="images of 64 x 32 pixels; set it to squares"):
+    with pytest.raises(ValueError, match="images of 64 x 32 pixels; configure it to make squares"):
         VisualChatForConditionalGeneration.from_base_models(folder, bases["language"], tokenizer)
 
 
-PROJECTORS = {
-    "linear": ({}, IMAGE_TOKENS),
-    "mlp": ({}, IMAGE_TOKENS),
-    "vit": ({}, IMAGE_TOKENS),
-    "perceiver": ({"projector_queries": 9}, 9),
-}
+# Options of a projector's model and the number of its image tokens, where they are not the usual ones.
+PROJECTOR_OPTIONS = {"perceiver": ({"projector_queries": 9}, 9)}
 
 
 @pytest.mark.parametrize("kind", PROJECTORS)
 @pytest.mark.parametrize("class_token", ["drop", "keep"])
 def test_every_projector_trains_all_its_weights_and_survives_a_folder(join, kind, class_token, tmp_path):
-    options, tokens = PROJECTORS[kind]
+    options, tokens = PROJECTOR_OPTIONS.get(kind, ({}, IMAGE_TOKENS))
     _, model, processor = join("whole clip", projector=kind, vision_class_token=class_token, **options)
     tokens += class_token == "keep" and kind != "perceiver"
     assert model.config.image_tokens == processor.image_tokens == tokens
@@ -187,9 +185,25 @@ def test_every_projector_trains_all_its_weights_and_survives_a_folder(join, kind
     assert all(value.grad is not None and not value.grad.any() for value in model.projector.parameters())
 
 
+def test_a_projector_that_does_not_exist_is_refused(join):
+    with pytest.raises(ValueError, match="projector: 'cubic' is not one of linear, mlp, vit, perceiver"):
+        join("whole clip", projector="cubic")
+
+
+def test_the_configuration_reads_names_and_descriptions_of_all_projectors():
+    assert {name: cls.__doc__ for name, cls in PROJECTORS.items()} == config.PROJECTORS
+
+
+def test_two_projectors_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two projectors have the name 'mlp'"):
+
+        class Another(Projector, name="mlp"):
+            pass
+
+
 @pytest.mark.parametrize("kind", ["vit", "perceiver"])
 def test_projectors_that_mix_tokens_see_the_whole_image(join, kind):
-    _, model, _ = join("whole clip", projector=kind, **PROJECTORS[kind][0])
+    _, model, _ = join("whole clip", projector=kind, **PROJECTOR_OPTIONS.get(kind, ({}, 0))[0])
     projector = model.projector.double()
     features = torch.randn(1, IMAGE_TOKENS, 32, dtype=torch.float64)
     changed = features.clone()
@@ -199,7 +213,7 @@ def test_projectors_that_mix_tokens_see_the_whole_image(join, kind):
     assert (difference > 1e-9).all()
 
 
-def test_a_resampler_knows_where_its_features_lie():
+def test_a_resampler_depends_on_the_positions_of_its_features():
     torch.manual_seed(0)
     resampler = Resampler(queries=4, width=16, heads=2, feature_width=8)
     resampler.init_weights()
@@ -207,7 +221,7 @@ def test_a_resampler_knows_where_its_features_lie():
     with torch.no_grad():
         straight, mixed = resampler(features), resampler(features[:, torch.randperm(9)])
     assert straight.shape == (1, 4, 16) and not torch.allclose(straight, mixed, atol=1e-4)
-    with pytest.raises(ValueError, match="not a square"):
+    with pytest.raises(ValueError, match="must be a square"):
         Resampler(queries=5, width=16, heads=2, feature_width=8)
 
 
@@ -215,7 +229,7 @@ def test_positions_are_sines_and_cosines_of_column_and_row():
     positions = sincos_position_embedding(3, 16)
     for row in range(3):
         for column in range(3):
-            angles = [place / 10000 ** (i / 4) for place in (column, row) for i in range(4)]
+            angles = [position / 10000 ** (i / 4) for position in (column, row) for i in range(4)]
             expected = np.array([np.sin(angles[:4]), np.cos(angles[:4]), np.sin(angles[4:]), np.cos(angles[4:])])
             np.testing.assert_allclose(positions[3 * row + column], expected.flatten(), atol=1e-6)
     assert torch.equal(interpolate_positions(positions, 9), positions)

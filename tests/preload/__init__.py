@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PY
 _ENVIRONMENT["OMP_NUM_THREADS"] = "1"
 program.loaded_with(_ENVIRONMENT)
 _HEADER = struct.Struct("<q")
-_server: "Server | None" = None
 
 
 class Server:
@@ -79,13 +79,12 @@ def available() -> bool:
     return sys.platform == "linux" and not Path("/dev/nvidiactl").exists()
 
 
+@cache
 def server() -> Server:
     """The server of this session, started when it is first needed."""
-    global _server
-    if _server is None:
-        _server = Server()
-        atexit.register(_server.close)
-    return _server
+    started = Server()
+    atexit.register(started.close)
+    return started
 
 
 class Popen(subprocess.Popen):
@@ -97,7 +96,8 @@ class Popen(subprocess.Popen):
         options = program.options_of(values)
         start = program.parse(options) if available() else None
         if start is None:
-            return super()._execute_child(*values)
+            super()._execute_child(*values)
+            return
         self.pid = server().start(start, program.streams_of(options))
         self._child_created = self.preloaded = True
         program.close_theirs(self, options)

@@ -151,8 +151,8 @@ def remember_start(paths: list[str]) -> None:
     """In the server: the search path without a folder and PYTHONPATH, and what programs find at their start."""
     _paths[:] = paths
     loaded_with({name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"})
-    global _logging
-    _logging = (logging.root.handlers[:], logging.root.level)
+    _root_handlers[:] = logging.root.handlers
+    _root_level[:] = [logging.root.level]
 
 
 def become(start: Start, streams: list[int]) -> NoReturn:
@@ -174,8 +174,8 @@ def become(start: Start, streams: list[int]) -> NoReturn:
     importlib.invalidate_caches()
     sys.argv[:] = ["-m", *start.arguments]
     sys.orig_argv[:] = start.command
-    logging.root.handlers[:] = _logging[0]
-    logging.root.setLevel(_logging[1])
+    logging.root.handlers[:] = _root_handlers
+    logging.root.setLevel(*_root_level)
     atexit._clear()
     _draw_seeds()
     subprocess.Popen._execute_child = _execute_child
@@ -209,7 +209,7 @@ def _run(module: str) -> int:
         sys.excepthook(*sys.exc_info())
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 (as the interpreter: whatever ends a program is printed)
         sys.excepthook(*sys.exc_info())
         return 1
     return 0
@@ -243,7 +243,7 @@ def _take_streams(streams: list[int], unbuffered: bool) -> None:
         os.dup2(stream, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     _old.extend((sys.stdin, sys.stdout, sys.stderr))
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (open as long as the program)
     for number, name in ((1, "stdout"), (2, "stderr")):
         raw = io.FileIO(number, "w", closefd=False)
         raw.name = f"<{name}>"
@@ -257,7 +257,8 @@ def _take_streams(streams: list[int], unbuffered: bool) -> None:
 
 # Streams of the process that was forked. What they hold was flushed there, and must not be closed here.
 _old: list[Any] = []
-_logging: tuple[list[logging.Handler], int] = ([], logging.WARNING)
+_root_handlers: list[logging.Handler] = []
+_root_level: list[int] = [logging.WARNING]
 
 
 def _execute_child(self: subprocess.Popen, *values: Any) -> None:
@@ -265,7 +266,8 @@ def _execute_child(self: subprocess.Popen, *values: Any) -> None:
     options = options_of(values)
     start = parse(options)
     if start is None:
-        return _start_anew(self, *values)
+        _start_anew(self, *values)
+        return
     streams = streams_of(options)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -289,7 +291,7 @@ def _become_child(start: Start, streams: list[int], mask: set[signal.Signals]) -
         _reset_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         become(start, streams)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 (as the interpreter: whatever ends a program is printed)
         # Nothing of the parent's may run on here.
         sys.excepthook(*sys.exc_info())
     finally:

@@ -11,6 +11,7 @@ LISTENER is a listening socket for programs that a shell starts (`stub.py`): a r
 gives it. A process whose stub is gone is killed. Where the program has to be started anew, the answer is -1.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -113,11 +114,9 @@ class Server:
         self._selector.unregister(process)
         self._selector.unregister(stub)
         os.close(process)
-        with stub:
-            try:
-                stub.sendall(_HEADER.pack(status))
-            except OSError:
-                pass
+        # The stub may have ended before.
+        with stub, contextlib.suppress(OSError):
+            stub.sendall(_HEADER.pack(status))
 
     def _become(self, start: program.Start, streams: list[int]) -> None:
         signal.signal(signal.SIGINT, self._interrupt)

@@ -7,6 +7,7 @@ import shutil
 import struct
 import sys
 import tarfile
+from itertools import pairwise
 
 import pyarrow.parquet as pq
 import pytest
@@ -64,17 +65,17 @@ def test_embedded_equals_referenced(world, embedded, referenced):
     for (key, whole), (same_key, thin) in pairs:
         assert key == same_key
         assert set(thin) == {"json"}
-        said, expected = json.loads(thin["json"]), json.loads(whole["json"])
-        for place, image in enumerate(said["images"]):
+        content, expected = json.loads(thin["json"]), json.loads(whole["json"])
+        for place, image in enumerate(content["images"]):
             shard, offset, length = image.pop("ref")
             data = (world.root / shard).read_bytes()[offset : offset + length]
             assert data == whole[f"i{place}.jpg"]
             assert hashlib.sha256(data).hexdigest() == image["sha256"]
-        assert said == expected
-        assert len(whole) == 1 + len(said["images"])
+        assert content == expected
+        assert len(whole) == 1 + len(content["images"])
 
 
-def test_members_say_what_the_plan_says(world, plan, embedded):
+def test_members_hold_what_the_plan_holds(world, plan, embedded):
     tokenizer = AutoTokenizer.from_pretrained(world.tokenizer)
     rows = pq.read_table(plan).to_pylist()
     reports = [world.root / f"records/{name}.report.json" for name in ("llava", "otter_mimicit_cgd")]
@@ -151,18 +152,18 @@ def test_the_heldout_part_is_one_shard_of_its_own_name(world, tmp_path):
 
 
 def test_an_empty_heldout_part_and_more_shards_than_units_can_be_read(tmp_path):
-    desk = PlanWorkspace(tmp_path, [record(f"own:{i}", [], [turn("Hello?", f"Hi {i}.")]) for i in range(2)])
+    workspace = PlanWorkspace(tmp_path, [record(f"own:{i}", [], [turn("Hello?", f"Hi {i}.")]) for i in range(2)])
     for epoch, units in ((None, 0), (0, 2)):
-        desk.plan_file({"own": {}}, epoch)
+        workspace.plan_file({"own": {}}, epoch)
         out = tmp_path / f"blend-{epoch}"
-        write_blend(desk.path(epoch=epoch), tmp_path / "records", {}, out, tmp_path, shards=4)
+        write_blend(workspace.path(epoch=epoch), tmp_path / "records", {}, out, tmp_path, shards=4)
         reader = BlendReader(out, tmp_path)
         assert len(reader) == len(samples(out)) == units
     assert {reader[unit].messages[1]["content"][0]["text"] for unit in range(2)} == {"Hi 0.", "Hi 1."}
 
 
 def test_media_outside_of_the_root_cannot_be_referred_to(world, plan, tmp_path):
-    with pytest.raises(UserError, match="is not below .*: use images: embedded"):
+    with pytest.raises(UserError, match=r"is not below .*: use images: embedded"):
         write_blend(plan, world.root / "records", world.media, tmp_path / "out", tmp_path / "elsewhere")
     assert not list((tmp_path / "out").iterdir())
 
@@ -176,16 +177,16 @@ def test_an_unfinished_rebuild_leaves_no_manifest(world, plan, tmp_path):
 
 
 def test_inputs_that_do_not_belong_together_are_refused(world, plan, tmp_path):
-    with pytest.raises(UserError, match="measured with the tokens 'tiny', not 'other'"):
+    with pytest.raises(UserError, match="counted with the tokens 'tiny', not 'other'"):
         world.blend(plan, tmp_path / "out", tokens="other")
-    desk = PlanWorkspace(tmp_path / "desk", [llava(0, "a")])
-    desk.plan_file({"llava": {}})
-    with pytest.raises(UserError, match="llava.parquet has changed since the plan: run count_tokens and plan again"):
-        write_blend(desk.path(), world.root / "records", world.media, tmp_path / "out", tmp_path)
-    with pytest.raises(UserError, match="names the record llava:1, which .* does not hold: run plan again"):
-        RecordStore(desk.folder / "records", ["llava:0", "llava:1"])
+    workspace = PlanWorkspace(tmp_path / "workspace", [llava(0, "a")])
+    workspace.plan_file({"llava": {}})
+    with pytest.raises(UserError, match=r"llava.parquet has changed since the plan: run count_tokens and plan again"):
+        write_blend(workspace.path(), world.root / "records", world.media, tmp_path / "out", tmp_path)
+    with pytest.raises(UserError, match=r"names the record llava:1, which .* does not hold: run plan again"):
+        RecordStore(workspace.folder / "records", ["llava:0", "llava:1"])
     with pytest.raises(UserError, match="shows the image a of coco"):
-        write_blend(desk.path(), desk.folder / "records", world.media, tmp_path / "out", tmp_path)
+        write_blend(workspace.path(), workspace.folder / "records", world.media, tmp_path / "out", tmp_path)
     with pytest.raises(UserError, match="does not exist: run plan first"):
         world.blend(tmp_path / "none.parquet", tmp_path / "out")
 
@@ -211,23 +212,23 @@ def test_shards_that_do_not_belong_together_are_not_described(world, plan, embed
     shutil.copytree(embedded, out)
     other = tmp_path / "other"
     world.blend(plan, other, images="referenced")
-    told = out / "parts/train-00001-of-00003.json"
-    shutil.copy(other / "parts" / told.name, told)
-    with pytest.raises(UserError, match="train-00001-of-00003.tar is missing or not whole: run blend"):
+    described = out / "parts/train-00001-of-00003.json"
+    shutil.copy(other / "parts" / described.name, described)
+    with pytest.raises(UserError, match=r"train-00001-of-00003.tar is missing or has another size: run blend"):
         write_manifest(plan, 3, out)
     for path in (*other.glob("train-00001*"),):
         shutil.copy(path, out)
     with pytest.raises(UserError, match="holds shards with embedded and with referenced images"):
         write_manifest(plan, 3, out)
-    write_json(told, read_json(told) | {"plan": "0" * 64})
-    with pytest.raises(UserError, match="train-00001-of-00003.tar was built from another plan"):
+    write_json(described, read_json(described) | {"plan": "0" * 64})
+    with pytest.raises(UserError, match=r"train-00001-of-00003.tar was built from another plan"):
         write_manifest(plan, 3, out)
-    told.unlink()
-    with pytest.raises(UserError, match="run blend for train-00001-of-00003.tar first"):
+    described.unlink()
+    with pytest.raises(UserError, match=r"run blend for train-00001-of-00003.tar first"):
         write_manifest(plan, 3, out)
 
 
-def test_what_is_said_is_known_by_one_hash_however_it_is_stored(world, plan, embedded, referenced, tmp_path):
+def test_the_content_has_one_hash_however_it_is_stored(world, plan, embedded, referenced, tmp_path):
     fewer = world.blend(plan, tmp_path / "fewer", shards=1)
     manifests = [read_json(folder / "manifest.json") for folder in (embedded, referenced)]
     assert manifests[0]["content"] == manifests[1]["content"] == fewer["content"]
@@ -247,7 +248,7 @@ def test_a_pack_lies_in_one_shard_and_is_read_as_a_unit(world, tmp_path):
     assert found == [[row["uids"] for row in rows if row["pack"] == unit] for unit in range(reader.units)]
     assert [uid for uids in found[3] for uid in uids] == reader.uids(3)
     packs = [[json.loads(m["json"])["pack"] for _, m in members] for members in by_shard(tmp_path / "packed")]
-    assert all(set(one).isdisjoint(other) for one, other in zip(packs, packs[1:], strict=False))
+    assert all(set(one).isdisjoint(other) for one, other in pairwise(packs))
     assert [len(set(shard)) for shard in packs] == [shard["units"] for shard in manifest["shards"]]
 
 

@@ -1,4 +1,4 @@
-"""Chatting with a tiny model that has learnt to see: at a terminal, through a pipe, and with a single question."""
+"""The chat program with a tiny trained model: at a terminal, through a pipe, and with a single question."""
 
 import os
 import pty
@@ -7,11 +7,13 @@ import select
 import shutil
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
 from scripts import chat
+from tests import preload
 from tests.scripts.evaluation.trained_model import trained, write_suite
 
 __all__ = ["trained"]
@@ -32,14 +34,14 @@ def pictures(tmp_path) -> Path:
 
 def chat_process(model: Path, folder: Path, **streams) -> subprocess.Popen:
     words = [sys.executable, "-m", "scripts.chat", "--model", str(model), "--max-new-tokens", "16"]
-    # A home of its own: what is typed here is not to be remembered.
+    # A separate state folder, so that the user's history is not changed.
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(folder)}
     environment |= {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
-    return subprocess.Popen(words, cwd=folder, env=environment, **streams)
+    return preload.Popen(words, cwd=folder, env=environment, **streams)
 
 
 class Terminal:
-    """The person's end of a terminal in which a chat runs."""
+    """A pseudo-terminal in which a chat runs, seen from the user's side."""
 
     def __init__(self, model: Path, folder: Path):
         self.end, other = pty.openpty()
@@ -60,8 +62,8 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self.end, keys.encode())
 
-    def say(self, line: str, answer: str) -> None:
-        """Wait for the prompt, type a line, and wait for what it brings."""
+    def send(self, line: str, answer: str) -> None:
+        """Wait for the prompt, type a line, and wait for `answer`."""
         self.expect("you>")
         self.type(f"{line}\r")
         self.expect(answer)
@@ -70,24 +72,24 @@ class Terminal:
 def test_a_conversation_at_a_terminal(trained, pictures):
     terminal = Terminal(trained.model, pictures)
     try:
-        terminal.expect("attention mmca, 16 tokens an image")
-        terminal.say(f"nowhere.png {COLOUR}", "nowhere.png does not exist")
-        terminal.say("broken.png", "broken.png is damaged")
-        terminal.say(f"{pictures / 'green.png'} {COLOUR}", "image 1: ")
+        terminal.expect("attention mmca, 16 tokens per image")
+        terminal.send(f"nowhere.png {COLOUR}", "nowhere.png does not exist")
+        terminal.send("broken.png", "broken.png is damaged")
+        terminal.send(f"{pictures / 'green.png'} {COLOUR}", "image 1: ")
         terminal.expect("model> It is green.")
-        terminal.say("How many images are there?", "model> ")
-        terminal.say("'red one.png'", "image 2: red one.png")
-        terminal.say("/imags", "no command /imags")
-        terminal.say("/images", "image 2: red one.png")
-        terminal.say("clear", "forgotten")
-        terminal.say(f"file://{pictures}/red%20one.png {COLOUR}", "model> It is red.")
-        terminal.say("/clear", "forgotten")
+        terminal.send("How many images are there?", "model> ")
+        terminal.send("'red one.png'", "image 2: red one.png")
+        terminal.send("/imags", "no command /imags")
+        terminal.send("/images", "image 2: red one.png")
+        terminal.send("clear", "started a new conversation")
+        terminal.send(f"file://{pictures}/red%20one.png {COLOUR}", "model> It is red.")
+        terminal.send("/clear", "started a new conversation")
         terminal.expect("you>")
         terminal.type("/image blu\t")
         terminal.expect("e.png")
         terminal.type("\r")
         terminal.expect("image 1: blue.png")
-        terminal.say(COLOUR, "model> It is blue.")
+        terminal.send(COLOUR, "model> It is blue.")
         terminal.expect("you>")
         terminal.type("/quit\r")
         assert terminal.process.wait(PATIENCE) == 0
@@ -98,7 +100,7 @@ def test_a_conversation_at_a_terminal(trained, pictures):
 
 
 def test_an_answer_is_stopped_at_a_terminal(trained, pictures):
-    """And the line, sent again, does not show its image twice."""
+    """The same line, sent again, adds its image once."""
     from scripts.terminal.line_editor import make_session
 
     session = chat.load_session(chat.arguments().parse_args(["--model", str(trained.model)]))
@@ -133,7 +135,7 @@ def run(monkeypatch, trained):
 
     def call(*words: str) -> None:
         monkeypatch.setattr(sys, "argv", ["chat", "--model", str(trained.model), *words])
-        monkeypatch.setattr(sys, "stdin", open(os.devnull))
+        monkeypatch.setattr(sys, "stdin", StringIO())
         chat.main()
 
     return call
@@ -166,10 +168,10 @@ def test_undo_regenerate_save_and_load(trained, pictures, monkeypatch, capsys):
     assert chat.handle_line(conversation, "/regenerate") and len(conversation.session.history) == 2
     assert chat.handle_line(conversation, "/load 'talk'")
     assert len(conversation.session.history) == 4 and len(conversation.names) == 2 and not conversation.pending_images
-    said = conversation.session.history[-1]["content"]
+    answer = conversation.session.history[-1]["content"]
     for line in ("/undo", "/image red.png", question):
         assert chat.handle_line(conversation, line)
-    assert capsys.readouterr().out.splitlines()[-1] == said == conversation.session.history[-1]["content"]
+    assert capsys.readouterr().out.splitlines()[-1] == answer == conversation.session.history[-1]["content"]
     for line, message in (
         ("/load nowhere", "nowhere holds no conversation"),
         ("/save", "/save needs a folder"),
@@ -193,7 +195,7 @@ def test_undo_regenerate_save_and_load(trained, pictures, monkeypatch, capsys):
         (["--ask", "word " * 1000], "does not fit"),
     ],
 )
-def test_bad_input_is_one_clear_error(run, pictures, monkeypatch, words, message):
+def test_invalid_input(run, pictures, monkeypatch, words, message):
     shutil.copy(pictures.parent / "answers.json", pictures)
     monkeypatch.chdir(pictures)
     with pytest.raises(chat.UserError, match=message):

@@ -14,7 +14,7 @@ from scripts.common.files import file_sha256, read_json
 from scripts.common.records import RECORD_SCHEMA, SPLITS, ChoiceGroup, ImageRef, Record, Round, check
 from scripts.config.registry import DATASETS as REGISTERED
 from scripts.convert import convert
-from tests.scripts.adapters.raws import data_path, fetch_for
+from tests.scripts.adapters.raw_folders import data_path, fetch_for
 from tests.synthetic_data import DATASETS, build_media, build_records, make_synthetic_data
 
 DIAL = "llava/conversation_58k.json"
@@ -69,9 +69,9 @@ def _images(path):
     return {image["key"] for images in pq.read_table(path)["images"].to_pylist() for image in images}
 
 
-def _dial(number, *turns, id="7"):
-    said = [{"from": ("human", "gpt")[place % 2], "value": turn} for place, turn in enumerate(turns)]
-    return {"id": id, "image": f"{number:012d}.jpg", "conversations": said}
+def _dial(number, *turns, row_id="7"):
+    conversation = [{"from": ("human", "gpt")[i % 2], "value": turn} for i, turn in enumerate(turns)]
+    return {"id": row_id, "image": f"{number:012d}.jpg", "conversations": conversation}
 
 
 def _convert(tmp_path, rows):
@@ -105,7 +105,7 @@ def test_examples_are_few_and_counts_are_not(tmp_path):
 
 
 def test_ids_that_occur_again_are_numbered(tmp_path):
-    rows = [_dial(785, "Q?", "A.", id=id) for id in ("7", "7", "7#1", "7", "8")]
+    rows = [_dial(785, "Q?", "A.", row_id=row_id) for row_id in ("7", "7", "7#1", "7", "8")]
     _, records = _convert(tmp_path, rows)
     uids = [row["uid"].removeprefix("llava_dial:") for row in records]
     assert uids == ["7", "7#1", "7#1#1", "7#2", "8"]
@@ -124,7 +124,7 @@ TWO = Record("1", (), (Round(("Q?",), ("A.",)), Round(("R?",), ("B.",))), (Choic
 
 
 @pytest.mark.parametrize(
-    "bad, problem",
+    ("bad", "problem"),
     [
         (replace(GOOD, rounds=()), "no rounds"),
         (replace(GOOD, split="dev"), "split"),
@@ -150,7 +150,7 @@ def test_a_wrong_adapter_is_found_out(bad, problem):
 def test_the_program_says_what_is_missing(tmp_path):
     command = [sys.executable, "-m", "scripts.convert", "--out", str(tmp_path), "--dataset"]
     for dataset, word in (("llava_otter_blend", "join"), ("lava", "no dataset"), ("llava", "is not there")):
-        done = subprocess.run([*command, dataset], capture_output=True, text=True)
+        done = subprocess.run([*command, dataset], capture_output=True, text=True, check=False)
         assert done.returncode == 1 and word in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 

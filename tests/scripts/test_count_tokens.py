@@ -25,73 +25,75 @@ RECORDS = [
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
+def workspace(tmp_path_factory):
     return PlanWorkspace(tmp_path_factory.mktemp("tokens"), RECORDS)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(desk):
-    return AutoTokenizer.from_pretrained(desk.tokenizer)
+def tokenizer(workspace):
+    return AutoTokenizer.from_pretrained(workspace.tokenizer)
 
 
-def table(desk, dataset):
-    return {row["uid"]: row["rounds"] for row in pq.read_table(desk.folder / f"tokens/{dataset}.parquet").to_pylist()}
+def table(workspace, dataset):
+    return {
+        row["uid"]: row["rounds"] for row in pq.read_table(workspace.folder / f"tokens/{dataset}.parquet").to_pylist()
+    }
 
 
 def length(tokenizer, text):
     return len(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
-def test_texts_without_slots_have_one_count_per_alternative(desk, tokenizer):
-    (round_,) = table(desk, "coco_caption")["coco_caption:0"]
-    texts = desk.records["coco_caption:0"]["rounds"][0]
+def test_texts_without_slots_have_one_count_per_alternative(workspace, tokenizer):
+    (round_,) = table(workspace, "coco_caption")["coco_caption:0"]
+    texts = workspace.records["coco_caption:0"]["rounds"][0]
     assert round_["question"] == [[length(tokenizer, text)] for text in texts["question"]]
     assert round_["answer"] == [[length(tokenizer, text)] for text in texts["answer"]]
 
 
-def test_texts_with_slots_have_a_count_for_every_offset(desk, tokenizer):
-    rounds = table(desk, "otter_mimicit_cgd")["otter_mimicit_cgd:0"]
+def test_texts_with_slots_have_a_count_for_every_offset(workspace, tokenizer):
+    rounds = table(workspace, "otter_mimicit_cgd")["otter_mimicit_cgd:0"]
     expected = [length(tokenizer, f"Compare 0.1: {n} and {n + 1}?") for n in range(1, 9)]
     assert rounds[1]["question"] == [expected]
     words = ("second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
     assert rounds[1]["answer"] == [[length(tokenizer, f"{word}.") for word in words]]
 
 
-def test_follow_up_forms_are_counted_for_single_images_of_the_joins_datasets(desk, tokenizer):
-    rounds = table(desk, "llava_dial")["llava_dial:1"]
+def test_follow_up_forms_are_counted_for_single_images_of_the_joins_datasets(workspace, tokenizer):
+    rounds = table(workspace, "llava_dial")["llava_dial:1"]
     assert rounds[1]["named"] == [[length(tokenizer, f"In image {n}, is it 1 or 1?") for n in range(1, 9)]]
-    llava_rounds = table(desk, "llava")
+    llava_rounds = table(workspace, "llava")
     assert llava_rounds["llava:0"][0]["named"] != []
     assert llava_rounds["llava:two"][0]["named"] == []
-    assert table(desk, "coco_caption")["coco_caption:0"][0]["named"] == []
+    assert table(workspace, "coco_caption")["coco_caption:0"][0]["named"] == []
 
 
-def test_text_without_images_is_counted_too(desk, tokenizer):
-    assert table(desk, "own")["own:text"][0]["question"] == [[length(tokenizer, "Hello?")]]
+def test_text_without_images_is_counted_too(workspace, tokenizer):
+    assert table(workspace, "own")["own:text"][0]["question"] == [[length(tokenizer, "Hello?")]]
 
 
-def test_the_manifest_holds_what_is_fixed(desk, tokenizer):
-    manifest = desk.count("llava")
+def test_the_manifest_holds_what_is_fixed(workspace, tokenizer):
+    manifest = workspace.count("llava")
     assert manifest["prefix"] == 1
     assert manifest["image"] == [
         length(tokenizer, f"### Image {n}:\n") + TOKENS.image_tokens + length(tokenizer, "\n\n") for n in range(1, 9)
     ]
     assert manifest["rows"] == 2
     assert manifest["template"] == Template().to_dict()
-    assert pq.read_schema(desk.folder / "tokens/llava.parquet").equals(TOKENS_SCHEMA)
+    assert pq.read_schema(workspace.folder / "tokens/llava.parquet").equals(TOKENS_SCHEMA)
 
 
-def test_counting_again_gives_equal_bytes(desk):
-    path = desk.folder / "tokens/llava.parquet"
+def test_counting_again_gives_equal_bytes(workspace):
+    path = workspace.folder / "tokens/llava.parquet"
     before = path.read_bytes()
-    assert desk.count("llava") == desk.count("llava")
+    assert workspace.count("llava") == workspace.count("llava")
     assert path.read_bytes() == before
 
 
-def test_batches_do_not_matter(desk, monkeypatch):
-    whole = desk.count("llava")
+def test_batches_do_not_matter(workspace, monkeypatch):
+    whole = workspace.count("llava")
     monkeypatch.setattr("scripts.count_tokens._BATCH", 1)
-    assert desk.count("llava") == whole
+    assert workspace.count("llava") == whole
 
 
 def test_the_identity_survives_saving_and_added_special_tokens(tokenizer, tmp_path):
@@ -137,11 +139,11 @@ def test_the_sections_template_is_the_models():
     ("missing", "message"),
     [("report", "report.json does not exist"), ("records", "run convert"), ("tokenizer", "no tokenizer")],
 )
-def test_what_is_missing_is_named(desk, tmp_path, missing, message):
+def test_what_is_missing_is_named(workspace, tmp_path, missing, message):
     paths = {
-        "records": desk.folder / "records/llava.parquet",
-        "report": desk.folder / "records/llava.report.json",
-        "tokenizer": desk.tokenizer,
+        "records": workspace.folder / "records/llava.parquet",
+        "report": workspace.folder / "records/llava.report.json",
+        "tokenizer": workspace.tokenizer,
     }
     paths[missing] = tmp_path / f"nothing/llava.{'report.json' if missing == 'report' else 'parquet'}"
     with pytest.raises(UserError, match=message):

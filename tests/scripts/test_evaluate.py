@@ -1,4 +1,4 @@
-"""The whole evaluation with a tiny model that has learnt to see: numbers, files, determinism, bad input."""
+"""The whole evaluation with a tiny trained model: numbers, files, determinism, invalid input."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import pytest
 
 from scripts import evaluate
 from scripts.common.errors import UserError
-from scripts.evaluation.statistics import majority_share
+from scripts.evaluation.statistics import majority_accuracy
 from scripts.inference.answering import ModelRunner
 from tests.blends import write_blend
 from tests.scripts.evaluation.trained_model import Trained, rewritten, trained, write_suite, write_tasks
@@ -47,7 +47,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_a_model_that_sees_scores_and_a_blinded_one_does_not(trained, run, tmp_path):
+def test_accuracy_drops_with_blanked_images(trained, run, tmp_path):
     (tmp_path / "kinds.json").write_text(json.dumps(KINDS))
     heldout = run(tmp_path / "out", trained, "--kinds", tmp_path / "kinds.json")["checkpoints"]["final"]["heldout"]
     turns = lines(tmp_path / "out/heldout/final.jsonl")
@@ -63,18 +63,18 @@ def test_a_model_that_sees_scores_and_a_blinded_one_does_not(trained, run, tmp_p
     assert colour["blanked"]["accuracy"] < 0.6
     assert colour["drop"]["value"] == pytest.approx(colour["accuracy"] - colour["blanked"]["accuracy"])
     asked = [turn for turn in turns if turn["kind"] == "colour"]
-    assert colour["chance"] == majority_share([turn["references"][0] for turn in asked])
+    assert colour["chance"] == majority_accuracy([turn["references"][0] for turn in asked])
     assert colour["correct"] == sum(turn["correct"] for turn in asked)
 
 
-def test_blinded_answers_depend_on_words_alone(trained, run, tmp_path):
+def test_answers_to_blanked_images_depend_on_the_text_alone(trained, run, tmp_path):
     run(tmp_path / "out", trained)
-    seen, blind = {}, {}
+    outputs, blanked = {}, {}
     for turn in lines(tmp_path / "out/heldout/final.jsonl"):
-        seen.setdefault(turn["prompt"], set()).add(turn["output"])
-        blind.setdefault(turn["prompt"], set()).add(turn["blanked"]["output"])
-    assert max(map(len, seen.values())) >= 3
-    assert set(map(len, blind.values())) == {1}
+        outputs.setdefault(turn["prompt"], set()).add(turn["output"])
+        blanked.setdefault(turn["prompt"], set()).add(turn["blanked"]["output"])
+    assert max(map(len, outputs.values())) >= 3
+    assert set(map(len, blanked.values())) == {1}
 
 
 def test_loss_is_the_mean_over_supervised_tokens(trained, run, tmp_path):
@@ -102,17 +102,17 @@ def test_loss_is_the_mean_over_supervised_tokens(trained, run, tmp_path):
     assert loss["datasets"]["llava"]["loss"] == pytest.approx(dataset_total / dataset_tokens, rel=1e-4)
 
 
-def test_right_answers_are_recognised_and_wrong_ones_are_not(trained, run, tmp_path):
+def test_correct_and_incorrect_answers_are_recognised(trained, run, tmp_path):
     run(tmp_path / "first", trained, settings={"blank_images": False})
     own = {turn["test"]: turn["output"] for turn in lines(tmp_path / "first/heldout/final.jsonl") if turn["round"] == 1}
 
-    def answered(member: dict, answer: str) -> dict:
+    def with_answer(member: dict, answer: str) -> dict:
         question = member["messages"][0]
         return member | {"messages": [question, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]}
 
     loud = {test: output.upper() + " ." for test, output in own.items()}
-    right = rewritten(trained.heldout, tmp_path / "right", lambda m: answered(m, loud["+".join(m["uids"])]))
-    wrong = rewritten(trained.heldout, tmp_path / "wrong", lambda m: answered(m, own["+".join(m["uids"])] + " not"))
+    right = rewritten(trained.heldout, tmp_path / "right", lambda m: with_answer(m, loud["+".join(m["uids"])]))
+    wrong = rewritten(trained.heldout, tmp_path / "wrong", lambda m: with_answer(m, own["+".join(m["uids"])] + " not"))
     for heldout, expected in ((right, 1.0), (wrong, 0.0)):
         result = run(tmp_path / f"out{expected}", trained, heldout=heldout, settings={"max_new_tokens": 32})
         kinds = result["checkpoints"]["final"]["heldout"]["kinds"]
@@ -129,8 +129,8 @@ def test_two_evaluations_write_the_same_bytes(trained, run, tmp_path):
 
 
 def test_answers_do_not_depend_on_the_batch(trained, run, tmp_path):
-    run(tmp_path / "many", trained, settings={"batch": 64, "limit": 16})
-    run(tmp_path / "one", trained, settings={"batch": 1, "limit": 16})
+    run(tmp_path / "many", trained, settings={"batch_size": 64, "limit": 16})
+    run(tmp_path / "one", trained, settings={"batch_size": 1, "limit": 16})
     outputs = [[turn["output"] for turn in lines(tmp_path / name / "heldout/final.jsonl")] for name in ("many", "one")]
     assert outputs[0] == outputs[1]
 
@@ -204,35 +204,35 @@ def test_referenced_images_are_read_from_the_root(trained, run, tmp_path):
         (["--suite", "a=nowhere.json"], "nowhere.json does not exist"),
         (["--kinds", "nowhere.json"], "nowhere.json does not exist"),
         (["--heldout", "nowhere"], "nowhere/manifest.json does not exist"),
-        (["--model", "nowhere"], "each needs a name of its own"),
+        (["--model", "nowhere"], "several models need unique names"),
         (["--settings", '{"batches": 1}'], "batches"),
     ],
 )
-def test_bad_input_is_one_clear_error(trained, run, tmp_path, flags, message):
+def test_invalid_input(trained, run, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
         run(tmp_path / "out", trained, *flags)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dialogue_that_outgrows_the_model_is_named(trained, run, tmp_path):
+def test_the_error_of_a_dialogue_that_outgrows_the_context(trained, run, tmp_path):
     (tmp_path / "suite.json").write_text(json.dumps({"long": [["Say red."], ["word " * 2000]]}))
-    with pytest.raises(UserError, match="test 'long', round 2 has .* tokens, but the model reads at most 1024"):
+    with pytest.raises(UserError, match=r"test 'long', round 2 has .* tokens, but the model reads at most 1024"):
         run(tmp_path / "out", trained, "--suite", f"talk={tmp_path / 'suite.json'}")
 
 
 @pytest.fixture
 def interrupted(monkeypatch):
-    """Let the process die in a batch: the first `after` batches are generated, the next one is stopped."""
+    """Interrupt generation after the first `after` batches; `None` only counts them."""
     generate, calls = ModelRunner._generate, []
 
     def call(after: int | None) -> list:
         calls.clear()
 
-        def stop(answerer, batch, *rest):
+        def stop(runner, batch, *rest):
             calls.append(len(batch))
             if after is not None and len(calls) > after:
                 raise KeyboardInterrupt
-            return generate(answerer, batch, *rest)
+            return generate(runner, batch, *rest)
 
         monkeypatch.setattr(ModelRunner, "_generate", stop)
         return calls
@@ -240,21 +240,21 @@ def interrupted(monkeypatch):
     return call
 
 
-def test_a_stopped_evaluation_goes_on_where_it_was(trained, run, interrupted, tmp_path):
+def test_an_interrupted_evaluation_continues(trained, run, interrupted, tmp_path):
     flags = ("--suite", f"talk={write_suite(tmp_path / 'suite')}")
-    settings = {"batch": 2, "limit": 4}
+    settings = {"batch_size": 2, "limit": 4}
     whole = interrupted(None)
     run(tmp_path / "whole", trained, *flags, settings=settings)
     needed = len(whole)
+    interrupted(needed - 2)
     with pytest.raises(KeyboardInterrupt):
-        interrupted(needed - 2)
         run(tmp_path / "out", trained, *flags, settings=settings)
     assert not (tmp_path / "out/metrics.json").exists()
     left = interrupted(None)
     run(tmp_path / "out", trained, *flags, settings=settings)
     assert len(left) == 2 < needed
     assert files(tmp_path / "out") == files(tmp_path / "whole")
-    # A suite more costs its own answers only.
+    # Answers to equal prompts are not generated again.
     more = interrupted(None)
     run(tmp_path / "out", trained, *flags, "--suite", f"again={write_suite(tmp_path / 'again')}", settings=settings)
     assert more == []
@@ -286,21 +286,21 @@ def test_task_files_beside_dialogues(trained, run, tmp_path):
     assert suites["likely"]["n"] == 0
 
 
-def test_losses_are_those_of_the_last_answer_alone(trained):
+def test_answer_losses_cover_the_last_answer_alone(trained):
     import torch
 
     from scripts.config.evaluate import EvaluationConfig
-    from scripts.evaluation.dialogues import answered
+    from scripts.evaluation.dialogues import with_answer
     from scripts.inference.answering import Prompt
 
-    answerer = ModelRunner(trained.model, EvaluationConfig())
-    said = [{"role": "user", "content": "Say red."}, {"role": "assistant", "content": "It is red."}]
-    prompt = Prompt("x", [*said, {"role": "user", "content": "Say blue."}], [], lambda: [])
-    both = [answered(prompt, answer) for answer in ("It is blue.", "It is red.")]
-    ((nats, tokens, greedy), (other, *_)) = answerer.answer_losses(both, "x")
-    encoded = answerer.processor.encode(both[0].messages)
+    runner = ModelRunner(trained.model, EvaluationConfig())
+    history = [{"role": "user", "content": "Say red."}, {"role": "assistant", "content": "It is red."}]
+    prompt = Prompt("x", [*history, {"role": "user", "content": "Say blue."}], [], list)
+    both = [with_answer(prompt, answer) for answer in ("It is blue.", "It is red.")]
+    ((nats, tokens, greedy), (other, *_)) = runner.answer_losses(both, "x")
+    encoded = runner.processor.encode(both[0].messages)
     labels = torch.tensor([encoded.labels])
-    start = len(answerer.processor.encode(prompt.messages))
+    start = len(runner.processor.encode(prompt.messages))
     assert (
         tokens
         == sum(label != -100 for label in encoded.labels[start:])
@@ -308,12 +308,12 @@ def test_losses_are_those_of_the_last_answer_alone(trained):
     )
     labels[:, :start] = -100
     with torch.no_grad():
-        expected = answerer.model(input_ids=torch.tensor([encoded.input_ids]), labels=labels, num_items_in_batch=1).loss
+        expected = runner.model(input_ids=torch.tensor([encoded.input_ids]), labels=labels, num_items_in_batch=1).loss
     assert nats == pytest.approx(expected.item(), rel=1e-4)
-    assert nats < other and greedy == (answerer.generate([prompt], "x") == ["It is blue."])
+    assert nats < other and greedy == (runner.generate([prompt], "x") == ["It is blue."])
 
 
-def test_sampling_is_drawn_from_the_seed(trained, run, tmp_path):
+def test_sampling_depends_on_the_seed(trained, run, tmp_path):
     task = write_tasks(tmp_path / "tasks", sample=True)["free"]
 
     def outputs(name: str, seed: int) -> list[str]:

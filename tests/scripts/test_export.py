@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from scripts.export import export
 from scripts.inference.blend_reader import BlendReader
 from scripts.inference.model_loading import load_model as load_exported
 from scripts.training.dataset import MicroBatchDataset
+from tests import preload
 from tests.runs import REPOSITORY, TrainingSetup, finished
 
 
@@ -26,7 +26,7 @@ from tests.runs import REPOSITORY, TrainingSetup, finished
 def exported(lab: TrainingSetup, undisturbed: Path) -> Path:
     command = ["--run", str(undisturbed), "--model", str(lab.model), "--root", str(lab.root)]
     out = lab.root / "exported/tiny"
-    subprocess.run([sys.executable, "-m", "scripts.export", *command, "--out", str(out)], cwd=REPOSITORY, check=True)
+    preload.run([sys.executable, "-m", "scripts.export", *command, "--out", str(out)], cwd=REPOSITORY, check=True)
     return out
 
 
@@ -51,7 +51,7 @@ def test_it_loads_alone_and_has_the_loss_that_training_measured(
     assert all(torch.equal(dict(model.named_parameters())[name], value) for name, value in trained.items())
 
 
-def test_the_manifest_tells_what_it_is(undisturbed: Path, exported: Path):
+def test_the_manifest_describes_the_folder(undisturbed: Path, exported: Path):
     for which in ("final", "best"):
         manifest = json.loads((exported / which / "manifest.json").read_text())
         assert (manifest["run"], manifest["which"], manifest["attention"]) == ("tiny", which, "mmca")
@@ -77,9 +77,9 @@ def test_again_it_makes_the_same_bytes_and_replaces_what_was_there(
 def adapted(lab: TrainingSetup) -> Path:
     """A run that trains adapters of both halves, the embeddings and the projector."""
     changes = {"train_language": "lora", "train_vision": "lora", "language_lora_rank": 4, "vision_lora_rank": 2}
-    status, said = lab.train(lab.root / "train/adapted", **changes, lora_scale=1.5)
-    assert status == 0, said
-    assert re.search(r"vision +[0-9,]+ +[0-9,]+ +lora", said), "what is frozen is said"
+    status, output = lab.train(lab.root / "train/adapted", **changes, lora_scale=1.5)
+    assert status == 0, output
+    assert re.search(r"vision +[0-9,]+ +[0-9,]+ +lora", output), "what is frozen is shown"
     return lab.root / "train/adapted"
 
 

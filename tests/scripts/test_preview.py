@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from model.template import render
 from scripts.common.errors import UserError
 from scripts.inference.blend_reader import BlendReader
-from scripts.preview import choose_units, main, rendered, write_preview
+from scripts.preview import choose_conversations, main, rendered, write_preview
 from tests.scripts.blending.plan_fixtures import TOKENS, PlanWorkspace, record, turn
 from tests.scripts.blending.synthetic_blend import World, write_blend
 from tests.tiny_models import make_tokenizer
@@ -63,44 +63,44 @@ def test_every_dataset_of_the_blend_is_shown(world, page):
     assert set(re.findall("<h2>(.*?)</h2>", page)) == set(world.entries)
 
 
-def test_units_are_spread_over_datasets_and_are_all_there_are_of_a_small_blend(world):
+def test_conversations_are_spread_over_datasets(world):
     reader = BlendReader(world.root / "blend/demo/epoch-000", world.root)
-    units = choose_units(reader)
-    assert units == sorted(set(units)) and len(units) == 10
-    assert {reader[unit].dataset for unit in units} == set(world.entries)
+    positions = choose_conversations(reader)
+    assert positions == sorted(set(positions)) and len(positions) == 10
+    assert {reader[position].dataset for position in positions} == set(world.entries)
 
 
-def test_the_pieces_are_the_rendered_template_and_only_answers_are_coloured(world):
+def test_the_spans_are_the_rendered_template_and_only_answers_are_coloured(world):
     reader = BlendReader(world.root / "blend/demo/epoch-000", world.root)
     tokenizer, template = AutoTokenizer.from_pretrained(world.tokenizer), TOKENS.template.template()
-    for unit in range(0, len(reader), 5):
-        sample = reader[unit]
-        pieces = list(rendered(sample, tokenizer, template))
-        shown = [("<image>" if p.kind == "image" else p.text, p.kind in ("answer", "end")) for p in pieces]
+    for position in range(0, len(reader), 5):
+        sample = reader[position]
+        spans = list(rendered(sample, tokenizer, template))
+        shown = [("<image>" if p.kind == "image" else p.text, p.kind in ("answer", "end")) for p in spans]
         assert shown == render(sample.messages, template)
-        for piece in pieces:
-            if piece.kind == "answer":
-                assert "".join(piece.tokens) == piece.text
+        for span in spans:
+            if span.kind == "answer":
+                assert "".join(span.tokens) == span.text
         # Every shown token is a token: a byte-level tokenizer of ASCII text has no tokens that share a character.
-        assert sum(len(p.tokens) for p in pieces) + sum(p.kind == "end" for p in pieces) == sample.n_labels
+        assert sum(len(p.tokens) for p in spans) + sum(p.kind == "end" for p in spans) == sample.n_labels
 
 
 def own_blend(tmp_path, rounds):
-    desk = PlanWorkspace(tmp_path, [record("own:1", [], rounds)])
-    desk.plan_file({"own": {}})
-    write_blend(desk.path(), tmp_path / "records", {}, tmp_path / "blend", tmp_path)
-    return desk
+    workspace = PlanWorkspace(tmp_path, [record("own:1", [], rounds)])
+    workspace.plan_file({"own": {}})
+    write_blend(workspace.path(), tmp_path / "records", {}, tmp_path / "blend", tmp_path)
+    return workspace
 
 
 def test_texts_cannot_break_the_page_and_no_character_is_lost(tmp_path):
     question, answer = 'Is <b>1</b> & 2 < "3"?', "</span><script>alert(1)</script> naïve 日本 🙂"
-    desk = own_blend(tmp_path, [turn(question, answer)])
-    write_preview(tmp_path / "blend", tmp_path, str(desk.tokenizer), TOKENS, tmp_path / "p.html")
+    workspace = own_blend(tmp_path, [turn(question, answer)])
+    write_preview(tmp_path / "blend", tmp_path, str(workspace.tokenizer), TOKENS, tmp_path / "p.html")
     page = (tmp_path / "p.html").read_text()
     assert "<script>" not in page and "<b>1" not in page
     assert html.escape(question, quote=False) in page.replace("&#34;", '"')
-    shown = re.findall('<span class="answer">(<i>.*?)</span>', page, re.S)[-1]
-    assert html.unescape("".join(re.findall("<i>(.*?)</i>", shown, re.S))) == answer
+    shown = re.findall('<span class="answer">(<i>.*?)</span>', page, re.DOTALL)[-1]
+    assert html.unescape("".join(re.findall("<i>(.*?)</i>", shown, re.DOTALL))) == answer
 
 
 def test_another_tokenizer_than_the_blends_is_refused(world, tmp_path):

@@ -1,4 +1,4 @@
-"""The report: whole, self-contained, escaped, the same bytes each time, with pictures that are those the model saw."""
+"""The report: complete, self-contained, escaped, reproducible, with the images that the model saw."""
 
 import base64
 import csv
@@ -175,7 +175,7 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def test_the_page_is_whole_and_loads_nothing(build):
+def test_the_page_is_well_formed_and_loads_nothing(build):
     text = build()
     page = Page(text)
     assert {"script", "link", "iframe", "object"}.isdisjoint(page.tags)
@@ -195,11 +195,11 @@ def test_two_reports_have_the_same_bytes(build, tmp_path):
 def test_data_and_blends(build):
     text = Page(build("records", "validated", "media", "plans")).text
     assert "2,000 1,234 1,230 4 615 17 of 19" in text
-    assert "rows found 1,234 of 2,000 published" in text and "left out image missing: 4" in text
-    assert "rounds a conversation 1.5 on average, at most 3" in text and "wordings" not in text
+    assert "rows found 1,234 of 2,000 published" in text and "dropped image missing: 4" in text
+    assert "rounds per conversation 1.5 on average, at most 3" in text and "wordings" not in text
     assert "40 x 40, at most 50 x 50" in text and "zero bytes: 3 cmyk: 2" in text
     assert "epoch 0 epoch 1 held out" in text
-    cell = "71 150 of 160 asked 1,200 tokens, 85 images"
+    cell = "71 150 of 160 requested 1,200 tokens, 85 images"
     expected = f"25%, 2 times, up to 3 in one conversation, after 1 epochs 0 {cell} {cell} held out: 9, too long: 2"
     assert expected in text
     assert "packs 5, 61.7% full 5, 61.7% full" in text
@@ -218,7 +218,7 @@ def test_scores_beside_chance(build, results):
     assert "the same model, images blanked" in text
 
 
-def test_a_run_that_was_not_asked_with_blanked_images_says_nothing_of_them(build, results):
+def test_without_blanked_scores_the_page_does_not_mention_them(build, results):
     path = results / "evaluate/mmca/metrics.json"
     whole = path.read_text()
     metrics = json.loads(whole)
@@ -237,8 +237,8 @@ def test_a_run_that_was_not_asked_with_blanked_images_says_nothing_of_them(build
     assert "Scores" in text and "blanked" not in text
 
 
-def test_attentions_that_were_trained_alike_are_compared_by_conversations_seen(build, results):
-    assert 'id="efficiency"' not in build(), "one run of each attention is compared question by question"
+def test_comparable_runs_form_a_study_of_data_efficiency(build, results):
+    assert 'id="efficiency"' not in build(), "one run per attention is no study"
     for part in ("train", "evaluate"):
         shutil.copytree(results / part / "mmca", results / part / "longer")
     try:
@@ -247,7 +247,7 @@ def test_attentions_that_were_trained_alike_are_compared_by_conversations_seen(b
         settings = results / "train/longer/state/0123/settings.json"
         write_json(settings, json.loads(settings.read_text()) | {"epochs": 3})
         text = build()
-        assert 'id="efficiency"' not in build("metrics", "finished"), "without the plans nobody knows what was seen"
+        assert 'id="efficiency"' not in build("metrics", "finished"), "the number of conversations comes from the plans"
     finally:
         for part in ("train", "evaluate"):
             shutil.rmtree(results / part / "longer")
@@ -256,7 +256,7 @@ def test_attentions_that_were_trained_alike_are_compared_by_conversations_seen(b
     assert part.count("<svg") == part.count("<tbody>") >= 1
 
 
-def test_runs_are_compared_on_the_very_same_questions(build, results):
+def test_runs_are_compared_on_the_same_questions(build, results):
     text = Page(build("metrics", "finished")).text
     answers = {}
     for run in ("causal", "mmca"):
@@ -268,7 +268,7 @@ def test_runs_are_compared_on_the_very_same_questions(build, results):
     pairs = [(answers["mmca"][key], answers["causal"][key]) for key in answers["causal"]]
     assert "mmca minus causal" in text and f"n = {len(pairs)} ({sum(a and not b for a, b in pairs)}," in text
     attention = "attention causal mmca"
-    assert attention in text, "the settings in which runs differ stand side by side"
+    assert attention in text, "settings that differ are listed"
     assert "learning_rate 0.001" not in text
 
 
@@ -287,7 +287,7 @@ def colours(text: str) -> set[str]:
     return found
 
 
-def test_dialogues_stand_beside_the_images_that_the_model_saw(build, results):
+def test_dialogues_are_shown_with_the_images_that_the_model_saw(build, results):
     text = build()
     page = Page(text)
     assert "✗" in page.text and "✓" in page.text
@@ -299,7 +299,7 @@ def test_dialogues_stand_beside_the_images_that_the_model_saw(build, results):
     assert all(turn["output"] in page.text for turn in turns)
 
 
-def test_metrics_of_a_suite_stand_with_their_intervals(build, results):
+def test_metrics_of_a_suite_have_intervals(build, results):
     text = Page(build("metrics")).text
     for run in ("mmca", "causal"):
         metrics = json.loads((results / f"evaluate/{run}/metrics.json").read_text())
@@ -311,7 +311,7 @@ def test_metrics_of_a_suite_stand_with_their_intervals(build, results):
                 assert name in text and f"{row['value']:.3f} {low:.3f} to {high:.3f}, n = {row['n']}" in text
 
 
-def test_an_answer_that_earned_a_share_of_a_point_is_told_so(build, results):
+def test_the_score_of_an_answer_is_shown_if_it_is_neither_correct_nor_incorrect(build, results):
     path = results / "evaluate/mmca/talk/final.jsonl"
     before = path.read_text()
     lines = [json.loads(line) for line in before.splitlines()]
@@ -325,11 +325,11 @@ def test_an_answer_that_earned_a_share_of_a_point_is_told_so(build, results):
     assert '<b class="note">0.25</b>' in dialogue[: dialogue.index("</article>")]
 
 
-def test_wrong_answers_are_shown_with_their_images(build):
+def test_incorrect_answers_are_shown_with_their_images(build):
     text = build()
     mistakes = text[text.index('id="mistakes"') : text.index('id="data"')]
     assert mistakes.count("<article") == 12
-    assert colours(mistakes) >= {"red", "blue"} and "not at hand" not in mistakes
+    assert colours(mistakes) >= {"red", "blue"} and "not available" not in mistakes
 
 
 def test_an_image_that_changed_is_not_shown(build, results):
@@ -342,11 +342,11 @@ def test_an_image_that_changed_is_not_shown(build, results):
         red.write_bytes(before)
     dialogue = text[text.index("<span>pair</span>") :]
     dialogue = dialogue[: dialogue.index("</article>")]
-    assert colours(dialogue) == {"blue"} and "not at hand" in dialogue
+    assert colours(dialogue) == {"blue"} and "not available" in dialogue
 
 
-def test_without_media_the_pictures_are_missing_but_the_page_stands(build):
-    assert "not at hand" in Page(build("metrics")).text
+def test_without_media_the_page_lacks_only_images(build):
+    assert "not available" in Page(build("metrics")).text
 
 
 def test_an_empty_report_is_a_page(build, tmp_path, monkeypatch):
@@ -355,11 +355,11 @@ def test_an_empty_report_is_a_page(build, tmp_path, monkeypatch):
     assert "VisualChat" in Page((tmp_path / "empty.html").read_text()).text
 
 
-def test_bad_input_is_one_clear_error(build, results, tmp_path):
-    with pytest.raises(UserError, match="nowhere.json does not exist"):
+def test_invalid_input(build, results, tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.json does not exist"):
         build("records", extra=("--metrics", "nowhere.json"))
     twice = str(results / "evaluate/mmca/metrics.json")
-    with pytest.raises(UserError, match="two of the given files are about a run named 'mmca'"):
+    with pytest.raises(UserError, match="two of the given files belong to a run named 'mmca'"):
         build("records", extra=("--metrics", twice, twice))
     assert not (tmp_path / "report.html").exists()
 

@@ -1,4 +1,4 @@
-"""The program that serves: what it picks, what it refuses, and that it runs and ends by itself."""
+"""The serve program: which models it serves, invalid input, and start and shutdown."""
 
 import json
 import os
@@ -14,7 +14,8 @@ import requests
 from scripts import serve
 from scripts.common.errors import UserError
 from scripts.serving.examples import find_examples, read_examples, results_root, training_summary
-from scripts.serving.served_model import newest
+from scripts.serving.served_model import newest_export
+from tests import preload
 from tests.scripts.evaluation.trained_model import trained, write_suite
 from tests.scripts.serving.running_server import COLOUR, question
 
@@ -34,43 +35,43 @@ def export(root: Path, run: str, which: str, sha256: str, age: int = 0) -> Path:
     return folder
 
 
-def chosen(*words: str) -> dict[str, Path]:
-    return serve.chosen(serve.arguments().parse_args(words))
+def folders(*words: str) -> dict[str, Path]:
+    return serve.model_folders(serve.arguments().parse_args(words))
 
 
-def test_the_newest_run_is_served_with_its_best_checkpoint_if_that_is_another(tmp_path):
+def test_the_newest_run_is_served_with_its_best_checkpoint_if_it_differs(tmp_path):
     with pytest.raises(UserError, match="no model has been exported"):
-        newest(tmp_path)
+        newest_export(tmp_path)
     old, new = export(tmp_path, "old", "final", "a", age=50), export(tmp_path, "new", "final", "b")
     export(tmp_path, "new", "best", "b")
-    assert chosen("--root", str(tmp_path)) == {"new/final": new}
+    assert folders("--root", str(tmp_path)) == {"new/final": new}
     best = export(tmp_path, "old", "best", "c")
     os.utime(old / "config.json")
-    assert chosen("--root", str(tmp_path)) == {"old/final": old, "old/best": best}
+    assert folders("--root", str(tmp_path)) == {"old/final": old, "old/best": best}
 
 
 def test_names(tmp_path):
     final, other = export(tmp_path, "run", "final", "a"), tmp_path / "a=b"
     other.mkdir()
-    assert chosen("--model", str(final), "--model", f"mine={final}", "--model", str(other)) == {
+    assert folders("--model", str(final), "--model", f"mine={final}", "--model", str(other)) == {
         "run/final": final,
         "mine": final,
         "a=b": other,
     }
-    with pytest.raises(UserError, match="both be called run/final; name one as NAME=FOLDER"):
-        chosen("--model", str(final), "--model", str(final))
+    with pytest.raises(UserError, match="have the same name run/final; name one of them as NAME=FOLDER"):
+        folders("--model", str(final), "--model", str(final))
 
 
-def test_what_is_refused(tmp_path, monkeypatch):
+def test_invalid_input(tmp_path, monkeypatch):
     def run(*words: str) -> None:
         monkeypatch.setattr(sys, "argv", ["serve", "--model", str(tmp_path / "nowhere"), *words])
         serve.main()
 
-    monkeypatch.delenv(serve.KEY, raising=False)
-    with pytest.raises(UserError, match="lets others in: set a key"):
+    monkeypatch.delenv(serve.KEY_VARIABLE, raising=False)
+    with pytest.raises(UserError, match="reachable for others: set an API key"):
         run("--host", "0.0.0.0")
     (tmp_path / "key").write_text("\n")
-    with pytest.raises(UserError, match="holds no key"):
+    with pytest.raises(UserError, match="must hold an API key"):
         run("--api-key-file", str(tmp_path / "key"))
     with serve.listen("127.0.0.1", 0) as taken:
         taken.listen()
@@ -103,7 +104,7 @@ def test_examples(tmp_path):
     assert find_examples(None) == find_examples(tmp_path) == []
 
 
-def test_what_a_run_was_trained_on(tmp_path):
+def test_training_summary(tmp_path):
     for path, content in (
         ("train/run/finished.json", {"state": "state/x", "epochs": 3}),
         ("train/run/state/x/settings.json", {"blend": "mine"}),
@@ -125,18 +126,18 @@ def test_what_a_run_was_trained_on(tmp_path):
         "datasets": {"a": 7},
         "conversations": 7,
         "epochs": 3,
-        "right": {"final": {"one": [0.5, None]}},
+        "accuracy": {"final": {"one": [0.5, None]}},
         "miniature": False,
     }
     assert training_summary(tmp_path, "other") == {"miniature": False} and training_summary(None, "run") == {}
 
 
-def test_the_program_serves_and_ends(trained, tmp_path):
+def test_the_program_serves_and_exits(trained, tmp_path):
     final = tmp_path / "exported/tiny/final"
     shutil.copytree(trained.model, final)
     words = [sys.executable, "-m", "scripts.serve", "--root", str(tmp_path), "--port", "0"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    process = preload.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         url = process.stdout.readline().removeprefix("ready: open ").strip()
         body = {"model": "final", "messages": [question(COLOUR, "blue")]}

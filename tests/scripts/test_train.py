@@ -32,7 +32,7 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that still run; in a container nobody may collect the dead ones."""
+    """Those that still run; in a container dead ones may remain as zombies."""
     return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
@@ -68,8 +68,8 @@ def test_killed_again_and_again_it_ends_with_the_same_losses_and_weights(lab: Tr
     wait_until(process, lambda: lines_written(out) >= 7)
     victims = family(process.pid)
     next(victim for victim in victims if "RANK" in victim.environ()).kill()
-    said = process.communicate()[1]
-    assert process.returncode == 1 and "ended without a word" in said and "Traceback" not in said
+    output = process.communicate()[1]
+    assert process.returncode == 1 and "ended without an error message" in output and "Traceback" not in output
     wait_for_death(victims)
 
     # The whole tree while a checkpoint is being written (or just after), and a half-written one left behind.
@@ -99,20 +99,21 @@ def test_killed_again_and_again_it_ends_with_the_same_losses_and_weights(lab: Tr
     content[-5] ^= 1
     (newest / "state.safetensors").write_bytes(content)
     process = lab.start(out)
-    said = ""
-    while "continuing after step" not in said:
-        assert (line := process.stderr.readline()), f"the run ended too early: {said}"
-        said += line
+    output = ""
+    while "continuing after step" not in output:
+        line = process.stderr.readline()
+        assert line, f"the run ended too early: {output}"
+        output += line
     before = lines_written(out)
     wait_until(process, lambda: lines_written(out) > before)
     process.send_signal(signal.SIGTERM)
-    said += process.communicate()[1]
-    assert process.returncode == 75, said
-    assert "is damaged" in said and newest.name in said and "the same command continues" in said
+    output += process.communicate()[1]
+    assert process.returncode == 75, output
+    assert "is damaged" in output and newest.name in output and "the same command continues" in output
     assert not (out / "finished.json").exists()
 
-    status, said = lab.train(out)
-    assert status == 0, said
+    status, output = lab.train(out)
+    assert status == 0, output
     assert metrics(out) == metrics(undisturbed)
     assert finished(out) == finished(undisturbed)
     for which in ("final", "best"):
@@ -125,8 +126,8 @@ def test_a_run_whose_processes_are_forked_has_the_numbers_of_one_that_is_started
     """All other tests rely on it: they fork what a user starts (`tests/preload`)."""
     out = lab.root / "train/forked"
     process = lab.start(out)
-    said = process.communicate()[1]
-    assert process.returncode == 0, said
+    output = process.communicate()[1]
+    assert process.returncode == 0, output
     assert process.preloaded == preload.available()
     assert metrics(out) == metrics(undisturbed) and finished(out) == finished(undisturbed)
     for which in ("final", "best"):
@@ -136,8 +137,8 @@ def test_a_run_whose_processes_are_forked_has_the_numbers_of_one_that_is_started
 
 def test_one_rank_has_the_losses_of_two(lab: TrainingSetup, undisturbed: Path):
     out = lab.root / "train/one_rank"
-    status, said = lab.train(out, ranks=1, micro_batch=3, workers=1)
-    assert status == 0, said
+    status, output = lab.train(out, ranks=1, micro_batch=3, workers=1)
+    assert status == 0, output
     assert state_of(out).name == state_of(undisturbed).name, "ranks must not change the fingerprint"
     for one, two in zip(metrics(out), metrics(undisturbed), strict=True):
         for name in {"loss", "grad_norm", "heldout_loss"} & set(one):
@@ -166,8 +167,8 @@ def test_packs_are_trained_on_killed_at_random_and_continued_by_another_number_o
     process.kill()
     process.wait()
     wait_for_death(victims)
-    status, said = packed.train(out, **settings, ranks=1)
-    assert status == 0 and "continuing after step" in said, said
+    status, output = packed.train(out, **settings, ranks=1)
+    assert status == 0 and "continuing after step" in output, output
     steps = [line for line in metrics(out) if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 11))
     readers = [BlendReader(folder, tmp_path) for folder in blends]
@@ -182,14 +183,16 @@ def test_packs_are_trained_on_killed_at_random_and_continued_by_another_number_o
     process = dataclasses.replace(lab, blends=other).start(out, **settings, ranks=1)
     wait_until(process, lambda: len(list(out.glob("state/*/checkpoints/step-*"))) > 2)
     process.kill()
-    assert "begins anew, beside the unfinished" in (said := process.communicate()[1]) and "seed was 0 and is 1" in said
+    assert (
+        "starts anew, beside the unfinished" in (output := process.communicate()[1]) and "seed was 0 and is 1" in output
+    )
 
 
 def test_a_finished_run_returns_at_once(lab: TrainingSetup, undisturbed: Path):
     log = (state_of(undisturbed) / "log.txt").read_bytes()
     (undisturbed / "finished.json").rename(undisturbed / "moved.json")
-    status, said = lab.train(undisturbed, ranks=1)
-    assert status == 0 and "finished already" in said
+    status, output = lab.train(undisturbed, ranks=1)
+    assert status == 0 and "finished already" in output
     assert (undisturbed / "finished.json").read_bytes() == (undisturbed / "moved.json").read_bytes()
     assert (state_of(undisturbed) / "log.txt").read_bytes() == log, "ranks were started for nothing"
     (undisturbed / "moved.json").unlink()
@@ -225,41 +228,41 @@ def test_a_loss_that_is_no_number_names_the_conversations_and_is_not_tried_twice
     blamed = {uid for sample, text in zip(samples, texts, strict=True) if token in text for uid in sample.uids}
 
     out, model = lab.root / "train/poisoned", poisoned(lab, token, tmp_path)
-    status, said = lab.train(lab.root / "train/poisoned_heldout", model=model)
-    assert status == 1 and "held-out loss nan after step 0" in said and "give no number: llava" in said
+    status, output = lab.train(lab.root / "train/poisoned_heldout", model=model)
+    assert status == 1 and "held-out loss nan after step 0" in output and "give no finite number: llava" in output
 
     identity = json.loads((lab.model / "manifest.json").read_text())["tokens_identity"]
     options = {"shards": 1, "stem": "heldout", "tokens_identity": identity}
     nothing = write_blend(tmp_path / "heldout", 0, lab.bases["tokenizer"], **options)
     lab = dataclasses.replace(lab, heldout=nothing)
-    status, said = lab.train(out, model=model)
-    assert status == 1 and "Traceback" not in said
-    assert "step 1: loss nan" in said and "learning_rate" in said
-    found = said.strip().rsplit("these conversations give no number: ", 1)[1]
+    status, output = lab.train(out, model=model)
+    assert status == 1 and "Traceback" not in output
+    assert "step 1: loss nan" in output and "learning_rate" in output
+    found = output.strip().rsplit("these conversations give no finite number: ", 1)[1]
     assert set(found.split(", ")) == blamed
     log = (state_of(out) / "log.txt").read_bytes()
-    status, said = lab.train(out, model=model)
-    assert status == 1 and "said before" in said and found in said
+    status, output = lab.train(out, model=model)
+    assert status == 1 and "recorded failure" in output and found in output
     assert (state_of(out) / "log.txt").read_bytes() == log
     assert not (out / "finished.json").exists()
 
 
 def test_what_does_not_belong_together_is_refused_before_anything_starts(lab: TrainingSetup, tmp_path: Path):
-    status, said = lab.train(tmp_path / "out", epochs=3)
-    assert status == 1 and "3 epochs need as many --blend folders" in said
-    status, said = lab.train(tmp_path / "out", model=lab.root / "models/none")
-    assert status == 1 and "models/none" in said
+    status, output = lab.train(tmp_path / "out", epochs=3)
+    assert status == 1 and "3 epochs need as many --blend folders" in output
+    status, output = lab.train(tmp_path / "out", model=lab.root / "models/none")
+    assert status == 1 and "models/none" in output
     model = tmp_path / "model"
     shutil.copytree(lab.model, model)
     manifest = json.loads((model / "manifest.json").read_text())
     (model / "manifest.json").write_text(json.dumps(manifest | {"tokens_identity": "other"}))
-    status, said = lab.train(tmp_path / "out", model=model)
-    assert status == 1 and "same entry of `tokens`" in said and "Traceback" not in said
-    status, said = lab.train(tmp_path / "out", learning_rat=1e-3)
-    assert status == 1 and "learning_rat" in said
+    status, output = lab.train(tmp_path / "out", model=model)
+    assert status == 1 and "same entry of `tokens`" in output and "Traceback" not in output
+    status, output = lab.train(tmp_path / "out", learning_rat=1e-3)
+    assert status == 1 and "learning_rat" in output
     if importlib.util.find_spec("wandb") is None:
-        status, said = lab.train(tmp_path / "out", trackers=["wandb"])
-        assert status == 1 and "pip install wandb" in said and "Traceback" not in said
+        status, output = lab.train(tmp_path / "out", trackers=["wandb"])
+        assert status == 1 and "pip install wandb" in output and "Traceback" not in output
     assert not (tmp_path / "out").exists()
 
 
@@ -267,8 +270,8 @@ def test_a_missing_shard_is_one_clear_error(lab: TrainingSetup, tmp_path: Path):
     shard = lab.heldout / "heldout-00000-of-00001.tar"
     shard.rename(tmp_path / "away.tar")
     try:
-        status, said = lab.train(tmp_path / "out", ranks=1)
+        status, output = lab.train(tmp_path / "out", ranks=1)
     finally:
         (tmp_path / "away.tar").rename(shard)
-    assert status == 1 and f"{shard} is missing" in said and "Traceback" not in said
+    assert status == 1 and f"{shard} is missing" in output and "Traceback" not in output
     assert not (tmp_path / "out").exists(), "ranks were started for nothing"

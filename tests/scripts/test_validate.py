@@ -11,7 +11,7 @@ from scripts.adapters.raw import RawFiles
 from scripts.common.errors import UserError
 from scripts.config.registry import DATASETS, SOURCES
 from scripts.validate import validate_dataset, validate_source
-from tests.scripts.adapters.raws import data_path, fetch_for
+from tests.scripts.adapters.raw_folders import data_path, fetch_for
 from tests.synthetic_data import fetch_all, make_synthetic_data
 
 DIAL = "llava/conversation_58k.json"
@@ -99,7 +99,7 @@ def test_a_broken_file_is_one_clear_error(tmp_path, name):
 def test_a_member_that_is_absent_or_of_another_kind(tmp_path, content):
     path = "MIMIC-IT/CGD_instructions.json"
     folders = _raw(tmp_path, content, "otter_mimicit_cgd", path)
-    with pytest.raises(UserError, match="CGD_instructions.json.*'data'"):
+    with pytest.raises(UserError, match=r"CGD_instructions.json.*'data'"):
         validate_source("mimicit_cgd", folders["mimicit_cgd"])
 
 
@@ -109,17 +109,17 @@ def test_a_dataset_of_which_nothing_is_usable_is_an_error(tmp_path):
 
 
 def test_a_source_that_was_not_given_is_named(raw):
-    with pytest.raises(UserError, match="CGD_instructions.json is not there.*--raw"):
+    with pytest.raises(UserError, match=r"CGD_instructions.json is not there.*--raw"):
         validate_dataset("otter_mimicit_cgd", {"coco": raw["coco"]})
 
 
 def test_a_file_that_fetch_was_not_asked_for_is_named(tmp_path):
     folders = _raw(tmp_path, [GOOD])
-    with pytest.raises(UserError, match="detail_23k.json is not there"):
+    with pytest.raises(UserError, match=r"detail_23k.json is not there"):
         validate_dataset("llava", folders)
 
 
-@pytest.mark.parametrize("dataset, word", [("llava_otter_blend", "join"), ("lava", "no dataset")])
+@pytest.mark.parametrize(("dataset", "word"), [("llava_otter_blend", "join"), ("lava", "no dataset")])
 def test_datasets_that_cannot_be_converted_say_why(dataset, word):
     with pytest.raises(UserError, match=word):
         dataset_entry(dataset, RawFiles({}))
@@ -129,8 +129,8 @@ def test_the_program_writes_its_verdict_only_if_there_is_one(tmp_path):
     folders = _raw(tmp_path, [GOOD])
     pairs = [f"{source}={folder}" for source, folder in folders.items()]
     command = [sys.executable, "-m", "scripts.validate", "--out", str(tmp_path / "v.json"), "--raw", *pairs]
-    assert subprocess.run([*command, "--dataset", "llava_dial"]).returncode == 0
+    assert subprocess.run([*command, "--dataset", "llava_dial"], check=False).returncode == 0
     assert json.loads((tmp_path / "v.json").read_text())["records"] == 1
     (tmp_path / "v.json").unlink()
-    bad = subprocess.run([*command, "--dataset", "aokvqa"], capture_output=True, text=True)
+    bad = subprocess.run([*command, "--dataset", "aokvqa"], capture_output=True, text=True, check=False)
     assert bad.returncode == 1 and bad.stderr.startswith("error: ") and not (tmp_path / "v.json").exists()

@@ -1,9 +1,9 @@
-"""The commands that the documentation shows: found in its pages, in the headers of recipes and profiles, and in `make help`.
+"""The commands that the documentation shows: in its pages, in the headers of recipes and profiles, and in `make help`.
 
-fenced blocks    without a language, or `bash`: every line is a command; output and file trees carry a language (`text`)
+fenced blocks    without a language, or `bash`: every line is a command; output and file trees carry a language
 inline code      what begins with one of `INLINE`, in tables and in prose; "…" marks a quoted message
-comments         of configurations, profiles and the Makefile: indented lines that begin with one of `FIRST_WORDS`, and
-                 inline code
+comments         of configurations, profiles and the Makefile: indented lines that begin with one of `FIRST_WORDS`,
+                 and inline code
 make help        the first words of each line
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 FIRST_WORDS = ("make", "snakemake", "python", "pip", "source", "export", "git", "curl", "cd")
 INLINE = re.compile(r"(?:make|snakemake|python -m|pip install|source) \S")
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
-PAGES = ("README.md", "docs/*.md", "benchmarks/RESULTS.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/*.md", "benchmarks/RESULTS.md")
 COMMENTED = ("Makefile", "Snakefile", "config.yaml", "recipes/*.yaml", "profiles/*/profile.yaml")
 
 
@@ -88,10 +88,9 @@ def of_comments(text: str) -> Iterator[str]:
 
 def of_make_help(root: Path) -> list[Command]:
     """The targets that `make help` lists, as commands."""
-    output = subprocess.run(
-        ["make", "--no-print-directory", "help"], cwd=root, capture_output=True, text=True, check=True
-    )
-    return [Command("make help", f"make {name}") for name in re.findall(r"^  make (\S+) ", output.stdout, re.M)]
+    command = ["make", "--no-print-directory", "help"]
+    shown = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    return [Command("make help", f"make {name}") for name in re.findall(r"^  make (\S+) ", shown, re.M)]
 
 
 def is_whole(line: str) -> bool:

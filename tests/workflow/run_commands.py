@@ -2,12 +2,12 @@
 
     python tests/workflow/run_commands.py < commands.json > outcomes.json
 
-It runs in the copy's folder. A command is {"kind", "words", "only_parsed"}; its outcome is {"status", "output"} and, for Snakemake, what
-the words were understood as: {"targets", "configfiles", "config"}.
+It runs in the copy's folder. A command is {"kind", "words", "only_parsed"}; its outcome is {"status", "output"} and,
+for Snakemake, what the words were understood as: {"targets", "configfiles", "config"}.
 
     snakemake   Snakemake itself, on `words`, or its parser alone
-    program     `python -m`: the program as it is, until it has parsed its arguments; parsing goes on to the last flag, so that
-                an unknown one fails, which `--help` would hide
+    program     `python -m`: the program as it is, until it has parsed its arguments, to the last flag, so that an
+                unknown one fails, which `--help` would hide
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
     while waiting or running:
         while waiting and len(running) < AT_ONCE:
             number, command = waiting.pop(0)
-            files = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+            files = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
             if not (process := os.fork()):
                 run(command, *files)
             running[process] = number, *files
@@ -64,7 +64,7 @@ def run(command: dict, output, understood) -> NoReturn:
         {"snakemake": snakemake, "program": program}[command["kind"]](command, understood)
     except SystemExit as end:
         status = end.code or 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 (as the interpreter: whatever ends a program is printed)
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()

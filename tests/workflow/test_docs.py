@@ -1,6 +1,7 @@
-"""The documentation is true where a program can tell: links, commands, files, messages, what is generated."""
+"""The documentation is correct where a program can check it: links, commands, files, messages, generated pages."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import yaml
 
 from scripts.config import settings
 from scripts.config.registry import Dataset, Source
+from scripts.workflow.program_list import first_sentence
 from tests.workflow.project import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "scripts/README.md"]
 
 EXAMPLES = {"recipes/x.yaml", "scripts/adapters/pets.py", "scripts/evaluation/length.py"}
 
@@ -23,7 +25,7 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relativ
 
 
 def prose(page: Path) -> str:
-    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def links(page: Path) -> Iterator[tuple[str, str]]:
@@ -36,7 +38,7 @@ def links(page: Path) -> Iterator[tuple[str, str]]:
 
 def anchors(page: Path) -> set[str]:
     """What the headings of a page are called in links."""
-    heads = re.findall(r"^#+ (.*)$", prose(page), re.M)
+    heads = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
@@ -59,37 +61,72 @@ def test_every_page_is_found_from_the_first():
     assert found >= set(PAGES)
 
 
-@pages
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
 def test_commands_and_files_exist(page):
+    """The changelog is left out: it names what no longer exists."""
     text = page.read_text()
-    for program, rest in re.findall(r"python -m scripts\.(\w+)([^`\n]*)", text):
-        source = ROOT / f"scripts/{program}.py"
+    for program, rest in re.findall(r"python -m scripts\.([\w.]*\w)([^`\n]*)", text):
+        source = ROOT / f"scripts/{program.replace('.', '/')}.py"
         assert source.is_file(), f"{page.name}: scripts.{program}"
         for flag in re.findall(r"(--[a-z][a-z-]+)", rest.split("#")[0]):
             assert f'"{flag}"' in source.read_text() or flag == "--help", f"{page.name}: scripts.{program} {flag}"
     for name in re.findall(r"\b((?:recipes|profiles|rules|envs|tests|benchmarks|scripts|model)/[\w/.-]*\w\.\w+)", text):
         assert (ROOT / name).is_file() or name in EXAMPLES, f"{page.name}: {name}"
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text, re.M):
-        assert re.search(rf"^{''.join(target)}:", makefile, re.M), f"{page.name}: make {''.join(target)}"
+    for target in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text, re.MULTILINE):
+        assert re.search(rf"^{''.join(target)}:", makefile, re.MULTILINE), f"{page.name}: make {''.join(target)}"
 
 
 def test_the_readme_is_for_the_first_hour():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 160
 
 
-def test_the_reference_of_rules_is_up_to_date():
-    done = subprocess.run(
-        [sys.executable, "-m", "scripts.workflow.rules_reference"], cwd=ROOT, capture_output=True, text=True
-    )
+@pytest.fixture(scope="module")
+def generated() -> dict[str, str]:
+    """The pages that are generated from the rules, in a new process because Snakemake changes global state."""
+    code = "import json; from scripts.workflow.rules_reference import generated; print(json.dumps(generated()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == (ROOT / "docs/rules.md").read_text(), "run `make docs`"
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("page", ["docs/rules.md", "scripts/README.md"])
+def test_generated_pages_are_up_to_date(generated, page):
+    assert generated[page] == (ROOT / page).read_text(), "run `make docs`"
+
+
+def test_every_program_is_listed_once_or_more():
+    listed = set(re.findall(r"^\| \[([\w/]+)\]", (ROOT / "scripts/README.md").read_text(), re.MULTILINE))
+    programs = {path.relative_to(ROOT / "scripts").with_suffix("") for path in (ROOT / "scripts").glob("*.py")}
+    assert listed >= {str(program) for program in programs} - {"__init__"}
+
+
+def test_the_list_of_programs_has_the_first_sentence_of_each(tmp_path):
+    (tmp_path / "program.py").write_text('"""Count\nthe words. Then stop.\n\nAnd more.\n"""\n')
+    assert first_sentence(tmp_path / "program.py") == "Count the words"
+
+
+def words_of_the_glossary() -> list[tuple[str, str]]:
+    """Every row of the glossary's tables: its word, and the last cell."""
+    rows = re.findall(r"^\| (.*) \|$", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE)
+    cells = [re.split(r"(?<!\\) \| ", row) for row in rows]
+    return [(row[0], row[-1]) for row in cells if row[0] != "word"]
+
+
+@pytest.mark.parametrize(("word", "where"), words_of_the_glossary())
+def test_what_the_glossary_defines_is_in_the_code(word, where):
+    names = re.findall(r"`([^`]+)`", where)
+    assert names, f"{word}: nothing in the last column"
+    code = "".join(path.read_text() for folder in ("scripts", "model") for path in (ROOT / folder).rglob("*.py"))
+    for name in names:
+        defined = rf"^ *(?:class|def) {name}\b|^ *{name}(?:: .*)? = "
+        assert (ROOT / name).is_file() if "/" in name else re.search(defined, code, re.MULTILINE), f"{word}: {name}"
 
 
 def test_the_reference_of_rules_has_every_rule():
-    written = set(re.findall(r"^### `(\w+)`", (ROOT / "docs/rules.md").read_text(), re.M))
+    written = set(re.findall(r"^### `(\w+)`", (ROOT / "docs/rules.md").read_text(), re.MULTILINE))
     files = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
-    assert written == set(re.findall(r"^rule (\w+):", files, re.M)) | {
+    assert written == set(re.findall(r"^rule (\w+):", files, re.MULTILINE)) | {
         f"pretrain_{part}" for part in ("tokenizer", "vision", "language")
     }
 
@@ -107,21 +144,21 @@ def messages() -> Iterator[str]:
 def test_every_message_that_is_explained_is_one_that_is_said():
     said = list(messages())
     ours, snakemakes = (ROOT / "docs/troubleshooting.md").read_text().split("## From Snakemake")
-    quoted = re.findall(r"^\| `(.*?)` \|", ours, re.M)
+    quoted = re.findall(r"^\| `(.*?)` \|", ours, re.MULTILINE)
     assert len(quoted) > 30
     missing = [quote for quote in quoted if not any(quote in text for text in said)]
     assert not missing
-    assert all(hasattr(snakemake.exceptions, name) for name in re.findall(r"^\| `(\w+)` \|", snakemakes, re.M))
+    assert all(hasattr(snakemake.exceptions, name) for name in re.findall(r"^\| `(\w+)` \|", snakemakes, re.MULTILINE))
 
 
 def test_examples_of_configuration_are_valid():
-    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs/extending.md").read_text(), re.M | re.S)
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs/extending.md").read_text(), re.MULTILINE | re.DOTALL)
     (source,), (dataset,) = map(yaml.safe_load, blocks)
     Source.model_validate(source)
     Dataset.model_validate(dataset)
     for page, default in (("README.md", "recipes/own-data.yaml"), ("docs/blends.md", "config.yaml")):
         config = yaml.safe_load((ROOT / default).read_text())
-        for block in re.findall(r"^```yaml\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S):
+        for block in re.findall(r"^```yaml\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL):
             for section, entries in yaml.safe_load(block).items():
                 config[section] |= entries
         if "llama" in str(config["blends"]):

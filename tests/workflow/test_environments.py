@@ -1,4 +1,4 @@
-"""What is installed: imports are declared, nothing is declared that nothing imports, and all lists agree on versions."""
+"""Dependencies: imports are declared, nothing is declared that is never imported, and all lists agree on versions."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The first hour with the project: a first look at the whole graph, what the README does with its results, and one's own data."""
+"""The first hour with the project: a first look at the whole graph, the README's next commands, and one's own data."""
 
 import json
 import shlex

@@ -14,13 +14,15 @@ def test_every_promised_file_is_there(finished):
     root = finished.folder / "out"
     promised = """
         raw/coco/source.json validated/source/coco.json validated/llava.json split/heldout.parquet
-        media/coco/coco-00000-of-00002.tar media/coco/coco-00001-of-00002.tar.idx media/coco/index.parquet media/coco/manifest.json
+        media/coco/coco-00000-of-00002.tar media/coco/coco-00001-of-00002.tar.idx
+        media/coco/index.parquet media/coco/manifest.json
         records/llava.parquet records/llava.report.json tokens/words/llava.parquet
         plan/mixed/epoch-000.parquet plan/mixed/heldout.parquet
         blend/mixed/epoch-000/train-00000-of-00002.tar blend/mixed/epoch-000/train-00001-of-00002.tar.idx
         blend/mixed/epoch-000/units.idx pixels/miniature/coco-00001-of-00002.u8
         blend/mixed/epoch-000/manifest.json blend/mixed/heldout/manifest.json blend/mixed/preview.html
-        models/small/config.json train/first/finished.json exported/first/final/model.safetensors exported/first/best/config.json
+        models/small/config.json train/first/finished.json
+        exported/first/final/model.safetensors exported/first/best/config.json
         evaluate/first/metrics.json evaluate/first/heldout/final.jsonl evaluate/first/dialogues/final.csv
         train/first/lock.json graph.json report.html
     """
@@ -60,11 +62,11 @@ def test_two_clean_builds_give_the_same_bytes(finished, tmp_path):
 
 
 def test_the_report_draws_the_graph_that_was_built(finished):
-    told = json.loads((finished.folder / "out/graph.json").read_text())
-    assert told["command"].startswith("snakemake --configfile tiny.yaml --cores 2")
-    rules = told["rules"]
+    graph = json.loads((finished.folder / "out/graph.json").read_text())
+    assert graph["command"].startswith("snakemake --configfile tiny.yaml --cores 2")
+    rules = graph["rules"]
     assert rules["train_run"]["jobs"] == 2 and "all" not in rules
-    assert {"blend_manifest", "make_model", "pixels"} <= set(rules["train_run"]["reads"])
+    assert {"blend_manifest", "make_model", "preprocess_images"} <= set(rules["train_run"]["reads"])
     assert rules["plan"]["program"] == "plan" and rules["plan"]["stage"] == "blends"
     assert ">validate dataset</text>" in (finished.folder / "out/report.html").read_text()
 
@@ -79,7 +81,7 @@ def test_snakemakes_own_report_holds_what_is_marked_for_it(finished):
 
 def test_the_graph_passes_snakemakes_lint():
     command = [sys.executable, "-m", "snakemake", "--lint", "--configfile", "config.yaml"]
-    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

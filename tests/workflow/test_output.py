@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
+from scripts.common.progress import Progress as StepProgress
 from scripts.common.progress import track
 from snakemake_logger_plugin_visualchat import screen
-from snakemake_logger_plugin_visualchat.jobs import STAGE_OF, Job, Progress, RunConfig, last_message
+from snakemake_logger_plugin_visualchat.jobs import STAGE_OF, Job, Progress, Run, last_message
 from tests.workflow.project import ROOT, TINY, Project
 
 LOGGER = ("--logger", "visualchat")
@@ -30,9 +31,9 @@ def test_progress_is_read_from_what_programs_write(tmp_path, monkeypatch):
     assert job.progress() is None
     lines = written.getvalue().splitlines()
     log.write_text("\n".join(lines[:3]))
-    assert job.progress() == Progress(3, 4, 0.0, "")
-    log.write_text("training first: 512/2502 (80 s, about 310 s left) loss 0.53\na note\n")
-    assert job.progress() == Progress(512, 2502, 310.0, "loss 0.53")
+    assert job.progress() == Progress(0.75, "3 of 4", 0.0, "")
+    log.write_text("training first:  20% 512/2502 [01:20<05:10,  6.40it/s, loss 0.53]\na note\n")
+    assert job.progress() == Progress(0.2, "512 of 2,502", 310.0, "loss 0.53")
     log.write_text("\n".join(lines))
     assert job.progress() is None, "it is done"
 
@@ -40,7 +41,8 @@ def test_progress_is_read_from_what_programs_write(tmp_path, monkeypatch):
 def test_the_last_message_of_a_failed_program_is_its_error(tmp_path):
     log = tmp_path / "log"
     log.write_text(
-        "an older attempt\nerror: old\nimages checked: 1/2 (1 s, about 1 s left)\nerror: new\n  how to mend it\n"
+        "an older attempt\nerror: old\nimages checked:  50% 1/2 [00:01<00:01,  1.00it/s]\n"
+        "error: new\n  how to mend it\n"
     )
     assert last_message(log) == ["error: new", "  how to mend it"]
     log.write_text("\n".join(f"line {i}" for i in range(100)))
@@ -51,14 +53,16 @@ def test_an_hour_of_training_is_shown_in_a_few_dozen_lines(tmp_path, monkeypatch
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     log, shown = tmp_path / "log", io.StringIO()
-    run, lines = RunConfig(), screen.Lines(shown)
+    run, lines = Run(), screen.Lines(shown)
     run.plan({"train_run": 1, "all": 1, "total": 2})
     lines.begin(run)
     run.start(1, Job("train_run", "Training first", log))
+    training = StepProgress("training first", 3600)
     for second in range(3600):
         now[0] += 1
         if second % 10 == 0:
-            log.write_text(f"training first: {second}/3600 ({second} s, about {3600 - second} s left) loss 0.5\n")
+            training.done, training.note = second, "loss 0.5"
+            log.write_text(f"{training.line(second)}\n")
         lines.update(run)
     lines.stage_done(run.finish(1), run)
     printed = shown.getvalue().splitlines()
@@ -77,8 +81,8 @@ def test_a_run_shows_its_stages_and_keeps_the_rest_in_the_logs(project):
     output = project.snakemake(target, *LOGGER)
     lines = output.splitlines()
     assert len(lines) < 8 and any(re.search(r"100%  raw files 1/1: done in \d:\d\d", line) for line in lines), output
-    assert "images drawn" not in output and "Select jobs" not in output and "Traceback" not in output
-    assert "images drawn: 90/90" in (project.folder / "out/logs/miniature.log").read_text()
+    assert "images generated" not in output and "Select jobs" not in output and "Traceback" not in output
+    assert "images generated: 100% 90/90" in (project.folder / "out/logs/miniature.log").read_text()
     assert "Select jobs" in "".join(path.read_text() for path in (project.folder / ".snakemake/log").iterdir())
     assert "Nothing to be done" in project.snakemake(target, *LOGGER)
     assert "Job stats" in project.snakemake("-n", "data", *LOGGER), "a dry run is Snakemake's own"

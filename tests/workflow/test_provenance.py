@@ -1,4 +1,4 @@
-"""The passport of a run, on a graph built for real: whole, free of times and places, and every change is found."""
+"""The lock file of a run, on real results: complete, without times and paths; every change is found."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import file_sha256
 from scripts.common.fingerprint import code_files
 from scripts.provenance.locking import lock_sha256
-from scripts.provenance.verification import check
+from scripts.provenance.verification import verify_root
 
 RUNS = ("first", "second")
 
@@ -42,31 +42,31 @@ def changed(root):
         path.write_bytes(content)
 
 
-def passport(root: Path, run: str = "first") -> dict:
+def read_lock(root: Path, run: str = "first") -> dict:
     return json.loads((root / f"train/{run}/lock.json").read_text())
 
 
-def test_a_root_is_as_its_passports_say(root):
+def test_an_unchanged_root_has_no_differences(root):
     for quick in (False, True):
-        verdict = check(root, quick)
-        assert verdict.differences == [] and verdict.runs == list(RUNS) and verdict.files > 100
-        assert not [note for note in verdict.notes if note.startswith("code")]
+        result = verify_root(root, quick)
+        assert result.differences == [] and result.runs == list(RUNS) and result.files > 100
+        assert not [note for note in result.notes if note.startswith("code")]
 
 
-def test_a_passport_names_every_kind_of_file_and_no_time_or_place(root, finished):
-    lock = passport(root)
+def test_a_lock_file_names_every_kind_of_file_and_no_times_or_paths(root, finished):
+    lock = read_lock(root)
     kinds = {path.split("/")[0] for path in lock["files"]}
     expected = {"raw", "validated", "media", "split", "records", "tokens", "plan", "blend", "bases", "models"}
     assert kinds == expected | {"train", "exported", "evaluate"}
-    assert any(path.startswith("pixels/") for path in passport(root, "second")["files"])
+    assert any(path.startswith("pixels/") for path in read_lock(root, "second")["files"])
     for path, file in lock["files"].items():
         assert (file["bytes"], file["sha256"]) == ((root / path).stat().st_size, file_sha256(root / path)), path
     for name in ("final", "best"):
         assert f"exported/first/{name}/model.safetensors" in lock["files"]
     assert {"scripts/plan.py", "model/attention.py", "scripts/adapters/llava.py"} <= lock["code"].keys()
     assert lock["code"] == code_files(*lock["programs"])
-    # The second run trains on none of the first one's datasets, and its passport tells nothing of their adapters.
-    assert "scripts/adapters/llava.py" not in passport(root, "second")["code"]
+    # The second run trains on none of the first one's datasets, and its lock file does not have their adapters.
+    assert "scripts/adapters/llava.py" not in read_lock(root, "second")["code"]
     text = json.dumps(lock)
     assert str(finished.folder) not in text and not re.search(r'"/|\d{4}-\d{2}-\d{2}|"seconds', text)
     assert lock["sha256"] == lock_sha256(lock) == lock_sha256(lock | {"environment": {}})
@@ -98,51 +98,51 @@ TAMPERED = [
 ]
 
 
-def test_every_changed_file_is_found_by_reading_and_a_changed_size_in_a_moment(root, changed):
+def test_every_changed_file_is_found_and_a_changed_size_with_quick(root, changed):
     paths = sorted(root / name for name in TAMPERED)
     before = {path: path.read_bytes() for path in paths}
     for path, content in before.items():
         middle = len(content) // 2
         changed(path, content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    differences = check(root).differences
-    assert len(differences) == len(paths) and check(root, quick=True).differences == []
+    differences = verify_root(root).differences
+    assert len(differences) == len(paths) and verify_root(root, quick=True).differences == []
     for path, difference in zip(paths, differences, strict=True):
         assert difference.startswith(f"{path}: has the sha256 {file_sha256(path)[:16]}")
     for path, content in before.items():
         changed(path, content + b"x")
-    for path, difference in zip(paths, check(root, quick=True).differences, strict=True):
+    for path, difference in zip(paths, verify_root(root, quick=True).differences, strict=True):
         size = len(before[path])
-        assert difference.startswith(f"{path}: has {size + 1:,} bytes, and {size:,} in the passport of ")
+        assert difference.startswith(f"{path}: has {size + 1:,} bytes, and {size:,} in the lock file of ")
     for path in paths:
         changed(path, None)
-    for path, difference in zip(paths, check(root, quick=True).differences, strict=True):
+    for path, difference in zip(paths, verify_root(root, quick=True).differences, strict=True):
         assert difference.startswith(f"{path}: is missing; the run ")
 
 
 def test_a_changed_raw_file_is_found_through_its_table(root, changed):
     image = next((root / "raw/miniature/coco/train2017").iterdir())
     changed(image, image.read_bytes()[:-1] + b"?")
-    (difference,) = check(root).differences
+    (difference,) = verify_root(root).differences
     assert difference.startswith(f"{image}: has the sha256 ")
 
 
-def test_raw_files_of_a_user_are_checked_where_they_are_said_to_lie(root, changed):
-    lock = passport(root)
+def test_raw_files_of_a_user_are_checked_in_the_given_folder(root, changed):
+    lock = read_lock(root)
     lock["listings"] = dict.fromkeys(lock["listings"], "")
     lock["sha256"] = lock_sha256(lock)
     changed(root / "train/first/lock.json", json.dumps(lock).encode())
     changed(root / "train/second/lock.json", None)
     folder = root / "raw/miniature"
-    assert check(root, raw=folder).files == check(root).files + listed_files(lock, root)
+    assert verify_root(root, raw=folder).files == verify_root(root).files + listed_files(lock, root)
     captions = folder / "coco_caption/dataset.json"
     changed(captions, captions.read_bytes() + b" ")
-    assert check(root).differences == []
-    (difference,) = check(root, raw=folder).differences
+    assert verify_root(root).differences == []
+    (difference,) = verify_root(root, raw=folder).differences
     assert difference.startswith(f"{captions}: has ")
 
 
 def listed_files(lock: dict, root: Path) -> int:
-    """How many raw files the tables of a passport list."""
+    """The number of raw files in the tables of a lock file."""
     tables = [pq.read_table(root / name, columns=["path"])["path"].to_pylist() for name in lock["listings"]]
     return len({path for table in tables for path in table})
 
@@ -152,73 +152,73 @@ def test_changed_weights_of_the_state_are_found(root, changed):
     weights = root / "train/first" / finished["best"]["weights"]
     content = weights.read_bytes()
     changed(weights, content[:-1] + bytes([content[-1] ^ 1]))
-    (difference,) = check(root).differences
+    (difference,) = verify_root(root).differences
     assert difference.startswith(f"{weights}: ")
 
 
-def test_a_passport_that_was_edited_tells_on_itself(root, changed):
+def test_an_edited_lock_file_is_found(root, changed):
     path = root / "train/first/lock.json"
-    lock = passport(root)
+    lock = read_lock(root)
     lock["files"]["split/heldout.parquet"]["sha256"] = "0" * 64
     changed(path, json.dumps(lock).encode())
-    differences = check(root).differences
-    assert any(line.startswith(f"{path}: has been changed") for line in differences)
+    differences = verify_root(root).differences
+    assert any(line.startswith(f"{path}: was changed") for line in differences)
     assert any(
-        "split/heldout.parquet: the runs first and second were made from different ones" in d for d in differences
+        "split/heldout.parquet: the runs first and second used different versions of it" in d for d in differences
     )
 
 
-def test_changed_code_and_libraries_are_notes_unless_it_is_strict(root, changed, monkeypatch, capsys):
+def test_changed_code_and_libraries_are_notes_without_strict(root, changed, monkeypatch, capsys):
     path = root / "train/first/lock.json"
-    lock = passport(root)
+    lock = read_lock(root)
     lock["code"] |= {"scripts/plan.py": "0" * 16, "scripts/gone.py": "0" * 16}
     del lock["code"]["scripts/blend.py"]
     lock["environment"]["libraries"]["numpy"] = "0.1"
     changed(path, json.dumps(lock | {"sha256": lock_sha256(lock)}).encode())
-    notes = check(root, quick=True).notes
+    notes = verify_root(root, quick=True).notes
     assert [note for note in notes if note.startswith("code")] == [
         "code: scripts/blend.py is new since first was made",
-        "code: scripts/gone.py is gone since first was made",
+        "code: scripts/gone.py was removed since first was made",
         "code: scripts/plan.py has changed since first was made",
     ]
     assert any(note.startswith("environment: numpy was 0.1 when first was made, and is ") for note in notes)
     for flags, status in (([], 0), (["--strict"], 1)):
         monkeypatch.setattr("sys.argv", ["verify", "--root", str(root), "--quick", *flags])
         assert verify.main() == status
-        said = capsys.readouterr()
-        assert "scripts/plan.py has changed" in (said.out if flags else said.err)
+        output = capsys.readouterr()
+        assert "scripts/plan.py has changed" in (output.out if flags else output.err)
 
 
-def test_the_program_says_what_differs_and_fails(root, changed, monkeypatch, capsys):
+def test_the_program_prints_differences_and_fails(root, changed, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["verify", "--root", str(root)])
     assert verify.main() == 0
-    assert capsys.readouterr().out.startswith("all as it was made: ")
+    assert capsys.readouterr().out.startswith("nothing differs: ")
     changed(root / "split/heldout.parquet", None)
     assert verify.main() == 1
-    said = capsys.readouterr().out
-    assert "split/heldout.parquet: is missing" in said and said.splitlines()[-1].startswith("1 differ of ")
+    output = capsys.readouterr().out
+    assert "split/heldout.parquet: is missing" in output and output.splitlines()[-1].startswith("1 difference in ")
 
 
-def test_a_run_without_a_passport_is_told_and_a_root_without_any_is_refused(root, changed, tmp_path):
+def test_a_run_without_a_lock_file_is_a_note_and_a_root_without_any_is_an_error(root, changed, tmp_path):
     changed(root / "train/second/lock.json", None)
-    verdict = check(root, quick=True)
-    assert verdict.runs == ["first"] and any("second has no lock.json" in note for note in verdict.notes)
-    with pytest.raises(UserError, match="no train/\\*/lock.json below"):
-        check(tmp_path)
+    result = verify_root(root, quick=True)
+    assert result.runs == ["first"] and any("second has no lock.json" in note for note in result.notes)
+    with pytest.raises(UserError, match=r"no train/\*/lock\.json below"):
+        verify_root(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "raw/../../outside"])
-def test_a_passport_cannot_lead_out_of_its_root(root, changed, name):
+def test_a_lock_file_must_not_name_files_outside_of_the_root(root, changed, name):
     path = root / "train/first/lock.json"
-    lock = passport(root)
+    lock = read_lock(root)
     lock["files"][name] = {"bytes": 1, "sha256": "0" * 64}
     changed(path, json.dumps(lock).encode())
     with pytest.raises(UserError, match="does not lie below"):
-        check(root)
+        verify_root(root)
 
 
-def test_something_else_is_no_passport(root, changed):
+def test_something_else_is_no_read_lock(root, changed):
     path = root / "train/first/lock.json"
     changed(path, b"{}")
-    with pytest.raises(UserError, match="is no passport"):
-        check(root)
+    with pytest.raises(UserError, match="is not a lock file"):
+        verify_root(root)

@@ -31,7 +31,7 @@ def test_a_second_run_has_nothing_to_do(finished):
 
 
 @pytest.mark.parametrize(
-    "place, value, jobs",
+    ("place", "value", "jobs"),
     [
         (("evaluate", "max_new_tokens"), 4, {"evaluate_run": 2, "lock": 2, "report_page": 1}),
         (("runs", "first", "learning_rate"), 5e-4, RUN),
@@ -62,7 +62,7 @@ def test_a_second_run_has_nothing_to_do(finished):
         (
             ("pretrain", "vision", "image_size"),
             48,
-            {"pretrain_vision": 1, "pixels": 2, "make_model": 1, **RUNS},
+            {"pretrain_vision": 1, "preprocess_images": 2, "make_model": 1, **RUNS},
         ),
         (("runs", "first", "pixels"), True, RUN),
         (
@@ -135,7 +135,7 @@ TWO_BLENDS = {"plan": 4, "blend": 4, "blend_manifest": 4, "preview": 2}
 
 
 @pytest.mark.parametrize(
-    "file, jobs",
+    ("file", "jobs"),
     [
         (
             "coco_caption/dataset.json",
@@ -144,8 +144,15 @@ TWO_BLENDS = {"plan": 4, "blend": 4, "blend_manifest": 4, "preview": 2}
         (
             "coco/train2017",
             {
-                **{"fetch": 1, "validate_source": 1, "validate_dataset": 2, "shard": 2, "media_index": 1, "holdout": 1},
-                **{"convert": 2, "count_tokens": 2, **TWO_BLENDS},
+                "fetch": 1,
+                "validate_source": 1,
+                "validate_dataset": 2,
+                "shard": 2,
+                "media_index": 1,
+                "holdout": 1,
+                "convert": 2,
+                "count_tokens": 2,
+                **TWO_BLENDS,
             },
         ),
     ],

@@ -1,4 +1,4 @@
-"""A taste of published data through the graph: a server stands for the world, the registry's copy names it."""
+"""A subset of published data through the whole graph, downloaded from a local server that the registry names."""
 
 import copy
 import zipfile
@@ -55,7 +55,7 @@ def _published_at(project, url):
     place.write_text(yaml.safe_dump(table))
 
 
-def test_a_taste_is_fetched_built_and_then_done(world, server, tmp_path):
+def test_a_subset_is_downloaded_and_built(world, server, tmp_path):
     project = Project.create(tmp_path / "project", CONFIG)
     _published_at(project, server.url)
     project.snakemake("data")
@@ -73,6 +73,6 @@ def test_a_taste_is_fetched_built_and_then_done(world, server, tmp_path):
     place = project.folder / "data" / FILES[2]
     place.write_bytes(place.read_bytes() + b"\n")
     jobs = project.jobs("data")
-    assert jobs["fetch"] == 2 and jobs["wanted"] == 1, (
+    assert jobs["fetch"] == 2 and jobs["select_subset"] == 1, (
         "its own listing, and that of the images which it helped to choose"
     )

@@ -1,23 +1,23 @@
-// The question being written: a tray of images, and a text in which images may be named at any place.
+// The question that is being written: a tray of new images, and a text that may name images.
 //
-// An image keeps its number for the whole conversation. In the text it is named by a chip, which the model reads as
-// "image 2"; the images themselves are shown before the question, as in training.
+// An image keeps its number for the whole conversation. In the text a chip names it, which the model reads as "image 2";
+// the images themselves come before the question, as in training.
 
-import { Refusal, upload } from "./api.js";
+import { ApiError, upload } from "./api.js";
 
 const $ = (id) => document.getElementById(id);
 const text = $("text");
 
 /** Images in the tray: {blob, name, url, file} with `file` the id of the upload. */
 let tray = [];
-let before = []; // the images of earlier turns
+let earlier = []; // the images of earlier turns
 let limits = { images: 32, image: 20 << 20 };
 let report = () => {};
 
 export const element = (tag, properties = {}, ...children) => {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
 };
 
 export function setUp(options) {
@@ -25,25 +25,25 @@ export function setUp(options) {
   report = options.report;
 }
 
-/** Tell the composer which images the conversation has shown. */
+/** Set the images that earlier turns have shown. */
 export function setEarlier(images) {
-  before = images;
+  earlier = images;
   draw();
 }
 
 export const images = () => tray;
-export const number = (image) => [...before, ...tray].indexOf(image) + 1;
+export const number = (image) => [...earlier, ...tray].indexOf(image) + 1;
 
 /** Check, upload and add files; with `named`, name each in the text at the caret. */
 export async function addFiles(files, named = false) {
   for (const file of files) {
     const name = file.name || "pasted image";
-    if (before.length + tray.length >= limits.images) {
+    if (earlier.length + tray.length >= limits.images) {
       report(`A conversation shows at most ${limits.images} images.`);
       return;
     }
     if (file.size > limits.image) {
-      report(`${name} has ${(file.size / 2 ** 20).toFixed(1)} MB; at most ${limits.image >> 20} MB are read.`);
+      report(`${name} has ${(file.size / 2 ** 20).toFixed(1)} MB; at most ${limits.image >> 20} MB are accepted.`);
       continue;
     }
     const image = { blob: file, name, url: URL.createObjectURL(file), file: null };
@@ -54,13 +54,13 @@ export async function addFiles(files, named = false) {
       image.file = await upload(file, name);
     } catch (error) {
       remove(image);
-      if (!(error instanceof Refusal)) throw error;
+      if (!(error instanceof ApiError)) throw error;
       report(`${name} could not be added: ${error.message}`);
     }
   }
 }
 
-/** Put images and parts of an earlier question back, to edit it. */
+/** Fill in the images and parts of a question, to edit or send it. */
 export function fill(shown, parts) {
   tray = [...shown];
   text.replaceChildren(...parts.map((part) => (part.image ? chip(part.image) : document.createTextNode(part.text))));
@@ -73,32 +73,32 @@ export function clear() {
   draw();
 }
 
-/** The text as parts: {text} and {image}, an image standing for its name. */
+/** The text as parts: {text}, and {image} in place of its name. */
 export function parts() {
-  const found = [];
+  const result = [];
   const add = (string) => {
-    if (found.at(-1)?.text !== undefined) found.at(-1).text += string;
-    else found.push({ text: string });
+    if (result.at(-1)?.text !== undefined) result.at(-1).text += string;
+    else result.push({ text: string });
   };
   const walk = (node) => {
     for (const child of node.childNodes) {
       if (child.nodeType === Node.TEXT_NODE) add(child.data.replaceAll("\u00a0", " "));
       else if (child.nodeName === "BR") add("\n");
-      else if (child.image) found.push({ image: child.image });
+      else if (child.image) result.push({ image: child.image });
       else {
-        if (/^(DIV|P)$/.test(child.nodeName) && found.length) add("\n");
+        if (/^(DIV|P)$/.test(child.nodeName) && result.length) add("\n");
         walk(child);
       }
     }
   };
   walk(text);
-  for (const [place, part] of found.entries()) {
-    // The space that came with a chip is not wanted before what closes a sentence.
-    if (part.text && found[place - 1]?.image) part.text = part.text.replace(/^ (?=[?.,;:!])/, "");
+  for (const [index, part] of result.entries()) {
+    // A chip adds a space, which must not precede punctuation.
+    if (part.text && result[index - 1]?.image) part.text = part.text.replace(/^ (?=[?.,;:!])/, "");
   }
-  if (found[0]?.text !== undefined) found[0].text = found[0].text.trimStart();
-  if (found.at(-1)?.text !== undefined) found.at(-1).text = found.at(-1).text.trimEnd();
-  return found.filter((part) => part.image || part.text);
+  if (result[0]?.text !== undefined) result[0].text = result[0].text.trimStart();
+  if (result.at(-1)?.text !== undefined) result.at(-1).text = result.at(-1).text.trimEnd();
+  return result.filter((part) => part.image || part.text);
 }
 
 export const isEmpty = () => !tray.length && !parts().length;
@@ -115,18 +115,18 @@ export function nameImage(image) {
     range.collapse(false);
   }
   range.deleteContents();
-  const made = chip(image);
+  const node = chip(image);
   const space = document.createTextNode("\u00a0");
   range.insertNode(space);
-  range.insertNode(made);
+  range.insertNode(node);
   selection.collapse(space, 1);
   draw();
 }
 
 export function chip(image) {
-  const made = element("span", { className: "chip", contentEditable: "false", image }, element("img", { src: image.url, alt: "" }));
-  made.append(`image ${number(image)}`);
-  return made;
+  const node = element("span", { className: "chip", contentEditable: "false", image }, element("img", { src: image.url, alt: "" }));
+  node.append(`image ${number(image)}`);
+  return node;
 }
 
 function remove(image) {
@@ -141,10 +141,10 @@ function draw() {
       const shown = element("img", { src: image.url, alt: image.name, title: "Name this image in the text", draggable: true });
       shown.onclick = () => nameImage(image);
       shown.ondragstart = (event) => event.dataTransfer.setData("text/x-image", number(image));
-      const gone = element("button", { type: "button", className: "remove", textContent: "\u00d7", title: "Remove" });
-      gone.setAttribute("aria-label", `Remove image ${number(image)}`);
-      gone.onclick = () => remove(image);
-      return element("figure", {}, shown, gone, element("figcaption", { textContent: `image ${number(image)}` }));
+      const removal = element("button", { type: "button", className: "remove", textContent: "\u00d7", title: "Remove" });
+      removal.setAttribute("aria-label", `Remove image ${number(image)}`);
+      removal.onclick = () => remove(image);
+      return element("figure", {}, shown, removal, element("figcaption", { textContent: `image ${number(image)}` }));
     }),
   );
   for (const child of text.querySelectorAll(".chip")) {
@@ -155,9 +155,9 @@ function draw() {
 }
 
 function caretAt(event) {
-  const place = document.caretPositionFromPoint?.(event.clientX, event.clientY);
-  const range = place ? document.createRange() : document.caretRangeFromPoint?.(event.clientX, event.clientY);
-  if (place) range.setStart(place.offsetNode, place.offset);
+  const position = document.caretPositionFromPoint?.(event.clientX, event.clientY);
+  const range = position ? document.createRange() : document.caretRangeFromPoint?.(event.clientX, event.clientY);
+  if (position) range.setStart(position.offsetNode, position.offset);
   if (range && text.contains(range.startContainer)) {
     range.collapse(true);
     getSelection().removeAllRanges();
@@ -165,23 +165,23 @@ function caretAt(event) {
   }
 }
 
-const pictures = (transfer) => [...(transfer?.files ?? [])];
-const written = () => text.textContent.trim() !== "";
+const filesOf = (transfer) => [...(transfer?.files ?? [])];
+const hasText = () => text.textContent.trim() !== "";
 
 text.addEventListener("input", draw);
 text.addEventListener("paste", (event) => {
-  event.preventDefault(); // neither markup nor styles come along
-  const files = pictures(event.clipboardData);
-  if (files.length) addFiles(files, written());
+  event.preventDefault(); // pastes text without markup and styles
+  const files = filesOf(event.clipboardData);
+  if (files.length) addFiles(files, hasText());
   else document.execCommand("insertText", false, event.clipboardData.getData("text/plain"));
 });
 document.addEventListener("paste", (event) => {
   if (event.defaultPrevented || /^(INPUT|TEXTAREA)$/.test(event.target.nodeName)) return;
-  const files = pictures(event.clipboardData);
+  const files = filesOf(event.clipboardData);
   if (files.length) addFiles(files);
 });
 
-let depth = 0; // dragenter and dragleave come for every element on the way
+let depth = 0; // dragenter and dragleave fire for every element that the pointer passes
 document.addEventListener("dragenter", () => { depth += 1; $("drop").hidden = false; });
 document.addEventListener("dragleave", () => { depth -= 1; $("drop").hidden = depth <= 0; });
 document.addEventListener("dragend", () => { depth = 0; $("drop").hidden = true; });
@@ -192,14 +192,14 @@ document.addEventListener("drop", (event) => {
   $("drop").hidden = true;
   const within = text.contains(event.target);
   if (within) caretAt(event);
-  const known = [...before, ...tray][Number(event.dataTransfer.getData("text/x-image")) - 1];
-  if (known) nameImage(known);
-  else addFiles(pictures(event.dataTransfer), within && written());
+  const shown = [...earlier, ...tray][Number(event.dataTransfer.getData("text/x-image")) - 1];
+  if (shown) nameImage(shown);
+  else addFiles(filesOf(event.dataTransfer), within && hasText());
 });
 
 $("attach").onclick = () => $("files").click();
 $("files").onchange = (event) => {
-  addFiles([...event.target.files]); // a copy: the list empties with the field
+  addFiles([...event.target.files]); // a copy, because resetting the field empties the list
   event.target.value = "";
 };
 draw();

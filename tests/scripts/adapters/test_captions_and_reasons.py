@@ -4,7 +4,7 @@ import pytest
 
 from scripts.adapters.aokvqa import REASONS
 from scripts.adapters.coco_caption import PROMPTS
-from tests.scripts.adapters.raws import IMAGES, run
+from tests.scripts.adapters.raw_folders import IMAGES, run
 
 CAPTIONS = "coco_caption/dataset.json"
 AOKVQA = "aokvqa/annotations/aokvqa_v1p0_train.json"
@@ -52,7 +52,7 @@ def test_a_single_caption_is_no_choice(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "karpathy, split", [("train", "train"), ("restval", "train"), ("val", "val"), ("test", "test")]
+    ("karpathy", "split"), [("train", "train"), ("restval", "train"), ("val", "val"), ("test", "test")]
 )
 def test_benchmark_images_keep_their_split(tmp_path, karpathy, split):
     records, _, _ = run("coco_caption", tmp_path, captions_file(caption_row("a man", split=karpathy)))
@@ -60,7 +60,7 @@ def test_benchmark_images_keep_their_split(tmp_path, karpathy, split):
 
 
 @pytest.mark.parametrize(
-    "bad, reason",
+    ("bad", "reason"),
     [
         (caption_row("x", cocoid=12), "missing_image"),
         (caption_row("x", cocoid="785"), "bad_row"),
@@ -93,7 +93,7 @@ def test_direct_answers_are_not_looked_at(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad, reason",
+    ("bad", "reason"),
     [
         (reason_row(image_id=3), "missing_image"),
         (reason_row(image_id=True), "bad_row"),

@@ -50,7 +50,7 @@ def shown(record):
 
 
 @pytest.mark.parametrize(
-    "row, images, questions",
+    ("row", "images", "questions"),
     [
         (llava("<image>\nWhat?", "A cat.", image="a.jpg"), ["a"], [("What?", (0,))]),
         (llava("What?\n<image>", "A cat.", "And?", "No.", image="a.jpg"), ["a"], [("What?", (0,)), ("And?", ())]),
@@ -102,7 +102,7 @@ def test_a_system_turn_or_member_replaces_the_templates(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "row, reason",
+    ("row", "reason"),
     [
         (llava("<image> What?", "A cat."), "image_count"),
         (llava("<image> What?", "A cat.", image=["a.jpg", "b.jpg"]), "image_count"),
@@ -171,5 +171,5 @@ def test_images_in_an_archive(tmp_path):
 
 def test_a_missing_file_names_the_configuration(tmp_path):
     own = CustomDatasetConfig(folder=str(tmp_path), files=("lost.json",))
-    with pytest.raises(UserError, match="lost.json is not there .*custom.pets"):
+    with pytest.raises(UserError, match=r"lost.json is not there .*custom.pets"):
         fetch(custom_source("pets", own), tmp_path, tmp_path / "raw")

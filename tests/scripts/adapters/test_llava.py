@@ -2,22 +2,22 @@
 
 import pytest
 
-from tests.scripts.adapters.raws import run, texts
+from tests.scripts.adapters.raw_folders import run, texts
 
 DETAIL, REASONING, DIAL = "llava/detail_23k.json", "llava/complex_reasoning_77k.json", "llava/conversation_58k.json"
 
 
-def row(*turns, image="000000000785.jpg", id="000000000785"):
+def row(*turns, image="000000000785.jpg", row_id="000000000785"):
     speakers = ("human", "gpt")
-    said = [{"from": speakers[place % 2], "value": turn} for place, turn in enumerate(turns)]
-    return {"id": id, "image": image, "conversations": said}
+    conversation = [{"from": speakers[number % 2], "value": turn} for number, turn in enumerate(turns)]
+    return {"id": row_id, "image": image, "conversations": conversation}
 
 
 GOOD = row("<image>\nWhat is it?", "A skier.")
 
 
 def test_llava_takes_the_first_question_and_answer_of_both_files(tmp_path):
-    reasoning = [row("Why a hat?\n<image>", "It is cold.", "And gloves?", "Too.", id="7", image="000000197388.jpg")]
+    reasoning = [row("Why a hat?\n<image>", "It is cold.", "And gloves?", "Too.", row_id="7", image="000000197388.jpg")]
     records, dropped, notes = run("llava", tmp_path, {DETAIL: [GOOD], REASONING: reasoning})
     assert (dropped, notes) == ([], [])
     assert [record.id for record in records] == ["detail_23k-000000000785", "complex_reasoning_77k-7"]
@@ -39,7 +39,7 @@ def test_a_last_question_without_an_answer_is_left_out_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "written, read",
+    ("written", "read"),
     [
         ("<image>\nQ?", "Q?"),
         ("Q?\n<image>", "Q?"),
@@ -62,7 +62,7 @@ def test_the_image_may_be_named_with_its_folder(tmp_path, image):
 
 
 @pytest.mark.parametrize(
-    "bad, reason, word",
+    ("bad", "reason", "word"),
     [
         (row("A?", "a", image="000000999999.jpg"), "missing_image", "999999"),
         (row("A?", "a", image="../../etc/passwd"), "unsafe_path", "passwd"),

@@ -7,7 +7,7 @@ from itertools import permutations
 
 import pytest
 
-from tests.scripts.adapters.raws import run
+from tests.scripts.adapters.raw_folders import run
 
 FILE = "MIMIC-IT/CGD_instructions.json"
 PAIR = ("000000000785", "000000197388")
@@ -104,7 +104,7 @@ def test_groups_match_a_plain_search(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes, reason",
+    ("changes", "reason"),
     [
         ({"images": ("000000000785", "000000000001")}, "missing_image"),
         ({"images": ("000000000785",)}, "bad_row"),

@@ -12,7 +12,7 @@ from scripts.adapters.conversion import load_adapter
 from scripts.adapters.image_lookup import ImageLookup
 from scripts.common.records import Record
 from scripts.config.registry import DATASETS
-from tests.scripts.adapters.raws import data_path, fetch_for, run, texts
+from tests.scripts.adapters.raw_folders import data_path, fetch_for, run, texts
 
 
 def png(number):
@@ -51,7 +51,7 @@ def test_sd_asks_about_both_sides_of_a_pair(tmp_path):
     }
     records, dropped, notes = convert(tmp_path, "SD", rows, [*SD, "SD_IMG_00002_1"])
     assert [record.id for record in records] == ["SD_INS_00001"]
-    assert [image for image in records[0].images] == [("mimicit_sd", f"MIMIC-IT/SD/{id_}") for id_ in SD]
+    assert list(records[0].images) == [("mimicit_sd", f"MIMIC-IT/SD/{id_}") for id_ in SD]
     assert texts(records[0]) == [("What changed?", "The car left."), ("Where was it?", "By the kerb.")]
     assert records[0].groups == (("order", "permute", 2),)
     assert reasons(dropped) == [("missing_image", 1)] and "SD_IMG_00002_2" in dropped[0].example
@@ -190,7 +190,7 @@ def test_vst_survives_a_strange_list_of_expired_images(tmp_path, listed):
 
 
 @pytest.mark.parametrize(
-    "changes, reason",
+    ("changes", "reason"),
     [
         ({"image_ids": []}, "bad_row"),
         ({"image_ids": "SD_IMG_00001_1"}, "bad_row"),

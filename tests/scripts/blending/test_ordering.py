@@ -64,7 +64,7 @@ def test_a_late_one_with_the_smallest_key_does_not_come_before_its_moment():
 
 
 def test_too_late_is_refused_with_the_name():
-    with pytest.raises(UserError, match="d1 starts at 0.5 .* after 6 conversations.* only 4"):
+    with pytest.raises(UserError, match=r"d1 starts at 0.5 .* after 6 conversations.* only 4"):
         shuffle(keys(10), np.repeat([0.0, 0.5], [4, 6]), 3, ["d0"] * 4 + ["d1"] * 6)
 
 

@@ -73,41 +73,43 @@ def test_windows_are_packed_apart():
 def test_however_many_windows_are_packed_at_once_the_packs_are_the_same(monkeypatch, at_once):
     tokens, images = lengths(4 * WINDOW + 5)
     expected = members(pack(tokens, images, 4096, 64))
-    monkeypatch.setattr(packing, "_AT_ONCE", at_once)
+    monkeypatch.setattr(packing, "_WINDOWS_AT_ONCE", at_once)
     assert sorted(members(pack(tokens, images, 4096, 64))) == sorted(expected)
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
+def workspace(tmp_path_factory):
     return PlanWorkspace(tmp_path_factory.mktemp("packs"), mixed_records())
 
 
-def test_a_packed_plan_holds_the_conversations_of_the_unpacked_one(desk):
+def test_a_packed_plan_holds_the_conversations_of_the_unpacked_one(workspace):
     entries = {name: {"repeat": 3} for name in ALL}
-    plain = desk.plan(entries, sequence=200)
-    packed = desk.plan(entries, **PACKED)
+    plain = workspace.plan(entries, sequence=200)
+    packed = workspace.plan(entries, **PACKED)
     apart = ("position", "pack")
-    said = [sorted(str({k: v for k, v in row.items() if k not in apart}) for row in rows) for rows in (plain, packed)]
-    assert said[0] == said[1]
-    assert desk.manifest["units"] < desk.manifest["conversations"] == len(plain)
+    output = [sorted(str({k: v for k, v in row.items() if k not in apart}) for row in rows) for rows in (plain, packed)]
+    assert output[0] == output[1]
+    assert workspace.manifest["units"] < workspace.manifest["conversations"] == len(plain)
 
 
-def test_units_are_numbered_in_order_and_within_the_limits(desk):
-    rows = desk.plan({name: {"repeat": 3} for name in ALL}, **PACKED)
+def test_units_are_numbered_in_order_and_within_the_limits(workspace):
+    rows = workspace.plan({name: {"repeat": 3} for name in ALL}, **PACKED)
     numbers = [row["pack"] for row in rows]
-    assert numbers == sorted(numbers) and set(numbers) == set(range(desk.manifest["units"]))
+    assert numbers == sorted(numbers) and set(numbers) == set(range(workspace.manifest["units"]))
     tokens, images = (np.bincount(numbers, [row[name] for row in rows]) for name in ("n_tokens", "n_images"))
     assert tokens.max() <= 200 and images.max() <= 8
-    assert desk.manifest["global_batches"] == -(-len(tokens) // 4)
+    assert workspace.manifest["global_batches"] == -(-len(tokens) // 4)
     for start in range(0, len(tokens), 4):
         assert (np.diff(tokens[start : start + 4]) <= 0).all(), "longest first, so that ranks are balanced"
 
 
 def test_any_number_of_ranks_gets_about_the_same(tmp_path):
-    desk = PlanWorkspace(
+    workspace = PlanWorkspace(
         tmp_path, [llava(i, f"i{i % 12}") for i in range(600)] + [caption(i, f"i{i % 12}") for i in range(600)]
     )
-    rows = desk.plan({"llava": {"concat": 3}, "coco_caption": {}}, **PACKED | {"sequence": 400, "global_batch": 32})
+    rows = workspace.plan(
+        {"llava": {"concat": 3}, "coco_caption": {}}, **PACKED | {"sequence": 400, "global_batch": 32}
+    )
     cost = np.bincount([row["pack"] for row in rows], [row["n_tokens"] for row in rows])
     for ranks in (2, 4, 8):
         shares = np.array(
@@ -118,11 +120,11 @@ def test_any_number_of_ranks_gets_about_the_same(tmp_path):
 
 def test_packs_are_shuffled_and_their_contents_come_from_all_datasets(tmp_path):
     rows = [llava(i, f"i{i % 12}") for i in range(1500)] + [caption(i, f"i{i % 12}") for i in range(1500)]
-    desk = PlanWorkspace(tmp_path, rows)
-    plan = desk.plan(
+    workspace = PlanWorkspace(tmp_path, rows)
+    plan = workspace.plan(
         {"llava": {}, "coco_caption": {}}, **PACKED | {"sequence": 1600, "max_images_per_pack": 64, "global_batch": 1}
     )
-    by_key = {row["uids"][0]: place for place, row in enumerate(desk.plan({"llava": {}, "coco_caption": {}}))}
+    by_key = {row["uids"][0]: place for place, row in enumerate(workspace.plan({"llava": {}, "coco_caption": {}}))}
     place = np.array([by_key[row["uids"][0]] for row in plan])
     first = place[np.unique([row["pack"] for row in plan], return_index=True)[1]]
     assert abs(np.corrcoef(first, np.arange(len(first)))[0, 1]) < 0.2, "packs of one window lie all over the epoch"
@@ -130,27 +132,27 @@ def test_packs_are_shuffled_and_their_contents_come_from_all_datasets(tmp_path):
     assert np.mean([count == 2 for count in mixed]) > 0.95
 
 
-def test_a_late_dataset_is_packed_apart_and_not_before_its_moment(desk):
+def test_a_late_dataset_is_packed_apart_and_not_before_its_moment(workspace):
     entries = {"llava": {"repeat": 8}, "coco_caption": {"repeat": 8, "after": 0.5}}
-    rows = desk.plan(entries, **PACKED)
+    rows = workspace.plan(entries, **PACKED)
     late = {row["pack"] for row in rows if row["dataset"] == "coco_caption"}
-    assert min(late) >= 0.5 * desk.manifest["units"]
+    assert min(late) >= 0.5 * workspace.manifest["units"]
     assert not late & {row["pack"] for row in rows if row["dataset"] == "llava"}
 
 
 def test_the_heldout_part_is_packed_too_and_may_be_empty(tmp_path):
-    desk = PlanWorkspace(tmp_path, mixed_records(), held_out=["i00", "i01", "i02", "i03"])
-    rows = desk.plan(ALL, None, **PACKED)
-    assert len({row["pack"] for row in rows}) == desk.manifest["units"] < len(rows)
-    desk.hold_out([])
-    assert desk.plan(ALL, None, **PACKED) == [] and desk.manifest["units"] == 0
+    workspace = PlanWorkspace(tmp_path, mixed_records(), held_out=["i00", "i01", "i02", "i03"])
+    rows = workspace.plan(ALL, None, **PACKED)
+    assert len({row["pack"] for row in rows}) == workspace.manifest["units"] < len(rows)
+    workspace.hold_out([])
+    assert workspace.plan(ALL, None, **PACKED) == [] and workspace.manifest["units"] == 0
 
 
-def test_packing_saves_padding(desk):
+def test_packing_saves_padding(workspace):
     entries = {name: {"repeat": 3} for name in ALL}
     shares = []
     for options in ({"sequence": 200, "global_batch": 8}, PACKED | {"global_batch": 8}):
-        rows = desk.plan(entries, **options)
+        rows = workspace.plan(entries, **options)
         cost = np.bincount([row["pack"] for row in rows], [row["n_tokens"] for row in rows]).astype(int)
         padded, places = padding(cost, 8)
         shares.append(padded / places)

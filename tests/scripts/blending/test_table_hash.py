@@ -1,4 +1,4 @@
-"""A table's hash follows what it says, not how it is stored."""
+"""A table's hash depends on its values, not on how it is stored."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq

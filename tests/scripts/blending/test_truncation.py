@@ -19,13 +19,13 @@ from tests.scripts.blending.plan_fixtures import (
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
+def workspace(tmp_path_factory):
     return PlanWorkspace(tmp_path_factory.mktemp("lengths"), mixed_records(), held_out=["i03"])
 
 
 @pytest.fixture(scope="module")
-def tokenizer(desk):
-    return AutoTokenizer.from_pretrained(desk.tokenizer)
+def tokenizer(workspace):
+    return AutoTokenizer.from_pretrained(workspace.tokenizer)
 
 
 def assert_exact(rows, records, tokenizer):
@@ -41,96 +41,96 @@ def assert_exact(rows, records, tokenizer):
 
 @pytest.mark.parametrize("sequence", [150, 250, 10_000])
 @pytest.mark.parametrize("epoch", [0, None])
-def test_every_row_has_exactly_its_planned_length(desk, tokenizer, sequence, epoch):
+def test_every_row_has_exactly_its_planned_length(workspace, tokenizer, sequence, epoch):
     entries = {name: {"repeat": 3, "concat": 1 if "otter" in name else 3} for name in ALL}
-    rows = desk.plan(entries, epoch, sequence=sequence)
+    rows = workspace.plan(entries, epoch, sequence=sequence)
     assert len(rows) >= 5
-    assert_exact(rows, desk.records, tokenizer)
+    assert_exact(rows, workspace.records, tokenizer)
     assert max(row["n_tokens"] for row in rows) <= sequence
     totals = [sum(row[column] for row in rows) for column in ("n_tokens", "n_labels", "n_images")]
-    assert totals == [desk.manifest[name] for name in ("tokens", "labels", "images")]
+    assert totals == [workspace.manifest[name] for name in ("tokens", "labels", "images")]
 
 
 def test_numbers_of_two_digits_are_counted_as_such(tmp_path, tokenizer):
     """'image 9' and 'image 10' differ in tokens; so do their headers."""
     round_ = turn("See <|image:0|>, <|image:1:LETTER|>?", "<|image:1:ordinal|>", [0, 1])
-    desk = PlanWorkspace(tmp_path, [record(f"many:{number}", ["a", "b"], [round_]) for number in range(8)])
-    for name in desk.datasets:
-        desk.count(name, TOKENS.model_copy(update={"max_images": 16}))
-    plan = desk.plan({"many": {"concat": 8}}, max_images=16)
+    workspace = PlanWorkspace(tmp_path, [record(f"many:{number}", ["a", "b"], [round_]) for number in range(8)])
+    for name in workspace.datasets:
+        workspace.count(name, TOKENS.model_copy(update={"max_images": 16}))
+    plan = workspace.plan({"many": {"concat": 8}}, max_images=16)
     assert max(row["n_images"] for row in plan) > 10
-    assert_exact(plan, desk.records, tokenizer)
+    assert_exact(plan, workspace.records, tokenizer)
 
 
 def test_text_alone_is_a_conversation(tmp_path, tokenizer):
-    desk = PlanWorkspace(tmp_path, [record("own:1", [], [turn("Hello?", "Hi.")]), llava(0, "a"), llava(1, "b")])
-    rows = desk.plan({"own": {}, "llava": {"concat": 2}})
+    workspace = PlanWorkspace(tmp_path, [record("own:1", [], [turn("Hello?", "Hi.")]), llava(0, "a"), llava(1, "b")])
+    rows = workspace.plan({"own": {}, "llava": {"concat": 2}})
     assert [row["n_images"] for row in rows if row["dataset"] == "own"] == [0]
-    assert_exact(rows, desk.records, tokenizer)
+    assert_exact(rows, workspace.records, tokenizer)
 
 
 def test_a_system_text_of_a_records_own_replaces_the_templates(tmp_path, tokenizer):
     own = [
         record(f"own:{n}", [], [turn("Hello?", "Hi.")], system=text) for n, text in enumerate(("", "Be very brief."))
     ]
-    desk = PlanWorkspace(tmp_path, own)
-    rows = desk.plan({"own": {}})
-    assert_exact(rows, desk.records, tokenizer)
+    workspace = PlanWorkspace(tmp_path, own)
+    rows = workspace.plan({"own": {}})
+    assert_exact(rows, workspace.records, tokenizer)
     assert len({row["n_tokens"] for row in rows}) == 2
-    roles = {row["uids"][0]: messages(row, desk.records)[0]["role"] for row in rows}
+    roles = {row["uids"][0]: messages(row, workspace.records)[0]["role"] for row in rows}
     assert roles == {"own:0": "user", "own:1": "system"}
-    (both,) = [row for row in desk.plan({"own": {"concat": 2}}, seed=4) if len(row["uids"]) == 2] or [None]
+    (both,) = [row for row in workspace.plan({"own": {"concat": 2}}, seed=4) if len(row["uids"]) == 2] or [None]
     assert both is not None
-    assert_exact([both], desk.records, tokenizer)
+    assert_exact([both], workspace.records, tokenizer)
 
 
 def test_cutting_takes_whole_rounds_from_the_end_and_counts_them(tmp_path, tokenizer):
-    desk = PlanWorkspace(tmp_path, [llava_dial(0, "a", 4)])
-    (whole,) = desk.plan({"llava_dial": {}}, sequence=10_000)
-    assert desk.manifest["datasets"]["llava_dial"]["cut"] == {"conversations": 0, "rounds": 0, "records": 0}
-    (cut,) = desk.plan({"llava_dial": {}}, sequence=whole["n_tokens"] - 1)
+    workspace = PlanWorkspace(tmp_path, [llava_dial(0, "a", 4)])
+    (whole,) = workspace.plan({"llava_dial": {}}, sequence=10_000)
+    assert workspace.manifest["datasets"]["llava_dial"]["cut"] == {"conversations": 0, "rounds": 0, "records": 0}
+    (cut,) = workspace.plan({"llava_dial": {}}, sequence=whole["n_tokens"] - 1)
     assert whole["rounds"] == [[0, 1, 2, 3]]
     assert cut["rounds"] == [[0, 1, 2]]
-    assert desk.manifest["datasets"]["llava_dial"]["cut"] == {"conversations": 1, "rounds": 1, "records": 0}
-    (same,) = desk.plan({"llava_dial": {}}, sequence=cut["n_tokens"])
+    assert workspace.manifest["datasets"]["llava_dial"]["cut"] == {"conversations": 1, "rounds": 1, "records": 0}
+    (same,) = workspace.plan({"llava_dial": {}}, sequence=cut["n_tokens"])
     assert same == cut
-    assert_exact([whole, cut], desk.records, tokenizer)
+    assert_exact([whole, cut], workspace.records, tokenizer)
 
 
 def test_a_record_that_is_cut_off_wholly_leaves_no_trace_in_the_row(tmp_path, tokenizer):
-    desk = PlanWorkspace(tmp_path, [llava_dial(number, f"i{number}", 2) for number in range(6)])
-    longest = max(desk.plan({"llava_dial": {}}, sequence=10_000), key=lambda row: row["n_tokens"])["n_tokens"]
-    rows = desk.plan({"llava_dial": {"concat": 3}}, sequence=longest)
-    assert_exact(rows, desk.records, tokenizer)
-    account = desk.manifest["datasets"]["llava_dial"]
+    workspace = PlanWorkspace(tmp_path, [llava_dial(number, f"i{number}", 2) for number in range(6)])
+    longest = max(workspace.plan({"llava_dial": {}}, sequence=10_000), key=lambda row: row["n_tokens"])["n_tokens"]
+    rows = workspace.plan({"llava_dial": {"concat": 3}}, sequence=longest)
+    assert_exact(rows, workspace.records, tokenizer)
+    account = workspace.manifest["datasets"]["llava_dial"]
     assert account["cut"]["records"] == 6 - sum(len(row["uids"]) for row in rows) > 0
     assert all(len(rounds) > 0 for row in rows for rounds in row["rounds"])
     assert {row["form"] for row in rows if len(row["uids"]) == 1} == {"single"}
 
 
 def test_too_many_images_cut_like_too_many_tokens(tmp_path, tokenizer):
-    desk = PlanWorkspace(tmp_path, [llava(number, f"i{number}") for number in range(12)])
-    rows = desk.plan({"llava": {"concat": 12}}, max_images=2, seed=1)
+    workspace = PlanWorkspace(tmp_path, [llava(number, f"i{number}") for number in range(12)])
+    rows = workspace.plan({"llava": {"concat": 12}}, max_images=2, seed=1)
     assert max(row["n_images"] for row in rows) == 2
-    assert desk.manifest["datasets"]["llava"]["cut"]["records"] > 0
-    assert_exact(rows, desk.records, tokenizer)
+    assert workspace.manifest["datasets"]["llava"]["cut"]["records"] > 0
+    assert_exact(rows, workspace.records, tokenizer)
 
 
 def test_a_conversation_that_fits_not_even_once_is_dropped_and_counted(tmp_path):
     long = record("llava:9", ["a"], [turn("Why? " * 40, "Because. " * 40, [0])])
-    desk = PlanWorkspace(tmp_path, [llava(0, "a"), long])
-    rows = desk.plan({"llava": {}}, sequence=200)
+    workspace = PlanWorkspace(tmp_path, [llava(0, "a"), long])
+    rows = workspace.plan({"llava": {}}, sequence=200)
     assert [row["uids"] for row in rows] == [["llava:0"]]
-    assert desk.manifest["datasets"]["llava"]["too_long"] == 1
+    assert workspace.manifest["datasets"]["llava"]["too_long"] == 1
 
 
 def test_a_join_that_would_lose_its_comparison_is_dropped(tmp_path):
-    desk = PlanWorkspace(tmp_path, [llava_dial(0, "a"), llava(0, "b"), pair(0, "a", "b")])
+    workspace = PlanWorkspace(tmp_path, [llava_dial(0, "a"), llava(0, "b"), pair(0, "a", "b")])
     copies = {"llava_otter_blend": {"repeat": 40}}
-    whole = desk.plan(copies, sequence=10_000)
+    whole = workspace.plan(copies, sequence=10_000)
     limit = sorted(row["n_tokens"] for row in whole)[10]
-    rows = desk.plan(copies, sequence=limit)
-    account = desk.manifest["datasets"]["llava_otter_blend"]
+    rows = workspace.plan(copies, sequence=limit)
+    account = workspace.manifest["datasets"]["llava_otter_blend"]
     assert account["too_long"] == 40 - len(rows) > 0
     assert account["cut"]["conversations"] > 0
     assert all(any(uid.startswith("otter") for uid in row["uids"]) for row in rows)

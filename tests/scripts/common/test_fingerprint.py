@@ -13,14 +13,16 @@ def _write(root, files):
 def _fingerprint(root, monkeypatch, files, *modules):
     _write(root, files)
     monkeypatch.setattr(fingerprint, "ROOT", root)
-    fingerprint._imports.cache_clear()
+    fingerprint.imports.cache_clear()
     fingerprint._statements.cache_clear()
     fingerprint._normalised.cache_clear()
     return fingerprint.code_fingerprint(*modules)
 
 
 BASE = {
-    "scripts/step.py": '"""Purpose."""\nfrom scripts.helper import work\nimport numpy\n\n\ndef main():\n    return work(1)\n',
+    "scripts/step.py": (
+        '"""Purpose."""\nfrom scripts.helper import work\nimport numpy\n\n\ndef main():\n    return work(1)\n'
+    ),
     "scripts/helper.py": "from scripts.deep import thing\n\n\ndef work(x):\n    return thing(x)  # why\n",
     "scripts/deep.py": "def thing(x):\n    return x\n",
     "scripts/other.py": "A = 1\n",

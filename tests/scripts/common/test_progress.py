@@ -1,4 +1,4 @@
-"""Progress: a line for logs now and then, a bar on a terminal; what an earlier attempt did does not count for the rate."""
+"""Progress: lines for logs, a bar on a terminal; items of an earlier attempt do not count for the rate."""
 
 import io
 import sys

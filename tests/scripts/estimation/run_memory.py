@@ -19,7 +19,7 @@ from scripts.training.worker import start_distributed
 
 
 def storages() -> dict[int, int]:
-    """Address and bytes of the memory of every living tensor; partitioned weights count by what is left here."""
+    """Address and bytes of the memory of every living tensor made since `gc.freeze`, by what is left here of it."""
     gc.collect()
     found = {}
     for thing in gc.get_objects():
@@ -40,6 +40,8 @@ def main(root: Path, out: Path, variants: dict[str, dict]) -> None:
     from scripts.training.engine import TrainingEngine
     from scripts.training.trainable import mark_trainable
 
+    # Nothing that the imports have made is looked through again and again.
+    gc.freeze()
     types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     reader = BlendReader(root / "blend/tiny/epoch-000", root)
     share = {"rank": dist.get_rank(), "ranks": dist.get_world_size()}
@@ -69,9 +71,9 @@ def main(root: Path, out: Path, variants: dict[str, dict]) -> None:
         engine.step(0, [batch])
         engine.step(1, [batch])
         moments["rest"] = sum(size for place, size in storages().items() if place not in before and place not in data)
-        everybody: list = [None] * dist.get_world_size()
-        dist.all_gather_object(everybody, moments)
-        measured[name] = {moment: max(rank[moment] for rank in everybody) for moment in moments}
+        by_rank: list = [None] * dist.get_world_size()
+        dist.all_gather_object(by_rank, moments)
+        measured[name] = {moment: max(rank[moment] for rank in by_rank) for moment in moments}
         deepspeed.step = true_step
         if hasattr(deepspeed, "destroy"):
             deepspeed.destroy()

@@ -64,12 +64,12 @@ def test_what_is_trained_is_what_training_would_train():
 
 
 def test_what_is_not_known_and_not_here_is_one_clear_error():
-    with pytest.raises(UserError, match="'nobody/nothing' is not here.*config.json"):
+    with pytest.raises(UserError, match=r"'nobody/nothing' is unknown.*config.json"):
         count("nobody/nothing")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_fits_the_gpus_that_it_speaks_of_and_asks_for_the_memory_that_it_needs(recipe, estimates):
+def test_every_recipe_fits_the_gpus_that_it_names_and_requests_the_memory_that_it_needs(recipe, estimates):
     estimate = estimates[recipe]
     run = estimate.run
     choice = ZeroPlacement(run.zero, run.offload, run.ranks)
@@ -93,6 +93,6 @@ def test_more_stages_and_more_ranks_never_need_more_of_a_gpu(estimates):
 
 def test_the_report_names_the_recipe_and_the_guess():
     configuration = settings.load(yaml.safe_load((ROOT / "recipes/paper-7b.yaml").read_text()))
-    told = report(configuration, "mmca", 8, "h100", 0.4)
-    assert "openai/clip-vit-large-patch14" in told and "135,278,592" in told
-    assert told.count("<- the recipe") == 1 and "guessed" in told and "8 x h100 at 40% of their peak" in told
+    text = report(configuration, "mmca", 8, "h100", 0.4)
+    assert "openai/clip-vit-large-patch14" in text and "135,278,592" in text
+    assert text.count("<- the recipe") == 1 and "a guess" in text and "8 x h100 at 40% of their peak" in text

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from scripts.config.run import RunConfig
 from scripts.estimation import meta_model
 from scripts.estimation.memory import ZeroPlacement, states
+from tests import preload
 from tests.runs import REPOSITORY, TrainingSetup
 
 FULL = {"train_language": "full"}
@@ -29,12 +29,12 @@ VARIANTS |= {
 
 @pytest.fixture(scope="module")
 def held(lab: TrainingSetup, tmp_path_factory) -> dict[str, dict[str, int]]:
-    """What the first of two ranks held, by variant (see `held.py`)."""
+    """What the first of two ranks held, by variant (see `run_memory.py`)."""
     out = tmp_path_factory.mktemp("held") / "held.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tests.scripts.estimation.run_memory", str(lab.root), str(out), json.dumps(VARIANTS)]
     environment = os.environ | {"PATH": "", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    done = preload.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
 

@@ -9,8 +9,8 @@ from scripts.evaluation.choice_metrics import (
     accuracy_per_character,
     chosen_letter,
     exact_match,
-    likeliest,
     mcq_letter,
+    most_likely_choice,
 )
 from tests.scripts.evaluation.turn_factory import points, turn
 
@@ -43,15 +43,15 @@ def test_chosen_letter(output, expected):
     assert chosen_letter(output, CHOICES) == expected
 
 
-def test_by_letter_as_a_metric():
+def test_choice_by_letter():
     turns = [turn("B", choices=CHOICES, target=1), turn("A", choices=CHOICES, target=1), turn("B")]
     assert points(mcq_letter(turns)) == [1.0, 0.0, None]
 
 
-def test_by_likelihood_with_and_without_length():
+def test_choice_by_likelihood_with_and_without_length_normalisation():
     losses = [2.0, 3.0, 4.0, math.nan]
-    assert likeliest(losses, CHOICES) == 0
-    assert likeliest(losses, CHOICES, normalised=True) == 2
+    assert most_likely_choice(losses, CHOICES) == 0
+    assert most_likely_choice(losses, CHOICES, normalised=True) == 2
     turns = [turn("a cat", choices=CHOICES, losses=losses, target=2), turn("x", choices=CHOICES, target=2)]
     assert points(accuracy(turns)) == [0.0, None]
     assert points(accuracy_per_character(turns)) == [1.0, None]

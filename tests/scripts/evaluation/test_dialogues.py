@@ -1,4 +1,4 @@
-"""What a dialogue carries from round to round."""
+"""The history of a dialogue from round to round."""
 
 from scripts.evaluation.dialogues import _State
 from scripts.evaluation.suites import Dialogue, SuiteImage, SuiteRound
@@ -12,10 +12,10 @@ def shown(prompt) -> list[list[int]]:
     return [[part["index"] for part in message["content"] if part["type"] == "image"] for message in prompt.messages]
 
 
-def test_answers_and_images_are_carried_along():
+def test_answers_and_images_stay_in_the_history():
     state = _State()
     for number, answer in enumerate(("1", "2")):
-        state.told(state.ask(DIALOGUE, number), answer)
+        state.add_answer(state.ask(DIALOGUE, number), answer)
     prompt = state.ask(DIALOGUE, 2)
     assert [message["role"] for message in prompt.messages] == ["user", "assistant", "user", "assistant", "user"]
     assert [message["content"][-1]["text"] for message in prompt.messages] == ["one?", "1", "two?", "2", "three?"]
@@ -24,20 +24,20 @@ def test_answers_and_images_are_carried_along():
     assert prompt.name == "test 'talk', round 3"
 
 
-def test_a_question_without_an_answer_is_forgotten_but_not_its_image():
+def test_a_question_with_an_empty_answer_is_dropped_but_not_its_image():
     state = _State()
-    state.told(state.ask(DIALOGUE, 0), "")
+    state.add_answer(state.ask(DIALOGUE, 0), "")
     prompt = state.ask(DIALOGUE, 1)
     assert [message["content"][-1]["text"] for message in prompt.messages] == ["two?"]
     assert shown(prompt) == [[0]]
-    state.told(prompt, "2")
+    state.add_answer(prompt, "2")
     assert shown(state.ask(DIALOGUE, 2)) == [[0], [], [1]]
 
 
 def test_a_prompt_keeps_the_images_of_its_own_round():
     state = _State()
     first = state.ask(DIALOGUE, 0)
-    state.told(first, "1")
+    state.add_answer(first, "1")
     state.ask(DIALOGUE, 1)
     state.ask(DIALOGUE, 2)
-    assert first.read() == [b"a"]
+    assert first.read_images() == [b"a"]

@@ -1,4 +1,4 @@
-"""Held-out conversations as questions: one prompt per round, with the true answers before it."""
+"""Held-out conversations as questions: one prompt per round, with the reference answers before it."""
 
 from scripts.evaluation.heldout_questions import questions
 from scripts.evaluation.question_kinds import QuestionKind
@@ -26,7 +26,7 @@ SAMPLE = Sample(
 )
 
 
-def test_every_round_is_a_question_with_its_true_history():
+def test_every_round_is_a_question_with_its_reference_history():
     first, second, third = questions(4, SAMPLE, [])
     assert (first.unit, first.round, second.round, third.round) == (4, 1, 2, 3)
     assert (first.question, first.reference) == ("One?", "1")
@@ -36,7 +36,7 @@ def test_every_round_is_a_question_with_its_true_history():
     assert first.test == "llava:1+cgd:2" and first.gallery == ("aa", "bb", "cc")
 
 
-def test_the_kind_without_a_list_follows_from_the_images_in_view():
+def test_without_kinds_the_group_follows_from_the_number_of_images():
     several = QuestionKind("join", "several")
     assert [q.kind for q in questions(0, SAMPLE, [])] == [QuestionKind("join", "one"), several, several]
     listed = [QuestionKind("again", "one", False, "^Again"), QuestionKind("rest", "several", True, ".")]

@@ -1,4 +1,4 @@
-"""lmms-eval, the real package, asks a VisualChat model through our entry point, and gets what our evaluation gets.
+"""The real package lmms-eval evaluates a model through our entry point, with the same results as our evaluation.
 
 `make test-lmms` makes an environment for this, `.neighbours/lmms`; elsewhere these tests are skipped.
 """
@@ -39,7 +39,7 @@ def rounds(doc, results): return {"rounds": len(results[0] if isinstance(results
 
 @pytest.fixture(scope="module", autouse=True)
 def home(tmp_path_factory):
-    """No cache of the user's is read or written, and no hub is asked."""
+    """Neither the user's caches nor the hub are used."""
     with pytest.MonkeyPatch.context() as patch:
         # The harness lets Pillow read truncated images from then on; other tests must not inherit that.
         patch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
@@ -70,13 +70,13 @@ def ask(model: Path, folder: Path, *tasks: str, simple: bool = False, **options)
 
 
 def outputs(result: dict, task: str) -> dict[int, str]:
-    """What the model said, by document."""
+    """The outputs by document."""
     return {sample["doc_id"]: sample["filtered_resps"] for sample in result["samples"][task]}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, home) -> Path:
-    """The task files of our own tests, with paths that do not depend on where one stands, and one of several rounds."""
+    """The task files of our own tests with absolute paths, and one with several rounds."""
     place = tmp_path_factory.mktemp("tasks") / "files"
     tasks = write_tasks(place)
     rows = [json.loads(line) for line in (place / "rows.jsonl").read_text().splitlines()]
@@ -115,7 +115,7 @@ def folder(tmp_path_factory, home) -> Path:
 
 def ours(trained, task: Path, out: Path) -> list:
     suite = read_suite(task, image_root="/", allow_code=True)
-    return CheckpointEvaluation("final", trained.model, EvaluationConfig(batch=8, max_new_tokens=12), out).suite(
+    return CheckpointEvaluation("final", trained.model, EvaluationConfig(batch_size=8, max_new_tokens=12), out).suite(
         "x", suite
     )
 
@@ -131,19 +131,19 @@ def test_one_task_file_gives_the_same_answers_in_both(trained, folder, tmp_path,
     result = ask(trained.model, folder, "free", simple=simple)
     summary, turns = ours(trained, folder / "free.yaml", tmp_path)
     theirs = outputs(result, "free")
-    assert [theirs[place] for place in sorted(theirs)] == [[turn.output] for turn in turns]
+    assert [theirs[index] for index in sorted(theirs)] == [[turn.output] for turn in turns]
     value = summary["metrics"]["exact_match"]["value"]
     assert result["results"]["free"]["exact_match,none"] == pytest.approx(value) and value > 0.7
 
 
-def test_likelihoods_choose_the_same(trained, folder, tmp_path):
+def test_multiple_choice_gives_the_same_results(trained, folder, tmp_path):
     result = ask(trained.model, folder, "choices", simple=True)
     summary, turns = ours(trained, folder / "choices.yaml", tmp_path)
     losses = {
         sample["doc_id"]: [resp[0] for resp in sample["filtered_resps"]] for sample in result["samples"]["choices"]
     }
-    for place, turn in enumerate(turns):
-        assert losses[place] == pytest.approx(turn.losses, rel=1e-4)
+    for index, turn in enumerate(turns):
+        assert losses[index] == pytest.approx(turn.losses, rel=1e-4)
     for name in ("acc", "acc_norm"):
         assert result["results"]["choices"][f"{name},none"] == pytest.approx(summary["metrics"][name]["value"])
     assert summary["metrics"]["acc"]["value"] > 0.7
@@ -153,16 +153,16 @@ def test_likelihoods_choose_the_same(trained, folder, tmp_path):
 def test_several_rounds(trained, folder, simple):
     result = ask(trained.model, folder, "talk", simple=simple)
     assert result["results"]["talk"]["rounds,none"] == 2
-    said = outputs(result, "talk")[0][0]
-    answerer = ModelRunner(trained.model, EvaluationConfig(max_new_tokens=12))
+    rounds = outputs(result, "talk")[0][0]
+    runner = ModelRunner(trained.model, EvaluationConfig(max_new_tokens=12))
     from scripts.evaluation.lmms import _prompt, _simple_messages
 
     row = json.loads((folder / "rows.jsonl").read_text().splitlines()[0])
     image = Image.open(row["image"]).convert("RGB")
-    (first,) = answerer.generate([_prompt(_simple_messages(row["question"], [image]), "x")], "x")
+    (first,) = runner.generate([_prompt(_simple_messages(row["question"], [image]), "x")], "x")
     again = f"You said {first} {row['question']}"
-    (second,) = answerer.generate([_prompt(_simple_messages(again, [image]), "x")], "x")
-    assert said == [first, second]
+    (second,) = runner.generate([_prompt(_simple_messages(again, [image]), "x")], "x")
+    assert rounds == [first, second]
 
 
 def test_rounds_may_be_one_conversation(trained, folder):
@@ -192,7 +192,7 @@ def test_a_reference_is_a_log_likelihood_and_a_choice_a_loss(trained, folder):
     assert loss > 0 and likelihood == pytest.approx(-loss) and greedy == same
 
 
-def test_what_cannot_be_shown_is_refused(trained):
+def test_videos_and_unknown_options_are_errors(trained):
     from scripts.evaluation.lmms import VisualChat, _prompt
 
     with pytest.raises(ValueError, match="shows a video"):
@@ -201,12 +201,12 @@ def test_what_cannot_be_shown_is_refused(trained):
         VisualChat(pretrained=str(trained.model), colour="red")
 
 
-def test_our_vqa_normaliser_is_the_one_that_everybody_uses():
+def test_our_vqa_normaliser_equals_that_of_lmms_eval():
     import random
 
     from lmms_eval.tasks._task_utils.vqa_eval_metric import EvalAIAnswerProcessor
 
-    theirs, draw = EvalAIAnswerProcessor(), random.Random(5)
+    theirs, generator = EvalAIAnswerProcessor(), random.Random(5)
     pieces = [
         "a",
         "the",
@@ -224,5 +224,5 @@ def test_our_vqa_normaliser_is_the_one_that_everybody_uses():
     ]
     pieces += ["Couldnt've", "somebody'd", "[x]", "wont.", "id've", "Im", "@ home", "it's", ";", "...", "ten"]
     for _ in range(2000):
-        text = " ".join(draw.choices(pieces, k=draw.randint(1, 6)))
+        text = " ".join(generator.choices(pieces, k=generator.randint(1, 6)))
         assert normalise_vqa(text) == theirs.process_digit_article(theirs.process_punctuation(text)), text

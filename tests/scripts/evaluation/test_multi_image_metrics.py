@@ -1,4 +1,4 @@
-"""Metrics of several images and rounds, by hand."""
+"""Metrics of several images and rounds, against values worked out by hand."""
 
 import pytest
 
@@ -33,32 +33,32 @@ def test_image_numbers(text, numbers):
     assert image_numbers(text, 3) == numbers
 
 
-def test_which_image_judges_only_answers_that_name_one():
-    seen = [1, 1]
+def test_which_image_applies_only_to_references_that_name_an_image():
+    shown = [1, 1]
     turns = [
-        turn("Image 2", "The second image.", shown=seen),
-        turn("The first image.", "The second image.", shown=seen),
-        turn("both", "The second image.", shown=seen),
-        turn("yes", "yes", shown=seen),
+        turn("Image 2", "The second image.", shown=shown),
+        turn("The first image.", "The second image.", shown=shown),
+        turn("both", "The second image.", shown=shown),
+        turn("yes", "yes", shown=shown),
         turn("The first image."),
     ]
     assert points(which_image(turns)) == [1.0, 0.0, 0.0, None, None]
 
 
 def test_how_long_ago_the_image_in_question_was_shown():
-    assert rounds_ago(turn("x", shown=[1], round=1)) == 0
-    assert rounds_ago(turn("x", shown=[1, 2], round=4)) == 2
-    assert rounds_ago(turn("x", shown=[1, 2], round=4, question="In the first image, what is red?")) == 3
-    assert rounds_ago(turn("x", shown=[1, 2, 3], round=4, question="Do images 2 and 3 differ? Image 2 has more.")) == 2
-    assert rounds_ago(turn("x", shown=[1, 2], round=4, question="Is image 2 like image 1?")) == 3
+    assert rounds_ago(turn("x", shown=[1], number=1)) == 0
+    assert rounds_ago(turn("x", shown=[1, 2], number=4)) == 2
+    assert rounds_ago(turn("x", shown=[1, 2], number=4, question="In the first image, what is red?")) == 3
+    assert rounds_ago(turn("x", shown=[1, 2, 3], number=4, question="Do images 2 and 3 differ? Image 2 has more.")) == 2
+    assert rounds_ago(turn("x", shown=[1, 2], number=4, question="Is image 2 like image 1?")) == 3
     assert rounds_ago(turn("x")) is None
 
 
 def test_recall_by_round():
     turns = [
-        turn("red", "red", test="a", shown=[1], round=1),
-        turn("two", "three", test="a", shown=[1], round=2),
-        turn("red", "red", test="a", shown=[1, 3], round=3, question="What is in image 1?"),
+        turn("red", "red", test="a", shown=[1], number=1),
+        turn("two", "three", test="a", shown=[1], number=2),
+        turn("red", "red", test="a", shown=[1, 3], number=3, question="What is in image 1?"),
         turn("five", "five", test="a"),
     ]
     found = recall(turns)
@@ -85,14 +85,14 @@ def test_versions_of_a_question():
 
 
 def test_consistency_counts_pairs_and_needs_no_references():
-    turns = [turn(output, test=f"a{place}", cluster="a") for place, output in enumerate(("red", "red", "blue"))]
+    turns = [turn(output, test=f"a{index}", cluster="a") for index, output in enumerate(("red", "red", "blue"))]
     assert points(consistency(turns)) == [pytest.approx(1 / 3), None, None]
     assert points(order_sensitivity(turns)) == [None, None, None]
 
 
 def test_versions_are_compared_round_by_round():
     rounds = [
-        turn(output, test=test, round=number, cluster="a")
+        turn(output, test=test, number=number, cluster="a")
         for test in "xy"
         for number, output in ((1, "yes"), (2, test))
     ]

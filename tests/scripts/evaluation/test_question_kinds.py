@@ -1,4 +1,4 @@
-"""Telling questions apart by kind."""
+"""Kinds of questions."""
 
 import json
 
@@ -28,7 +28,7 @@ def test_first_matching_kind_wins(tmp_path):
     assert not classify("Describe it.", kinds, "llava", 1).scored
 
 
-def test_unclaimed_question_is_scored_apart(tmp_path):
+def test_a_question_of_no_kind_is_scored_as_other(tmp_path):
     kind = classify("Why?", read_kinds(write(tmp_path, KINDS)), "llava", 2)
     assert (kind.name, kind.images, kind.scored) == ("other", None, True)
 
@@ -46,8 +46,8 @@ def test_without_kinds_the_dataset_is_the_kind(images, group):
         (KINDS[0] | {"images": "two"}, '"one" or "several"'),
         (KINDS[0] | {"pattern": "("}, "regular expression"),
         (KINDS[0] | {"scored": "yes"}, "true or false"),
-        (KINDS[0] | {"name": "other"}, "name of its own"),
-        (KINDS[1] | {"name": "caption"}, "name of its own"),
+        (KINDS[0] | {"name": "other"}, "names of kinds must be unique"),
+        (KINDS[1] | {"name": "caption"}, "names of kinds must be unique"),
     ],
 )
 def test_bad_entries_are_named(tmp_path, entry, message):

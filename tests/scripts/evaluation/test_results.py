@@ -1,4 +1,4 @@
-"""The numbers of kinds and groups, worked out by hand, and the files of turns."""
+"""The numbers of kinds and groups against values worked out by hand, and the result files."""
 
 import csv
 import json
@@ -17,11 +17,11 @@ MORE, CAPTION = QuestionKind("more", "several", True, "more"), QuestionKind("cap
 
 def turn(reference: str, correct: bool | None, blanked: bool = False, **fields) -> Turn:
     defaults = {"test": "t", "round": 1, "question": "q?", "prompt": "p", "images": [], "new_images": 0, "output": "o"}
-    judged = {"output": "", "correct": blanked}
-    return Turn(**defaults | {"references": [reference], "correct": correct, "blanked": judged} | fields)
+    blanked_answer = {"output": "", "correct": blanked}
+    return Turn(**defaults | {"references": [reference], "correct": correct, "blanked": blanked_answer} | fields)
 
 
-def asked(kind: QuestionKind, *answers: tuple[str, bool, bool]) -> list[tuple[Question, Turn]]:
+def answered(kind: QuestionKind, *answers: tuple[str, bool, bool]) -> list[tuple[Question, Turn]]:
     return [
         (Question(0, "t", 1, "llava", "q?", [], (), 0, (), reference, kind), turn(reference, correct, blanked))
         for reference, correct, blanked in answers
@@ -29,10 +29,10 @@ def asked(kind: QuestionKind, *answers: tuple[str, bool, bool]) -> list[tuple[Qu
 
 
 PAIRS = [
-    *asked(SHAPE, ("circle", True, False), ("cross", True, True)),
-    *asked(COLOUR, *[("red", True, True)] * 3, *[("blue", False, False)] * 3),
-    *asked(MORE, ("image 1", True, False)),
-    *asked(OTHER, ("so", False, False)),
+    *answered(SHAPE, ("circle", True, False), ("cross", True, True)),
+    *answered(COLOUR, *[("red", True, True)] * 3, *[("blue", False, False)] * 3),
+    *answered(MORE, ("image 1", True, False)),
+    *answered(OTHER, ("so", False, False)),
 ]
 
 
@@ -52,18 +52,20 @@ def test_kinds_and_groups():
     assert result["groups"]["several"]["n"] == 1
 
 
-def test_chance_of_a_group_weighs_its_kinds_by_their_questions():
-    pairs = asked(COLOUR, *[("red", True, True)] * 9) + asked(SHAPE, ("circle", True, True), ("cross", True, True))
+def test_the_chance_level_of_a_group_is_weighted_by_questions():
+    pairs = answered(COLOUR, *[("red", True, True)] * 9) + answered(
+        SHAPE, ("circle", True, True), ("cross", True, True)
+    )
     one = summarise_heldout(pairs, [COLOUR, SHAPE], 0.95)["groups"]["one"]
     assert one["chance"] == pytest.approx((9 * 1 + 2 * 0.5) / 11)
 
 
-def test_no_questions_at_all():
+def test_without_questions():
     result = summarise_heldout([], [COLOUR], 0.95)
     assert result["kinds"][0]["n"] == result["groups"]["one"]["n"] == 0
 
 
-def test_suites_count_only_what_can_be_judged():
+def test_suites_count_only_scored_rounds():
     turns = [turn("a", True), turn("", None, round=2), turn("b", False, test="u")]
     result = summarise_suite(turns, 0.95)
     assert (result["n"], result["correct"]) == (2, 1)
@@ -73,7 +75,7 @@ def test_suites_count_only_what_can_be_judged():
     ]
 
 
-def test_turns_on_disk(tmp_path):
+def test_files_of_turns(tmp_path):
     images = [{"path": name, "sha256": "0" * 64} for name in ("a.png", "b c.png", "d.png")]
     turns = [turn("x", None, question='say "hi",\nplease', output="né", images=images, new_images=2)]
     write_turns(tmp_path, "final", turns, {"suite": "talk"})

@@ -1,10 +1,10 @@
-"""Judging answers: values worked out by hand and values from the papers that define the intervals."""
+"""Exact match and intervals, against values worked out by hand and values of the papers that define them."""
 
 import pytest
 
 from scripts.evaluation.statistics import (
     is_correct,
-    majority_share,
+    majority_accuracy,
     normalise,
     paired_difference,
     summarise,
@@ -35,8 +35,8 @@ def test_is_correct_accepts_any_reference_and_nothing_else():
     assert not is_correct("two", [])
 
 
-def test_majority_share_counts_normalised_answers():
-    assert majority_share(["Red.", "red", "blue", "green"]) == 0.5
+def test_majority_accuracy_counts_normalised_answers():
+    assert majority_accuracy(["Red.", "red", "blue", "green"]) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_paired_difference_against_published_values(table, difference, low, high
     assert interval == pytest.approx((low, high), abs=5e-5)
 
 
-def test_summarise_counts_both_ways():
+def test_summarise_with_blanked_images():
     row = summarise([True, True, True, False], 0.5, [True, False, False, False])
     assert (row["n"], row["correct"], row["accuracy"], row["chance"]) == (4, 3, 0.75, 0.5)
     assert row["interval"] == list(wilson(3, 4))
@@ -86,6 +86,6 @@ def test_summarise_counts_both_ways():
     assert row["drop"]["value"] == 0.5
 
 
-def test_summarise_without_blanks_and_without_questions():
+def test_summarise_without_blanked_images_and_without_questions():
     assert "blanked" not in summarise([True], 1.0, None)
     assert summarise([], None, [])["accuracy"] is None

@@ -1,4 +1,4 @@
-"""Reading dialogue suites: the forms of the original, references, and every way in which a suite can be wrong."""
+"""Reading dialogue suites: the format of the original, references, and invalid suites."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def suite(folder: Path, tests, answers=None) -> Path:
     return folder / "suite.json"
 
 
-def test_forms_of_the_original(tmp_path):
+def test_the_format_of_the_original(tmp_path):
     image(tmp_path / "images/a.png")
     image(tmp_path / "images/b c.png", "blue")
     path = suite(
@@ -42,7 +42,7 @@ def test_forms_of_the_original(tmp_path):
     )
     second, first = read_suite(path).dialogues
     assert (second.name, first.name) == ("second", "first")
-    assert [len(round.images) for round in first.rounds] == [1, 0, 2, 0]
+    assert [len(each.images) for each in first.rounds] == [1, 0, 2, 0]
     assert first.rounds[2].images[1].path == "images/b c.png"
     assert first.rounds[0].images[0].sha256 == hashlib.sha256((tmp_path / "images/a.png").read_bytes()).hexdigest()
     assert first.rounds[3].question == "Again?"
@@ -52,7 +52,7 @@ def test_forms_of_the_original(tmp_path):
 def test_references_beside_the_suite(tmp_path):
     path = suite(tmp_path, {"a": [["x?"], ["y?"], ["z?"]], "b": [["x?"]]}, {"a": ["1", ["2", "two"], None], "c": ["9"]})
     a, b = read_suite(path).dialogues
-    assert [round.references for round in a.rounds] == [("1",), ("2", "two"), ()]
+    assert [each.references for each in a.rounds] == [("1",), ("2", "two"), ()]
     assert b.rounds[0].references == ()
 
 
@@ -64,7 +64,7 @@ def test_image_root(tmp_path):
         read_suite(path)
 
 
-def test_the_originals_paths_begin_two_folders_above(tmp_path):
+def test_paths_may_be_relative_to_the_project_folder(tmp_path):
     name = "./eval/eval_data/images/tiger/tiger.png"
     image(tmp_path / "project" / name)
     path = suite(tmp_path / "project/eval/eval_data", {"tiger": [["What is it?", name], ["Sure?"]]})
@@ -75,7 +75,7 @@ def test_the_originals_paths_begin_two_folders_above(tmp_path):
             read_suite(suite(tmp_path / "project/eval/eval_data", {"a": [["x?", names]]}))
 
 
-def test_paths_do_not_leave_the_folder(tmp_path):
+def test_paths_must_not_leave_the_folder(tmp_path):
     secret = image(tmp_path / "secret.png")
     folder = tmp_path / "suites"
     folder.mkdir()
@@ -88,7 +88,7 @@ def test_paths_do_not_leave_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"truncated"])
-def test_broken_image_names_test_and_round(tmp_path, content):
+def test_the_error_of_a_damaged_image_names_test_and_round(tmp_path, content):
     broken = image(tmp_path / "broken.png")
     broken.write_bytes(broken.read_bytes()[:-30] if content == b"truncated" else content)
     with pytest.raises(UserError, match=r"test 'a', round 1: .*broken.png"):
@@ -114,11 +114,11 @@ def test_bad_suites(tmp_path, tests, message):
 
 @pytest.mark.parametrize("answers", [{"a": ["1"]}, {"a": "1"}, {"a": [1, 2]}, ["1"]])
 def test_bad_answers(tmp_path, answers):
-    with pytest.raises(UserError, match="answers.json"):
+    with pytest.raises(UserError, match=r"answers\.json"):
         read_suite(suite(tmp_path, {"a": [["x?"], ["y?"]]}, answers))
 
 
-def test_broken_json_names_the_line(tmp_path):
+def test_the_error_of_broken_json_names_the_line(tmp_path):
     (tmp_path / "suite.json").write_text('{"a":\n [["x?"]')
     with pytest.raises(UserError, match="line 2"):
         read_suite(tmp_path / "suite.json")

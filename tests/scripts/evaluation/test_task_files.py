@@ -1,4 +1,4 @@
-"""Task files: the forms of data, what may be said about a document, and every way in which a file can be wrong."""
+"""Task files: data formats, keys, and invalid files."""
 
 import json
 from pathlib import Path
@@ -53,8 +53,8 @@ def read(folder: Path, allow_code: bool = False, **changes) -> Suite:
     return read_suite(write(folder, **changes), allow_code=allow_code)
 
 
-def asked(suite: Suite) -> list[tuple]:
-    """What the last round of every test shows, asks and takes for right."""
+def last_rounds(suite: Suite) -> list[tuple]:
+    """Images, question and references of the last round of every test."""
     rounds = [dialogue.rounds[-1] for dialogue in suite.dialogues]
     return [([image.path for image in each.images], each.question, each.references) for each in rounds]
 
@@ -62,9 +62,9 @@ def asked(suite: Suite) -> list[tuple]:
 EXPECTED = [(["images/red.png"], "Which colour?", ("red",)), (["images/blue.png"], "And this?", ("blue", "navy"))]
 
 
-def test_a_task_as_it_is_read(folder):
+def test_reading_a_task(folder):
     suite = read(folder, metadata={"version": 2.0}, generation_kwargs={"max_new_tokens": 5, "until": ["\n\n"]})
-    assert asked(suite) == EXPECTED
+    assert last_rounds(suite) == EXPECTED
     assert [dialogue.name for dialogue in suite.dialogues] == ["a", "b"]
     assert (suite.version, suite.output_type) == ("2.0", "generate_until")
     assert suite.generation == GenerationOptions(max_new_tokens=5, until=("\n\n",))
@@ -73,7 +73,7 @@ def test_a_task_as_it_is_read(folder):
     assert task_data(folder / "task.yaml") == [folder / "rows.jsonl"]
 
 
-def test_forms_of_the_data(folder):
+def test_data_formats(folder):
     (folder / "list.json").write_text(json.dumps(ROWS))
     (folder / "inner.json").write_text(json.dumps({"rows": ROWS}))
     stored = [row | {"image": {"bytes": (folder / row["image"]).read_bytes(), "path": row["image"]}} for row in ROWS]
@@ -88,11 +88,11 @@ def test_forms_of_the_data(folder):
         {"dataset_path": "parquet", "dataset_kwargs": {"data_files": {"test": "hub/*.parquet"}}},
         {"dataset_path": "hub", "dataset_kwargs": None},
     ):
-        assert asked(read(folder, **changes)) == EXPECTED, changes
+        assert last_rounds(read(folder, **changes)) == EXPECTED, changes
     (folder / "rows.csv").write_text(
         'image,question,answer\nimages/red.png,"Which, here?",None\nimages/red.png,How many?,2\n'
     )
-    found = asked(read(folder, dataset_path="csv", dataset_kwargs={"data_files": "rows.csv"}))
+    found = last_rounds(read(folder, dataset_path="csv", dataset_kwargs={"data_files": "rows.csv"}))
     assert found == [(["images/red.png"], "Which, here?", ("None",)), (["images/red.png"], "How many?", ("2",))]
 
 
@@ -100,14 +100,14 @@ def test_folders_of_images(folder):
     lines(folder / "images/metadata.jsonl", [{"file_name": "blue.png", "text": "a blue square"}])
     captions = {"doc_to_text": "Describe the image.", "doc_to_target": "text", "metric_list": [{"metric": "cider"}]}
     found = read(folder, dataset_path="imagefolder", dataset_kwargs={"data_dir": "images"}, **captions)
-    assert asked(found) == [(["images/blue.png"], "Describe the image.", ("a blue square",))]
-    assert asked(read(folder, dataset_path="images", dataset_kwargs=None, **captions)) == asked(found)
+    assert last_rounds(found) == [(["images/blue.png"], "Describe the image.", ("a blue square",))]
+    assert last_rounds(read(folder, dataset_path="images", dataset_kwargs=None, **captions)) == last_rounds(found)
     for colour in ("red", "blue"):
         (folder / "classes" / colour).mkdir(parents=True)
         Image.new("RGB", (8, 8), colour).save(folder / f"classes/{colour}/0.png")
     classes = {"doc_to_text": "Which colour?", "doc_to_target": "label", "doc_to_choice": ["blue", "red"]}
     found = read(folder, dataset_path="imagefolder", dataset_kwargs={"data_dir": "classes"}, **classes)
-    assert [references for *_, references in asked(found)] == [("blue",), ("red",)]
+    assert [references for *_, references in last_rounds(found)] == [("blue",), ("red",)]
 
 
 def test_dialogues_of_the_original_as_a_task(folder):
@@ -134,7 +134,7 @@ def test_dialogues_of_the_original_as_a_task(folder):
     assert second.rounds[0].references == ()
 
 
-def test_messages_with_templates_and_answers_that_are_told(folder):
+def test_messages_with_templates_and_given_answers(folder):
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "image", "index": 0}, {"type": "text", "text": "Hello {{ id }}"}]},
@@ -145,9 +145,9 @@ def test_messages_with_templates_and_answers_that_are_told(folder):
         },
     ]
     suite = read(folder, doc_to_text=None, doc_to_messages=messages)
-    told, last = suite.dialogues[1].rounds
+    context, last = suite.dialogues[1].rounds
     assert suite.dialogues[1].system == "Be brief."
-    assert (told.question, told.given, [image.path for image in told.images]) == (
+    assert (context.question, context.given, [image.path for image in context.images]) == (
         "Hello b",
         "Hello",
         ["images/blue.png"],
@@ -164,30 +164,30 @@ def test_messages_with_templates_and_answers_that_are_told(folder):
 
 
 @pytest.mark.parametrize(
-    ("target", "place"), [(1, 1), ("blue", 1), ("B", 1), ("{{ 2 - 1 }}", 1), ("{{ choices[0] }}", 0)]
+    ("target", "index"), [(1, 1), ("blue", 1), ("B", 1), ("{{ 2 - 1 }}", 1), ("{{ choices[0] }}", 0)]
 )
-def test_choices_and_the_right_one(folder, target, place):
-    lines(folder / "rows.jsonl", [ROWS[0] | {"choices": ["red", "blue"], "right": target}])
+def test_choices_and_the_correct_one(folder, target, index):
+    lines(folder / "rows.jsonl", [ROWS[0] | {"choices": ["red", "blue"], "correct": target}])
     template = isinstance(target, str) and "{" in target
     suite = read(
-        folder, output_type="multiple_choice", doc_to_choice="choices", doc_to_target=target if template else "right"
+        folder, output_type="multiple_choice", doc_to_choice="choices", doc_to_target=target if template else "correct"
     )
     (last,) = suite.dialogues[0].rounds
-    assert (last.choices, last.target, last.references) == (("red", "blue"), place, (("red", "blue")[place],))
+    assert (last.choices, last.target, last.references) == (("red", "blue"), index, (("red", "blue")[index],))
     assert [each.metric.name for each in suite.metrics] == ["acc", "acc_norm"]
 
 
-def test_choices_may_be_a_template_or_a_table(folder):
+def test_choices_may_be_a_template_or_a_mapping(folder):
     for choices in ("{{ ['red', 'blue'] }}", {"A": "red", "B": "blue"}, ["red", "blue"]):
         suite = read(folder, output_type="multiple_choice", doc_to_choice=choices, doc_to_target="{{ 'A' }}")
         assert suite.dialogues[0].rounds[0].choices == ("red", "blue")
 
 
 @pytest.mark.parametrize(("first", "second"), [("a.yaml", "a.yaml"), ("b.yaml", "a.yaml")])
-def test_files_that_include_each_other_are_refused(tmp_path, first, second):
+def test_circular_includes_are_an_error(tmp_path, first, second):
     (tmp_path / "a.yaml").write_text(f"include: {first}\ntask: a\n")
     (tmp_path / "b.yaml").write_text(f"include: {second}\ntask: b\n")
-    with pytest.raises(UserError, match="a.yaml includes itself"):
+    with pytest.raises(UserError, match=r"a\.yaml includes itself"):
         load_yaml(tmp_path / "a.yaml", allow_code=False)
 
 
@@ -205,12 +205,12 @@ def test_sampling(folder):
     assert read(folder, generation_kwargs=given | {"temperature": 0}).generation == GenerationOptions()
 
 
-def test_images_do_not_leave_their_folder(folder):
+def test_image_paths_must_not_leave_their_folder(folder):
     Image.new("RGB", (8, 8)).save(folder.parent / "secret.png")
     lines(folder / "rows.jsonl", [ROWS[0] | {"image": "../secret.png"}])
     with pytest.raises(UserError, match=r"document 0, image 1: image '../secret.png' lies outside of"):
         read(folder)
-    assert asked(read_suite(write(folder), allow_outside=True))[0][0] == ["../secret.png"]
+    assert last_rounds(read_suite(write(folder), allow_outside=True))[0][0] == ["../secret.png"]
 
 
 FUNCTIONS = """
@@ -221,7 +221,7 @@ def results(doc, results): return {"half": 0.5 * (results[0] in doc["answer"])}
 """
 
 
-def test_functions_of_a_task_run_only_where_they_are_allowed(folder):
+def test_functions_of_a_task_run_only_if_allowed(folder):
     (folder / "utils.py").write_text(FUNCTIONS + f"open({str(folder / 'ran')!r}, 'w')\n")
     write(folder, doc_to_visual=None, doc_to_text=None, metric_list=[{"metric": "half", "aggregation": "mean"}])
     with open(folder / "task.yaml", "a") as file:
@@ -250,8 +250,8 @@ def test_functions_of_a_task_run_only_where_they_are_allowed(folder):
         "{% if %}",
     ],
 )
-def test_templates_stay_in_their_box(folder, template):
-    with pytest.raises(UserError, match="document 0, doc_to_text: the template .* cannot be filled"):
+def test_templates_are_sandboxed(folder, template):
+    with pytest.raises(UserError, match=r"document 0, doc_to_text: the template .* cannot be rendered"):
         read(folder, doc_to_text=template)
 
 
@@ -259,7 +259,7 @@ def test_templates_stay_in_their_box(folder, template):
     ("changes", "message"),
     [
         ({"doc_to_txt": "x"}, "doc_to_txt: Extra inputs are not permitted.*Known keys: task, dataset_path"),
-        ({"doc_to_text": None}, "must say what is asked"),
+        ({"doc_to_text": None}, "needs either doc_to_text"),
         ({"dataset_path": "lmms-lab/MME", "dataset_kwargs": None}, "must be downloaded first"),
         ({"dataset_kwargs": {"data_files": {"test": "no.jsonl"}}}, "no.jsonl"),
         ({"dataset_kwargs": {"data_files": {"train": "rows.jsonl"}}}, "but not the split 'test'"),
@@ -273,19 +273,22 @@ def test_templates_stay_in_their_box(folder, template):
         ({"output_type": "loglikelihood", "doc_to_target": None}, "needs doc_to_target"),
         ({"metric_list": [{"metric": "bleurt"}]}, "there is no metric 'bleurt'"),
         ({"metric_list": [{"metric": "acc"}]}, "acc needs output_type multiple_choice"),
-        ({"metric_list": [{"metric": "bleu", "aggregation": "median"}]}, "aggregated in one way"),
-        ({"output_type": "loglikelihood", "metric_list": [{"metric": "bleu"}]}, "writes none"),
+        ({"metric_list": [{"metric": "bleu", "aggregation": "median"}]}, "the aggregation of bleu is fixed"),
+        ({"output_type": "loglikelihood", "metric_list": [{"metric": "bleu"}]}, "generates none"),
         ({"filter_list": [{"name": "x", "filter": [{"function": "shout"}]}]}, "there is no filter 'shout'"),
         ({"filter_list": [{"name": "x", "filter": [{"function": "regex", "regex_pattern": "("}]}]}, "filter regex"),
         ({"num_fewshot": 5}, "num_fewshot"),
-        ({"doc_to_text": None, "doc_to_messages": [{"role": "assistant", "content": "x"}]}, "cannot speak here"),
+        (
+            {"doc_to_text": None, "doc_to_messages": [{"role": "assistant", "content": "x"}]},
+            "unexpected role 'assistant'",
+        ),
         (
             {"doc_to_text": None, "doc_to_messages": [{"role": "user", "content": [{"type": "video"}]}]},
             "a part must be",
         ),
     ],
 )
-def test_bad_tasks_are_one_clear_error(folder, changes, message):
+def test_invalid_tasks(folder, changes, message):
     with pytest.raises(UserError, match=message):
         read(folder, **changes)
 
@@ -295,7 +298,7 @@ def test_broken_files(folder):
     with pytest.raises(UserError, match="not valid YAML"):
         read_suite(folder / "task.yaml")
     (folder / "rows.jsonl").write_text('{"a": 1}\n{"a":\n')
-    with pytest.raises(UserError, match="rows.jsonl, line 2 is not valid JSON"):
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 2 is not valid JSON"):
         read(folder)
-    with pytest.raises(UserError, match=".json file of dialogues or a .yaml task file"):
+    with pytest.raises(UserError, match=r"\.json file of dialogues or a \.yaml task file"):
         read_suite(folder / "task.txt")

@@ -81,14 +81,14 @@ def test_rouge_takes_the_best_reference():
     assert value("rouge_l", OUTPUTS) == 1.0
 
 
-def test_rouge_worked_out_by_hand():
+def test_rouge_against_a_value_worked_out_by_hand():
     # Longest common subsequence "police the gunman" of 4 and 4 words (Lin 2004, section 3): 3/4 = 0.75.
     assert value("rouge_l", ["police kill the gunman"], [["police killed the gunman"]]) == 0.75
 
 
-def test_perplexity_weighs_tokens_and_not_answers():
+def test_perplexity_is_weighted_by_tokens():
     turns = [turn("a", answer_loss=(2.0, 1)), turn("b", answer_loss=(1.0, 9)), turn("c")]
-    judged, rows = score_turns(turns, [metric_spec("perplexity")], 0.95)
+    scored, rows = score_turns(turns, [metric_spec("perplexity")], 0.95)
     assert rows["perplexity"]["value"] == pytest.approx(math.exp(3 / 10)) and rows["perplexity"]["n"] == 2
-    assert judged[0].scores["perplexity"] == pytest.approx(math.exp(2)) and judged[2].scores == {}
+    assert scored[0].scores["perplexity"] == pytest.approx(math.exp(2)) and scored[2].scores == {}
     assert not METRICS["perplexity"].higher_is_better

@@ -1,4 +1,4 @@
-"""VQA soft accuracy, against the rule as published and worked out by hand."""
+"""VQA soft accuracy, against the published rule and values worked out by hand."""
 
 import pytest
 
@@ -8,10 +8,10 @@ from tests.scripts.evaluation.turn_factory import points, turn
 
 @pytest.mark.parametrize(
     ("same", "expected"),
-    # Leaving out one of the n people who said so leaves n-1 of them, leaving out another leaves n.
+    # Leaving out one of the n annotators who agree leaves n - 1, leaving out another leaves n.
     [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)],
 )
-def test_how_many_of_ten_people_said_so(same, expected):
+def test_the_score_grows_with_the_number_of_agreeing_annotators(same, expected):
     others = [f"other {number}" for number in range(10 - same)]
     assert vqa_accuracy("cat", ["cat"] * same + others) == pytest.approx(expected)
 
@@ -40,12 +40,12 @@ def test_normaliser(text, expected):
     assert normalise_vqa(text) == expected
 
 
-def test_agreed_answers_are_compared_as_they_are():
+def test_answers_are_not_normalised_if_all_annotators_agree():
     assert vqa_accuracy("Yes", ["yes"] * 10) == 0.0
     assert vqa_accuracy("Yes", ["yes"] * 9 + ["no"]) == 1.0
 
 
-def test_as_a_metric():
+def test_the_metric():
     assert points(vqa_score([turn("cat", *["cat"] * 3, "dog"), turn("cat")])) == [
         pytest.approx((3 * 2 / 3 + 1) / 4),
         None,

@@ -1,7 +1,7 @@
-"""A tiny model that has really learnt to see colours, so that evaluation can be tested with right and wrong answers.
+"""A tiny model that has learnt colours, so that evaluation can be tested with correct and incorrect answers.
 
-It trains for a few seconds on the plain-coloured images of `tests.blends` and then answers most questions about images
-it has not been trained on. Import the fixture `trained`; every test module shares one model.
+It is trained for a few seconds on the plain-coloured images of `tests.blends` and then answers most questions about
+images that it was not trained on. Import the fixture `trained`; all test modules share one model.
 """
 
 import json

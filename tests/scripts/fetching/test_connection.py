@@ -5,14 +5,14 @@ import time
 import pytest
 
 from scripts.fetching.connection import (
-    AccessDenied,
+    AccessDeniedError,
     FetchOptions,
     TransientError,
-    answer,
+    get,
     new_session,
     retry,
     retry_after,
-    seconds_to_wait,
+    retry_delay,
 )
 from scripts.fetching.verification import AddressError
 from tests.scripts.fetching.server import status
@@ -39,9 +39,9 @@ def test_what_a_server_asks_for(value, seconds):
 
 def test_pauses_double_and_end_somewhere():
     options = FetchOptions(backoff=1.5)
-    assert [seconds_to_wait(failures, 0.0, options) for failures in (1, 2, 3, 4)] == [1.5, 3.0, 6.0, 12.0]
-    assert seconds_to_wait(1, 20.0, options) == 20.0
-    assert seconds_to_wait(1, 86_400.0, options) == seconds_to_wait(50, 0.0, options) == 300.0
+    assert [retry_delay(failures, 0.0, options) for failures in (1, 2, 3, 4)] == [1.5, 3.0, 6.0, 12.0]
+    assert retry_delay(1, 20.0, options) == 20.0
+    assert retry_delay(1, 86_400.0, options) == retry_delay(50, 0.0, options) == 300.0
 
 
 @pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
@@ -51,7 +51,7 @@ def test_a_busy_server_is_asked_again_when_it_says(server, options, monkeypatch,
     server.routes["/x"] = [status(code, Retry_After="2"), status(code), status(200, b"here")]
 
     def ask():
-        with new_session() as session, answer(session, f"{server.url}/x", options) as response:
+        with new_session() as session, get(session, f"{server.url}/x", options) as response:
             return response.content
 
     assert retry(ask, options, "x") == b"here"
@@ -62,15 +62,15 @@ def test_a_busy_server_is_asked_again_when_it_says(server, options, monkeypatch,
 def test_a_final_answer_is_not_asked_for_twice(server, options, code):
     server.routes["/x"] = status(code)
     with pytest.raises(AddressError, match=f"answers {code}") as caught:
-        retry(lambda: answer(new_session(), f"{server.url}/x", options).__enter__(), options, "x")
+        retry(lambda: get(new_session(), f"{server.url}/x", options).__enter__(), options, "x")
     assert caught.value.status == code and len(server.requests) == 1
 
 
 @pytest.mark.parametrize("code", [401, 403])
 def test_a_closed_door_has_its_own_name(server, options, code):
     server.routes["/x"] = status(code)
-    with pytest.raises(AccessDenied, match=f"answers {code}"):
-        answer(new_session(), f"{server.url}/x", options).__enter__()
+    with pytest.raises(AccessDeniedError, match=f"answers {code}"):
+        get(new_session(), f"{server.url}/x", options).__enter__()
 
 
 def test_trouble_without_end_ends(options):
@@ -78,9 +78,9 @@ def test_trouble_without_end_ends(options):
 
     def fail():
         calls.append(1)
-        raise TransientError("the line was cut")
+        raise TransientError("the connection was lost")
 
-    with pytest.raises(AddressError, match=r"the line was cut \(tried 4 times\)"):
+    with pytest.raises(AddressError, match=r"the connection was lost \(tried 4 times\)"):
         retry(fail, options, "x")
     assert len(calls) == 1 + options.retries
 
@@ -91,7 +91,7 @@ def test_a_gain_starts_the_count_again(options):
     def crawl():
         have.append(1)
         if len(have) < 20:
-            raise TransientError("the line was cut")
+            raise TransientError("the connection was lost")
         return "done"
 
     assert retry(crawl, options, "x", lambda: len(have)) == "done"
@@ -99,14 +99,14 @@ def test_a_gain_starts_the_count_again(options):
 
 @pytest.mark.parametrize(
     ("url", "said"),
-    [("http://127.0.0.1:1/x", "refused"), ("http://no.such.host.invalid/x", "host is not known")],
+    [("http://127.0.0.1:1/x", "refused"), ("http://no.such.host.invalid/x", "host name cannot be resolved")],
 )
-def test_no_connection_is_said_in_words(options, url, said):
+def test_no_connection_is_described(options, url, said):
     with pytest.raises(TransientError, match=said):
-        answer(new_session(), url, options).__enter__()
+        get(new_session(), url, options).__enter__()
 
 
 def test_going_round_in_circles_is_final(server, options):
     server.routes["/x"] = status(302, Location=f"{server.url}/x")
-    with pytest.raises(AddressError, match="leads nowhere"):
-        answer(new_session(), f"{server.url}/x", options).__enter__()
+    with pytest.raises(AddressError, match="not a usable URL"):
+        get(new_session(), f"{server.url}/x", options).__enter__()

@@ -19,7 +19,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import bytes_sha256
 from scripts.fetching.connection import FetchOptions
 from scripts.fetching.download import download_file
-from scripts.fetching.verification import AddressError, Expected, WrongContent
+from scripts.fetching.verification import AddressError, Expected, WrongContentError
 from tests.disks import PowerCut
 from tests.scripts.fetching.server import File, page, status
 
@@ -181,7 +181,7 @@ def test_a_page_may_be_what_is_wanted(server, tmp_path, options):
 
 def test_another_size_is_refused_before_it_is_fetched(server, place, options):
     server.routes["/f"] = File(DATA, stall=0)
-    with pytest.raises(AddressError, match="offers 300,000 bytes, and the published file has 300,001"):
+    with pytest.raises(AddressError, match="offers 300,000 bytes, but the published file has 300,001"):
         download_file(f"{server.url}/f", place, Expected(300_001), options)
     assert _nothing_but(place)
 
@@ -189,14 +189,14 @@ def test_another_size_is_refused_before_it_is_fetched(server, place, options):
 @pytest.mark.parametrize("size", [299_999, 300_001])
 def test_another_size_that_is_not_said_is_found(server, place, options, size):
     server.routes["/f"] = File(DATA, chunked=True)
-    with pytest.raises(WrongContent, match=f"{size:,}"):
+    with pytest.raises(WrongContentError, match=f"{size:,}"):
         download_file(f"{server.url}/f", place, Expected(size), options)
     assert _nothing_but(place)
 
 
 def test_more_than_the_file_has_is_not_awaited(server, place):
     server.routes["/f"] = File(DATA, chunked=True, stall=200_000)
-    with pytest.raises(WrongContent, match="sends more than the 100,000 bytes"):
+    with pytest.raises(WrongContentError, match="sends more than the 100,000 bytes"):
         download_file(f"{server.url}/f", place, Expected(100_000), FetchOptions(retries=0, timeout=5.0))
     assert _nothing_but(place)
 
@@ -206,7 +206,7 @@ def test_more_than_the_file_has_is_not_awaited(server, place):
 )
 def test_a_wrong_hash_leaves_nothing(server, place, options, expected):
     server.routes["/f"] = File(DATA, etag='"1"')
-    with pytest.raises(WrongContent, match=f"(sha256 {SHA256}|md5 {MD5}) instead of 0000"):
+    with pytest.raises(WrongContentError, match=f"(sha256 {SHA256}|md5 {MD5}) instead of 0000"):
         download_file(f"{server.url}/f", place, expected, options)
     assert _nothing_but(place) and len(server.requests) == 1
 
@@ -280,7 +280,7 @@ def test_a_part_that_another_process_has_just_finished_is_not_written_to(server,
 def test_a_full_disk_is_seen_before_it_is_full(server, place, options, monkeypatch):
     server.routes["/f"] = File(DATA, stall=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
-    with pytest.raises(UserError, match="make room") as caught:
+    with pytest.raises(UserError, match="free some space") as caught:
         download_file(f"{server.url}/f", place, options=options)
     assert not isinstance(caught.value, AddressError)
 

@@ -48,7 +48,7 @@ def test_a_file_of_a_folder(google, tmp_path, options):
     assert google.requests[0].path == f"/embeddedfolderview?id={FOLDER}"
     assert google.requests[-1].path.endswith(ID)
     with pytest.raises(
-        AddressError, match=f"holds no other.json: open https://drive.google.com/drive/folders/{FOLDER}"
+        AddressError, match=f"contains no other.json: open https://drive.google.com/drive/folders/{FOLDER}"
     ):
         drive.locate(f"drive-folder://{FOLDER}/other.json", options)
 
@@ -75,7 +75,7 @@ def test_a_file_that_is_not_public(google, options):
 
 def test_a_page_of_another_form(google, options):
     google.routes["/uc"] = page("<html><form id='download-form'></form></html>")
-    with pytest.raises(AddressError, match="another form"):
+    with pytest.raises(AddressError, match="format of its page has changed"):
         drive.locate(f"drive://{ID}", options)
 
 

@@ -6,7 +6,7 @@ from huggingface_hub import constants
 from scripts.common.files import bytes_sha256
 from scripts.fetching import hub
 from scripts.fetching.connection import FetchOptions
-from scripts.fetching.verification import AccessDenied, AddressError
+from scripts.fetching.verification import AccessDeniedError, AddressError
 from tests.scripts.fetching import fakes
 from tests.scripts.fetching.server import File, page, status
 
@@ -66,19 +66,23 @@ def test_the_token_is_sent_where_there_is_one(endpoint, options, monkeypatch, tm
 
 
 @pytest.mark.parametrize(
-    ("file", "said"),
-    [("none.json", "holds no none.json"), ("X_Images/*.zip", r"holds no X_Images/\*.zip"), ("", "should be hub://")],
+    ("file", "expected"),
+    [
+        ("none.json", "contains no none.json"),
+        ("X_Images/*.zip", r"contains no X_Images/\*.zip"),
+        ("", "should be hub://"),
+    ],
 )
-def test_what_the_repository_does_not_hold(endpoint, options, file, said):
+def test_what_the_repository_does_not_contain(endpoint, options, file, expected):
     fakes.hub(endpoint, "owner/set", FILES)
-    with pytest.raises(AddressError, match=said):
+    with pytest.raises(AddressError, match=expected):
         hub.locate(f"{ADDRESS}/{file}", options)
 
 
 @pytest.mark.parametrize("code", [401, 403])
 def test_a_closed_repository(endpoint, options, code):
     endpoint.routes["/api/datasets/owner/set"] = status(code)
-    with pytest.raises(AccessDenied, match=f"the hub answers {code}"):
+    with pytest.raises(AccessDeniedError, match=f"the hub answers {code}"):
         hub.locate(f"{ADDRESS}/README.md", options)
 
 
@@ -94,7 +98,7 @@ def test_a_busy_hub_is_asked_again(endpoint, options):
 
 def test_a_hub_that_stalls(endpoint):
     endpoint.routes["/api/datasets/owner/set"] = File(b"{}", stall=1)
-    with pytest.raises(AddressError, match="nothing came from the hub for 0.2 s"):
+    with pytest.raises(AddressError, match=r"no data from the hub for 0.2 s"):
         hub.locate(f"{ADDRESS}/README.md", FetchOptions(retries=0, timeout=0.2))
 
 

@@ -47,11 +47,12 @@ def test_every_answer_is_told(server, tmp_path, options):
     addresses = [f"{server.url}/{name}" for name in ("gone", "page", "md5", "busy")]
     with pytest.raises(UserError) as caught:
         obtain(Download(path="a/file.json", addresses=addresses, md5="0" * 32), tmp_path, options)
-    said = str(caught.value)
+    message = str(caught.value)
     for address, answer in zip(addresses, ("404", "web page", "md5", "503"), strict=True):
-        assert answer in said.partition(f"{address}: ")[2].partition("; http")[0]
-    assert said.startswith("a/file.json could not be fetched") and f"place the file at {tmp_path}/a/file.json" in said
-    assert "\n" not in said and not (tmp_path / "a/file.json").exists()
+        assert answer in message.partition(f"{address}: ")[2].partition("; http")[0]
+    assert message.startswith("a/file.json could not be downloaded")
+    assert f"place the file at {tmp_path}/a/file.json" in message
+    assert "\n" not in message and not (tmp_path / "a/file.json").exists()
 
 
 def test_what_is_there_is_not_judged(server, tmp_path, options):
@@ -72,14 +73,14 @@ def test_a_refused_file_is_not_fetched_again(server, tmp_path, options):
     server.routes["/a"] = File(DATA)
     download = Download(path="x/a.json", addresses=[f"{server.url}/a"], sha256="0" * 64)
     note = tmp_path / ".fetched/x/a.json.refused"
-    for told in ("remembered", "found out earlier"):
+    for reason in ("recorded", "found in an earlier run"):
         with pytest.raises(
-            UserError, match=rf"sha256 {SHA256} instead of 0{{64}} \({told}; delete {note} to try again\)"
+            UserError, match=rf"sha256 {SHA256} instead of 0{{64}} \({reason}; delete {note} to try again\)"
         ):
             obtain(download, tmp_path, options)
         assert len(server.requests) == 1
     note.unlink()
-    with pytest.raises(UserError, match="remembered"):
+    with pytest.raises(UserError, match="recorded"):
         obtain(download, tmp_path, options)
     assert len(server.requests) == 2
     obtain(download.model_copy(update={"sha256": SHA256}), tmp_path, options)
@@ -94,7 +95,7 @@ def test_offline_says_what_is_missing(server, tmp_path):
 
 
 def test_what_only_a_person_can_get(tmp_path, options):
-    with pytest.raises(UserError, match=f"only a person can get it.*place the file at {tmp_path}/a.zip"):
+    with pytest.raises(UserError, match=f"has to be got by hand.*place the file at {tmp_path}/a.zip"):
         obtain(Download(path="a.zip"), tmp_path, options)
 
 
@@ -138,7 +139,7 @@ def test_a_tar_with_a_wrong_member_is_refused_and_remembered(server, tmp_path, o
 def test_an_archive_of_another_kind_is_not_even_fetched(server, tmp_path, options):
     server.routes["/x.rar"] = File(DATA)
     address = {"url": f"{server.url}/x.rar", "member": "train.json"}
-    with pytest.raises(UserError, match="x.rar is no archive that can be read"):
+    with pytest.raises(UserError, match=r"x.rar is not a supported archive"):
         obtain(Download(path="train.json", addresses=[address]), tmp_path, options)
     assert server.requests == []
 
@@ -193,7 +194,7 @@ def test_an_agreement_without_a_token_stops_before_a_byte(endpoint, tmp_path, op
 def test_an_agreement_that_was_not_accepted(endpoint, tmp_path, options, monkeypatch):
     fakes.hub(endpoint, "owner/set", FOLDER, token="hf_good")
     monkeypatch.setenv("HF_TOKEN", "hf_other")
-    with pytest.raises(UserError, match="the hub does not open it for your token: it answers 403.*accept with your"):
+    with pytest.raises(UserError, match=r"the hub denies access with your token: it answers 403.*accept with your"):
         obtain(PATTERN, tmp_path, options)
     assert not (tmp_path / "M").exists() or _files(tmp_path / "M") == []
 
@@ -279,7 +280,7 @@ def test_a_member_behind_an_agreement(endpoint, tmp_path, options, monkeypatch):
     assert (tmp_path / "m/images/1.jpg").read_bytes() == b"JPEG"
 
 
-# A taste: single images of a remote archive
+# A subset: single images of a remote archive
 
 IMAGES = {f"train2017/{number:012d}.jpg": b"JPEG%d" % number for number in range(30)}
 NAMES = ["000000000003.jpg", "000000000014.jpg"]
@@ -334,9 +335,9 @@ def test_images_that_cannot_be_had(server, coco, tmp_path, options):
     with pytest.raises(UserError, match="2 images of coco/train2017/: not there, and this run is offline"):
         obtain_images(coco, tmp_path, "coco/train2017/", NAMES, FetchOptions(offline=True))
     server.routes["/train2017.zip"] = status(403)
-    with pytest.raises(UserError, match="coco/train2017.zip could not be fetched.*404.*403"):
+    with pytest.raises(UserError, match=r"coco/train2017.zip could not be downloaded.*404.*403"):
         obtain_images(coco, tmp_path, "coco/train2017/", NAMES, options)
-    with pytest.raises(UserError, match="only a person"):
+    with pytest.raises(UserError, match="got by hand"):
         obtain_images(Download(path="a.zip"), tmp_path, "a/", NAMES, options)
 
 
@@ -344,7 +345,7 @@ def test_a_damaged_image_leaves_the_good_ones(server, coco, tmp_path, options):
     archive = bytearray(zip_of(IMAGES, 0))
     archive[archive.index(b"JPEG14")] ^= 1
     server.routes["/train2017.zip"] = File(bytes(archive))
-    with pytest.raises(UserError, match="000000000014.jpg is damaged in the archive"):
+    with pytest.raises(UserError, match=r"000000000014.jpg is damaged in the archive"):
         obtain_images(coco, tmp_path, "coco/train2017/", NAMES, options)
     assert _files(tmp_path / "coco") in ([f"train2017/{NAMES[0]}"], [])
     assert receipts.is_partial(tmp_path, "coco/train2017/")

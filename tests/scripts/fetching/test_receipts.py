@@ -61,16 +61,16 @@ def test_paths_stay_below_the_data_path(tmp_path, path):
 
 def test_a_refusal_holds_while_the_same_is_expected(tmp_path):
     expected, other = Expected(sha256="1" * 64), Expected(sha256="2" * 64)
-    receipts.remember_refusal(tmp_path, "a", "http://x", expected, "wrong")
-    receipts.remember_refusal(tmp_path, "a", "http://y", expected, "wrong too")
-    assert receipts.refusal(tmp_path, "a", "http://x", expected) == "wrong"
-    assert receipts.refusal(tmp_path, "a", "http://y", expected) == "wrong too"
-    assert receipts.refusal(tmp_path, "a", "http://x", other) is None
-    assert receipts.refusal(tmp_path, "b", "http://x", expected) is None
-    receipts.remember_refusal(tmp_path, "a", "http://z", other, "wrong as well")
-    assert receipts.refusal(tmp_path, "a", "http://x", expected) is None
-    receipts.forget_refusals(tmp_path, "a")
-    assert receipts.refusal(tmp_path, "a", "http://z", other) is None
+    receipts.add_rejection(tmp_path, "a", "http://x", expected, "wrong")
+    receipts.add_rejection(tmp_path, "a", "http://y", expected, "wrong too")
+    assert receipts.rejection(tmp_path, "a", "http://x", expected) == "wrong"
+    assert receipts.rejection(tmp_path, "a", "http://y", expected) == "wrong too"
+    assert receipts.rejection(tmp_path, "a", "http://x", other) is None
+    assert receipts.rejection(tmp_path, "b", "http://x", expected) is None
+    receipts.add_rejection(tmp_path, "a", "http://z", other, "wrong as well")
+    assert receipts.rejection(tmp_path, "a", "http://x", expected) is None
+    receipts.delete_rejections(tmp_path, "a")
+    assert receipts.rejection(tmp_path, "a", "http://z", other) is None
 
 
 def test_a_partial_folder_is_known_and_holds_nothing_of_it(tmp_path):

@@ -1,28 +1,26 @@
-"""The journal: what was answered is not asked again, whatever happened to the file."""
+"""The answer cache: nothing is computed twice, even after the file was damaged."""
 
 import pytest
 
-from scripts.common.fingerprint import _closure
+from scripts.common.fingerprint import import_closure
 from scripts.inference.answer_cache import AnswerCache
 
 
-def ask(journal: AnswerCache, *questions: str) -> list[str]:
-    """Ask each question; return those that had to be answered."""
-    worked = []
+def ask(cache: AnswerCache, *questions: str) -> list[str]:
+    """Request each question; return those whose answers had to be computed."""
+    computed = []
 
-    def work(question: str) -> list:
-        worked.append(question)
+    def compute(question: str) -> list:
+        computed.append(question)
         return [question.upper(), (1.5, 2)]
 
     for question in questions:
-        assert journal.get_or_compute({"q": question}, lambda key, question=question: work(question)) == [
-            question.upper(),
-            [1.5, 2],
-        ]
-    return worked
+        outputs = cache.get_or_compute({"q": question}, lambda key, question=question: compute(question))
+        assert outputs == [question.upper(), [1.5, 2]]
+    return computed
 
 
-def test_a_question_is_asked_once(tmp_path):
+def test_an_answer_is_computed_once(tmp_path):
     path = tmp_path / "j/final.jsonl"
     assert ask(AnswerCache(path, {"model": "a"}), "one", "two", "one") == ["one", "two"]
     assert ask(AnswerCache(path, {"model": "a"}), "two", "three") == ["three"]
@@ -31,7 +29,7 @@ def test_a_question_is_asked_once(tmp_path):
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
-def test_a_line_that_a_kill_cut_off_is_answered_again(tmp_path, cut):
+def test_a_truncated_line_is_computed_again(tmp_path, cut):
     path = tmp_path / "final.jsonl"
     ask(AnswerCache(path, {}), "one", "two")
     path.write_bytes(path.read_bytes()[:-cut])
@@ -39,12 +37,12 @@ def test_a_line_that_a_kill_cut_off_is_answered_again(tmp_path, cut):
     assert ask(AnswerCache(path, {}), "one", "two", "three") == []
 
 
-def test_pruning_keeps_what_was_asked_this_time(tmp_path):
+def test_pruning_keeps_what_this_evaluation_requested(tmp_path):
     path = tmp_path / "final.jsonl"
     ask(AnswerCache(path, {}), "one", "two")
-    journal = AnswerCache(path, {})
-    ask(journal, "two", "three")
-    journal.prune()
+    cache = AnswerCache(path, {})
+    ask(cache, "two", "three")
+    cache.prune()
     first = path.read_bytes()
     assert ask(AnswerCache(path, {}), "two", "three") == []
     assert ask(AnswerCache(path, {}), "one") == ["one"]
@@ -54,7 +52,7 @@ def test_pruning_keeps_what_was_asked_this_time(tmp_path):
     assert (tmp_path / "other.jsonl").read_bytes() == first
 
 
-def test_how_answers_are_judged_is_no_part_of_what_they_depend_on():
-    deciding = _closure(("scripts.inference.answering",))
-    assert {"model.modeling", "model.template", "scripts.inference.generation"} <= deciding
-    assert not deciding & {f"scripts.evaluation.{name}" for name in ("scoring", "suites", "metrics", "tasks", "vqa")}
+def test_answers_do_not_depend_on_the_code_that_scores_them():
+    modules = import_closure(("scripts.inference.answering",))
+    assert {"model.modeling", "model.template", "scripts.inference.generation"} <= modules
+    assert not any(name.startswith("scripts.evaluation") for name in modules)

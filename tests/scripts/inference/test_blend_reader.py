@@ -87,7 +87,7 @@ def test_a_missing_media_shard_is_found_on_opening(referenced: Path):
     (shard.parent / "manifest.json").write_text(json.dumps({"shards": listed}))
     BlendReader(referenced, referenced.parent)
     shard.write_bytes(shard.read_bytes()[:-512])
-    with pytest.raises(UserError, match="bytes instead of .*, and the blend's images lie there"):
+    with pytest.raises(UserError, match=r"bytes instead of .*, and the blend's images lie there"):
         BlendReader(referenced, referenced.parent)
     shard.unlink()
     with pytest.raises(UserError, match="is missing, and the blend's images lie there"):
@@ -112,7 +112,7 @@ def test_a_flipped_bit_in_a_header_is_found(lab: TrainingSetup, tmp_path: Path, 
     content[place] ^= 1
     shard.write_bytes(content)
     for images in (True, False):
-        with pytest.raises(UserError, match="conversation 0 of .* is damaged.*a header"):
+        with pytest.raises(UserError, match=r"conversation 0 of .* is damaged.*a header"):
             BlendReader(folder, tmp_path).read(0, images)
 
 
@@ -131,5 +131,5 @@ def test_damage_and_escapes_are_clear_errors(lab: TrainingSetup, referenced: Pat
             reader._referenced([path, 0, 1])
     shard = referenced / "train-00000-of-00002.tar"
     shard.write_bytes(b"\1" * shard.stat().st_size)
-    with pytest.raises(UserError, match="conversation 0 of .* is damaged"):
+    with pytest.raises(UserError, match=r"conversation 0 of .* is damaged"):
         reader[0]

@@ -1,4 +1,4 @@
-"""Paths as people write them."""
+"""Splitting a line of paths."""
 
 import pytest
 
@@ -20,6 +20,6 @@ def test_split_paths(text, paths):
     assert split_paths(text) == paths
 
 
-def test_an_open_quote_is_named():
+def test_an_unclosed_quote_is_an_error():
     with pytest.raises(UserError, match="a quote is not closed"):
         split_paths("it's.jpg")

@@ -7,7 +7,7 @@ import os
 import random
 import zipfile
 
-import pandas
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -74,7 +74,7 @@ def write_spacious_json(path):
 
 
 def write_pandas(path):
-    table = pandas.DataFrame({"base64": [_text(data) for data in IMAGES.values()]}, index=list(IMAGES))
+    table = pd.DataFrame({"base64": [_text(data) for data in IMAGES.values()]}, index=list(IMAGES))
     table.to_parquet(path, row_group_size=7)
 
 
@@ -84,7 +84,7 @@ def write_native(path):
 
 
 @pytest.mark.parametrize(
-    "name, write, ending",
+    ("name", "write", "ending"),
     [
         ("a.zip", write_zip, ".png"),
         ("b.zip", write_deflated_zip, ".png"),
@@ -162,7 +162,7 @@ def test_a_member_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, content",
+    ("name", "content"),
     [
         ("cut.zip", None),
         ("no.zip", b"PK, but no archive"),

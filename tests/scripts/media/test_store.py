@@ -32,7 +32,7 @@ def test_every_image_is_read_as_it_was(built):
     store.close()
     assert len(opened) == 3
     for descriptor in opened:
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)
 
 

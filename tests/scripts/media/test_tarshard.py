@@ -82,19 +82,25 @@ def test_an_empty_shard_is_an_archive(tmp_path):
     with ShardWriter(tmp_path / "x.tar"):
         pass
     assert read_index(tmp_path / "x.tar") == [0]
-    assert tarfile.open(tmp_path / "x.tar").getmembers() == []
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        assert archive.getmembers() == []
 
 
 def test_a_failure_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), ShardWriter(tmp_path / "x.tar") as writer:
-        writer.add("a", [("jpg", b"1")])
-        raise RuntimeError
+    def interrupted() -> None:
+        with ShardWriter(tmp_path / "x.tar") as writer:
+            writer.add("a", [("jpg", b"1")])
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "k" * 98])
 def test_keys_that_readers_misread_are_refused(tmp_path, key):
-    with pytest.raises(ValueError), ShardWriter(tmp_path / "x.tar") as writer:
+    message = r"key must not be empty|longer than 100 bytes"
+    with ShardWriter(tmp_path / "x.tar") as writer, pytest.raises(ValueError, match=message):
         writer.add(key, [("jpg", b"1")])
 
 

@@ -1,4 +1,4 @@
-"""Charts: smoothing, scales, and where the points come to lie."""
+"""Charts: smoothing, scales, and positions of points."""
 
 import math
 import re
@@ -17,11 +17,12 @@ def loss_chart(curves: list[Curve]) -> str:
     return step_chart("Loss", curves, 0.95, logarithmic=True)
 
 
-def test_bins_average_neighbours_and_tell_how_sure_the_mean_is():
+def test_bins_have_means_with_intervals():
     (x, first), (last, single) = binned([(1, 2.0), (2, 4.0), (3, 9.0)], 0.95, bins=2)
-    assert (x, first.value, last, single.value, single.low) == (1.5, 3.0, 3.0, 9.0, None)
+    assert (x, first.value, last, single.value, single.interval) == (1.5, 3.0, 3.0, 9.0, None)
     # Student's t with one degree of freedom, standard error 1.
-    assert first.high - 3 == pytest.approx(12.7062, rel=1e-4) == 3 - first.low
+    low, high = first.interval
+    assert high - 3 == pytest.approx(12.7062, rel=1e-4) == 3 - low
     assert len(binned([(x, 1.0) for x in range(1001)], 0.95, bins=60)) <= 60
     assert binned([], 0.95) == []
 

@@ -1,4 +1,4 @@
-"""Data efficiency: which runs belong together, means and intervals over seeds, differences seed by seed, the chart."""
+"""Data efficiency: grouping of runs, means and intervals over seeds, paired differences, and the chart."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from scripts.common.files import write_json
 from scripts.config.run import RunConfig
 from scripts.reporting.efficiency import studies
-from scripts.reporting.means import mean, student_quantile
+from scripts.reporting.means import mean_of, student_quantile
 from scripts.reporting.scores import columns, run_colours
 
 LENGTHS = {"a": 1000, "b": 1004}
@@ -29,7 +29,7 @@ def write(root: Path, name: str, attention: str, epochs: int, seed: str, several
     write_json(root / "evaluate" / name / "metrics.json", {"run": name, "checkpoints": {"final": checkpoint}})
 
 
-def found(root: Path, confidence: float = 0.95):
+def find_studies(root: Path, confidence: float = 0.95):
     for seed, length in LENGTHS.items():
         write_json(root / f"plan/{seed}.json", {"sha256": f"plan {seed}", "conversations": length})
     metrics, finished = sorted(root.glob("evaluate/*/*.json")), sorted(root.glob("train/*/finished.json"))
@@ -49,7 +49,7 @@ def test_runs_that_differ_in_attention_length_and_seeds_alone_form_a_study(tmp_p
             write(tmp_path, f"{attention}-{epochs}-{seed}", attention, epochs, seed, accuracy, ranks=epochs)
     write(tmp_path, "other", "mmca", 1, "a", 0.1, learning_rate=0.5)
     write(tmp_path, "larger", "mmca", 1, "a", 0.1, model="large-1")
-    (study,) = found(tmp_path)
+    (study,) = find_studies(tmp_path)
     assert [attention["name"] for attention in study.attentions] == ["mmca", "causal"]
     (group,) = study.groups
     assert group.label == "Several images" and [row["seen"] for row in group.rows] == [1002, 2004]
@@ -59,31 +59,33 @@ def test_runs_that_differ_in_attention_length_and_seeds_alone_form_a_study(tmp_p
     # Seed by seed: 0.10 and 0.08, then 0.10 and 0.05.
     difference = first["differences"]["causal"]
     assert difference.value == pytest.approx(0.09)
-    assert difference.high - difference.value == pytest.approx(12.7062 * 0.01, rel=1e-4)
+    assert difference.interval[1] - difference.value == pytest.approx(12.7062 * 0.01, rel=1e-4)
     assert second["differences"]["causal"].value == pytest.approx(0.075)
     assert group.chart.count('class="line run-0"') == 2 and "M50.00 38.00" in group.chart
 
 
 def test_a_single_run_or_repetitions_alone_are_no_study(tmp_path):
     write(tmp_path, "one", "mmca", 2, "a", 0.5)
-    assert found(tmp_path) == []
+    assert find_studies(tmp_path) == []
     write(tmp_path, "again", "mmca", 2, "b", 0.6)
-    assert found(tmp_path) == []
+    assert find_studies(tmp_path) == []
     (tmp_path / "train/again/finished.json").unlink()
     write(tmp_path, "other", "causal", 2, "a", 0.4)
-    assert found(tmp_path) == [], "two attentions once each: the comparison has more to say"
+    assert find_studies(tmp_path) == [], "one run per attention is no study"
     (tmp_path / "train/other/finished.json").unlink()
     write(tmp_path, "again", "mmca", 2, "b", 0.6)
     write(tmp_path, "longer", "mmca", 4, "a", 0.7)
-    (study,) = found(tmp_path)
+    (study,) = find_studies(tmp_path)
     (group,) = study.groups
-    assert group.rows[0]["means"]["mmca"].n == 2 and group.rows[1]["means"]["mmca"].low is None and study.others == []
+    assert (
+        group.rows[0]["means"]["mmca"].n == 2 and group.rows[1]["means"]["mmca"].interval is None and study.others == []
+    )
 
 
-def test_runs_whose_plans_are_not_at_hand_are_left_out(tmp_path):
+def test_runs_without_plans_are_left_out(tmp_path):
     for epochs in (1, 2):
         write(tmp_path, f"run-{epochs}", "mmca", epochs, "c", 0.5)
-    assert found(tmp_path) == []
+    assert find_studies(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_quantiles_of_student_s_t_are_those_of_the_tables(share, freedom, value)
 
 
 def test_means_of_repetitions():
-    assert mean([], 0.95) is None
-    three = mean([0.5, 0.6, 0.7], 0.95)
+    three = mean_of([0.5, 0.6, 0.7], 0.95)
     assert (three.n, three.value) == (3, pytest.approx(0.6))
-    assert three.high - three.value == pytest.approx(4.30265 * 0.1 / 3**0.5, rel=1e-5) == three.value - three.low
+    low, high = three.interval
+    assert high - three.value == pytest.approx(4.30265 * 0.1 / 3**0.5, rel=1e-5) == three.value - low

@@ -1,4 +1,4 @@
-"""ReportImages in the page: shrunk, re-encoded, and never anything but an image."""
+"""Images of the page: scaled down, re-encoded, and never anything but an image."""
 
 import base64
 import hashlib
@@ -20,7 +20,7 @@ def decoded(uri: str) -> Image.Image:
     return Image.open(BytesIO(base64.b64decode(uri.partition(",")[2])))
 
 
-def test_large_images_are_shrunk():
+def test_large_images_are_scaled_down():
     uri, small = data_uri(encoded((1200, 600)))
     assert uri.startswith("data:image/jpeg;") and not small
     assert decoded(uri).size == (LONGEST_SIDE, LONGEST_SIDE // 2)
@@ -42,18 +42,18 @@ def test_sideways_images_are_turned_and_lose_their_metadata():
 
 
 @pytest.mark.parametrize("data", [b"<svg onload='x()'/>", b"GIF89a<script>", b"x"])
-def test_what_is_no_image_is_not_embedded(data):
+def test_other_files_are_not_embedded(data):
     assert data_uri(data) == (None, False)
 
 
-def test_only_the_image_that_was_seen_is_shown(tmp_path):
+def test_only_the_image_that_the_model_saw_is_shown(tmp_path):
     data = encoded((8, 8))
     (tmp_path / "a.jpg").write_bytes(data)
-    pictures = ReportImages({}, {"talk": tmp_path})
+    report_images = ReportImages({}, {"talk": tmp_path})
     seen = {"path": "a.jpg", "sha256": hashlib.sha256(data).hexdigest()}
-    (shown,) = pictures.of_suite("talk", [seen], first=4)
+    (shown,) = report_images.of_suite("talk", [seen], first=4)
     assert shown.uri and shown.number == 4
     for image in (seen | {"sha256": "0" * 64}, seen | {"path": "b.jpg"}):
-        assert pictures.of_suite("talk", [image])[0].uri is None
-    assert pictures.of_suite("other", [seen])[0].uri is None
-    assert pictures.heldout(["0" * 64])[0].uri is None
+        assert report_images.of_suite("talk", [image])[0].uri is None
+    assert report_images.of_suite("other", [seen])[0].uri is None
+    assert report_images.heldout(["0" * 64])[0].uri is None

@@ -1,4 +1,4 @@
-"""Differences between runs: paired by question, and only where the question is the same."""
+"""Differences between runs: paired by question, and only for equal questions."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,8 @@ from scripts.reporting.scores import Column
 
 def turn(number: int, correct: bool | None, question: str = "What?", kind: str = "what") -> dict:
     image = [{"sha256": str(number)}]
-    told = {"test": f"llava:{number}", "round": 1, "kind": kind, "dataset": "llava", "references": ["a"]}
-    return told | {"question": question, "images": image, "new_images": 1, "output": "", "correct": correct}
+    line = {"test": f"llava:{number}", "round": 1, "kind": kind, "dataset": "llava", "references": ["a"]}
+    return line | {"question": question, "images": image, "new_images": 1, "output": "", "correct": correct}
 
 
 def column(root: Path, run: str, turns: list[dict]) -> Column:
@@ -24,13 +24,13 @@ def column(root: Path, run: str, turns: list[dict]) -> Column:
     return Column(run, "final", 0, folder, {"heldout": {"kinds": kinds}})
 
 
-def test_a_difference_is_taken_question_by_question(tmp_path):
+def test_differences_are_paired_by_question(tmp_path):
     first = column(tmp_path, "first", [turn(n, n % 2 == 0) for n in range(40)])
     better = column(tmp_path, "better", [turn(n, n % 2 == 0 or n < 10) for n in range(40)])
     group, kind = differences([first, better], 0.95)
     (cell,) = kind["cells"]
     assert group["is_group"] and group["cells"][0]["value"] == cell["value"] == pytest.approx(5 / 40)
-    assert (cell["n"], cell["only"], cell["only_first"], cell["sure"]) == (40, 5, 0, True)
+    assert (cell["n"], cell["only"], cell["only_first"], cell["significant"]) == (40, 5, 0, True)
     pairs = [(n % 2 == 0 or n < 10, n % 2 == 0) for n in range(40)]
     assert (cell["low"], cell["high"]) == paired_difference(pairs, 0.95)[1]
 

@@ -1,4 +1,4 @@
-"""The lines that end a run of the whole workflow."""
+"""The summary of a workflow."""
 
 import json
 import shlex
@@ -35,12 +35,14 @@ def test_scores_report_and_the_command_to_chat(tmp_path, monkeypatch, capsys):
     summary.main()
     text = capsys.readouterr().out
     assert "mmca, final checkpoint: held-out loss 0.2500 per token" in text
-    assert "one image       75.0% right (95% interval 30.1 to 95.4, n = 4); chance 50.0%; images blanked 25.0%" in text
+    assert (
+        "one image       75.0% correct (95% interval 30.1 to 95.4, n = 4); chance 50.0%; images blanked 25.0%" in text
+    )
     assert "several images" not in text and "unjudged" not in text
-    assert "suite talk: 1 of 2 answers right" in text
+    assert "suite talk: 1 of 2 answers correct" in text
     assert str(root / "report.html") in text
     (command,) = [line for line in text.splitlines() if "scripts.chat" in line]
-    assert text.splitlines()[-1].strip() == "make chat", "what to do next comes last"
+    assert text.splitlines()[-1].strip() == "make chat", "the recommended next step comes last"
     assert summary.summary_lines(root, "recipes/subset.yaml")[-1].strip() == "make chat CONFIG=recipes/subset.yaml"
     assert shlex.split(command)[3:] == [
         "--model", str(root / "exported/mmca/final"), "--image", str(root / "raw/miniature/dialogues/images/a.png"),

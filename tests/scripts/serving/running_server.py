@@ -1,4 +1,4 @@
-"""A real server around a tiny model that has learnt to see colours, for every test that talks to one."""
+"""A real server with the tiny trained model, for tests that send requests."""
 
 import base64
 import threading
@@ -71,5 +71,5 @@ def shown(*colours: str) -> list[dict]:
 
 
 def question(text: str, *colours: str) -> dict:
-    """A user message that shows images and asks."""
+    """A user message with images and a question."""
     return {"role": "user", "content": [*shown(*colours), {"type": "text", "text": text}]}

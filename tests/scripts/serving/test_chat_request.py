@@ -1,33 +1,33 @@
-"""A request as it is understood: what it asks for, and what is refused by name because it would be ignored."""
+"""Parsing of requests, and parameters that are refused because they would be ignored."""
 
 import pytest
 
-from scripts.serving.chat_request import DEFAULT_TOKENS, ChatRequest
+from scripts.serving.chat_request import DEFAULT_MAX_TOKENS, ChatRequest
 from scripts.serving.errors import ApiError
 
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "Hello?"}]}
-PICTURE = {"type": "image_url", "image_url": {"url": "data:"}}
+IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:"}}
 
 
 def parse(max_images: int = 3, **changes) -> ChatRequest:
-    return ChatRequest.parse(BODY | changes, lambda part, place: place.encode(), max_images)
+    return ChatRequest.parse(BODY | changes, lambda part, location: location.encode(), max_images)
 
 
 @pytest.mark.parametrize(
-    ("asked", "tokens"),
+    ("limits", "tokens"),
     [
-        ({}, DEFAULT_TOKENS),
+        ({}, DEFAULT_MAX_TOKENS),
         ({"max_tokens": 5}, 5),
         ({"max_completion_tokens": 7}, 7),
         ({"max_tokens": 5, "max_completion_tokens": 7}, 7),
         ({"max_tokens": 5, "max_completion_tokens": None}, 5),
     ],
 )
-def test_the_newer_name_of_the_most_tokens_goes_before_the_older(asked, tokens):
-    assert parse(**asked).sampling.max_new_tokens == tokens
+def test_max_completion_tokens_overrides_max_tokens(limits, tokens):
+    assert parse(**limits).sampling.max_new_tokens == tokens
 
 
-def test_without_wishes_the_likeliest_tokens_are_taken():
+def test_the_default_is_greedy_decoding():
     sampling = parse(temperature=None, top_p=None, seed=None, stop=None).sampling
     assert (sampling.temperature, sampling.top_p, sampling.seed, sampling.stop) == (0.0, 1.0, None, ())
     sampling = parse(temperature=0.5, top_p=0.25, seed=0, stop="x").sampling
@@ -35,7 +35,7 @@ def test_without_wishes_the_likeliest_tokens_are_taken():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "nothing"),
+    ("name", "value", "neutral"),
     [
         ("n", 2, 1),
         ("frequency_penalty", 0.5, 0),
@@ -54,9 +54,9 @@ def test_without_wishes_the_likeliest_tokens_are_taken():
         ("web_search_options", {}, None),
     ],
 )
-def test_what_would_change_the_answer_is_refused_unless_it_asks_for_nothing(name, value, nothing):
-    assert parse(**{name: nothing}) == parse()
-    with pytest.raises(ApiError, match=f"{name} = .* is not supported here") as error:
+def test_unsupported_parameters_are_refused_unless_they_have_no_effect(name, value, neutral):
+    assert parse(**{name: neutral}) == parse()
+    with pytest.raises(ApiError, match=f"{name} = .* is not supported") as error:
         parse(**{name: value})
     assert (error.value.code, error.value.param) == ("unsupported_parameter", name)
 
@@ -69,16 +69,16 @@ def test_stop_sequences_are_bounded(stop):
 
 
 def test_images_are_numbered_through_the_conversation_and_counted_before_any_is_read():
-    said = [{"type": "text", "text": "One?"}, PICTURE]
+    content = [{"type": "text", "text": "One?"}, IMAGE_PART]
     messages = [
         {"role": "developer", "content": "Be brief."},
-        {"role": "user", "content": said},
+        {"role": "user", "content": content},
         {"role": "assistant", "content": "Yes."},
-        {"role": "user", "content": [PICTURE, PICTURE]},
+        {"role": "user", "content": [IMAGE_PART, IMAGE_PART]},
     ]
     found = parse(messages=messages)
     shown = [part["index"] for message in found.messages for part in message["content"] if part["type"] == "image"]
     assert shown == [0, 1, 2] and found.messages[0]["role"] == "system"
     assert found.images == [b"messages.1.content.1", b"messages.3.content.0", b"messages.3.content.1"]
-    with pytest.raises(ApiError, match="shows 3 images; at most 2"):
+    with pytest.raises(ApiError, match="has 3 images; at most 2"):
         ChatRequest.parse(BODY | {"messages": messages}, lambda *_: pytest.fail("an image was read"), 2)

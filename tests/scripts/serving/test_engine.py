@@ -1,4 +1,4 @@
-"""The engine: what it says is what a chat alone would say, whoever else is there; and one job never harms another."""
+"""The engine: answers in a batch equal those of a single chat, and jobs do not affect each other."""
 
 import hashlib
 import queue
@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from model.chat import ChatSession
-from model.conversation_cache import ImageCache
-from scripts.serving.engine import BatchingEngine, EngineClosed, EngineSettings, QueueFull
+from model.image_cache import ImageCache
+from scripts.serving.engine import BatchingEngine, EngineClosedError, EngineSettings, QueueFullError
 from scripts.serving.jobs import CANCELLED, ERROR, LENGTH, STOP, TIMEOUT, Job, SamplingParams
 from tests.scripts.evaluation.trained_model import trained
 from tests.scripts.serving.running_server import COLOUR, COUNT, load
@@ -32,13 +32,13 @@ def served(trained):
 
 @pytest.fixture(params=["mmca", "causal"])
 def lively(request, tmp_path):
-    """A model whose answers depend on everything it was told, with either kind of cache."""
+    """A model whose answers depend on the whole prompt, with either kind of cache."""
     from model.configuration import VisualChatConfig
     from model.modeling import VisualChatForConditionalGeneration
     from model.processing import VisualChatProcessor
     from tests.tiny_models import make_model
 
-    folder = make_model(tmp_path, lively=True)
+    folder = make_model(tmp_path, large_weights=True)
     config = VisualChatConfig.from_pretrained(folder, attention=request.param)
     processor = VisualChatProcessor.from_pretrained(folder)
     model = VisualChatForConditionalGeneration.from_pretrained(folder, config=config)
@@ -47,31 +47,31 @@ def lively(request, tmp_path):
 
 
 def make_job(processor, messages, colours=COLOURS, timeout=PATIENCE, **sampling):
-    """A job and the queue of its pieces."""
+    """A job and the queue of its deltas."""
     encoded = processor.encode(messages)
     pixels = [processor.preprocess_image(Image.new("RGB", (40, 30), colours[index])) for index in encoded.image_indices]
-    pieces = queue.Queue()
+    deltas = queue.Queue()
     hashes = [hashlib.sha256(image.tobytes()).digest() for image in pixels]
-    return Job(encoded, pixels, hashes, SamplingParams(**sampling), time.monotonic() + timeout, pieces.put), pieces
+    return Job(encoded, pixels, hashes, SamplingParams(**sampling), time.monotonic() + timeout, deltas.put), deltas
 
 
-def rest(pieces) -> tuple[str, str, str]:
+def rest(deltas) -> tuple[str, str, str]:
     """The answer, why it ended, and the error."""
     text = ""
     while True:
-        piece = pieces.get(timeout=PATIENCE)
-        text += piece.text
-        if piece.finish is not None:
-            return text, piece.finish, piece.error
+        delta = deltas.get(timeout=PATIENCE)
+        text += delta.text
+        if delta.finish is not None:
+            return text, delta.finish, delta.error
 
 
 def ask(engine, processor, messages, **options) -> tuple[str, str, str]:
-    job, pieces = make_job(processor, messages, **options)
+    job, deltas = make_job(processor, messages, **options)
     engine.submit(job)
-    return rest(pieces)
+    return rest(deltas)
 
 
-def test_answers_in_a_crowd_are_those_of_a_chat_alone(lively):
+def test_answers_in_a_batch_equal_those_of_a_single_chat(lively):
     model, processor = lively
     images = [Image.new("RGB", (40, 30), colour) for colour in COLOURS]
     talks = [
@@ -85,9 +85,9 @@ def test_answers_in_a_crowd_are_those_of_a_chat_alone(lively):
         expected.append([session.ask(text, [images[n] for n in shown], 9 + len(text)) for text, shown in talk])
     engine = BatchingEngine(model, processor, EngineSettings(max_batch_size=3, max_prefill_tokens=60))
     try:
-        said = {}
+        answers_by_talk = {}
 
-        def converse(copy: int, number: int) -> None:
+        def run_dialogue(copy: int, number: int) -> None:
             messages, answers = [], []
             for text, shown in talks[number]:
                 messages.append(user(text, *shown))
@@ -95,38 +95,40 @@ def test_answers_in_a_crowd_are_those_of_a_chat_alone(lively):
                 assert finish == LENGTH
                 answers.append(answer)
                 messages.append({"role": "assistant", "content": answers[-1]})
-            said[copy, number] = answers
+            answers_by_talk[copy, number] = answers
 
-        threads = [threading.Thread(target=converse, args=(copy, n)) for copy in range(4) for n in range(len(talks))]
+        threads = [
+            threading.Thread(target=run_dialogue, args=(copy, n)) for copy in range(4) for n in range(len(talks))
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(PATIENCE)
     finally:
         engine.close()
-    assert said == {(copy, n): expected[n] for copy in range(4) for n in range(len(talks))}
-    assert engine.rows > 1.5 * engine.steps, "most steps serve several"
-    assert engine.state()["images_computed"] == len(COLOURS), "each image once for everybody"
+    assert answers_by_talk == {(copy, n): expected[n] for copy in range(4) for n in range(len(talks))}
+    assert engine.rows > 1.5 * engine.steps, "most steps have several rows"
+    assert engine.state()["images_computed"] == len(COLOURS), "each image is computed once"
 
 
-def test_a_round_goes_on_from_the_round_before(served):
+def test_a_round_continues_from_the_cached_round_before(served):
     first = [user(COLOUR, 0)]
     answer = ask(served.engine, served.processor, first)[0]
-    job, pieces = make_job(served.processor, [*first, {"role": "assistant", "content": answer}, user(COUNT)])
+    job, deltas = make_job(served.processor, [*first, {"role": "assistant", "content": answer}, user(COUNT)])
     served.engine.submit(job)
-    assert rest(pieces)[1] == STOP and job.cached_tokens >= len(served.processor.encode(first))
-    other, pieces = make_job(served.processor, first, colours=("blue",))
+    assert rest(deltas)[1] == STOP and job.cached_tokens >= len(served.processor.encode(first))
+    other, deltas = make_job(served.processor, first, colours=("blue",))
     served.engine.submit(other)
-    assert rest(pieces)[0] == "It is blue." and answer == "It is red."
-    assert other.reused <= list(other.encoded.modality).index(2), "another image is another conversation"
-    # What was said is kept a moment after the last word has gone out.
+    assert rest(deltas)[0] == "It is blue." and answer == "It is red."
+    assert other.cached_tokens <= list(other.encoded.modality).index(2), "another image is another conversation"
+    # The conversation is cached shortly after its last delta was delivered.
     deadline = time.monotonic() + 60
     while len(served.engine._prefixes) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(served.engine._prefixes) == 2, "a conversation that went on takes the place of its beginning"
+    assert len(served.engine._prefixes) == 2, "a continued conversation replaces its earlier entry"
 
 
-def test_what_is_kept_stays_within_its_room(trained):
+def test_caches_stay_within_their_memory(trained):
     served = load(trained.model, prefix_cache_bytes=40_000, image_cache_bytes=20_000)
     for number in range(12):
         assert ask(served.engine, served.processor, [user(f"{COLOUR} {number}", number % 4)])[1] in (STOP, LENGTH)
@@ -135,48 +137,48 @@ def test_what_is_kept_stays_within_its_room(trained):
     assert state["prefix_cache_bytes"] > 0
     until = time.monotonic() + PATIENCE
     while served.engine.state()["running_bytes"]:
-        assert time.monotonic() < until, "the last one is still there"
+        assert time.monotonic() < until, "the last job still has memory"
     served.engine.close()
 
 
-def test_what_runs_stays_within_its_places(trained):
-    """Jobs that would not fit beside each other run one after the other, and one that is too large runs alone."""
+def test_the_batch_stays_within_max_batch_tokens(trained):
+    """Jobs that do not fit together run one after the other, and a job that is too large runs alone."""
     served = load(trained.model, max_batch_tokens=100)
     jobs = [make_job(served.processor, [user(COLOUR, n)], max_new_tokens=30) for n in range(3)]
     jobs.append(make_job(served.processor, [user("word " * 60)], max_new_tokens=3))
     for job, _ in jobs:
         served.engine.submit(job)
-    assert [rest(pieces)[0] for _, pieces in jobs[:3]] == ["It is red.", "It is green.", "It is blue."]
+    assert [rest(deltas)[0] for _, deltas in jobs[:3]] == ["It is red.", "It is green.", "It is blue."]
     assert rest(jobs[3][1])[1] in (STOP, LENGTH)
     assert served.engine.rows == served.engine.steps
     served.engine.close()
 
 
-def test_a_job_that_does_not_fit_yet_keeps_its_turn(trained):
-    """One that came later does not overtake it, though there is a place for that one."""
+def test_a_job_that_does_not_fit_yet_keeps_its_position(trained):
+    """A later job does not overtake it, even if that one would fit."""
     served = load(trained.model, max_batch_tokens=300)
-    begun, hold = [], threading.Event()
-    sizes = {"runs": 60, "large": 250, "small": 20}  # tokens of the answer at its longest
+    started, hold = [], threading.Event()
+    sizes = {"runs": 60, "large": 250, "small": 20}  # maximum tokens of the answer
     jobs = {name: make_job(served.processor, [user(COLOUR, 0)], max_new_tokens=size) for name, size in sizes.items()}
-    for name, (job, pieces) in jobs.items():
+    for name, (job, deltas) in jobs.items():
 
-        def hand_out(piece, name=name, pieces=pieces):
-            begun.append(name)
-            pieces.put(piece)
+        def deliver(delta, name=name, deltas=deltas):
+            started.append(name)
+            deltas.put(delta)
             hold.wait(PATIENCE)
 
-        job.on_delta = hand_out
+        job.on_delta = deliver
         served.engine.submit(job)
-        while name == "runs" and not begun:  # it is held with its first piece, while the others come to wait
+        while name == "runs" and not started:  # it is held at its first delta until the others are queued
             time.sleep(0.01)
     hold.set()
-    for _, pieces in jobs.values():
-        assert rest(pieces)[1] == STOP
-    assert list(dict.fromkeys(begun)) == ["runs", "large", "small"]
+    for _, deltas in jobs.values():
+        assert rest(deltas)[1] == STOP
+    assert list(dict.fromkeys(started)) == ["runs", "large", "small"]
     served.engine.close()
 
 
-def test_seeds_repeat_draws(served):
+def test_sampling_is_repeatable_by_seed(served):
     def draw(**sampling):
         return ask(served.engine, served.processor, [user(COUNT, 0)], max_new_tokens=12, temperature=3.0, **sampling)[0]
 
@@ -185,39 +187,39 @@ def test_seeds_repeat_draws(served):
     assert draw(seed=5, top_p=1e-6) == ask(served.engine, served.processor, [user(COUNT, 0)], max_new_tokens=12)[0]
 
 
-def test_stop_sequences_end_an_answer_and_are_not_shown(served):
+def test_stop_sequences_end_an_answer_and_are_left_out(served):
     assert ask(served.engine, served.processor, [user(COLOUR, 0)], stop=("s r", "zzz")) == ("It i", STOP, "")
     assert ask(served.engine, served.processor, [user(COLOUR, 0)], stop=("red.x",)) == ("It is red.", STOP, "")
     assert ask(served.engine, served.processor, [user(COLOUR, 0)], max_new_tokens=2)[1] == LENGTH
 
 
-def test_late_and_unwanted_jobs_are_given_up(served):
+def test_late_and_cancelled_jobs_end(served):
     assert ask(served.engine, served.processor, [user(COLOUR, 0)], timeout=-1) == ("", TIMEOUT, "")
-    job, pieces = make_job(served.processor, [user(COLOUR, 0)])
+    job, deltas = make_job(served.processor, [user(COLOUR, 0)])
     job.cancel()
     served.engine.submit(job)
-    assert rest(pieces)[1] == CANCELLED
-    stream, pieces = make_job(served.processor, [user(COLOUR, 0)], max_new_tokens=4000, temperature=9.0, seed=0)
+    assert rest(deltas)[1] == CANCELLED
+    stream, deltas = make_job(served.processor, [user(COLOUR, 0)], max_new_tokens=4000, temperature=9.0, seed=0)
     served.engine.submit(stream)
-    pieces.get(timeout=PATIENCE)
+    deltas.get(timeout=PATIENCE)
     stream.cancel()
-    assert rest(pieces)[1] == CANCELLED
+    assert rest(deltas)[1] == CANCELLED
     assert ask(served.engine, served.processor, [user(COLOUR, 0)])[0] == "It is red."
 
 
-def test_those_who_wait_in_vain_are_told_in_time(trained):
+def test_queued_jobs_time_out_and_are_cancelled_while_waiting(trained):
     served = load(trained.model, max_batch_size=1, max_queue_size=2)
-    long, pieces = make_job(served.processor, [user(COLOUR, 0)], max_new_tokens=900, temperature=9.0, seed=0)
+    long, deltas = make_job(served.processor, [user(COLOUR, 0)], max_new_tokens=900, temperature=9.0, seed=0)
     hook = served.engine.model.get_decoder().register_forward_pre_hook(lambda *args: time.sleep(0.02))
     served.engine.submit(long)
-    pieces.get(timeout=PATIENCE)
-    late, late_pieces = make_job(served.processor, [user(COLOUR, 0)], timeout=0.1)
-    gone, gone_pieces = make_job(served.processor, [user(COLOUR, 0)])
+    deltas.get(timeout=PATIENCE)
+    late, late_deltas = make_job(served.processor, [user(COLOUR, 0)], timeout=0.1)
+    gone, gone_deltas = make_job(served.processor, [user(COLOUR, 0)])
     served.engine.submit(late)
     served.engine.submit(gone)
     gone.cancel()
-    assert (rest(late_pieces)[1], rest(gone_pieces)[1]) == (TIMEOUT, CANCELLED)
-    assert served.engine.state()["running"] == 1, "the long answer is still being made"
+    assert (rest(late_deltas)[1], rest(gone_deltas)[1]) == (TIMEOUT, CANCELLED)
+    assert served.engine.state()["running"] == 1, "the long answer is still being generated"
     long.cancel()
     hook.remove()
     served.engine.close()
@@ -225,25 +227,25 @@ def test_those_who_wait_in_vain_are_told_in_time(trained):
 
 def test_a_prompt_that_fails_fails_alone(served):
     engine, processor = served.engine, served.processor
-    bad, bad_pieces = make_job(processor, [user(COLOUR, 0)])
+    bad, bad_deltas = make_job(processor, [user(COLOUR, 0)])
     bad.pixels = []  # the placeholder has no image
     jobs = [make_job(processor, [user(COLOUR, n)]) for n in range(3)]
     hold = threading.Event()
-    holder, holder_pieces = make_job(processor, [user("Say red.")])
-    holder.on_delta = lambda piece: (hold.wait(PATIENCE), holder_pieces.put(piece))
+    holder, holder_deltas = make_job(processor, [user("Say red.")])
+    holder.on_delta = lambda delta: (hold.wait(PATIENCE), holder_deltas.put(delta))
     engine.submit(holder)  # while it is held, the others come to wait together
     for job in (jobs[0][0], bad, jobs[1][0], jobs[2][0]):
         engine.submit(job)
     hold.set()
-    assert [rest(pieces)[0] for _, pieces in jobs] == ["It is red.", "It is green.", "It is blue."]
-    text, finish, error = rest(bad_pieces)
+    assert [rest(deltas)[0] for _, deltas in jobs] == ["It is red.", "It is green.", "It is blue."]
+    text, finish, error = rest(bad_deltas)
     assert (text, finish) == ("", ERROR) and "image placeholders" in error
-    assert rest(holder_pieces)[1] == STOP and engine.alive
+    assert rest(holder_deltas)[1] == STOP and engine.alive
 
 
-def test_a_step_that_fails_ends_those_in_it_and_no_others(served):
+def test_a_failed_step_ends_only_its_jobs(served):
     engine = served.engine
-    job, pieces = make_job(served.processor, [user(COLOUR, 0)], max_new_tokens=4000, temperature=9.0, seed=0)
+    job, deltas = make_job(served.processor, [user(COLOUR, 0)], max_new_tokens=4000, temperature=9.0, seed=0)
 
     def fail(module, args, kwargs):
         if kwargs["inputs_embeds"].shape[1] == 1:
@@ -251,17 +253,17 @@ def test_a_step_that_fails_ends_those_in_it_and_no_others(served):
 
     hook = engine.model.get_decoder().register_forward_pre_hook(fail, with_kwargs=True)
     engine.submit(job)
-    assert rest(pieces)[1] == ERROR
+    assert rest(deltas)[1] == ERROR
     hook.remove()
     assert ask(engine, served.processor, [user(COLOUR, 0)])[0] == "It is red."
 
 
-def test_a_listener_that_fails_ends_its_job_and_no_other(served):
+def test_a_failing_callback_ends_only_its_job(served):
     job, _ = make_job(served.processor, [user(COLOUR, 0)], max_new_tokens=900, temperature=9.0, seed=0)
-    heard = []
+    finishes = []
 
-    def fail(piece):
-        heard.append(piece.finish)
+    def fail(delta):
+        finishes.append(delta.finish)
         raise RuntimeError("the connection is gone")
 
     job.on_delta = fail
@@ -271,25 +273,25 @@ def test_a_listener_that_fails_ends_its_job_and_no_other(served):
     while served.engine.state()["running"]:
         assert time.monotonic() < until
         time.sleep(0.01)
-    assert heard == [None, CANCELLED]
+    assert finishes == [None, CANCELLED]
 
 
-def test_a_token_that_cannot_be_chosen_ends_its_answer_and_no_other(served):
+def test_a_sampling_error_ends_only_its_job(served):
     hold = threading.Event()
-    holder, holder_pieces = make_job(served.processor, [user(COLOUR, 0)])
-    holder.on_delta = lambda piece: (hold.wait(PATIENCE), holder_pieces.put(piece))
+    holder, holder_deltas = make_job(served.processor, [user(COLOUR, 0)])
+    holder.on_delta = lambda delta: (hold.wait(PATIENCE), holder_deltas.put(delta))
     served.engine.submit(holder)
-    job, pieces = make_job(served.processor, [user(COLOUR, 1)], temperature=float("nan"))
-    other, other_pieces = make_job(served.processor, [user(COLOUR, 2)])
+    job, deltas = make_job(served.processor, [user(COLOUR, 1)], temperature=float("nan"))
+    other, other_deltas = make_job(served.processor, [user(COLOUR, 2)])
     for one in (job, other):
         served.engine.submit(one)
     hold.set()
-    text, finish, error = rest(pieces)
-    assert (text, finish) == ("", ERROR) and error.startswith("no token could be chosen")
-    assert [rest(pieces)[0] for pieces in (holder_pieces, other_pieces)] == ["It is red.", "It is blue."]
+    text, finish, error = rest(deltas)
+    assert (text, finish) == ("", ERROR) and error.startswith("sampling a token failed")
+    assert [rest(deltas)[0] for deltas in (holder_deltas, other_deltas)] == ["It is red.", "It is blue."]
 
 
-def test_prompts_are_read_together_as_far_as_the_memory_of_a_forward_allows(trained):
+def test_a_prefill_stays_within_max_prefill_tokens(trained):
     prompts = ["A long question comes first. Say red, green, blue or white.", *(f"{n}? Say red." for n in range(3))]
     served = load(trained.model)
     longest = len(served.processor.encode([user(prompts[0])]))
@@ -301,42 +303,42 @@ def test_prompts_are_read_together_as_far_as_the_memory_of_a_forward_allows(trai
         lambda module, args, kwargs: shapes.append(kwargs["inputs_embeds"].shape[:2]), with_kwargs=True
     )
     hold = threading.Event()
-    holder, holder_pieces = make_job(served.processor, [user(COLOUR, 0)])
-    holder.on_delta = lambda piece: (hold.wait(PATIENCE), holder_pieces.put(piece))
+    holder, holder_deltas = make_job(served.processor, [user(COLOUR, 0)])
+    holder.on_delta = lambda delta: (hold.wait(PATIENCE), holder_deltas.put(delta))
     served.engine.submit(holder)
     jobs = [make_job(served.processor, [user(text)], max_new_tokens=3) for text in prompts]
     for job, _ in jobs:
         served.engine.submit(job)
     hold.set()
-    for _, pieces in [*jobs, (holder, holder_pieces)]:
-        assert rest(pieces)[1] in (STOP, LENGTH)
+    for _, deltas in [*jobs, (holder, holder_deltas)]:
+        assert rest(deltas)[1] in (STOP, LENGTH)
     hook.remove()
     served.engine.close()
     together = [rows * width for rows, width in shapes if rows > 1 and width > 1]
     assert together and max(together) <= 2 * longest
 
 
-def test_where_the_memory_is_full_nothing_is_kept_and_the_prompt_read_again(served):
-    ask(served.engine, served.processor, [user(COLOUR, 1)])  # before its first image the model looks at its decoder
+def test_after_running_out_of_memory_caches_are_cleared_and_the_prefill_is_repeated(served):
+    ask(served.engine, served.processor, [user(COLOUR, 1)])  # the first image also inspects the decoder
     calls = []
 
     def fail(module, args):
         calls.append(None)
-        if len(calls) == 2:  # the first is that of the image, the second that of the prompt
+        if len(calls) == 2:  # the first call is that of the image, the second that of the prompt
             raise torch.OutOfMemoryError("no memory left")
 
     hook = served.engine.model.get_decoder().register_forward_pre_hook(fail)
     before = served.engine.state()["images_computed"]
     assert ask(served.engine, served.processor, [user(COLOUR, 0)]) == ("It is red.", STOP, "")
     hook.remove()
-    assert served.engine.state()["images_computed"] == before + 2, "what was made of the image was forgotten"
+    assert served.engine.state()["images_computed"] == before + 2, "the cached image was dropped"
 
 
-def test_those_who_run_and_those_who_wait_are_told_of_the_end(trained):
+def test_closing_ends_running_and_queued_jobs_with_an_error(trained):
     served = load(trained.model, max_batch_size=1)
     hold = threading.Event()
     jobs = [make_job(served.processor, [user(COLOUR, 0)], max_new_tokens=900, temperature=9.0, seed=0) for _ in "ab"]
-    jobs[0][0].on_delta = lambda piece: (hold.wait(PATIENCE), jobs[0][1].put(piece))
+    jobs[0][0].on_delta = lambda delta: (hold.wait(PATIENCE), jobs[0][1].put(delta))
     for job, _ in jobs:
         served.engine.submit(job)
     closing = threading.Thread(target=served.engine.close)
@@ -346,25 +348,25 @@ def test_those_who_run_and_those_who_wait_are_told_of_the_end(trained):
     hold.set()
     closing.join(PATIENCE)
     assert not served.engine.alive
-    for _, pieces in jobs:
-        last = list(pieces.queue)[-1:]
-        assert [(piece.finish, piece.error) for piece in last] == [(ERROR, "the server ends")]
+    for _, deltas in jobs:
+        last = list(deltas.queue)[-1:]
+        assert [(delta.finish, delta.error) for delta in last] == [(ERROR, "the server is shutting down")]
 
 
-def test_too_many_waiting_jobs_and_the_end(trained):
+def test_a_full_queue_and_a_closed_engine(trained):
     served = load(trained.model, max_batch_size=1, max_queue_size=2)
     hold = threading.Event()
     jobs = [make_job(served.processor, [user(COLOUR, 0)]) for _ in range(4)]
-    jobs[0][0].on_delta = lambda piece: (hold.wait(PATIENCE), jobs[0][1].put(piece))
+    jobs[0][0].on_delta = lambda delta: (hold.wait(PATIENCE), jobs[0][1].put(delta))
     served.engine.submit(jobs[0][0])
     while served.engine.state()["waiting"]:
         time.sleep(0.01)
     served.engine.submit(jobs[1][0])
     served.engine.submit(jobs[2][0])
-    with pytest.raises(QueueFull):
+    with pytest.raises(QueueFullError):
         served.engine.submit(jobs[3][0])
     hold.set()
-    assert [rest(pieces)[0] for _, pieces in jobs[:3]] == ["It is red."] * 3
+    assert [rest(deltas)[0] for _, deltas in jobs[:3]] == ["It is red."] * 3
     served.engine.close()
-    with pytest.raises(EngineClosed):
+    with pytest.raises(EngineClosedError):
         served.engine.submit(jobs[3][0])

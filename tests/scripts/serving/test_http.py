@@ -1,4 +1,4 @@
-"""The server as its clients see it: OpenAI's own client, plain requests, and people who send nonsense."""
+"""The server over HTTP: the official OpenAI client, plain requests, and invalid ones."""
 
 import http.client
 import json
@@ -19,7 +19,14 @@ from tests.scripts.serving.running_server import COLOUR, COUNT, data_url, load, 
 __all__ = ["trained"]
 
 PATIENCE = 300
-LIMITS = Limits(timeout=600, images=5, image=100_000, body=400_000, uploads=150_000, pixels=100_000)
+LIMITS = Limits(
+    timeout=600,
+    max_images=5,
+    max_image_bytes=100_000,
+    max_body_bytes=400_000,
+    upload_cache_bytes=150_000,
+    pixel_cache_bytes=100_000,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +52,7 @@ def post(server, data: bytes, **headers: str) -> requests.Response:
 
 
 def works(server) -> None:
-    """Everybody else is still answered."""
+    """Assert that the server still answers."""
     answer = chat(server, [question(COLOUR, "green")])
     assert answer.json()["choices"][0]["message"]["content"] == "It is green."
 
@@ -59,13 +66,15 @@ def test_a_conversation_with_the_official_client(client):
         model="tiny", messages=messages, stream=True, stream_options={"include_usage": True}, temperature=0
     )
     chunks = list(stream)
-    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     whole = client.chat.completions.create(model="tiny", messages=messages)
-    assert said == whole.choices[0].message.content and said
+    assert streamed == whole.choices[0].message.content and streamed
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
     usage = chunks[-1].usage
     assert usage.prompt_tokens == whole.usage.prompt_tokens > first.usage.prompt_tokens
-    assert usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens, "the first round is not read again"
+    assert usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens, (
+        "the first round is not computed again"
+    )
 
 
 def test_models(client):
@@ -93,9 +102,9 @@ def test_uploaded_images(client, server):
         client.files.create(file=("notes.txt", b"words"), purpose="vision")
     first = client.files.create(file=("a.png", big_png(1), "image/png"), purpose="vision")
     client.files.create(file=("b.png", big_png(2), "image/png"), purpose="vision")
-    with pytest.raises(openai.NotFoundError):  # the room for uploads is bounded
+    with pytest.raises(openai.NotFoundError):  # the memory of uploads is bounded
         client.files.retrieve(first.id)
-    assert server.service.pictures.uploads.currsize <= LIMITS.uploads
+    assert server.service.image_store.uploads.currsize <= LIMITS.upload_cache_bytes
 
 
 def big_png(seed: int) -> bytes:
@@ -120,7 +129,7 @@ TEXT = [{"role": "user", "content": COLOUR}]
 @pytest.mark.parametrize(
     ("change", "status", "code", "param", "message"),
     [
-        ({"model": "huge"}, 404, "model_not_found", "model", "there is tiny"),
+        ({"model": "huge"}, 404, "model_not_found", "model", "served models: tiny"),
         ({"model": 3}, 400, "invalid_value", "model", "string"),
         ({"messages": []}, 400, "invalid_value", "messages", "at least 1"),
         ({"messages": "hello"}, 400, "invalid_value", "messages", "list"),
@@ -157,9 +166,9 @@ def test_harmless_and_long_requests_are_answered(server):
 @pytest.mark.parametrize(
     ("url", "status", "code", "message"),
     [
-        ("http://127.0.0.1:1/secret.png", 400, "image_url_not_fetched", "fetches nothing"),
-        ("file:///etc/passwd", 400, "invalid_image_url", "must be of the form"),
-        ("data:image/png,xyz", 400, "invalid_image_url", "must be of the form"),
+        ("http://127.0.0.1:1/secret.png", 400, "image_url_not_fetched", "downloads nothing"),
+        ("file:///etc/passwd", 400, "invalid_image_url", "must have the form"),
+        ("data:image/png,xyz", 400, "invalid_image_url", "must have the form"),
         ("data:image/png;base64,@@@", 400, "invalid_image_url", "not valid base64"),
         ("data:image/png;base64,", 400, "invalid_image", "not an image"),
         (data_url(b"plain words"), 400, "invalid_image", "not an image"),
@@ -179,7 +188,7 @@ def test_bad_images(server, url, status, code, message):
     works(server)
 
 
-def test_a_bomb_of_an_image_is_refused_before_it_is_decoded(server):
+def test_a_decompression_bomb_is_refused(server):
     import struct
     import zlib
 
@@ -201,7 +210,7 @@ def test_a_thousand_images(server):
 
 
 def test_two_hundred_megabytes(server):
-    """Refused without being kept, whether the client says how much it sends or not."""
+    """Refused without being stored, with and without Content-Length."""
     piece = b"x" * (1 << 20)
     for length in (str(200 << 20), None):
         url = urlsplit(server.url)
@@ -216,7 +225,7 @@ def test_two_hundred_megabytes(server):
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"[" * 100_000, b"\xff\xfe", b'{"model": "tiny", "messages": [1]}'])
-def test_bodies_that_are_no_request(server, body):
+def test_malformed_bodies(server, body):
     answer = post(server, body)
     assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
 
@@ -232,11 +241,11 @@ def test_other_addresses_and_methods(server):
         answer = requests.request(method, server.url + path, timeout=PATIENCE)
         assert answer.status_code == status and answer.json()["error"]["message"], path
     answer = post(server, b"{}", Content_Type="text/plain")
-    assert answer.status_code == 415, "what a form of another page could send"
+    assert answer.status_code == 415, "a form of another site could send this"
     assert requests.get(f"{server.url}health", timeout=PATIENCE).json()["status"] == "ok"
 
 
-def test_a_client_that_goes_away_frees_its_place(server, client):
+def test_a_disconnected_client_frees_its_batch_slot(server, client):
     engine = server.service.models["tiny"].engine
     long = {"model": "tiny", "messages": TEXT, "max_tokens": 900, "temperature": 2.0, "seed": 3, "stream": True}
     with requests.post(f"{server.url}v1/chat/completions", json=long, stream=True, timeout=PATIENCE) as stream:
@@ -249,7 +258,7 @@ def test_a_client_that_goes_away_frees_its_place(server, client):
         time.sleep(0.05)
     until = time.monotonic() + PATIENCE
     while engine.state()["running"] or engine.state()["waiting"]:
-        assert time.monotonic() < until, "the answers of those who left are still being made"
+        assert time.monotonic() < until, "answers to disconnected clients are still being generated"
         time.sleep(0.02)
     works(server)
 
@@ -279,8 +288,10 @@ def test_back_pressure_and_timeouts(trained):
 
 
 def test_bodies_share_a_bounded_memory(trained):
-    """While one client sends slowly, another large one is told to come back, and small ones are served."""
-    with serving(load(trained.model), limits=Limits(timeout=600, body=100_000, bodies=150_000)) as server:
+    """While one client sends slowly, another large request is refused, and small ones are answered."""
+    with serving(
+        load(trained.model), limits=Limits(timeout=600, max_body_bytes=100_000, max_total_body_bytes=150_000)
+    ) as server:
         url = urlsplit(server.url)
         with socket.create_connection((url.hostname, url.port), PATIENCE) as slow:
             head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: application/json\r\n"
@@ -291,14 +302,14 @@ def test_bodies_share_a_bounded_memory(trained):
             assert answer.headers["Retry-After"] == "1"
             works(server)
         while (answer := post(server, b" " * 90_000)).status_code == 503:
-            assert time.monotonic() < until, "the room of a client that left is still taken"
+            assert time.monotonic() < until, "the memory of a disconnected client is still reserved"
         assert answer.status_code == 400
 
 
 def test_key_host_and_origin(trained):
     with serving(load(trained.model), key="secret", hosts=["127.0.0.1", "localhost"]) as server:
         get = requests.get
-        assert get(server.url, timeout=PATIENCE).status_code == 200, "the page itself holds nothing"
+        assert get(server.url, timeout=PATIENCE).status_code == 200, "the page itself holds no data"
         for path in ("v1/models", "about", "v1/files/x", "examples/0/0"):
             answer = get(server.url + path, timeout=PATIENCE)
             assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"

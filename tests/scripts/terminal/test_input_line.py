@@ -1,4 +1,4 @@
-"""Lines as people type them and as terminals write dropped files."""
+"""Typed lines, and paths in the forms in which terminals insert dropped files."""
 
 import pytest
 from prompt_toolkit.completion import CompleteEvent
@@ -6,7 +6,7 @@ from prompt_toolkit.document import Document
 
 from scripts.chat import COMMANDS
 from scripts.common.errors import UserError
-from scripts.terminal.input_line import InputLine, read_line, read_paths
+from scripts.terminal.input_line import InputLine, parse_line, parse_paths
 from scripts.terminal.line_editor import LineCompleter
 
 
@@ -42,19 +42,19 @@ def folder(tmp_path, monkeypatch):
     ],
 )
 def test_images_and_question(folder, line, images, text):
-    assert read_line(line, 4) == InputLine(images, text)
+    assert parse_line(line, 4) == InputLine(images, text)
 
 
-def test_files_without_an_ending_are_told_by_being_there(folder):
-    assert read_line("./notes What?", 1) == InputLine(("./notes",), "What?")
-    assert read_line(f"{folder}/notes What?", 1) == InputLine((f"{folder}/notes",), "What?")
-    assert read_line(f"{folder} What?", 1) == InputLine((), f"{folder} What?"), "a folder is no image"
+def test_files_without_an_image_suffix_are_images_if_they_exist(folder):
+    assert parse_line("./notes What?", 1) == InputLine(("./notes",), "What?")
+    assert parse_line(f"{folder}/notes What?", 1) == InputLine((f"{folder}/notes",), "What?")
+    assert parse_line(f"{folder} What?", 1) == InputLine((), f"{folder} What?"), "a folder is no image"
 
 
 def test_paths(folder):
-    assert read_paths("a.jpg 'b c.jpg' d\\ e.jpg file:///f%20g.jpg") == ["a.jpg", "b c.jpg", "d e.jpg", "/f g.jpg"]
+    assert parse_paths("a.jpg 'b c.jpg' d\\ e.jpg file:///f%20g.jpg") == ["a.jpg", "b c.jpg", "d e.jpg", "/f g.jpg"]
     with pytest.raises(UserError, match="a quote is not closed"):
-        read_paths("'a.jpg b.jpg")
+        parse_paths("'a.jpg b.jpg")
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,6 @@ def test_paths(folder):
         ("c", set()),
     ],
 )
-def test_tab_completes(folder, typed, completed):
+def test_completion(folder, typed, completed):
     found = LineCompleter(COMMANDS).get_completions(Document(typed), CompleteEvent(completion_requested=True))
     assert {typed[: len(typed) + one.start_position] + one.text for one in found} == completed

@@ -1,10 +1,10 @@
-"""Run by `test_course.py` in a process of its own: whole runs on one rank, stopped at chosen moments and taken up.
+"""Run by `test_trainer.py` in a process of its own: whole runs on one rank, stopped at chosen moments and continued.
 
     python -m tests.scripts.training.run_interrupted LAB OUT
 
-A run is stopped from where it tells its progress, which is between a step and what is due after it: a measurement is
-cut off, and where none is due the ranks learn of it in the next step, which is the last. OUT/<name>/ becomes
-the state of each run, OUT/<name>.json what was said in its attempts and whether each reached the end.
+A run is stopped while it reports its progress, which is between a step and what is due after it: an evaluation is
+broken off, and where none is due the ranks receive it in the next step, which is the last. OUT/<name>/ becomes
+the state of each run, OUT/<name>.json the messages of its attempts and whether each reached the end.
 """
 
 import json
@@ -31,7 +31,7 @@ def main(root: Path, out: Path) -> None:
 
     def attempt(name: str, stop: str | int | None, left: float | None = None, slowest: float = 0.0, **changes) -> dict:
         """`left` seconds until the deadline, if there is one; `slowest` seconds that a step has taken so far."""
-        said: list[str] = []
+        output: list[str] = []
         args = Namespace(
             name=name,
             fingerprint="f" * 16,
@@ -42,19 +42,19 @@ def main(root: Path, out: Path) -> None:
             pixels=[],
             state=out / name / "state" / ("f" * 16),
             deadline=None if left is None else time.time() + left,
-            patience=60.0,
+            hang_timeout=60.0,
         )
         trainer = None
 
         def send(message: dict) -> None:
-            said.append(message.get("log", ""))
+            output.append(message.get("log", ""))
             if trainer is not None and stop is not None and stop == message.get("step"):
                 trainer.stopping = True
 
         trainer = Trainer(args, RunConfig(**SETTINGS | {"ranks": 1} | changes), send)
         trainer.stopping = stop == "at once"
         trainer._longest_step = slowest
-        return {"end": trainer.run(), "done": trainer.done, "said": "\n".join(said)}
+        return {"end": trainer.run(), "done": trainer.done, "output": "\n".join(output)}
 
     # Measurements are due after every fifth step, and after 13 and 26, where epochs end; checkpoints after 4, 8, ...
     runs = {

@@ -53,7 +53,7 @@ def main(root: Path, exchange: Path, out: Path) -> None:
         losses = []
         for step in range(first, end):
             mine = [batches[step * batches.accumulation + micro] for micro in range(batches.accumulation)]
-            losses.append(engine.step(step, mine).measured.loss)
+            losses.append(engine.step(step, mine).losses.loss)
         return losses, (engine.state(), engine.facts())
 
     for kept in sorted(exchange.glob("*.safetensors")):

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or absent, the newest good one found, damage told, equal tensors in equal bytes."""
+"""Checkpoints on disk: whole or absent, the newest good one found, damage reported, equal tensors in equal bytes."""
 
 import json
 import shutil
@@ -31,9 +31,9 @@ def checkpoints(tmp_path: Path) -> Checkpoints:
 
 
 def newest(checkpoints: Checkpoints) -> tuple[int, list[str]]:
-    said: list[str] = []
-    facts = checkpoints.newest(said.append)
-    return (facts["step"] if facts else 0), said
+    output: list[str] = []
+    facts = checkpoints.newest(output.append)
+    return (facts["step"] if facts else 0), output
 
 
 def test_the_newest_is_found_and_the_oldest_are_gone(checkpoints: Checkpoints):
@@ -67,10 +67,10 @@ def other_version(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_tensors, cut_tensors, cut_json, remove_json, other_version])
-def test_a_damaged_newest_one_is_told_and_the_one_before_taken(checkpoints: Checkpoints, damage):
+def test_a_damaged_newest_one_is_reported_and_the_one_before_used(checkpoints: Checkpoints, damage):
     damage(checkpoints.folder / "step-00000009")
-    step, said = newest(checkpoints)
-    assert step == 6 and len(said) == 1 and "step-00000009 is damaged" in said[0]
+    step, output = newest(checkpoints)
+    assert step == 6 and len(output) == 1 and "step-00000009 is damaged" in output[0]
     assert newest(checkpoints) == (6, [])
     checkpoints.save(9, tensors(9), FACTS, print)
     assert newest(checkpoints) == (9, [])
@@ -89,8 +89,8 @@ def test_lost_best_weights_send_the_run_back_to_before_them(checkpoints: Checkpo
 def test_without_any_good_one_the_run_begins_anew(checkpoints: Checkpoints):
     for path in checkpoints.folder.iterdir():
         cut_tensors(path)
-    step, said = newest(checkpoints)
-    assert step == 0 and len(said) == 2
+    step, output = newest(checkpoints)
+    assert step == 0 and len(output) == 2
 
 
 def test_half_written_drafts_are_swept_away(checkpoints: Checkpoints):
@@ -109,22 +109,22 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_costs_the_newest_checkpoint_at_most(disk: Path):
     """Checkpoints of 300 kB on a disk for three: older ones make room, and at last the newest whole one stays."""
-    checkpoints, said = Checkpoints(disk / "checkpoints", keep=3), []
+    checkpoints, output = Checkpoints(disk / "checkpoints", keep=3), []
 
     def big(value: float) -> dict[str, torch.Tensor]:
         return {"weight/a": torch.full((75_000,), value)}
 
     for step in (1, 2, 3):
-        checkpoints.save(step, big(float(step)), FACTS, said.append)
-    assert said == []
-    checkpoints.save(4, big(4.0), FACTS, said.append)
-    assert said == ["no room for the checkpoint of step 4: removing step-00000001, step-00000002 for it"]
+        checkpoints.save(step, big(float(step)), FACTS, output.append)
+    assert output == []
+    checkpoints.save(4, big(4.0), FACTS, output.append)
+    assert output == ["the disk is full: removing step-00000001, step-00000002 for the checkpoint of step 4"]
     assert checkpoints.steps() == [3, 4]
     shutil.rmtree(checkpoints.folder / "step-00000003")
     (disk / "ballast").write_bytes(bytes(600_000))
     for _ in range(2):
         with pytest.raises(OSError, match="No space left on device"):
-            checkpoints.save(5, big(5.0), FACTS, said.append)
+            checkpoints.save(5, big(5.0), FACTS, output.append)
     assert newest(checkpoints) == (4, []) and torch.equal(checkpoints.load(4)["weight/a"], big(4.0)["weight/a"])
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000004"]
 

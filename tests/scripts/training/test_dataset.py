@@ -141,9 +141,9 @@ def test_the_cache_gives_the_same_pixels_and_keeps_its_bound(processor):
         return buffer.getvalue()
 
     red, blue = encoded("red"), encoded("blue")
-    cache = DecodedImageCache(processor, limit=3 * 32 * 32)
+    cache = DecodedImageCache(processor, max_bytes=3 * 32 * 32)
     first = cache.get("red", red)
     assert cache.get("red", b"not needed any more") is first
     assert np.array_equal(cache.get("blue", blue), processor.preprocess_image(Image.open(io.BytesIO(blue))))
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="cannot identify image"):
         cache.get("blue", b"still needed: the cache was full")

@@ -17,7 +17,9 @@ def machine(tmp_path: Path) -> Path:
     return tmp_path / "dev"
 
 
-def test_a_second_run_gets_the_other_gpu_and_a_third_is_told_who_has_them(machine: Path, tmp_path: Path):
+def test_a_second_run_gets_the_other_gpu_and_a_third_is_refused_with_the_names_of_the_others(
+    machine: Path, tmp_path: Path
+):
     first = reserve_gpus("one", 1, {}, "bf16", tmp_path, machine)
     second = reserve_gpus("two", 1, {}, "bf16", tmp_path, machine)
     assert (first.names, second.names) == (["0"], ["1"])
@@ -31,7 +33,7 @@ def test_a_second_run_gets_the_other_gpu_and_a_third_is_told_who_has_them(machin
     )
 
 
-def test_what_the_person_lets_it_see_is_all_there_is(machine: Path, tmp_path: Path):
+def test_only_visible_gpus_are_reserved(machine: Path, tmp_path: Path):
     assert reserve_gpus("one", 1, {"CUDA_VISIBLE_DEVICES": "1"}, "bf16", tmp_path, machine).names == ["1"]
     assert reserve_gpus("two", 1, {"CUDA_VISIBLE_DEVICES": ""}, "bf16", tmp_path, machine).names is None
     with pytest.raises(UserError, match="one has 2 ranks and needs as many GPUs, but sees 1; set ranks to 1"):
@@ -39,7 +41,7 @@ def test_what_the_person_lets_it_see_is_all_there_is(machine: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("variable", ["SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST"])
-def test_a_schedulers_gpus_are_its_own_affair(machine: Path, tmp_path: Path, variable: str):
+def test_gpus_that_a_scheduler_assigns_are_not_locked(machine: Path, tmp_path: Path, variable: str):
     assert reserve_gpus("one", 9, {variable: "7"}, "bf16", tmp_path, machine).names is None
     assert not list(tmp_path.glob("*.lock"))
 

@@ -12,7 +12,7 @@ from scripts.training.fingerprint import input_hashes, run_fingerprint
 from tests.runs import SETTINGS, TrainingSetup
 
 
-def test_settings_that_change_numbers_are_told_from_those_that_do_not(lab: TrainingSetup):
+def test_settings_that_change_numbers_change_the_fingerprint_and_others_do_not(lab: TrainingSetup):
     read = input_hashes(lab.model, lab.blends, lab.heldout)
     base = run_fingerprint(RunConfig(**SETTINGS), read)
     same = {"ranks": 7, "micro_batch": 1, "zero": 0, "workers": 3, "checkpoint_every": 9, "keep_checkpoints": 5}
@@ -36,5 +36,5 @@ def test_a_manifest_counts_by_its_values(tmp_path: Path):
     manifest.write_text(json.dumps({"a": 1, "b": 3}))
     assert fingerprint.manifest_sha256(tmp_path) != before
     manifest.unlink()
-    with pytest.raises(UserError, match="manifest.json"):
+    with pytest.raises(UserError, match=r"manifest.json"):
         fingerprint.manifest_sha256(tmp_path)

@@ -48,13 +48,13 @@ def test_a_filler_costs_nothing(lab: TrainingSetup):
     assert Flops(model).of(batches.filler()) == 0 < Flops(model).of(batches[0])
 
 
-def test_the_peak_comes_from_the_variable_or_nobody_knows(monkeypatch):
+def test_the_peak_comes_from_the_variable_or_is_unknown(monkeypatch):
     monkeypatch.delenv(flops.VARIABLE, raising=False)
     if not torch.cuda.is_available():
-        assert flops.peak(8) is None
+        assert flops.peak_flops(8) is None
     monkeypatch.setenv(flops.VARIABLE, "312e12")
-    assert flops.peak(2) == 624e12
+    assert flops.peak_flops(2) == 624e12
     for bad in ("fast", "-1", "nan"):
         monkeypatch.setenv(flops.VARIABLE, bad)
         with pytest.raises(UserError, match="operations per second"):
-            flops.peak(1)
+            flops.peak_flops(1)

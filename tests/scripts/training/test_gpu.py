@@ -19,8 +19,8 @@ def test_it_has_the_losses_of_the_cpu(laboratory: TrainingSetup):
     for name, shown in (("gpu", {}), ("cpu", {"CUDA_VISIBLE_DEVICES": ""})):
         out = laboratory.root / "train" / name
         process = laboratory.start(out, environment=shown, **ALONE)
-        said = process.communicate()[1]
-        assert process.returncode == 0, said
+        output = process.communicate()[1]
+        assert process.returncode == 0, output
         found[name] = [line["loss"] for line in metrics(out) if "loss" in line]
     assert len(found["gpu"]) == STEPS and found["gpu"] == pytest.approx(found["cpu"], rel=1e-3)
 
@@ -38,16 +38,16 @@ def test_it_has_the_losses_of_the_cpu(laboratory: TrainingSetup):
 def test_killed_in_bf16_it_ends_with_the_same_losses_and_weights(laboratory: TrainingSetup, settings, request):
     settings = ALONE | {"precision": "bf16"} | settings
     place = laboratory.root / "train" / request.node.callspec.id.replace(" ", "_")
-    status, said = laboratory.train(place / "undisturbed", **settings)
-    assert status == 0, said
+    status, output = laboratory.train(place / "undisturbed", **settings)
+    assert status == 0, output
 
     process = laboratory.start(place / "disturbed", **settings)
     wait_until(process, lambda: lines_written(place / "disturbed") >= 11)
     process.kill()
     process.communicate()
     assert not (place / "disturbed/finished.json").exists()
-    status, said = laboratory.train(place / "disturbed", **settings)
-    assert status == 0 and "continuing after step" in said, said
+    status, output = laboratory.train(place / "disturbed", **settings)
+    assert status == 0 and "continuing after step" in output, output
 
     assert metrics(place / "disturbed") == metrics(place / "undisturbed")
     assert finished(place / "disturbed") == finished(place / "undisturbed")

@@ -1,4 +1,4 @@
-"""Processes: the lock is held exactly as long as someone lives, and nobody outlives a parent."""
+"""Processes: the lock is held exactly as long as one of them lives, and all exit with their parent."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
-def test_a_second_launcher_is_refused_and_told_who_is_at_work(tmp_path: Path):
+def test_a_second_launcher_is_refused_with_the_name_of_the_first(tmp_path: Path):
     ready = tmp_path / "ready"
     code = (
         "import sys, time; from pathlib import Path; from scripts.training.runlock import RunLock\n"
@@ -82,7 +82,7 @@ def test_ranks_that_live_on_are_waited_for_and_then_named(tmp_path: Path, monkey
     try:
         wait_for(ready)
         monkeypatch.setattr(runlock, "_SECONDS_TO_DIE", 0.3)
-        with pytest.raises(UserError, match="ranks of an earlier run still live"):
+        with pytest.raises(UserError, match="ranks of an earlier run are still alive"):
             RunLock(tmp_path / "lock").take_all()
     finally:
         parent.kill()

@@ -23,7 +23,7 @@ def measurement(number: int, loss: float) -> dict:
     return {"step": number, "heldout_loss": loss, "datasets": {"llava": {"loss": loss, "supervised_tokens": 3}}}
 
 
-def test_a_resumed_run_stands_in_both_records_once(tmp_path: Path):
+def test_the_steps_of_a_resumed_run_are_in_file_and_tracker_once(tmp_path: Path):
     metrics = Metrics(tmp_path, 0, [TensorBoard(tmp_path, run(0))])
     metrics.write(measurement(0, 9.0))
     metrics.write(step(1, 5.0))
@@ -56,7 +56,7 @@ def test_lost_lines_are_a_clear_error(tmp_path: Path):
         Metrics(tmp_path, 100)
 
 
-def test_the_summary_tells_start_end_and_held_out_losses():
+def test_the_summary_has_start_end_and_held_out_losses():
     lines = [measurement(0, 9.0), *(step(number, 21.0 - number) for number in range(1, 21)), measurement(20, 2.0)]
     assert summary(lines) == {
         "first_loss": 20.0,

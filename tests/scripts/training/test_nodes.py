@@ -28,24 +28,24 @@ def answers(command) -> str:
     return SLURM[" ".join(command)]
 
 
-def nobody(command) -> str:
+def no_command(command) -> str:
     raise AssertionError(f"{command} was asked for nothing")
 
 
 def test_one_node_is_torchrun_alone_even_inside_a_job():
-    place = detect_topology(
-        1, 4, {"SLURM_JOB_ID": "77", "SLURM_PROCID": "0", "MASTER_ADDR": "x", "NODE_RANK": "1"}, nobody
+    topology = detect_topology(
+        1, 4, {"SLURM_JOB_ID": "77", "SLURM_PROCID": "0", "MASTER_ADDR": "x", "NODE_RANK": "1"}, no_command
     )
-    assert not place.is_secondary and not place.through_srun
-    command = place.command(4, Path("lock"), ["--name", "x"])
+    assert not topology.is_secondary and not topology.through_srun
+    command = topology.command(4, Path("lock"), ["--name", "x"])
     assert command[:3] == [sys.executable, "-m", "scripts.training.node_launcher"]
     assert command[3:] == ["--standalone", "--nproc-per-node", "4", "-m", "scripts.training.worker", "--name", "x"]
 
 
 def test_slurm_starts_one_torchrun_per_node_and_nothing_is_left_to_its_variables():
-    place = detect_topology(2, 16, {"SLURM_JOB_ID": "77"}, answers)
-    assert place == Topology(2, "10.0.0.3", port_of("77")) and place.through_srun and not place.is_secondary
-    command = place.command(16, Path("/r/lock"), ["--name", "x"])
+    topology = detect_topology(2, 16, {"SLURM_JOB_ID": "77"}, answers)
+    assert topology == Topology(2, "10.0.0.3", port_of("77")) and topology.through_srun and not topology.is_secondary
+    command = topology.command(16, Path("/r/lock"), ["--name", "x"])
     srun = command.index("srun")
     assert command[:srun] == [sys.executable, "-m", "scripts.training.parent_death"]
     torchrun_at = command.index("scripts.training.node_launcher")
@@ -76,26 +76,30 @@ def test_slurm_starts_one_torchrun_per_node_and_nothing_is_left_to_its_variables
     ],
 )
 def test_a_process_on_every_node_knows_its_number_and_the_first_node(variables):
-    place = detect_topology(2, 4, variables, nobody)
-    assert place == Topology(2, "head", 29500, own=1) and place.is_secondary and not place.through_srun
-    command = place.command(4, Path("lock"), [])
+    topology = detect_topology(2, 4, variables, no_command)
+    assert (
+        topology == Topology(2, "head", 29500, node_rank=1, per_node=True)
+        and topology.is_secondary
+        and not topology.through_srun
+    )
+    command = topology.command(4, Path("lock"), [])
     assert "srun" not in command and command[command.index("--node-rank") + 1] == "1"
     assert command[command.index("--nproc-per-node") + 1] == "2"
-    assert not detect_topology(2, 4, variables | {next(iter(variables)): "0"}, nobody).is_secondary
+    assert not detect_topology(2, 4, variables | {next(iter(variables)): "0"}, no_command).is_secondary
 
 
 @pytest.mark.parametrize(
-    "nodes, ranks, variables, words",
+    ("nodes", "ranks", "variables", "message"),
     [
         (2, 3, {}, "3 ranks cannot be divided among 2 nodes"),
         (2, 2, {}, "profiles/slurm"),
         (2, 2, {"NODE_RANK": "2", "MASTER_ADDR": "x"}, "NODE_RANK is 2, but the run has 2 nodes"),
-        (3, 3, {"SLURM_JOB_ID": "77"}, "wants 3 nodes, but Slurm job 77 has 2"),
+        (3, 3, {"SLURM_JOB_ID": "77"}, "needs 3 nodes, but Slurm job 77 has 2"),
         (2, 2, {"SLURM_JOB_ID": "77", "SLURM_STEP_NUM_TASKS": "2"}, "start it once"),
     ],
 )
-def test_surroundings_that_do_not_fit_are_one_clear_error(nodes, ranks, variables, words):
-    with pytest.raises(UserError, match=words):
+def test_an_environment_that_does_not_fit_is_one_clear_error(nodes, ranks, variables, message):
+    with pytest.raises(UserError, match=message):
         detect_topology(nodes, ranks, variables, answers)
 
 
@@ -106,9 +110,9 @@ def test_the_port_follows_from_the_job_and_stays_below_those_that_systems_hand_o
 
 
 def test_a_node_that_does_not_see_the_launchers_lock_refuses(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(node_launcher, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(node_launcher, "_SECONDS_BETWEEN_CHECKS", 0.01)
     (tmp_path / "lock").touch()
-    assert not node_launcher._seen(tmp_path / "lock")
+    assert not node_launcher._sees_lock(tmp_path / "lock")
     assert "not shared" in json.loads(capsys.readouterr().out)["refused"]
     code = (
         "import sys; from pathlib import Path; from scripts.training.runlock import RunLock\n"
@@ -118,15 +122,15 @@ def test_a_node_that_does_not_see_the_launchers_lock_refuses(tmp_path: Path, mon
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, **pipes) as launcher:
         launcher.stdout.readline()
-        assert node_launcher._seen(tmp_path / "lock")
+        assert node_launcher._sees_lock(tmp_path / "lock")
         launcher.kill()
     assert not launcher_lives(tmp_path / "lock")
     RunLock(tmp_path / "lock").take_all()
 
 
 def start_node(lab: TrainingSetup, out: Path, number: int, port: int) -> subprocess.Popen:
-    place = {"NODE_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return lab.start(out, environment=place, nodes=2, ranks=2)
+    topology = {"NODE_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return lab.start(out, environment=topology, nodes=2, ranks=2)
 
 
 def test_two_nodes_have_the_losses_of_one_and_end_together(lab: TrainingSetup, undisturbed: Path):
@@ -136,13 +140,13 @@ def test_two_nodes_have_the_losses_of_one_and_end_together(lab: TrainingSetup, u
         assert all(node.poll() is None for node in nodes), [node.communicate()[1] for node in nodes]
         time.sleep(0.01)
     nodes[1].send_signal(signal.SIGTERM)  # the launcher alone is asked to stop; all ranks learn of it
-    said = [node.communicate()[1] for node in nodes]
-    assert [node.returncode for node in nodes] == [75, 75], said
-    assert "the same command continues" in said[1] and (state_of(out) / "log.node-1.txt").stat().st_size
+    output = [node.communicate()[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [75, 75], output
+    assert "the same command continues" in output[1] and (state_of(out) / "log.node-1.txt").stat().st_size
 
     nodes = [start_node(lab, out, number, port) for number in (0, 1)]
-    said = [node.communicate()[1] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], said
-    assert "continuing after step" in said[0] and not said[1]
+    output = [node.communicate()[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], output
+    assert "continuing after step" in output[0] and not output[1]
     assert metrics(out) == metrics(undisturbed)
     assert finished(out) == finished(undisturbed)

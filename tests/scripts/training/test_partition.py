@@ -29,7 +29,7 @@ def test_a_rank_has_its_share_of_the_decoder_and_no_more(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tests.scripts.training.run_zero3_memory", str(tmp_path), str(tmp_path / "out")]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
         held = json.loads((tmp_path / f"out.{rank}").read_text())

@@ -15,7 +15,7 @@ def test_only_fp16_has_a_scale():
 
 
 def test_the_scale_falls_at_once_and_rises_slowly():
-    scale = LossScale(1024.0, patience=3)
+    scale = LossScale(1024.0, interval=3)
     for overflowed, expected in ((True, 512), (False, 512), (False, 512), (False, 1024), (False, 1024), (True, 512)):
         scale.update(overflowed)
         assert scale.scale == expected

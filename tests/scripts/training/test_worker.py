@@ -1,4 +1,4 @@
-"""What a rank says of errors that it understands."""
+"""Messages of a rank about errors that it recognises."""
 
 import pytest
 import torch

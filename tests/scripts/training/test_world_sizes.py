@@ -103,7 +103,7 @@ def test_stopped_anywhere_and_continued_on_other_ranks_nothing_comes_twice_or_ne
     assert len([document for batch in seen for document in batch]) == 70
 
 
-def test_a_packed_row_holds_its_unit_and_documents_are_told_apart(packed, processor):
+def test_a_packed_row_holds_its_unit_and_documents_are_separate(packed, processor):
     batch = batches([packed], processor)[0]
     ids = batch.tensors["document_ids"]
     assert ids.shape == batch.tensors["input_ids"].shape and ids.max() == 3
@@ -142,11 +142,11 @@ def world(tmp_path_factory) -> World:
 
 @pytest.fixture(scope="module")
 def store(world, lab) -> list[Path]:
-    told = []
+    manifests = []
     for shard in sorted(world.media["coco"].glob("*.tar")):
         write_pixels(str(lab.bases["vision"]), "coco", world.media["coco"], shard.stem, world.root / "pixels")
-        told.append(world.root / "pixels" / f"{shard.stem}.json")
-    return told
+        manifests.append(world.root / "pixels" / f"{shard.stem}.json")
+    return manifests
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -174,7 +174,7 @@ def test_embedded_referenced_and_the_pixel_store_give_the_same_batches(world, la
             assert all(torch.equal(value, two.tensors[name]) for name, value in one.tensors.items())
 
 
-def test_another_plan_is_refused_and_what_changed_is_said(world, lab, processor, tmp_path):
+def test_another_plan_is_refused_and_what_changed_is_named(world, lab, processor, tmp_path):
     def facts(name, **changes):
         out = tmp_path / name
         world.blend(world.plan(**changes), out, shards=1)

@@ -1,4 +1,4 @@
-"""fetch gets what is missing from real addresses: whole files, other forms of them, and single images for a taste."""
+"""fetch downloads what is missing: whole files, other forms of them, and single images for a subset."""
 
 import json
 import shutil
@@ -85,7 +85,7 @@ def test_what_cannot_be_had_names_every_address_and_the_remedy(server, tmp_path)
     assert not (tmp_path / "raw").exists()
 
 
-@pytest.mark.parametrize("source, word", [("sparkles", "OneDrive"), ("mimicit_cgd", "hf auth login")])
+@pytest.mark.parametrize(("source", "word"), [("sparkles", "OneDrive"), ("mimicit_cgd", "hf auth login")])
 def test_what_a_person_must_get_stops_early_with_the_steps(tmp_path, monkeypatch, source, word):
     monkeypatch.setattr("scripts.fetching.obtain._token", lambda: None)
     with pytest.raises(UserError, match=word):
@@ -101,22 +101,22 @@ def test_a_taste_fetches_only_the_wanted_images_and_is_no_whole_set(world, serve
     archive = zipped(world, tmp_path / "train2017.zip")
     server.routes["/train2017.zip"] = File(archive)
     source = published("coco", server, **{"coco/train2017.zip": "/train2017.zip"})
-    wanted = paths_of_world(world)[:3]
+    paths = paths_of_world(world)[:3]
     data, folders = tmp_path / "data", ["coco/train2017/"]
-    card = fetch(source, data, tmp_path / "taste", folders, wanted=frozenset(wanted), download=OPTIONS)
-    assert paths_of(tmp_path / "taste") == wanted and card["subset"] and card["images"] == 3
+    card = fetch(source, data, tmp_path / "subset", folders, subset=frozenset(paths), download=OPTIONS)
+    assert paths_of(tmp_path / "subset") == paths and card["subset"] and card["images"] == 3
     assert all(range_ for range_ in server.ranges()), "the archive was fetched whole"
     asked = len(server.requests)
-    fetch(source, data, tmp_path / "again", folders, wanted=frozenset(wanted), download=OPTIONS)
+    fetch(source, data, tmp_path / "again", folders, subset=frozenset(paths), download=OPTIONS)
     assert len(server.requests) == asked
     more = paths_of_world(world)[:5]
-    fetch(source, data, tmp_path / "more", folders, wanted=frozenset(more), download=OPTIONS)
+    fetch(source, data, tmp_path / "more", folders, subset=frozenset(more), download=OPTIONS)
     assert paths_of(tmp_path / "more") == more
-    # Without a taste these few images are not the set: the archive is fetched, and is what counts.
+    # Without a subset these few images are not the whole set: the archive is downloaded and used.
     card = fetch(source, data, tmp_path / "whole", folders, download=OPTIONS)
     assert card["image_sets"]["coco/train2017/"]["containers"] == ["coco/train2017.zip"] and card["images"] == 12
+    (data / "coco/train2017.zip").unlink()
     with pytest.raises(UserError, match="train2017/ is not there"):
-        (data / "coco/train2017.zip").unlink()
         fetch(source, data, tmp_path / "never", folders)
 
 
@@ -125,13 +125,13 @@ def paths_of_world(world):
 
 
 def test_a_taste_of_images_that_are_there_lists_only_these(world, tmp_path):
-    wanted = paths_of_world(world)[2:4]
-    fetch(SOURCES["coco"], world, tmp_path / "loose", wanted=frozenset(wanted))
-    assert paths_of(tmp_path / "loose") == wanted
+    paths = paths_of_world(world)[2:4]
+    fetch(SOURCES["coco"], world, tmp_path / "loose", subset=frozenset(paths))
+    assert paths_of(tmp_path / "loose") == paths
     (tmp_path / "data/coco").mkdir(parents=True)
     shutil.copy(zipped(world, tmp_path / "train2017.zip"), tmp_path / "data/coco")
-    fetch(SOURCES["coco"], tmp_path / "data", tmp_path / "zip", wanted=frozenset(wanted))
-    assert paths_of(tmp_path / "zip") == wanted
+    fetch(SOURCES["coco"], tmp_path / "data", tmp_path / "zip", subset=frozenset(paths))
+    assert paths_of(tmp_path / "zip") == paths
 
 
 def test_images_that_no_archive_holds_stay_missing(world, server, tmp_path):
@@ -140,12 +140,12 @@ def test_images_that_no_archive_holds_stay_missing(world, server, tmp_path):
         archive.write(next((world / "coco/train2017").iterdir()), "val2017/000000000139.jpg")
     server.routes |= {"/train2017.zip": File(train), "/val2017.zip": File(val)}
     names = {"coco/train2017.zip": "/train2017.zip", "coco/val2017.zip": "/val2017.zip"}
-    wanted = {*paths_of_world(world)[:2], "coco/train2017/000000000139.jpg", "coco/train2017/999999999999.jpg"}
+    paths = {*paths_of_world(world)[:2], "coco/train2017/000000000139.jpg", "coco/train2017/999999999999.jpg"}
     fetch(
         published("coco", server, **names),
         tmp_path / "data",
         tmp_path / "raw",
-        wanted=frozenset(wanted),
+        subset=frozenset(paths),
         download=OPTIONS,
     )
     assert (tmp_path / "data/coco/val2017/000000000139.jpg").is_file()

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from scripts.common.errors import UserError
-from scripts.config import settings
+from scripts.config import reference, settings
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = [ROOT / "config.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
 
 
@@ -27,13 +27,13 @@ def test_no_two_shipped_configurations_share_a_name_or_a_root():
     assert len({s.name for s in loaded}) == len({s.results for s in loaded}) == len(loaded)
 
 
-@pytest.mark.parametrize("name", sorted(settings.generated()))
+@pytest.mark.parametrize("name", sorted(reference.generated()))
 def test_generated_files_are_up_to_date(name):
-    assert (ROOT / name).read_text() == settings.generated()[name], "run `make docs`"
+    assert (ROOT / name).read_text() == reference.generated()[name], "run `make docs`"
 
 
 @pytest.mark.parametrize(
-    "place, value, words",
+    ("place", "value", "words"),
     [
         (("blend",), {}, ["blend: unknown key", "did you mean 'blends'?"]),
         (("runs", "mmca", "atention"), "causal", ["runs.mmca.atention", "did you mean 'attention'?"]),
@@ -43,7 +43,7 @@ def test_generated_files_are_up_to_date(name):
         (("blends", "demo", "datasets", "lava"), {}, ["blends.demo.datasets", "did you mean 'llava'?"]),
         (("blends", "demo", "datasets", "llava", "cocnat"), 2, ["llava.cocnat", "did you mean 'concat'?"]),
         (("tokens", "miniature", "template", "sistem"), "", ["template.sistem", "did you mean 'system'?"]),
-        (("runs", "other"), {"extends": "mcma"}, ["runs.other.like", "did you mean 'mmca'?"]),
+        (("runs", "other"), {"extends": "mcma"}, ["runs.other.extends", "did you mean 'mmca'?"]),
         (("data_path",), "/somewhere", ["suites", "miniature"]),
         (
             ("blends", "demo", "datasets", "mine"),
@@ -56,8 +56,8 @@ def test_generated_files_are_up_to_date(name):
             {"join": {"over": "ocr_vqa", "talk": ["llava"]}},
             ["llava and ocr_vqa show images of different sources"],
         ),
-        (("own",), {"llava": {"folder": "x", "files": ["a.json"]}}, ["custom.llava", "choose another"]),
-        (("own",), {"pets": {"folder": "x", "files": ["a.json"], "images": "pics"}}, ["custom.pets.images", ".zip"]),
+        (("custom",), {"llava": {"folder": "x", "files": ["a.json"]}}, ["custom.llava", "choose another"]),
+        (("custom",), {"pets": {"folder": "x", "files": ["a.json"], "images": "pics"}}, ["custom.pets.images", ".zip"]),
         (("licences",), {"refuse": ["OpenAI-terms"]}, ["blends.demo.datasets: llava is under OpenAI-terms"]),
         (("licences",), {"allow": ["CC-BY-4.0", "MIT"]}, ["otter_mimicit_cgd is under Flickr-terms, research-only"]),
     ],

@@ -20,9 +20,14 @@ from tests.disks import PowerCut
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), atomic(path, "w") as file:
-        file.write("half")
-        raise RuntimeError
+
+    def interrupted() -> None:
+        with atomic(path, "w") as file:
+            file.write("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
@@ -78,5 +83,5 @@ def test_a_table_that_is_absent_damaged_or_another_is_named(tmp_path):
     with pytest.raises(UserError, match=r"t\.parquet has no column 'b': build it again"):
         read_table(path, ["a", "b"])
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(UserError, match=r"t\.parquet is damaged or no Parquet file"):
+    with pytest.raises(UserError, match=r"t\.parquet is damaged or not a Parquet file"):
         read_table(path)

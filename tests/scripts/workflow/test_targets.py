@@ -112,14 +112,14 @@ def test_the_picture_names_every_step():
         "fetch",
         "validate",
         "shard",
-        "index",
+        "media_index",
         "holdout",
         "convert",
         "count_tokens",
         "plan",
         "blend",
         "blend_manifest",
-        "pixels",
+        "preprocess_images",
     }
     programs |= {"pretrain", "make_model", "train", "export", "evaluate", "lock", "report"}
     rules = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
@@ -156,11 +156,11 @@ def test_no_profile_says_what_the_default_one_says_too():
 
 
 def test_a_run_on_a_cpu_asks_for_no_gpu_and_one_task(tiny):
-    wanted = targets.training_resources(tiny, "first")
-    assert {name: wanted[name] for name in ("gpu", "nodes", "tasks", "tasks_per_gpu", "mpi")} == dict.fromkeys(
+    resources = targets.training_resources(tiny, "first")
+    assert {name: resources[name] for name in ("gpu", "nodes", "tasks", "tasks_per_gpu", "mpi")} == dict.fromkeys(
         ("gpu", "nodes", "tasks", "tasks_per_gpu", "mpi")
     )
-    assert wanted["mem_mb"] == 4000 and wanted["slurm_extra"] == "--signal=TERM@300"
+    assert resources["mem_mb"] == 4000 and resources["slurm_extra"] == "--signal=TERM@300"
 
 
 def test_a_run_on_several_nodes_asks_for_one_launcher_on_each_and_all_of_its_gpus(tiny):
@@ -168,16 +168,17 @@ def test_a_run_on_several_nodes_asks_for_one_launcher_on_each_and_all_of_its_gpu
         update={"nodes": 2, "ranks": 16, "precision": "bf16", "memory_gb": 500, "threads": 2, "workers": 3}
     )
     large = tiny.model_copy(update={"runs": {"first": run}})
-    wanted = targets.training_resources(large, "first")
-    assert (wanted["gpu"], wanted["nodes"], wanted["tasks"], wanted["tasks_per_gpu"]) == (16, 2, 2, 0)
-    assert wanted["mpi"] == "srun" and wanted["mem_mb"] == 500_000
-    assert wanted["slurm_extra"].split()[1:] == ["--ntasks-per-node=1", "--gpus-per-node=8"]
+    resources = targets.training_resources(large, "first")
+    assert (resources["gpu"], resources["nodes"], resources["tasks"], resources["tasks_per_gpu"]) == (16, 2, 2, 0)
+    assert resources["mpi"] == "srun" and resources["mem_mb"] == 500_000
+    assert resources["slurm_extra"].split()[1:] == ["--ntasks-per-node=1", "--gpus-per-node=8"]
     assert targets.training_threads(large, "first") == 8 * 5, "of a node, not of all"
 
 
 def test_suites_are_the_miniatures_or_the_users_with_their_data(tiny, tmp_path):
     (tmp_path / "task.yaml").write_text(
-        "task: t\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ndoc_to_text: !function utils.text\n"
+        "task: t\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\n"
+        "doc_to_text: !function utils.text\n"
     )
     (tmp_path / "rows.jsonl").write_text("{}\n")
     named = {"talk": "miniature", "orders": "miniature/orders", "own": str(tmp_path / "task.yaml"), "old": "a/b.json"}

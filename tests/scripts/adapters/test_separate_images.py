@@ -3,7 +3,7 @@
 import pytest
 
 from scripts.adapters.minigpt4 import PROMPTS
-from tests.scripts.adapters.raws import run, texts
+from tests.scripts.adapters.raw_folders import run, texts
 
 CAPTIONS = "cc_sbu_align/filter_cap.json"
 COVERS = "OCR_VQA/dataset.json"
@@ -61,7 +61,7 @@ def test_any_prompt_asks_for_the_caption(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad, reason",
+    ("bad", "reason"),
     [
         (caption_row(image_id="3"), "missing_image"),
         (caption_row(image_id="../../secret"), "unsafe_path"),
@@ -100,14 +100,14 @@ def test_empty_answers_are_left_out_and_counted(tmp_path):
     assert records[0].groups == () and [note.reason for note in notes] == ["empty_answer"]
 
 
-@pytest.mark.parametrize("split, name", [(1, "train"), (2, "val"), (3, "test")])
+@pytest.mark.parametrize(("split", "name"), [(1, "train"), (2, "val"), (3, "test")])
 def test_covers_of_benchmarks_keep_their_split(tmp_path, split, name):
     records, _, _ = run("ocr_vqa", tmp_path, {COVERS: {"1": cover_row(split=split)}}, ["OCR_VQA/images/1.jpg"])
     assert records[0].split == name
 
 
 @pytest.mark.parametrize(
-    "url, place", [("http://x/a.gif", "1.gif"), ("http://x/a.gif", "1.jpg"), ("http://x/a?b", "1.png")]
+    ("url", "place"), [("http://x/a.gif", "1.gif"), ("http://x/a.gif", "1.jpg"), ("http://x/a?b", "1.png")]
 )
 def test_a_cover_is_found_under_the_ending_of_its_address_or_another(tmp_path, url, place):
     files = {COVERS: {"1": cover_row(imageURL=url)}}
@@ -116,7 +116,7 @@ def test_a_cover_is_found_under_the_ending_of_its_address_or_another(tmp_path, u
 
 
 @pytest.mark.parametrize(
-    "id_, bad, reason",
+    ("id_", "bad", "reason"),
     [
         ("2", cover_row(), "missing_image"),
         ("../1", cover_row(), "unsafe_path"),
@@ -183,7 +183,7 @@ def test_a_dialogue_that_ends_with_a_question_loses_it_and_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "turns, reason",
+    ("turns", "reason"),
     [
         ([turn("user", "What is IMAGE#9<Img><ImageHere></Img>?", "9"), turn("assistant", "x")], "missing_image"),
         ([turn("user", "What is IMAGE#5?"), turn("assistant", "x")], "bad_row"),
