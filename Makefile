@@ -32,9 +32,12 @@ demo: $(READY)  ## the whole graph on the configuration CONFIG (config.yaml), an
 chat: $(READY)  ## chat in the browser with the model of CONFIG
 	@$(BIN)/python -m scripts.serve $(SERVE) --root "$$($(BIN)/python -m scripts.settings --results $(CONFIG))"
 
-# A Chromium for the tests of the page, where the system brings none.
+# The system's package on Debian (as root), else the one that Playwright downloads.
 browser: $(READY_TEST)  ## a Chromium for the tests of the page
-	$(BIN)/python -m playwright install --with-deps chromium-headless-shell
+	@if command -v chromium > /dev/null; then :; \
+	elif [ -x /usr/bin/apt-get ] && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium > /dev/null; \
+	else $(BIN)/python -m playwright install --with-deps chromium-headless-shell; fi
 
 # Two jobs, for two cores; what each prints comes in one piece.
 check: $(READY_TEST) $(READY_LINT)  ## the gate: lint, formats, types and the tests of units, in two minutes
@@ -43,8 +46,8 @@ check: $(READY_TEST) $(READY_LINT)  ## the gate: lint, formats, types and the te
 lint: $(READY_LINT)  ## the part of the gate that runs none of the code
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --quiet --check
-	$(BIN)/snakefmt --quiet --check Snakefile rules
-	$(BIN)/snakemake --lint --quiet all
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakemake --lint
 	git ls-files -z '*.sh' .ci/run | xargs -0 $(BIN)/shellcheck
 	$(BIN)/mypy
 
@@ -104,7 +107,7 @@ clean:  ## remove the environments
 $(READY): envs/requirements.txt envs/requirements-torch.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Name another with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --upgrade pip setuptools wheel
+	$(PIP) --upgrade pip wheel $$(grep -o '^setuptools==[^ ]*' envs/requirements.txt)
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r envs/requirements-torch.txt
 	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -r envs/requirements.txt
 	@touch $@
@@ -113,6 +116,6 @@ $(READY_TEST): $(READY) envs/requirements-test.txt
 	$(PIP) -r envs/requirements-test.txt
 	@touch $@
 
-$(READY_LINT): $(READY) envs/requirements-lint.txt
+$(READY_LINT): $(READY_TEST) envs/requirements-lint.txt
 	$(PIP) -r envs/requirements-lint.txt
 	@touch $@

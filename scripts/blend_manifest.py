@@ -27,7 +27,7 @@ _FROM_PLAN = (
     "sequence",
     "max_images",
     "packing",
-    "max_images_per_pack",
+    "pack_images",
     "epoch_size",
     "global_batch",
     "units",

@@ -1,4 +1,4 @@
-"""Exports a finished run as Hugging Face folders: the last weights, and those with the least held-out loss.
+"""Export a finished run as Hugging Face folders: the last weights, and those with the least held-out loss.
 
     reads   <run>/finished.json and the trained weights it names; the model's folder and its bases
     writes  <out>/final/ and <out>/best/

@@ -1,4 +1,4 @@
-"""Extracts the vision encoder of Qwen-VL-Chat into a folder that `models.<name>.vision` can name.
+"""Extract the vision encoder of Qwen-VL-Chat into a folder that `models.<name>.vision` can name.
 
     python -m scripts.extract_qwen_encoder --source Qwen/Qwen-VL-Chat --out bases/qwen-vision
 

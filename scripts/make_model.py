@@ -1,4 +1,4 @@
-"""Builds a model from a vision encoder, a language model and a new projector.
+"""Build a model from a vision encoder, a language model and a new projector.
 
     reads   the folders of the bases (or their names on the hub)
     writes  <out>/: config.json, processor and tokenizer, projector.safetensors, and manifest.json last
@@ -19,8 +19,8 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--settings", required=True, help="section `models.<name>` as JSON, or @file")
     arguments.add_argument("--tokens", required=True, help="the section of `tokens` that it names, as JSON, or @file")
-    for kind in ("vision", "language", "tokenizer"):
-        arguments.add_argument(f"--{kind}", required=True, help=f"folder or hub name of the {kind}")
+    for kind, text in (("vision", "vision encoder"), ("language", "language model"), ("tokenizer", "tokenizer")):
+        arguments.add_argument(f"--{kind}", required=True, help=f"folder or hub name of the {text}")
     arguments.add_argument(
         "--root", required=True, type=Path, help="results root; paths of bases below it are stored relative to it"
     )

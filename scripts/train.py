@@ -1,4 +1,4 @@
-"""Trains a model on a blend: starts the ranks, shows their progress, and reports how the run ended.
+"""Train a model on a blend: start the ranks, show their progress, and report how the run ended.
 
     reads   models/<model>/, the blend's parts (one per epoch), its held-out part
     writes  <out>/state/<fingerprint>/   checkpoints, metrics.jsonl, TensorBoard events, settings, log

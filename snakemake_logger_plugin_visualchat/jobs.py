@@ -1,6 +1,6 @@
 """What is known of a run of the graph: the jobs of each stage, those that run, and how far each of them is.
 
-How far a job is stands in its log file: every ten seconds programs write a line such as
+The progress of a job is read from its log file: every ten seconds programs write a line such as
 `training mmca:  21% 512/2502 [01:20<05:10,  6.40it/s, loss 0.53]` (`scripts/common/progress.py`).
 """
 
@@ -54,7 +54,7 @@ class Job:
         return time.monotonic() - self.started
 
     def progress(self) -> Progress | None:
-        """How far the job is, if its program says so; times are those of its last line, ten seconds old at most."""
+        """The progress of the job, if its log contains one; times are of its last line, ten seconds old at most."""
         for line in reversed(tail(self.log)):
             if match := _PROGRESS.match(line):
                 items = f"{_grouped(match['done'])} of {_grouped(match['total'])}"

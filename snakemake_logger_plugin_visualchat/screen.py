@@ -104,7 +104,7 @@ def state_of(stage: Stage, run: Run) -> tuple[float, str]:
             note = ", ".join(filter(None, (progress.items, progress.note)))
             left = max(left, progress.left)
     if stage.total > len(jobs) and stage.done:
-        # Of a stage of many jobs, its pace so far says more than one job does.
+        # With many jobs in a stage, its rate so far is a better estimate than one job's.
         left = stage.seconds() * (stage.total - stage.done - part) / (stage.done + part)
     note = note or jobs[0].title
     return part, f"{note}, {clock(left)} left" if left >= 1 else note

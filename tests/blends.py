@@ -105,7 +105,7 @@ def write_blend(
         "sequence": 4096,
         "max_images": 8,
         "packing": pack > 1,
-        "max_images_per_pack": 16 if pack > 1 else None,
+        "pack_images": 16 if pack > 1 else None,
         "epoch_size": None,
         "records": dict.fromkeys(_DATASETS, "0" * 64),
         "tokens_identity": tokens_identity,

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests import preload
 from tests.blends import write_blend
+from tests.preload import client as preload
 from tests.tiny_models import IMAGE_TOKENS, make_bases
 
 REPOSITORY = Path(__file__).resolve().parents[1]

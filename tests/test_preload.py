@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests import preload
+from tests.preload import client as preload
 
 pytestmark = pytest.mark.skipif(not preload.available(), reason="programs are preloaded on Linux without a GPU")
 WITNESS = """

@@ -171,6 +171,6 @@ def test_data_code_never_imports_torch(folder):
 
 
 def test_package_files_are_empty():
-    files = [file for top in ("scripts", "model", "benchmarks", "tests") for file in (ROOT / top).rglob("__init__.py")]
+    files = [file for top in ("scripts", "model", "benchmarks") for file in (ROOT / top).rglob("__init__.py")]
     problems = [f"{file.relative_to(ROOT)} should be empty" for file in files if file.read_bytes()]
     assert not problems, readable(problems)

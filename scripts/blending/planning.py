@@ -106,7 +106,7 @@ def make_plan(
         "global_batch": settings.global_batch,
         "global_batches": ceil(len(units) / settings.global_batch),
         "packing": settings.packing,
-        "max_images_per_pack": settings.max_images_per_pack if settings.packing else None,
+        "pack_images": settings.max_images_per_pack if settings.packing else None,
         "epoch_size": settings.epoch_size,
         "units": len(units),
         "conversations": table.num_rows,

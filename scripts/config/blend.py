@@ -85,7 +85,7 @@ class BlendConfig(BlendStorageConfig):
     max_images_per_pack: Annotated[int, Field(ge=1)] = 16
     """Most images in one pack, so that all batches need about the same memory for images."""
     global_batch: Annotated[int, Field(ge=1)] = 128
-    """Conversations, or packs, per optimiser step over all ranks. Batches are part of the plan, so they are the same
+    """Conversations, or packs, per optimizer step over all ranks. Batches are part of the plan, so they are the same
     for any number of ranks."""
     redraw: bool = True
     """Sample, choose and shuffle anew for every epoch. `false` repeats epoch 0, and only that one is written."""

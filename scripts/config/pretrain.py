@@ -37,7 +37,7 @@ class PretrainVisionConfig(Section):
     scenes: Positive = 4000
     """Scenes generated for its training, with another seed than the miniature's images."""
     steps: Positive = 500
-    """Optimiser steps. It classifies nearly every patch correctly after a few hundred."""
+    """Optimizer steps. It classifies nearly every patch correctly after a few hundred."""
     batch: Positive = 64
     """Scenes per step."""
     learning_rate: Rate = 2.0e-3
@@ -74,7 +74,7 @@ class PretrainLanguageConfig(Section):
     positions: Positive = 4096
     """Longest sequence in tokens."""
     steps: Annotated[int, Field(ge=0)] = 400
-    """Optimiser steps; 0 keeps the initial weights."""
+    """Optimizer steps; 0 keeps the initial weights."""
     batch: Positive = 16
     """Conversations per step."""
     learning_rate: Rate = 4.0e-3

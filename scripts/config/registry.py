@@ -54,7 +54,7 @@ class Download(Section):
     path: Below
     """File; or a folder ending in "/", if the address is a pattern that several files match."""
     addresses: tuple[Annotated[Address, BeforeValidator(_address)], ...] = ()
-    """In order of preference. None: it has to be got by hand."""
+    """In order of preference. None: it must be downloaded by hand."""
     bytes: int | None = None
     sha256: Annotated[Hex, Field(min_length=64, max_length=64)] | None = None
     md5: Annotated[Hex, Field(min_length=32, max_length=32)] | None = None
@@ -105,7 +105,7 @@ class Source(Section):
     images: tuple[ImageSet, ...] = ()
     downloads: tuple[Download, ...] = ()
     how_to_get: str
-    """How to get the files by hand."""
+    """How to download the files by hand."""
     optional_files: tuple[Below, ...] = ()
     """Files that are read if they exist."""
 

@@ -80,7 +80,7 @@ class RunConfig(Section):
     seed: int = 0
     """Seed of randomness inside the model, such as dropout. The data are not random: the plan fixes them."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format of weights and activations; the optimiser keeps fp32 copies. `bf16` if the GPU supports it; `fp16`
+    """Number format of weights and activations; the optimizer keeps fp32 copies. `bf16` if the GPU supports it; `fp16`
     on older ones, with dynamic loss scaling."""
     threads: Positive = 1
     """CPU threads of each rank. It changes the results, because it changes the order of sums."""
@@ -101,9 +101,9 @@ class RunConfig(Section):
     """Conversations, or packs, in one forward pass of a rank: as many as memory allows. Gradients are accumulated over
     the global batch."""
     zero: Literal[0, 1, 2, 3] = 2
-    """ZeRO stage: what is sharded across ranks. 0: nothing, 1: optimiser state, 2: gradients too, 3: weights too."""
+    """ZeRO stage: what is sharded across ranks. 0: nothing, 1: optimizer state, 2: gradients too, 3: weights too."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    """What is kept in CPU memory instead of GPU memory, which is slower: the optimiser's state and its fp32 copies
+    """What is kept in CPU memory instead of GPU memory, which is slower: the optimizer's state and its fp32 copies
     (`zero` >= 2), or these and the weights (`zero` 3)."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input in the forward pass and recompute the rest in the backward pass: a third more

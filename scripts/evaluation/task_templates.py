@@ -112,8 +112,7 @@ def load_yaml(path: Path, allow_code: bool, call: bool = True, within: tuple[Pat
         raise UserError(f"{path} includes itself" + (f", through {within[-1]}" if within[-1] != path.resolve() else ""))
     loader = _loader(path.parent, allow_code, call)
     try:
-        # A subclass of SafeLoader: it constructs only plain values and, if allowed, functions.
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 (a subclass of SafeLoader)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except yaml.YAMLError as error:

@@ -24,7 +24,7 @@ def fetch_missing(source: Source, data_path: Path, path: str, forms: Sequence[st
         options: how to download.
 
     Raises:
-        UserError: no form is available; the message has the error of every download, or how to get it by hand.
+        UserError: no form is available; the message has the error of every download, or how to download it by hand.
     """
     errors = []
     for download in _downloads(source, forms):
@@ -34,7 +34,7 @@ def fetch_missing(source: Source, data_path: Path, path: str, forms: Sequence[st
         except UserError as error:
             errors.append(str(error))
     if not errors:
-        raise UserError(f"{path} cannot be downloaded automatically, get it by hand: {source.how_to_get}")
+        raise UserError(f"{path} cannot be downloaded automatically, download it by hand: {source.how_to_get}")
     raise UserError(" ".join(errors))
 
 

@@ -143,10 +143,10 @@ def _refuse_early(download: Download, data_path: Path, options: FetchOptions, wh
     what = what or download.path
     if not download.addresses:
         page = f"Its terms are at {download.agreement}. " if download.agreement else ""
-        raise UserError(f"{what}: not there, and has to be got by hand. {page}{_by_hand(download, data_path)}")
+        raise UserError(f"{what}: missing, and must be downloaded by hand. {page}{_by_hand(download, data_path)}")
     if options.offline:
         where = f"It is published at {_describe(download.addresses[0])}. {_by_hand(download, data_path)}"
-        raise UserError(f"{what}: not there, and this run is offline. {where}")
+        raise UserError(f"{what}: missing, and this run is offline. {where}")
     if download.agreement and not _token():
         raise UserError(_agreement(download, data_path, "no token of the Hugging Face hub was found"))
 

@@ -1,8 +1,7 @@
-"""The report's picture of the graph: every rule that ran as a box, its jobs, and what it waits for, from top to bottom.
+"""The report's picture of the graph: every rule that ran as a box with its jobs, below the rules that it depends on.
 
-Reads `graph.json`, which holds Snakemake's own graph. Graphviz places the boxes and the lines between them; what it is
-given has no text to measure, so that the picture does not depend on the fonts of the machine. The colours are those of
-the page.
+Reads `graph.json`, which holds Snakemake's own graph. Graphviz places boxes and lines; its nodes have fixed sizes and
+no labels, so that the diagram does not depend on fonts. Colours come from the style sheet of the page.
 """
 
 import re
@@ -18,11 +17,11 @@ from scripts.common.files import read_json
 from scripts.workflow.graph import ancestors, break_cycles
 
 _LETTER, _HEIGHT, _ROW_GAP, _GAP = 6.6, 34, 20, 12
-"""Pixels: a letter of a box's name, a box, between rows, and between boxes of a row."""
+"""Pixels: width of a character, height of a box, gap between rows, and gap between boxes of a row."""
 _INCH = 72
-"""Graphviz takes sizes in inches and returns positions in points, which are our pixels."""
+"""Graphviz takes sizes in inches and returns positions in points, of which we make pixels."""
 _STAGES = ("sources", "media", "records", "blends", "models", "train", "evaluate", "report")
-"""The files of `rules/`, in the order of the work; each has a colour."""
+"""The files of `rules/`, in the order of the stages; each has a colour."""
 
 Reads = Mapping[str, Sequence[str]]
 Point = tuple[float, float]
@@ -31,7 +30,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything lies: the middle of each box, and each line as a first point and three more a Bezier curve."""
+    """The centre of every box, and every line as a first point and three more points per Bezier curve."""
 
     width: float
     height: float
@@ -40,11 +39,11 @@ class Layout:
 
 
 def graph(path: Path | None) -> dict[str, Any] | None:
-    """What the page shows of the graph: picture, steps in the order of the work, the command; None without the file."""
+    """The data of the section: diagram, steps from top to bottom, command; `None` without the file."""
     if path is None or not path.is_file():
         return None
-    told = read_json(path)
-    rules = told["rules"]
+    recorded = read_json(path)
+    rules = recorded["rules"]
     reads, left_out = break_cycles(rules)
     layout = laid_out(reduced(reads))
     order = sorted(layout.boxes, key=lambda name: layout.boxes[name][::-1])
@@ -55,16 +54,16 @@ def graph(path: Path | None) -> dict[str, Any] | None:
         "stages": [(number, name) for number, name in enumerate(_STAGES) if number in used],
         "left_out": left_out,
         "jobs": sum(rule["jobs"] for rule in rules.values()),
-        "command": told["command"],
-        "snakemake": told["snakemake"],
+        "command": recorded["command"],
+        "snakemake": recorded["snakemake"],
     }
 
 
 def _step(name: str, rule: Mapping[str, Any]) -> dict[str, Any]:
-    # "Turning {wildcards.dataset} into records": what stands for many is set apart.
+    # "Converting {wildcards.dataset} to records": wildcards are set in italics.
     parts = re.split(r"\{wildcards\.(\w+)\}", rule["message"])
-    said = [(text, place % 2 == 1) for place, text in enumerate(parts) if text]
-    return {"name": name, "jobs": rule["jobs"], "said": said, "stage": _stage(rule)}
+    message = [(text, number % 2 == 1) for number, text in enumerate(parts) if text]
+    return {"name": name, "jobs": rule["jobs"], "message": message, "stage": _stage(rule)}
 
 
 def _stage(rule: Mapping[str, Any]) -> int:
@@ -81,7 +80,7 @@ def reduced(reads: Reads) -> dict[str, list[str]]:
 
 
 def laid_out(reads: Reads) -> Layout:
-    """Positions from Graphviz: every rule below what it waits for, lines short and with few crossings."""
+    """Positions from Graphviz: every rule below those that it depends on, with short lines and few crossings."""
     drawing = AGraph(directed=True, ranksep=_ROW_GAP / _INCH, nodesep=_GAP / _INCH)
     drawing.node_attr.update(shape="box", label="", fixedsize=True, height=_HEIGHT / _INCH)
     drawing.edge_attr.update(arrowhead="none")
@@ -93,7 +92,7 @@ def laid_out(reads: Reads) -> Layout:
     *_, width, height = map(float, drawing.graph_attr["bb"].split(","))
 
     def points(text: str) -> list[Point]:
-        # Graphviz counts upwards from the bottom.
+        # The y axis of Graphviz points upwards.
         return [(float(x), height - float(y)) for x, y in (point.split(",") for point in text.split())]
 
     boxes = {str(node): points(node.attr["pos"])[0] for node in drawing.nodes()}
@@ -101,11 +100,14 @@ def laid_out(reads: Reads) -> Layout:
 
 
 def picture(layout: Layout, order: Sequence[str], rules: Mapping[str, Mapping[str, Any]]) -> Markup:
-    """The graph as an SVG; boxes come in the given order."""
-    drawn = [_line(points) for points in layout.lines]
-    drawn += [_box(name, rules[name], *layout.boxes[name]) for name in order]
+    """The graph as an SVG, its boxes in the given order."""
+    shapes = [_line(points) for points in layout.lines]
+    shapes += [_box(name, rules[name], *layout.boxes[name]) for name in order]
     return Markup('<svg class="steps" viewBox="-1 -1 {:.0f} {:.0f}" role="img" aria-label="{}">{}</svg>').format(
-        layout.width + 2, layout.height + 2, f"What waits for what: {', '.join(order)}", Markup("").join(drawn)
+        layout.width + 2,
+        layout.height + 2,
+        f"Rules and their dependencies: {', '.join(order)}",
+        Markup("").join(shapes),
     )
 
 

@@ -99,6 +99,17 @@ def throughput(lines: list[dict[str, Any]], peak: float | None) -> dict[str, Any
     }
 
 
+def throughput_line(speed: dict[str, Any]) -> str:
+    """What `throughput` returns, as one line of text."""
+    utilisation = speed["model_flops_utilisation"]
+    used = "" if utilisation is None else f" ({utilisation:.1%} of the devices' peak)"
+    return (
+        f"{speed['tokens_per_second']:,.0f} tokens/s, {speed['supervised_tokens_per_second']:,.0f} of them supervised; "
+        f"{speed['flops_per_second']:.3g} flops/s{used}; {speed['data_wait']:.1%} of the time waiting for data; at "
+        f"most {speed['memory_bytes'] / 2**30:.2f} GiB"
+    )
+
+
 def memory_bytes() -> int:
     """The peak memory of this process so far, in bytes: on its GPU, or without one in the machine."""
     import torch

@@ -17,7 +17,7 @@ _FACTS = (
     "sequence",
     "max_images",
     "packing",
-    "max_images_per_pack",
+    "pack_images",
     "epoch_size",
     "global_batch",
     "conversations",

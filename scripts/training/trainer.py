@@ -15,43 +15,30 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypedDict
+from typing import Any, NamedTuple, NoReturn
 
 import torch.distributed as dist
 
 from scripts.common.errors import UserError
-from scripts.common.files import file_sha256, write_json
-from scripts.common.tensors import write_tensors
+from scripts.common.files import write_json
 from scripts.config.run import RunConfig
 from scripts.inference.blend_reader import BlendReader
 from scripts.inference.model_assembly import load_model
 from scripts.media.pixel_store import PixelStore, pixels_key
 from scripts.training.checkpoints import Checkpoints, load_weights, weights_of
 from scripts.training.dataset import MicroBatch, MicroBatchDataset
-from scripts.training.engine import StepResult, TrainingEngine
+from scripts.training.engine import TrainingEngine
 from scripts.training.flops import peak_flops
-from scripts.training.metrics import Metrics, memory_bytes, read_metrics, summary, throughput
+from scripts.training.metrics import Metrics, memory_bytes, read_metrics, summary, throughput, throughput_line
 from scripts.training.plan_check import check_same_plans, plan_facts
 from scripts.training.precision import dtype_of
+from scripts.training.step_result import StepResult
 from scripts.training.trackers import TrackedRun, open_trackers
 from scripts.training.trainable import mark_trainable, parameter_table
 from scripts.training.watchdog import Watchdog
+from scripts.training.weights_files import BestWeights, WeightsFile, WeightsFiles
 
 Send = Callable[[dict[str, Any]], None]
-
-
-class WeightsFile(TypedDict):
-    """A file of trained weights: its path below the run's state, and its sha256 ("" on other ranks than 0)."""
-
-    weights: str
-    sha256: str
-
-
-class BestWeights(WeightsFile):
-    """The weights with the least held-out loss so far, and the finished steps behind them."""
-
-    step: int
-    heldout_loss: float
 
 
 class _Evaluations(NamedTuple):
@@ -123,6 +110,7 @@ class Trainer:
             raise UserError(f"{args.blend[0]} holds no conversations, so there is nothing to train on")
         self.plans = [plan_facts(reader) for reader in epochs]
         self.checkpoints = Checkpoints(self.state / "checkpoints", settings.keep_checkpoints)
+        self.weights = WeightsFiles(self.state)
         facts = self._newest_facts()
         if facts:
             check_same_plans(facts["plans"], epochs, f"the checkpoint of step {facts['step']}")
@@ -312,11 +300,7 @@ class Trainer:
     def write_weights(self) -> WeightsFile:
         """Write the current trained weights (rank 0); all ranks must call it."""
         weights = self.engine.weights()
-        path = f"weights/step-{self.done:08d}.safetensors"
-        if self.rank != 0:
-            return {"weights": path, "sha256": ""}
-        write_tensors(self.state / path, weights)
-        return {"weights": path, "sha256": file_sha256(self.state / path)}
+        return self.weights.write(self.done, weights) if self.rank == 0 else self.weights.unwritten(self.done)
 
     def save(self) -> None:
         """Write a checkpoint of the current step, unless there is one; all ranks must call it."""
@@ -345,10 +329,7 @@ class Trainer:
     def prune_weights(self, *keep: str) -> None:
         """Remove files of weights that are neither the best of the run or of a checkpoint, nor named in `keep`."""
         best = [self.best, *(facts["best"] for facts in self.checkpoints.facts())]
-        kept = {Path(path).name for path in [*keep, *(entry["weights"] for entry in best if entry)]}
-        for path in (self.state / "weights").glob("*"):
-            if path.name not in kept:
-                path.unlink()
+        self.weights.prune([*keep, *(entry["weights"] for entry in best if entry)])
 
     def finish(self) -> None:
         """Write the last weights and, as the very last thing, `finished.json`."""
@@ -360,7 +341,7 @@ class Trainer:
         lines = read_metrics(self.state / "metrics.jsonl")
         speed = throughput(lines, peak_flops(self.ranks))
         write_json(self.state / "throughput.json", speed)
-        self.log(_throughput_line(speed))
+        self.log(throughput_line(speed))
         curve = summary(lines)
         heldout = curve["heldout"][-1][1] if curve["heldout"] else None
         final = {"step": self.done, "heldout_loss": heldout, **weights}
@@ -416,14 +397,3 @@ class Trainer:
         if self.metrics is not None:
             self.metrics.sync()
             self.metrics.close()
-
-
-def _throughput_line(speed: dict[str, Any]) -> str:
-    """The throughput of a run as one line of text."""
-    utilisation = speed["model_flops_utilisation"]
-    used = "" if utilisation is None else f" ({utilisation:.1%} of the devices' peak)"
-    return (
-        f"{speed['tokens_per_second']:,.0f} tokens/s, {speed['supervised_tokens_per_second']:,.0f} of them supervised; "
-        f"{speed['flops_per_second']:.3g} flops/s{used}; {speed['data_wait']:.1%} of the time waiting for data; at "
-        f"most {speed['memory_bytes'] / 2**30:.2f} GiB"
-    )

@@ -1,4 +1,4 @@
-"""Running steps as Kubernetes jobs: the commands that submit, query and cancel them (`profiles/kubernetes`).
+"""Run steps as Kubernetes jobs: submit, query and cancel them (`profiles/kubernetes`).
 
     python -m scripts.workflow.k8s_submit submit JOBSCRIPT      creates a job, prints its name
     python -m scripts.workflow.k8s_submit status NAME           prints running, success or failed

@@ -1,4 +1,4 @@
-"""Generates docs/rules.md, the reference of all rules: what each does, reads and writes, and with which program.
+"""Generate docs/rules.md, the reference of all rules: what each does, reads and writes, and with which program.
 
     python -m scripts.workflow.rules_reference            prints it
     python -m scripts.workflow.rules_reference --write    writes it, and scripts/README.md, the list of all programs

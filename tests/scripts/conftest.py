@@ -16,6 +16,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> TrainingSetup:
 @pytest.fixture(scope="session")
 def undisturbed(lab: TrainingSetup) -> Path:
     """The folder of a run on two ranks that nothing disturbed, started as a user starts it."""
-    status, said = lab.train(lab.root / "train/undisturbed", preloaded=False)
-    assert status == 0, said
+    status, output = lab.train(lab.root / "train/undisturbed", preloaded=False)
+    assert status == 0, output
     return lab.root / "train/undisturbed"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from scripts import chat
-from tests import preload
+from tests.preload import client as preload
 from tests.scripts.evaluation.trained_model import trained, write_suite
 
 __all__ = ["trained"]
@@ -181,7 +181,7 @@ def test_undo_regenerate_save_and_load(trained, pictures, monkeypatch, capsys):
             chat.handle_line(conversation, line)
     conversation.clear()
     for line in ("/undo", "/regenerate"):
-        with pytest.raises(chat.UserError, match="no round to take back"):
+        with pytest.raises(chat.UserError, match="no round to undo"):
             chat.handle_line(conversation, line)
 
 

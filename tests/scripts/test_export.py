@@ -18,7 +18,7 @@ from scripts.export import export
 from scripts.inference.blend_reader import BlendReader
 from scripts.inference.model_loading import load_model as load_exported
 from scripts.training.dataset import MicroBatchDataset
-from tests import preload
+from tests.preload import client as preload
 from tests.runs import REPOSITORY, TrainingSetup, finished
 
 

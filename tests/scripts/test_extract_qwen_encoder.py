@@ -15,7 +15,7 @@ from model.modeling import VisualChatForConditionalGeneration
 from model.qwen_vision import QwenVisionModel
 from scripts.common.errors import UserError
 from scripts.extract_qwen_encoder import PREFIX, extract
-from tests import preload
+from tests.preload import client as preload
 from tests.runs import REPOSITORY
 from tests.tiny_models import make_bases
 

@@ -66,7 +66,7 @@ def test_the_table_is_sorted_and_the_same_every_time(tmp_path):
     assert keys == sorted(keys) and 5 < len(keys) < 25
 
 
-def test_empty_is_allowed_and_said_aloud(tmp_path):
+def test_empty_is_allowed_and_reported(tmp_path):
     media = build_media(make_synthetic_data(tmp_path, images=3), tmp_path)
     command = [sys.executable, "-m", "scripts.holdout", "--settings", '{"share": 0}', "--out", str(tmp_path / "split")]
     done = subprocess.run([*command, "--media", f"coco={media['coco']}"], capture_output=True, text=True, check=False)

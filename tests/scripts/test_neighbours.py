@@ -59,8 +59,8 @@ def test_hf_datasets_reads_blends(world, form, mode, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     folder = world.root / "blend" / form
     shards = [folder / shard["name"] for shard in read_json(folder / "manifest.json")["shards"]]
-    said = run("datasets", "python", "-c", DATASETS, 8 if form == "embedded" else 0, mode, *shards)
-    samples, reader = [json.loads(line) for line in said.splitlines()], BlendReader(folder, world.root)
+    output = run("datasets", "python", "-c", DATASETS, 8 if form == "embedded" else 0, mode, *shards)
+    samples, reader = [json.loads(line) for line in output.splitlines()], BlendReader(folder, world.root)
     assert len(samples) == len(reader) > 50
     for position, (key, content, hashes) in enumerate(samples):
         expected = reader[position]
@@ -77,7 +77,7 @@ print(json.dumps({sample["__key__"]: sample["jpg"].size for sample in found}))
 """
 
 
-def test_hf_datasets_reads_media_without_being_told_anything(world, tmp_path, monkeypatch):
+def test_hf_datasets_reads_media_without_further_options(world, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     shards = sorted(world.media["coco"].glob("*.tar"))
     sizes = json.loads(run("datasets", "python", "-c", MEDIA, *shards))

@@ -15,7 +15,7 @@ from scripts import serve
 from scripts.common.errors import UserError
 from scripts.serving.examples import find_examples, read_examples, results_root, training_summary
 from scripts.serving.served_model import newest_export
-from tests import preload
+from tests.preload import client as preload
 from tests.scripts.evaluation.trained_model import trained, write_suite
 from tests.scripts.serving.running_server import COLOUR, question
 

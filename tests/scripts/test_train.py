@@ -19,8 +19,8 @@ from scripts.config.model import ModelConfig
 from scripts.config.tokens import TokensConfig
 from scripts.inference.blend_reader import BlendReader
 from scripts.inference.model_assembly import make_model
-from tests import preload
 from tests.blends import write_blend
+from tests.preload import client as preload
 from tests.runs import STEPS, TrainingSetup, finished, lines_written, metrics, state_of, wait_until
 from tests.tiny_models import IMAGE_TOKENS
 

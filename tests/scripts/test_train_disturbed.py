@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import preload
 from tests.disks import small_disk
+from tests.preload import client as preload
 from tests.runs import REPOSITORY, SETTINGS, STEPS, TrainingSetup, finished, lines_written, metrics, wait_until
 from tests.scripts.test_train import family, wait_for_death
 

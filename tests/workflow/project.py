@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from tests import preload
+from tests.preload import client as preload
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = [

@@ -39,6 +39,7 @@ CANNOT_RUN = {
         "asks a server that runs; tests/scripts/serving do so"
     ),
     "cd /data/visualchat": "a folder of the cluster",
+    ".venv/bin/pre-commit install": "installs hooks into a git checkout",
 }
 # What stands for the reader's own words.
 PLACEHOLDERS = {"<this repository>": shlex.quote(str(ROOT)), "=PATH": "=raw", "<address>": "https://example.org/cpu"}

@@ -141,12 +141,12 @@ def messages() -> Iterator[str]:
                 yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
 
 
-def test_every_message_that_is_explained_is_one_that_is_said():
-    said = list(messages())
+def test_every_message_that_is_explained_exists():
+    texts = list(messages())
     ours, snakemakes = (ROOT / "docs/troubleshooting.md").read_text().split("## From Snakemake")
     quoted = re.findall(r"^\| `(.*?)` \|", ours, re.MULTILINE)
     assert len(quoted) > 30
-    missing = [quote for quote in quoted if not any(quote in text for text in said)]
+    missing = [quote for quote in quoted if not any(quote in text for text in texts)]
     assert not missing
     assert all(hasattr(snakemake.exceptions, name) for name in re.findall(r"^\| `(\w+)` \|", snakemakes, re.MULTILINE))
 

@@ -4,7 +4,9 @@ import ast
 import re
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from collections.abc import Iterable
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -57,25 +59,39 @@ PINS = {
 }
 
 
-def _imported(*folders: str) -> set[str]:
-    """The packages that Python files below `folders` import."""
-    distributions = packages_distributions()
+@cache
+def _distributions() -> dict[str, list[str]]:
+    """The installed packages that bring each module."""
+    return dict(metadata.packages_distributions())
+
+
+def _packages(nodes: Iterable[ast.AST]) -> set[str]:
+    """The packages that import statements name, without the standard library and ours."""
+    distributions = _distributions()
     found = set()
-    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            for module in {name.split(".")[0] for name in names} - OPTIONAL - sys.stdlib_module_names:
-                found.add(_name(distributions.get(module, [module])[0]))
+    for node in nodes:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        for module in {name.split(".")[0] for name in names} - OPTIONAL - sys.stdlib_module_names:
+            found.add(_name(distributions.get(module, [module])[0]))
     return found
 
 
+def _imported(paths: Iterable[Path]) -> set[str]:
+    """The packages that Python files import."""
+    return set().union(*(_packages(ast.walk(ast.parse(path.read_text()))) for path in paths))
+
+
+def _below(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+
+
 def test_every_import_is_declared_and_nothing_else_is():
-    product = _imported("scripts", "model", "snakemake_logger_plugin_visualchat")
+    product = _imported(_below("scripts", "model", "snakemake_logger_plugin_visualchat"))
     declared = {_name(requirement) for requirement in DECLARED["run"]}
     assert product - declared == set(), "imported, but not declared in pyproject.toml"
     assert declared - product == NOT_IMPORTED.keys() - product, "declared in pyproject.toml, but not imported"
-    tests = _imported("tests", "benchmarks")
+    tests = _imported(_below("tests", "benchmarks"))
     for_tests = {_name(requirement) for requirement in DECLARED["test"]}
     assert tests - declared - for_tests == set(), "imported by tests, but not declared"
     assert for_tests - tests <= {"playwright", "pytest-xdist"}, "declared for tests, but not imported"
@@ -115,6 +131,45 @@ def test_every_environment_is_named_by_a_rule_and_every_rule_names_one():
         counts = [len(re.findall(rf"^\s+{directive}:$", text, re.MULTILINE)) for directive in ("shell", "conda", "log")]
         assert len(set(counts)) == 1, file.name
     assert used == {path.stem for path in ENVIRONMENTS}
+
+
+def _programs_of_environments() -> dict[str, set[str]]:
+    """The modules whose code the rules of each conda environment run."""
+    found: dict[str, set[str]] = {}
+    for file in (ROOT / "rules").glob("*.smk"):
+        for rule in re.split(r"^rule ", file.read_text(), flags=re.MULTILINE)[1:]:
+            for environment in re.findall(r'conda:\s+"\.\./envs/([a-z]+)\.yaml"', rule):
+                found.setdefault(environment, set()).update(re.findall(r"-m (scripts\.[\w.]+)", rule))
+    return found
+
+
+def _loaded(program: str) -> set[str]:
+    """The packages that a program needs: all that it imports itself, and what the modules behind it import at once.
+
+    A library half of ours imports in a function what only some programs need.
+    """
+    packages: set[str] = set()
+    seen, pending = set(), [program]
+    while pending:
+        module = pending.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        path = ROOT / f"{module.replace('.', '/')}.py"
+        tree = ast.parse(path.read_text())
+        nodes = ast.walk(tree) if module == program else tree.body
+        packages |= _packages(nodes := list(nodes))
+        inside = [node for node in nodes if isinstance(node, ast.ImportFrom) and not node.level and node.module]
+        names = [name for node in inside for name in (node.module, *(f"{node.module}.{a.name}" for a in node.names))]
+        pending += [name for name in names if (ROOT / f"{name.replace('.', '/')}.py").is_file()]
+    return packages
+
+
+@pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda p: p.stem)
+def test_a_conda_environment_has_what_its_programs_import(path):
+    loaded = set().union(*map(_loaded, _programs_of_environments()[path.stem]))
+    packages = next(part["pip"] for part in yaml.safe_load(path.read_text())["dependencies"] if isinstance(part, dict))
+    assert loaded - {_name(package) for package in packages} == set()
 
 
 def test_no_package_of_one_build_of_torch_is_pinned():

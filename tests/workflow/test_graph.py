@@ -57,7 +57,7 @@ def test_two_clean_builds_give_the_same_bytes(finished, tmp_path):
     for pattern in ("media/**/*", "records/*", "tokens/**/*", "plan/**/*", "blend/**/*", "bases/**/*", "models/**/*"):
         assert finished.hashes(pattern) == again.hashes(pattern), pattern
     assert any(name.endswith(".tar") for name in again.hashes("blend/**/*"))
-    # Trained, exported and evaluated anew as well: the passport is the same, environment and all.
+    # Trained, exported and evaluated again as well: the lock file is the same, environment included.
     assert finished.hashes("train/first/lock.json") == again.hashes("train/first/lock.json") != {}
 
 

@@ -89,7 +89,7 @@ def test_a_run_shows_its_stages_and_keeps_the_rest_in_the_logs(project):
 
 
 def test_a_failure_shows_the_rule_the_message_and_the_log(project):
-    project.configure(TINY | {"own": {"mine": {"folder": "nowhere", "files": ["rows.json"]}}})
+    project.configure(TINY | {"custom": {"mine": {"folder": "nowhere", "files": ["rows.json"]}}})
     output = project.snakemake("out/raw/mine/source.json", *LOGGER, check=False)
     assert re.search(r"^FAILED after \d:\d\d: Listing the raw files of mine \(rule fetch\)$", output, re.M), output
     assert output.count("error: source 'mine': rows.json is not there") == 1

@@ -35,14 +35,14 @@ def convert(tmp_path, rows, file="chats.json", images="pictures/", **settings):
     return records, counts, {reason: entry["count"] for reason, entry in conversion.noted.as_dict().items()}
 
 
-def llava(*said, **row):
-    turns = [{"from": ("human", "gpt")[place % 2], "value": value} for place, value in enumerate(said)]
-    return {"conversations": turns} | row
+def llava(*turns, **row):
+    messages = [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(turns)]
+    return {"conversations": messages} | row
 
 
-def chat(*said, **row):
-    turns = [{"role": ("user", "assistant")[place % 2], "content": value} for place, value in enumerate(said)]
-    return {"messages": turns} | row
+def chat(*turns, **row):
+    messages = [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(turns)]
+    return {"messages": messages} | row
 
 
 def shown(record):

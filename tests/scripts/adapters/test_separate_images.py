@@ -37,7 +37,7 @@ def turn(role, content, *ids):
     return {"role": role, "content": content, "images": shown(*ids)}
 
 
-def spoken(*turns, other=None):
+def dialogue(*turns, other=None):
     """The two files of Sparkles: a dialogue of `turns` in CC, and a plain one in VG."""
     plain = [turn("user", "What is IMAGE#7<Img><ImageHere></Img>?", "7"), turn("assistant", "A cup.")]
     return {CC: [{"dialogue": list(turns)}], VG: [{"dialogue": other or plain}]}
@@ -146,7 +146,7 @@ def test_names_of_images_become_slots_in_two_styles(tmp_path):
         turn("user", "And IMAGE#5<Img><ImageHere></Img>?", "5"),
         turn("assistant", "Smaller than both."),
     ]
-    records, dropped, _ = sparkles(tmp_path, spoken(*turns))
+    records, dropped, _ = sparkles(tmp_path, dialogue(*turns))
     record = records[0]
     assert dropped == [] and record.id == "SparklesDialogueCC-0"
     folder = "SparklesDialogueCC/images/"
@@ -171,13 +171,13 @@ def test_an_image_that_is_listed_again_is_not_shown_again(tmp_path):
         turn("user", "And the colour of IMAGE#5?", "5"),
         turn("assistant", "Red."),
     ]
-    records, _, _ = sparkles(tmp_path, spoken(*turns))
+    records, _, _ = sparkles(tmp_path, dialogue(*turns))
     assert len(records[0].images) == 1 and [round_.images for round_ in records[0].rounds] == [(0,), ()]
 
 
 def test_a_dialogue_that_ends_with_a_question_loses_it_and_is_counted(tmp_path):
     turns = [turn("user", "Hello!", "5"), turn("assistant", "Good day."), turn("user", "And now?")]
-    records, _, notes = sparkles(tmp_path, spoken(*turns))
+    records, _, notes = sparkles(tmp_path, dialogue(*turns))
     assert texts(records[0]) == [("Hello!", "Good day.")]
     assert [note.reason for note in notes] == ["unanswered_question"]
 
@@ -201,6 +201,6 @@ def test_a_dialogue_that_ends_with_a_question_loses_it_and_is_counted(tmp_path):
     ],
 )
 def test_a_dialogue_that_cannot_be_used_is_a_reason(tmp_path, turns, reason):
-    records, dropped, _ = sparkles(tmp_path, spoken(*turns))
+    records, dropped, _ = sparkles(tmp_path, dialogue(*turns))
     assert [record.id for record in records] == ["SparklesDialogueVG-0"]
     assert [item.reason for item in dropped] == [reason]

@@ -35,8 +35,8 @@ def assert_exact(rows, records, tokenizer):
         assert len(encoded) == row["n_tokens"]
         assert sum(label >= 0 for label in encoded.labels) == row["n_labels"]
         assert encoded.image_indices == list(range(row["n_images"]))
-        spoken = [message for message in conversation if message["role"] != "system"]
-        assert len(spoken) == 2 * sum(len(rounds) for rounds in row["rounds"])
+        turns = [message for message in conversation if message["role"] != "system"]
+        assert len(turns) == 2 * sum(len(rounds) for rounds in row["rounds"])
 
 
 @pytest.mark.parametrize("sequence", [150, 250, 10_000])

@@ -11,7 +11,7 @@ import torch
 from scripts.config.run import RunConfig
 from scripts.estimation import meta_model
 from scripts.estimation.memory import ZeroPlacement, states
-from tests import preload
+from tests.preload import client as preload
 from tests.runs import REPOSITORY, TrainingSetup
 
 FULL = {"train_language": "full"}
@@ -60,6 +60,6 @@ def foretold(lab: TrainingSetup, run: RunConfig) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_is_foretold_is_what_is_held(held: dict, lab: TrainingSetup, variant: str):
+def test_the_estimate_is_the_memory_that_is_used(held: dict, lab: TrainingSetup, variant: str):
     expected = foretold(lab, RunConfig(model="m", blend="b", epochs=1, micro_batch=2, **VARIANTS[variant]))
     assert held[variant] == pytest.approx(expected, rel=0.05)

@@ -14,12 +14,12 @@ lmms_eval = pytest.importorskip(
     "lmms_eval", reason="lmms-eval is not installed here; `make test-lmms` runs these tests"
 )
 
-from scripts.config.evaluate import EvaluationConfig  # noqa: E402
-from scripts.evaluation.checkpoint_evaluation import CheckpointEvaluation  # noqa: E402
-from scripts.evaluation.suite_reader import read_suite  # noqa: E402
-from scripts.evaluation.vqa import normalise_vqa  # noqa: E402
-from scripts.inference.answering import ModelRunner  # noqa: E402
-from tests.scripts.evaluation.trained_model import trained, write_tasks  # noqa: E402
+from scripts.config.evaluate import EvaluationConfig  # noqa: E402 (after importorskip)
+from scripts.evaluation.checkpoint_evaluation import CheckpointEvaluation  # noqa: E402 (after importorskip)
+from scripts.evaluation.suite_reader import read_suite  # noqa: E402 (after importorskip)
+from scripts.evaluation.vqa import normalise_vqa  # noqa: E402 (after importorskip)
+from scripts.inference.answering import ModelRunner  # noqa: E402 (after importorskip)
+from tests.scripts.evaluation.trained_model import trained, write_tasks  # noqa: E402 (after importorskip)
 
 __all__ = ["trained"]
 

@@ -56,14 +56,14 @@ def _train(root: Path) -> Trained:
         pictures = map(images.get, sample.image_sha256, sample.images)
         encoded.append((processor.encode(sample.messages), list(pictures)))
     model.vision_tower.requires_grad_(False)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     model.train()
     for step in range(STEPS):
         first = step * BATCH % CONVERSATIONS
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         model(**processor.collate(encoded[first : first + BATCH])).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
     model.eval().save_pretrained(folder)
     heldout = write_blend(root / "heldout", 48, folder, stem="heldout", seed=1, shards=1)
     return Trained(root, folder, heldout)

@@ -22,7 +22,7 @@ def options():
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch, tmp_path):
-    """Neither the proxy nor the login at the hub of whoever runs the tests."""
+    """Neither the proxy nor the hub login of the user who runs the tests."""
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)

@@ -1,4 +1,4 @@
-"""A web server on loopback that answers as it is told, well or badly, and remembers what it was asked."""
+"""A local web server with scripted responses, which records its requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which trouble is waited out, for how long, and what is said when it does not end."""
+"""Which errors are retried, for how long, and the message when they persist."""
 
 import time
 
@@ -98,11 +98,11 @@ def test_a_gain_starts_the_count_again(options):
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [("http://127.0.0.1:1/x", "refused"), ("http://no.such.host.invalid/x", "host name cannot be resolved")],
 )
-def test_no_connection_is_described(options, url, said):
-    with pytest.raises(TransientError, match=said):
+def test_no_connection_is_described(options, url, message):
+    with pytest.raises(TransientError, match=message):
         get(new_session(), url, options).__enter__()
 
 

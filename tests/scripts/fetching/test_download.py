@@ -138,7 +138,7 @@ def test_a_mirror_continues_what_has_the_same_etag(server, place, options):
     assert place.read_bytes() == DATA and server.ranges()[-1] == "bytes=1000-"
 
 
-def test_a_length_that_is_not_said(server, place, options):
+def test_a_length_that_is_not_declared(server, place, options):
     server.routes["/f"] = [File(DATA, etag='"1"', chunked=True, cut=1000), File(DATA, etag='"1"', chunked=True)]
     assert download_file(f"{server.url}/f", place, options=options).sha256 == SHA256
 
@@ -187,7 +187,7 @@ def test_another_size_is_refused_before_it_is_fetched(server, place, options):
 
 
 @pytest.mark.parametrize("size", [299_999, 300_001])
-def test_another_size_that_is_not_said_is_found(server, place, options, size):
+def test_another_size_that_is_not_declared_is_found(server, place, options, size):
     server.routes["/f"] = File(DATA, chunked=True)
     with pytest.raises(WrongContentError, match=f"{size:,}"):
         download_file(f"{server.url}/f", place, Expected(size), options)
@@ -327,7 +327,7 @@ download_file({server.url + "/f"!r}, Path({str(place)!r}))
     assert server.ranges() == [None, "bytes=200000-"] and _nothing_but(place, "file.bin")
 
 
-def test_progress_is_said_without_a_terminal(server, place, options, capsys):
+def test_progress_is_printed_without_a_terminal(server, place, options, capsys):
     server.routes["/f"] = File(DATA, etag='"1"')
     download_file(f"{server.url}/f", place, options=options)
     assert capsys.readouterr().err.startswith("file.bin: 100% 300k/300k [")

@@ -49,15 +49,15 @@ def paths_of(raw):
     return pq.read_table(raw / "images.parquet")["path"].to_pylist()
 
 
-def test_a_missing_file_is_fetched_once_and_its_address_is_on_the_card(world, server, tmp_path):
+def test_a_missing_file_is_fetched_once_and_its_address_is_in_the_manifest(world, server, tmp_path):
     data = (world / "aokvqa/annotations/aokvqa_v1p0_train.json").read_bytes()
     server.routes["/a.json"] = File(data)
     path = "aokvqa/annotations/aokvqa_v1p0_train.json"
     source = published("aokvqa", server, **{path: "/a.json"})
-    card = fetch(source, tmp_path / "data", tmp_path / "raw", download=OPTIONS)
-    assert card["fetched"] == {path: server.url + "/a.json"} and len(server.requests) == 1
+    manifest = fetch(source, tmp_path / "data", tmp_path / "raw", download=OPTIONS)
+    assert manifest["fetched"] == {path: server.url + "/a.json"} and len(server.requests) == 1
     assert (tmp_path / "data" / path).read_bytes() == data
-    assert fetch(source, tmp_path / "data", tmp_path / "again", download=OPTIONS) == card
+    assert fetch(source, tmp_path / "data", tmp_path / "again", download=OPTIONS) == manifest
     assert len(server.requests) == 1
     (tmp_path / "data" / path).write_text("[1]")
     assert fetch(source, tmp_path / "data", tmp_path / "mine", download=OPTIONS)["fetched"] == {}
@@ -68,8 +68,8 @@ def test_where_one_form_cannot_be_had_another_is_fetched(world, server, tmp_path
     rows = [{"caption": "a ball", "image": "val2014/COCO_val2014_000000000001.jpg", "image_id": "coco_1"}]
     server.routes["/karpathy.json"] = File(json.dumps(rows).encode())
     names = {"coco_caption/dataset.json": "/gone.zip", "coco_caption/coco_karpathy_train.json": "/karpathy.json"}
-    card = fetch(published("coco_caption", server, **names), tmp_path / "data", tmp_path / "raw", download=OPTIONS)
-    found = card["annotations"]["coco_caption/dataset.json"]
+    manifest = fetch(published("coco_caption", server, **names), tmp_path / "data", tmp_path / "raw", download=OPTIONS)
+    found = manifest["annotations"]["coco_caption/dataset.json"]
     assert (found["found"], found["container"]) == (["coco_caption/coco_karpathy_train.json"], "any")
 
 
@@ -93,18 +93,18 @@ def test_what_a_person_must_get_stops_early_with_the_steps(tmp_path, monkeypatch
 
 
 def test_offline_names_what_is_missing_and_reaches_for_nothing(tmp_path):
-    with pytest.raises(UserError, match=r"detail_23k.json: not there, and this run is offline.*place the file at"):
+    with pytest.raises(UserError, match=r"detail_23k.json: missing, and this run is offline.*place the file at"):
         fetch(SOURCES["llava"], tmp_path / "data", tmp_path / "raw", download=FetchOptions(offline=True))
 
 
-def test_a_taste_fetches_only_the_wanted_images_and_is_no_whole_set(world, server, tmp_path):
+def test_a_subset_downloads_only_the_selected_images_and_is_not_the_whole_set(world, server, tmp_path):
     archive = zipped(world, tmp_path / "train2017.zip")
     server.routes["/train2017.zip"] = File(archive)
     source = published("coco", server, **{"coco/train2017.zip": "/train2017.zip"})
     paths = paths_of_world(world)[:3]
     data, folders = tmp_path / "data", ["coco/train2017/"]
-    card = fetch(source, data, tmp_path / "subset", folders, subset=frozenset(paths), download=OPTIONS)
-    assert paths_of(tmp_path / "subset") == paths and card["subset"] and card["images"] == 3
+    manifest = fetch(source, data, tmp_path / "subset", folders, subset=frozenset(paths), download=OPTIONS)
+    assert paths_of(tmp_path / "subset") == paths and manifest["subset"] and manifest["images"] == 3
     assert all(range_ for range_ in server.ranges()), "the archive was fetched whole"
     asked = len(server.requests)
     fetch(source, data, tmp_path / "again", folders, subset=frozenset(paths), download=OPTIONS)
@@ -113,8 +113,10 @@ def test_a_taste_fetches_only_the_wanted_images_and_is_no_whole_set(world, serve
     fetch(source, data, tmp_path / "more", folders, subset=frozenset(more), download=OPTIONS)
     assert paths_of(tmp_path / "more") == more
     # Without a subset these few images are not the whole set: the archive is downloaded and used.
-    card = fetch(source, data, tmp_path / "whole", folders, download=OPTIONS)
-    assert card["image_sets"]["coco/train2017/"]["containers"] == ["coco/train2017.zip"] and card["images"] == 12
+    manifest = fetch(source, data, tmp_path / "whole", folders, download=OPTIONS)
+    assert (
+        manifest["image_sets"]["coco/train2017/"]["containers"] == ["coco/train2017.zip"] and manifest["images"] == 12
+    )
     (data / "coco/train2017.zip").unlink()
     with pytest.raises(UserError, match="train2017/ is not there"):
         fetch(source, data, tmp_path / "never", folders)
@@ -124,7 +126,7 @@ def paths_of_world(world):
     return sorted(f"coco/train2017/{path.name}" for path in (world / "coco/train2017").iterdir())
 
 
-def test_a_taste_of_images_that_are_there_lists_only_these(world, tmp_path):
+def test_a_subset_of_present_images_lists_only_these(world, tmp_path):
     paths = paths_of_world(world)[2:4]
     fetch(SOURCES["coco"], world, tmp_path / "loose", subset=frozenset(paths))
     assert paths_of(tmp_path / "loose") == paths

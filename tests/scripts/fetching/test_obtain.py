@@ -42,7 +42,7 @@ def test_the_first_address_that_gives_the_right_file_counts(server, tmp_path, op
     assert _files(tmp_path) == [".fetched/a/file.json.json", "a/file.json"]
 
 
-def test_every_answer_is_told(server, tmp_path, options):
+def test_the_message_has_the_error_of_every_address(server, tmp_path, options):
     server.routes |= {"/page": page("<html>"), "/md5": File(DATA), "/busy": status(503)}
     addresses = [f"{server.url}/{name}" for name in ("gone", "page", "md5", "busy")]
     with pytest.raises(UserError) as caught:
@@ -95,7 +95,7 @@ def test_offline_says_what_is_missing(server, tmp_path):
 
 
 def test_what_only_a_person_can_get(tmp_path, options):
-    with pytest.raises(UserError, match=f"has to be got by hand.*place the file at {tmp_path}/a.zip"):
+    with pytest.raises(UserError, match=f"must be downloaded by hand.*place the file at {tmp_path}/a.zip"):
         obtain(Download(path="a.zip"), tmp_path, options)
 
 
@@ -185,9 +185,9 @@ def test_an_agreement_without_a_token_stops_before_a_byte(endpoint, tmp_path, op
     fakes.hub(endpoint, "owner/set", FOLDER, token="hf_good")
     with pytest.raises(UserError) as caught:
         obtain(PATTERN, tmp_path, options)
-    said = str(caught.value)
+    message = str(caught.value)
     for step in (PAGE, "https://huggingface.co/settings/tokens", "hf auth login", "HF_TOKEN", f"{tmp_path}/M/X_Images"):
-        assert step in said
+        assert step in message
     assert endpoint.requests == [] and _files(tmp_path) == []
 
 
@@ -332,12 +332,12 @@ def test_of_two_members_of_one_name_that_of_our_folder_counts(server, coco, tmp_
 
 
 def test_images_that_cannot_be_had(server, coco, tmp_path, options):
-    with pytest.raises(UserError, match="2 images of coco/train2017/: not there, and this run is offline"):
+    with pytest.raises(UserError, match="2 images of coco/train2017/: missing, and this run is offline"):
         obtain_images(coco, tmp_path, "coco/train2017/", NAMES, FetchOptions(offline=True))
     server.routes["/train2017.zip"] = status(403)
     with pytest.raises(UserError, match=r"coco/train2017.zip could not be downloaded.*404.*403"):
         obtain_images(coco, tmp_path, "coco/train2017/", NAMES, options)
-    with pytest.raises(UserError, match="got by hand"):
+    with pytest.raises(UserError, match="downloaded by hand"):
         obtain_images(Download(path="a.zip"), tmp_path, "a/", NAMES, options)
 
 

@@ -1,4 +1,4 @@
-"""The picture of the graph: nothing that follows is drawn, what waits stands below, and no box lies on another."""
+"""The diagram of the graph: implied edges are left out, rules are below their dependencies, boxes do not overlap."""
 
 import re
 
@@ -31,19 +31,19 @@ def test_edges_that_follow_from_others_are_left_out():
     }
 
 
-def test_rules_that_wait_for_each_other_in_turns_are_untangled():
+def test_cycles_of_rules_are_broken():
     # Annotations are fetched, images chosen from them, and then the images fetched.
     rules = {
-        "fetch": {"jobs": 3, "reads": {"wanted": 1, "miniature": 3}},
-        "wanted": {"jobs": 1, "reads": {"fetch": 1}},
-        "convert": {"jobs": 2, "reads": {"fetch": 2, "wanted": 1}},
+        "fetch": {"jobs": 3, "reads": {"select_subset": 1, "miniature": 3}},
+        "select_subset": {"jobs": 1, "reads": {"fetch": 1}},
+        "convert": {"jobs": 2, "reads": {"fetch": 2, "select_subset": 1}},
     }
     reads, left_out = break_cycles(rules)
-    assert left_out == [("fetch", "wanted")]
-    assert reads == {"convert": ["fetch", "wanted"], "fetch": [], "wanted": ["fetch"]}
+    assert left_out == [("fetch", "select_subset")]
+    assert reads == {"convert": ["fetch", "select_subset"], "fetch": [], "select_subset": ["fetch"]}
 
 
-def test_everything_stands_below_what_it_waits_for():
+def test_every_rule_is_below_its_dependencies():
     down = {name: y for name, (_, y) in laid_out(reduced(READS)).boxes.items()}
     assert all(down[name] > down[read] for name, names in reduced(READS).items() for read in names)
     # What is needed late stands near it, and a step that nothing needs right below the last that it needs.
@@ -81,7 +81,7 @@ def test_the_picture_holds_every_rule_once_and_no_box_lies_on_another(tmp_path):
         assert min(abs(numbers[-1] - head) for head in heads) < 1.5, "a line ends at the head of a box"
     assert graph(tmp_path / "graph.json") == shown, "the same file gives the same picture"
     assert shown["jobs"] == 36 and "1 job<" in picture and "8 jobs<" in picture
-    assert shown["steps"][0]["said"] == [("Do ", False), ("x", True), (" <b>", False)]
+    assert shown["steps"][0]["message"] == [("Do ", False), ("x", True), (" <b>", False)]
     assert "<b>" not in picture
 
 
@@ -94,7 +94,7 @@ def test_without_a_file_there_is_no_picture(tmp_path):
     assert graph(None) is None and graph(tmp_path / "graph.json") is None
 
 
-def test_a_command_is_told_without_the_place_where_it_was_given(tmp_path, monkeypatch):
+def test_a_printed_command_has_no_paths_of_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["/usr/lib/python3/snakemake/__main__.py", "--configfile", str(tmp_path / "my recipe.yaml"), "--cores", "2"]
     assert printable_command(words) == "snakemake --configfile 'my recipe.yaml' --cores 2"

@@ -1,4 +1,4 @@
-"""What is said about the world: true, balanced, and sorted by kinds.json without a doubt."""
+"""Questions and answers about the world: correct, balanced, and each of exactly one kind in kinds.json."""
 
 import re
 from collections import Counter, defaultdict
@@ -23,7 +23,7 @@ PLAIN = MiniatureConfig(images=1500)
 
 
 @pytest.fixture(scope="module", params=[PLAIN, RICH], ids=["plain", "rich"])
-def said(request):
+def rounds_of_world(request):
     """(world, every question of every raw file as (scenes, question, answer), the image named by "image 1" first)."""
     world = World(request.param)
     by_file = {world.file_name(number): world.scene(number) for number in range(len(world))}
@@ -39,13 +39,13 @@ def said(request):
     return world, rounds
 
 
-def test_every_answer_is_right(said):
-    wrong = [(asked, answer) for scenes, asked, answer in said[1] if solve(asked, scenes) != answer]
+def test_every_answer_is_right(rounds_of_world):
+    wrong = [(asked, answer) for scenes, asked, answer in rounds_of_world[1] if solve(asked, scenes) != answer]
     assert wrong == []
 
 
-def test_no_answer_dominates_its_kind(said):
-    world, rounds = said
+def test_no_answer_dominates_its_kind(rounds_of_world):
+    world, rounds = rounds_of_world
     patterns = [(kind["name"], kind["pattern"]) for kind in kinds(world.settings) if kind["scored"]]
     answers = defaultdict(Counter)
     for _, asked, answer in rounds:
@@ -59,8 +59,8 @@ def test_no_answer_dominates_its_kind(said):
         assert max(counts.values()) <= 0.6 * counts.total(), (name, counts.most_common(1))
 
 
-def test_every_question_matches_exactly_one_kind(said):
-    world, rounds = said
+def test_every_question_matches_exactly_one_kind(rounds_of_world):
+    world, rounds = rounds_of_world
     asked = {text for _, text, _ in rounds}
     asked |= {recall(text, 2) for scenes, text, _ in rounds if len(scenes) == 1}
     asked |= {*PROMPTS, *DETAILED}
@@ -72,8 +72,8 @@ def test_every_question_matches_exactly_one_kind(said):
     assert {name for names in matches.values() for name in names} == set(patterns)
 
 
-def test_kinds_say_how_many_images_decide(said):
-    world, rounds = said
+def test_kinds_say_how_many_images_decide(rounds_of_world):
+    world, rounds = rounds_of_world
     rows = kinds(world.settings)
     assert len({row["name"] for row in rows}) == len(rows)
     for scenes, asked, _ in rounds:

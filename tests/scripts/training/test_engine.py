@@ -11,7 +11,7 @@ import torch
 from scripts.config.run import RunConfig
 from scripts.training.deepspeed_config import deepspeed_config
 from scripts.training.engine import step_seed
-from tests import preload
+from tests.preload import client as preload
 from tests.runs import REPOSITORY, TrainingSetup
 
 

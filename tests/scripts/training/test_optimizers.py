@@ -12,7 +12,7 @@ from torch import nn
 
 from scripts.config.run import RunConfig
 from scripts.training.optimizers import OPTIMIZERS, set_updates
-from tests import preload
+from tests.preload import client as preload
 from tests.runs import REPOSITORY, TrainingSetup
 
 
@@ -55,7 +55,7 @@ def test_the_declared_state_is_all_that_a_step_depends_on(name: str):
     assert all(torch.equal(value, copy) for value, copy in zip(weights, copies, strict=True))
 
 
-def test_the_default_is_adamw_and_leaves_the_cause_of_earlier_runs_as_it_was():
+def test_the_default_is_adamw_and_leaves_earlier_fingerprints_unchanged():
     _, optimizer = build("adamw", RunConfig(model="m", blend="b", betas=(0.8, 0.9)))
     assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["betas"] == (0.8, 0.9)
     assert optimizer.defaults["eps"] == 1e-8 and "optimizer" not in RunConfig(model="m", blend="b").numbers()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import preload
+from tests.preload import client as preload
 from tests.runs import REPOSITORY, STEPS, TrainingSetup, metrics, state_of
 
 

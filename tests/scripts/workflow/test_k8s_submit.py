@@ -66,7 +66,7 @@ def test_what_a_pod_cannot_do_is_one_clear_error():
         properties_of("#!/bin/sh\necho")
 
 
-def test_a_step_is_submitted_watched_told_to_end_and_cancelled(tmp_path: Path):
+def test_a_step_is_submitted_watched_stopped_and_cancelled(tmp_path: Path):
     (tmp_path / "bin").mkdir()
     kubectl = tmp_path / "bin/kubectl"
     kubectl.write_text(KUBECTL.format(python=sys.executable))
@@ -88,8 +88,8 @@ def test_a_step_is_submitted_watched_told_to_end_and_cancelled(tmp_path: Path):
     name = pods("submit", str(script))
     assert name == "visualchat-train-run-x1"
     deadline = time.monotonic() + 60
-    while (said := pods("status", name)) == "running":
+    while (state := pods("status", name)) == "running":
         assert time.monotonic() < deadline
-    assert said == "success" and (tmp_path / "made").exists(), "it must run where Snakemake was started"
+    assert state == "success" and (tmp_path / "made").exists(), "it must run where Snakemake was started"
     pods("cancel", name, "other")
     assert (tmp_path / "deleted").read_text().endswith(f"{name} other")
