@@ -52,7 +52,7 @@ lint: $(READY_LINT)  ## the part of the gate that runs none of the code
 	$(BIN)/mypy
 
 units: $(READY_TEST)  ## the tests that start no ranks, graph, server or browser
-	$(BIN)/python -m pytest -q -m "not long and not integration"
+	$(BIN)/python -m pytest -q -m "not long and not integration" -n 2
 
 # In two processes; tests/conftest.py decides which tests stay together.
 test: $(READY_TEST)  ## the tests, without those that take minutes

@@ -96,7 +96,7 @@ def open_data():
         store = PixelStore([Path(data) / "pixels/one-00000-of-00001.json"], pixels_key({"side": SIDE}))
         for position in range(start, len(reader)):
             yield from map(store.get, reader.read(position, images=False).image_sha256)
-    cache = DecodedImageCache(SimpleNamespace(preprocess_image=crop), limit=0)
+    cache = DecodedImageCache(SimpleNamespace(preprocess_image=crop), max_bytes=0)
     for position in range(start, len(reader)):
         sample = reader[position]
         yield from map(cache.get, sample.image_sha256, sample.images)

@@ -18,6 +18,40 @@ _GROUPS = (
     ("tests/scripts/serving/", "tests/scripts/test_evaluate", "tests/scripts/test_serve", "tests/scripts/test_chat"),
 )
 
+# What starts ranks, a graph, a server or a browser, or builds several models: marked `integration`, no part of `units`.
+_INTEGRATION = (
+    "tests/cluster/",
+    "tests/faults/",
+    "tests/workflow/test_commands",
+    "tests/workflow/test_first_hour",
+    "tests/workflow/test_graph",
+    "tests/workflow/test_output",
+    "tests/workflow/test_provenance",
+    "tests/workflow/test_recipes",
+    "tests/workflow/test_reruns",
+    "tests/workflow/test_samples",
+    "tests/workflow/test_subset",
+    "tests/model/test_remote_code",
+    "tests/model/test_transformers_api",
+    "tests/scripts/estimation/",
+    "tests/scripts/serving/test_engine",
+    "tests/scripts/serving/test_http",
+    "tests/scripts/serving/test_load",
+    "tests/scripts/serving/test_page",
+    "tests/scripts/training/",
+    "tests/scripts/test_chat",
+    "tests/scripts/test_evaluate",
+    "tests/scripts/test_export",
+    "tests/scripts/test_extract_qwen_encoder",
+    "tests/scripts/test_make_model",
+    "tests/scripts/test_neighbours",
+    "tests/scripts/test_pretrain",
+    "tests/scripts/test_report",
+    "tests/scripts/test_serve",
+    "tests/scripts/test_train",
+    "tests/test_preload",
+)
+
 # The same examples each time, so that a failure is due to the change that is tested. To look for further ones:
 # `pytest --hypothesis-profile search`, which prints how to repeat what it finds.
 settings.register_profile("repeat", derandomize=True)
@@ -35,6 +69,9 @@ def _group_of(nodeid: str) -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(_INTEGRATION):
+            item.add_marker(pytest.mark.integration)
     if config.pluginmanager.hasplugin("xdist"):
         items.sort(key=lambda item: _group_of(item.nodeid))
 
