@@ -24,13 +24,14 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY)  ## the whole graph on the configuration CONFIG (config.yaml), and what came out
+	@root="$$($(BIN)/python -m scripts.settings --results $(CONFIG))"  # a wrong CONFIG ends here, with one message
 	@$(BIN)/python -m scripts.workflow.unlock
 	@PYTHONPATH="$(CURDIR)" $(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG) --logger visualchat
 	@$(BIN)/python -m scripts.summary --config $(CONFIG) --root "$$($(BIN)/python -m scripts.settings --results $(CONFIG))"
 
 # Chat in the browser with the model of CONFIG that was exported last. SERVE: further options of `python -m scripts.serve`.
 chat: $(READY)  ## chat in the browser with the model of CONFIG
-	@$(BIN)/python -m scripts.serve $(SERVE) --root "$$($(BIN)/python -m scripts.settings --results $(CONFIG))"
+	@root="$$($(BIN)/python -m scripts.settings --results $(CONFIG))" && $(BIN)/python -m scripts.serve $(SERVE) --root "$$root"
 
 # The system's package on Debian (as root), else the one that Playwright downloads.
 browser: $(READY_TEST)  ## a Chromium for the tests of the page

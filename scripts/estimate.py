@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from tabulate import tabulate
 
 from scripts.common.cli import parser
@@ -205,10 +204,7 @@ def main() -> None:
     mfu = "model flops utilisation: share of the GPU's peak that training reaches (default: 0.35; usual: 0.3 to 0.5)"
     arguments.add_argument("--mfu", type=float, default=0.35, help=mfu)
     options = arguments.parse_args()
-    try:
-        configuration = settings.load(yaml.safe_load(options.configuration.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"{options.configuration} cannot be read: {error.strerror}") from None
+    configuration = settings.read_configuration(options.configuration)
     if options.run and options.run not in configuration.runs:
         raise UserError(f"{options.configuration} has no run {options.run!r}, but {', '.join(configuration.runs)}")
     for name in [options.run] if options.run else configuration.runs:

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import yaml
-
 from scripts.common.cli import parser
 from scripts.common.errors import run_program
 from scripts.config.reference import generated
-from scripts.config.settings import load
+from scripts.config.settings import read_configuration
 
 
 def main() -> None:
@@ -18,7 +16,7 @@ def main() -> None:
     choice.add_argument("--results", metavar="CONFIG", help="print the results root of a configuration file")
     options = arguments.parse_args()
     if options.results:
-        print(load(yaml.safe_load(Path(options.results).read_text(encoding="utf-8"))).results)
+        print(read_configuration(Path(options.results)).results)
         return
     root = Path(__file__).resolve().parents[1]
     for name, text in generated().items():

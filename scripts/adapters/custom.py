@@ -72,7 +72,8 @@ def _turns(row: Any) -> list[_Turn]:
     Raises:
         RowError: bad_row (no conversation, a turn without role or text, or roles that do not alternate).
     """
-    name = next((name for name in ("conversations", "messages", "conversation") if name in (row or {})), "messages")
+    keys = row if isinstance(row, dict) else {}
+    name = next((name for name in ("conversations", "messages", "conversation") if name in keys), "messages")
     turns: list[_Turn] = []
     for number, turn in enumerate(field(row, name, list)):
         role = field(turn, "from" if isinstance(turn, dict) and "from" in turn else "role", str)

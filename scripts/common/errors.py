@@ -51,6 +51,7 @@ def run_program(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of the output (`head`, a pager) has closed it. Flushing at exit would fail once more.

@@ -7,8 +7,10 @@ section changes.
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import Field, ValidationError
 
 from scripts.common.errors import UserError
@@ -120,6 +122,21 @@ def load(config: Mapping[str, Any]) -> Settings:
     return settings
 
 
+def read_configuration(path: Path) -> Settings:
+    """Read and validate a configuration file.
+
+    Raises:
+        UserError: the file cannot be read or is not YAML, or see `load`.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as a configuration: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no configuration: it is not a mapping of keys to values")
+    return load(config)
+
+
 def _resolve_extends(runs: Mapping[str, Any], name: str, seen: tuple[str, ...] = ()) -> Any:
     """The keys of the run `name`, with those of the runs that it extends."""
     run = runs[name]
@@ -141,6 +158,8 @@ def _describe(detail: Mapping[str, Any]) -> str:
         return f"{'.'.join(path)}: unknown key{_suggestion(path[-1], _keys_at(path[:-1]))}"
     if detail["type"] == "missing":
         return f"{'.'.join(path)}: is required"
+    if detail["type"] in ("tuple_type", "list_type"):
+        return f"{'.'.join(path)}: should be a list, such as [{detail['input']}]"
     return f"{'.'.join(path)}: {detail['msg']} (it is {detail['input']!r})"
 
 
@@ -155,7 +174,9 @@ def _keys_at(path: list[str]) -> list[str]:
         # The type of the entries: of a dictionary it is needed for the name that follows, of `Section | None` at once.
         if arguments and (field is None or getattr(section, "__origin__", None) is not dict):
             section = arguments[-1]
-    return list(getattr(section, "model_fields", {}))
+    keys = list(getattr(section, "model_fields", {}))
+    # Resolved before validation, so it is no field.
+    return [*keys, "extends"] if section is RunConfig else keys
 
 
 def _suggestion(word: str, known: Iterable[str]) -> str:

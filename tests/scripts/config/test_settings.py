@@ -43,6 +43,8 @@ def test_generated_files_are_up_to_date(name):
         (("blends", "demo", "datasets", "lava"), {}, ["blends.demo.datasets", "did you mean 'llava'?"]),
         (("blends", "demo", "datasets", "llava", "cocnat"), 2, ["llava.cocnat", "did you mean 'concat'?"]),
         (("tokens", "miniature", "template", "sistem"), "", ["template.sistem", "did you mean 'system'?"]),
+        (("runs", "mmca", "extnds"), "mmca", ["runs.mmca.extnds", "did you mean 'extends'?"]),
+        (("custom",), {"pets": {"folder": "x", "files": "a.json"}}, ["custom.pets.files", "a list, such as [a.json]"]),
         (("runs", "other"), {"extends": "mcma"}, ["runs.other.extends", "did you mean 'mmca'?"]),
         (("data_path",), "/somewhere", ["suites", "miniature"]),
         (
@@ -111,3 +113,17 @@ def test_a_cause_names_only_what_differs_from_the_defaults():
     assert blend.rerun_key() == same.rerun_key()
     assert blend.rerun_key() != blend.model_copy(update={"max_images": 2}).rerun_key()
     assert '"shards"' in blend.rerun_key() and '"shards"' not in blend.rerun_key(without=("shards",))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "cannot be read"), ("a: [1", "cannot be read"), ("- a\n", "holds no configuration")],
+)
+def test_a_file_that_is_no_configuration_is_named(tmp_path, content, words):
+    path = tmp_path / "recipe.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=words) as caught:
+        settings.read_configuration(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
