@@ -53,6 +53,7 @@ class Server:
         )
         theirs.close()
         listener.close()
+        self.ready = bool(self._socket.recv(1))
 
     def start(self, start: program.Start, streams: list[int]) -> int:
         """Start a program with these file descriptors as its standard streams; return its process number."""
@@ -94,7 +95,7 @@ class Popen(subprocess.Popen):
 
     def _execute_child(self, *values: Any) -> None:
         options = program.options_of(values)
-        start = program.parse(options) if available() else None
+        start = program.parse(options) if available() and server().ready else None
         if start is None:
             super()._execute_child(*values)
             return
@@ -105,7 +106,7 @@ class Popen(subprocess.Popen):
 
 def in_shells() -> dict[str, str]:
     """Variables with which `python -m MODULE` in a shell script of bash is preloaded, or none where that cannot be."""
-    if not available():
+    if not available() or not server().ready:
         return {}
     here = Path(__file__).parent
     places = {"BASH_ENV": here / "bash.sh", "PRELOAD_PYTHON": sys.executable, "PRELOAD_STUB": here / "stub.py"}

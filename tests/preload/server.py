@@ -134,6 +134,9 @@ def _receive(connection: socket.socket) -> tuple[dict | None, list[int]]:
     return json.loads(content), streams
 
 
+READY = b"1"
+
+
 def _close(descriptors: list[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
@@ -148,7 +151,9 @@ def main(connection: socket.socket, listener: socket.socket) -> None:
         importlib.import_module(name)
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
-        raise RuntimeError(f"{threads} threads after the imports: find the library that starts them, and leave it out")
+        # A fork would have one of them. Without this byte the tests start their programs anew.
+        sys.exit(f"preloading is off: {threads} threads after the imports of a library that starts them")
+    connection.sendall(READY)
     program.remember_start(paths)
     server = Server(connection, listener)
     gc.collect()
