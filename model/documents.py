@@ -64,6 +64,23 @@ class Documents:
         return (starts[:, None] + torch.arange(filled.shape[1])).masked_fill(~filled, 0), filled
 
 
+def compute_position_ids(modality: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    """The position (B, T) of every token in its document, padding not counted."""
+    positions = (modality != PAD).cumsum(1) - 1
+    if document_ids is not None:
+        begins = document_ids.to(positions.device).diff(dim=1, prepend=torch.zeros_like(positions[:, :1])) != 0
+        positions = positions - torch.where(begins, positions, 0).cummax(1).values
+    return positions.clamp(min=0)
+
+
+def count_documents(input_ids: Tensor, document_ids: Tensor | None = None) -> int:
+    """The number of documents of a batch: its rows, or those that `document_ids` (B, T) names."""
+    if document_ids is None:
+        return len(input_ids)
+    begins = document_ids.diff(dim=1, prepend=torch.zeros_like(document_ids[:, :1])) != 0
+    return int((begins & (document_ids != 0)).sum())
+
+
 def compact_left(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Move the true elements of each row of `mask` (n, L) to its left, into N slots.
 

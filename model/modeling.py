@@ -43,7 +43,7 @@ from .decoders import (
     install_attention,
     placeholder_mask,
 )
-from .documents import IMAGE, PAD, TEXT
+from .documents import IMAGE, TEXT, compute_position_ids
 from .generation_mixin import VisualChatGenerationMixin
 from .image_mixin import ImageInputs, ImageMixin
 from .image_states import ImageStates
@@ -377,23 +377,6 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
             ).last_hidden_state
             check_attention_calls(self.language_model, self.config.attention, step.attention_plan)
         return BaseModelOutputWithPast(step.scatter_text(hidden, embeds.shape[1]), past_key_values=cache)
-
-
-def compute_position_ids(modality: Tensor, document_ids: Tensor | None = None) -> Tensor:
-    """The position (B, T) of every token in its document, padding not counted."""
-    positions = (modality != PAD).cumsum(1) - 1
-    if document_ids is not None:
-        begins = document_ids.to(positions.device).diff(dim=1, prepend=torch.zeros_like(positions[:, :1])) != 0
-        positions = positions - torch.where(begins, positions, 0).cummax(1).values
-    return positions.clamp(min=0)
-
-
-def count_documents(input_ids: Tensor, document_ids: Tensor | None = None) -> int:
-    """The number of documents of a batch: its rows, or those that `document_ids` (B, T) names."""
-    if document_ids is None:
-        return len(input_ids)
-    begins = document_ids.diff(dim=1, prepend=torch.zeros_like(document_ids[:, :1])) != 0
-    return int((begins & (document_ids != 0)).sum())
 
 
 def _select_positions(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:

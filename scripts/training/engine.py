@@ -30,7 +30,8 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from model.modeling import VisualChatForConditionalGeneration, count_documents
+from model.documents import count_documents
+from model.modeling import VisualChatForConditionalGeneration
 from scripts.config.run import RunConfig
 from scripts.training.dataset import MicroBatch
 from scripts.training.deepspeed_config import deepspeed_config

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from model.attention_plan import SWITCHES
-from model.modeling import VisualChatForConditionalGeneration, compute_position_ids
+from model.documents import compute_position_ids
+from model.modeling import VisualChatForConditionalGeneration
 from model.template import IMAGE, TEXT
 from scripts.common.errors import UserError
 from scripts.training.dataset import MicroBatch

@@ -12,8 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 from model import varlen
 from model.attention import attend
 from model.attention_plan import SWITCHES, AttentionPlan
-from model.documents import IMAGE, PAD, TEXT
-from model.modeling import compute_position_ids
+from model.documents import IMAGE, PAD, TEXT, compute_position_ids
 from tests.model.attention_cases import (
     CASES,
     HEADS,

@@ -8,8 +8,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GPT2Config, Llama
 
 from model.attention_plan import SWITCHES, AttentionPlan
 from model.decoders import check_attention_calls, check_decoder_supported, dry_run_decoder
-from model.documents import PAD
-from model.modeling import compute_position_ids
+from model.documents import PAD, compute_position_ids
 from tests.model.attention_cases import CASES, parse_modality
 
 TESTED = {

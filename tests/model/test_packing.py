@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from model.configuration import VisualChatConfig
-from model.modeling import VisualChatForConditionalGeneration, compute_position_ids, count_documents
+from model.documents import compute_position_ids, count_documents
+from model.modeling import VisualChatForConditionalGeneration
 from model.template import IGNORE_INDEX
 from tests.model.conversations import ATTENTIONS, ONE_IMAGE, TEXT_ONLY, TWO_IMAGES, batch_of
 

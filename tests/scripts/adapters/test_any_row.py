@@ -53,10 +53,19 @@ def world(tmp_path_factory):
     return make_synthetic_data(tmp_path_factory.mktemp("world"), images=15, rows=shares)
 
 
+def _is_drawn(world, dataset):
+    return all((world / path).exists() for path in DATASETS[dataset].files)
+
+
 def _skip_unless_drawn(world, dataset):
     """The rows to change are the miniature's; a dataset that it does not draw needs broken rows in its own test."""
-    if not all((world / path).exists() for path in DATASETS[dataset].files):
+    if not _is_drawn(world, dataset):
         pytest.skip("the miniature does not draw this dataset")
+
+
+def test_the_datasets_of_the_paper_are_drawn(world):
+    """Otherwise their tests below would be skipped."""
+    assert sum(_is_drawn(world, dataset) for dataset in ADAPTED) >= 12
 
 
 def _few(path: str, value):
