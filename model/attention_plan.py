@@ -2,9 +2,9 @@
 
 A plan is built once per forward and read by every layer. It holds a *back-end*, which computes the attention:
 
-    sdpa_segments.py   whole sequences, SDPA over compacted tokens: everywhere
-    varlen.py          whole sequences, flash attention over variable-length sequences: CUDA, half precision
-    masks.py           a few queries that continue a cache
+    fused_attention.py   whole sequences, kernels of our own: CUDA, half precision
+    sdpa_segments.py     whole sequences, SDPA over compacted tokens: everywhere
+    masks.py             a few queries that continue a cache
 
 All back-ends have the same three methods and give the same numbers:
 
@@ -15,17 +15,18 @@ All back-ends have the same three methods and give the same numbers:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypedDict
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from .documents import IMAGE, TEXT, Documents
+from .fused_attention import INTERPRETED, FusedAttention
 from .masks import MaskedSdpa, Masks, SplitCacheSdpa
 from .row_permutation import RowPermutation
 from .sdpa_segments import SegmentedSdpa
-from .varlen import VarlenFlash
+from .tensor_maps import map_tensors
 
 ImageRows = Literal["self", "causal"]
 Merge = Literal["sum", "lse"]
@@ -43,7 +44,26 @@ SWITCHES: dict[str, AttentionSwitches] = {
     "causal": {"image_rows": "causal", "merge": "lse"},
     "dattn": {"image_rows": "self", "merge": "lse"},
 }
-BACKENDS = ("auto", "sdpa", "varlen")
+BACKENDS = ("auto", "sdpa", "triton")
+
+
+def choose_backend(backend: str, device: torch.device, dtype: torch.dtype, width: int, dropout: float = 0.0) -> str:
+    """The back-end for whole sequences, 'triton' or 'sdpa', on `device` for heads of `width` in `dtype`.
+
+    `backend` is one of `BACKENDS`; 'auto' takes the fused kernels where they can run.
+
+    Raises ValueError for an unknown back-end or one that cannot run here.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown attention back-end {backend!r}: choose one of {', '.join(BACKENDS)}")
+    supported = FusedAttention.is_supported(device, dtype, width, dropout)
+    if backend == "triton" and not (supported or INTERPRETED):
+        raise ValueError(
+            f"the triton back-end cannot compute heads of width {width} in {dtype} on {device.type} with dropout "
+            f"{dropout}: it needs CUDA (compute capability 8.0 or higher), triton, half precision and no dropout; use "
+            "'auto' or 'sdpa'"
+        )
+    return "sdpa" if backend == "sdpa" or not (supported or backend == "triton") else "triton"
 
 
 @dataclass
@@ -54,9 +74,9 @@ class AttentionPlan:
     non_text: Tensor  # (B, T, 1, 1) bool: queries that are not text
     has_text: bool  # among the keys
     has_images: bool
-    backend: SegmentedSdpa | VarlenFlash | MaskedSdpa | SplitCacheSdpa | None
+    backend: SegmentedSdpa | FusedAttention | MaskedSdpa | SplitCacheSdpa | None
     masks: Masks | None = None  # only where attention weights are requested
-    order: RowPermutation | None = None  # brings the rows of a batch, (B*T, width), into the order of an unpadded plan
+    order: RowPermutation | None = None  # brings the tokens of a batch (B*T) into the one row that the plan is for
     _calls: dict[str, int] = field(default_factory=lambda: {"calls": 0})  # shared with copies on other devices
     _copies: dict[torch.device, AttentionPlan] = field(default_factory=dict, repr=False)
 
@@ -71,26 +91,20 @@ class AttentionPlan:
         image_rows: ImageRows,
         merge: Merge,
         weights: bool = False,
-        backend: str = "auto",
-        dtype: torch.dtype = torch.float32,
-        width: int = 0,
-        dropout: float = 0.0,
+        backend: str = "sdpa",
         unpad: bool = False,
     ) -> AttentionPlan:
         """Plan the attention of a forward over the last `length` (all, if None) of the tokens in `modality`.
 
         `modality` (B, K) holds 0 for padding, 1 for text and 2 for image; `document_ids` (B, K), 0 at padding and from
-        1 elsewhere, separates packed documents. `weights` prepares for attention weights. `backend` is one of
-        `BACKENDS`; 'auto' takes the varlen kernel where it can compute heads of `width` in `dtype` with `dropout`.
-        With `unpad` the plan may be for one row without padding; its `order` then brings the tokens into that row. Use
-        it for forwards in which only the attention depends on the order of the tokens.
+        1 elsewhere, separates packed documents. `weights` prepares for attention weights. `backend` for whole sequences
+        is 'sdpa' or 'triton', see `choose_backend`. With `unpad` the plan is for one row without padding, where whole
+        sequences allow it; its `order` then brings the tokens into that row, unless they lie so already. Use it for
+        forwards in which only the attention depends on the order of the tokens.
         Works on the CPU, because sizes are needed there, and returns tensors on the device of `modality`.
 
-        Raises ValueError for an unknown back-end or one that cannot run here, for document ids that do not match
-        `modality`, or for packed documents behind a cache.
+        Raises ValueError for document ids that do not match `modality`, or for packed documents behind a cache.
         """
-        if backend not in BACKENDS:
-            raise ValueError(f"unknown attention back-end {backend!r}: choose one of {', '.join(BACKENDS)}")
         device = modality.device
         modality = modality.detach().cpu().to(torch.int64)
         ids = None if document_ids is None else document_ids.detach().cpu().to(torch.int64)
@@ -105,36 +119,32 @@ class AttentionPlan:
                 raise ValueError("packed documents cannot continue a cache; generate from one document per row")
             plan.backend = MaskedSdpa.build(modality, length, non_text)
         elif has_text or image_rows == "causal":
-            varlen = VarlenFlash.is_supported(device, dtype, width, dropout)
-            if backend == "varlen" and not varlen:
-                raise ValueError(
-                    f"the varlen back-end cannot compute heads of width {width} in {dtype} on {device.type} with "
-                    f"dropout {dropout}: it needs CUDA, half precision and no dropout; use 'auto' or 'sdpa'"
-                )
-            plan._plan_sequences(
-                Documents.from_modality(modality, ids),
-                image_rows,
-                merge,
-                varlen=varlen and backend != "sdpa",
-                unpad=unpad,
-            )
+            documents = Documents.from_modality(modality, ids)
+            plan._plan_sequences(documents, image_rows, merge, backend == "triton", unpad)
         return plan.to(device)
 
     def _plan_sequences(
-        self, documents: Documents, image_rows: ImageRows, merge: Merge, *, varlen: bool, unpad: bool
+        self, documents: Documents, image_rows: ImageRows, merge: Merge, fused: bool, unpad: bool
     ) -> None:
         """Set the back-end for whole sequences, prepared for the methods that `attend` will call."""
         # A batch without an image has no second branch, and the first is the softmax over all keys.
         use_sum = merge == "sum" and self.has_images and self.has_text
         use_joint = image_rows == "causal" or not use_sum
-        if not varlen:
+        fused = fused and not (use_sum and use_joint)
+        every_row = image_rows == "causal"
+        if unpad:
+            text_first = not every_row if fused else use_sum and not use_joint
+            tokens = documents.text_first() if text_first else documents.tokens
+            self.order = RowPermutation.from_source(tokens, self.non_text.shape[:2].numel())
+            if self.order is not None:
+                documents = replace(documents, tokens=self.order.target[documents.tokens])
+            if self.order is not None or fused:
+                self.non_text = self.non_text.flatten()[tokens].view(1, -1, 1, 1)
+                self.key_length = len(tokens)
+        if fused:
+            self.backend = FusedAttention.build(documents, self.non_text, every_row=every_row, is_joint=not use_sum)
+        else:
             self.backend = SegmentedSdpa.build(documents, self.non_text, use_joint, use_sum)
-            return
-        backend = VarlenFlash.build(documents, self.non_text, use_joint, use_sum)
-        if unpad and (unpadded := backend.unpadded()):
-            backend, self.order = unpadded
-            self.non_text, self.key_length = backend.non_text, backend.non_text.shape[1]
-        self.backend = backend
 
     @classmethod
     def for_split_cache(cls, backend: SplitCacheSdpa, non_text: Tensor, key_length: int) -> AttentionPlan:
@@ -159,17 +169,5 @@ class AttentionPlan:
         if self.non_text.device == device:
             return self
         if device not in self._copies:
-            self._copies[device] = _to_device(self, device, non_blocking)
+            self._copies[device] = map_tensors(self, lambda x: x.to(device, non_blocking=non_blocking))
         return self._copies[device]
-
-
-def _to_device(value: Any, device: torch.device, non_blocking: bool) -> Any:
-    """A copy of a dataclass or list with all its tensors on `device`."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=non_blocking)
-    if isinstance(value, list):
-        return [_to_device(item, device, non_blocking) for item in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        changes = {item.name: _to_device(getattr(value, item.name), device, non_blocking) for item in fields(value)}
-        return replace(value, **changes)
-    return value

@@ -53,6 +53,11 @@ class Documents:
         image_lengths = torch.bincount(numbers[modality == IMAGE], minlength=len(lengths))
         return cls(tokens, modality, numbers, lengths, lengths - image_lengths, image_lengths)
 
+    def text_first(self) -> Tensor:
+        """The tokens (M,) in flat order: the text of all documents end to end, then their images."""
+        is_text = self.modality == TEXT
+        return torch.cat([self.tokens[is_text], self.tokens[~is_text]])
+
     def padded_indices(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Lay the documents `numbers` (n,) out as rows: the index (n, longest) into `tokens` of each of their tokens.
 
@@ -71,14 +76,6 @@ def compute_position_ids(modality: Tensor, document_ids: Tensor | None = None) -
         begins = document_ids.to(positions.device).diff(dim=1, prepend=torch.zeros_like(positions[:, :1])) != 0
         positions = positions - torch.where(begins, positions, 0).cummax(1).values
     return positions.clamp(min=0)
-
-
-def count_documents(input_ids: Tensor, document_ids: Tensor | None = None) -> int:
-    """The number of documents of a batch: its rows, or those that `document_ids` (B, T) names."""
-    if document_ids is None:
-        return len(input_ids)
-    begins = document_ids.diff(dim=1, prepend=torch.zeros_like(document_ids[:, :1])) != 0
-    return int((begins & (document_ids != 0)).sum())
 
 
 def compact_left(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Attention over whole batches in three launches a layer: one forward, two backward, on a GPU in half precision.
 
 The rows of a batch are brought into the flat order of fused_kernels.py, once for all layers where the model can
-(`FusedAttention.unpadded`), since nothing else in a decoder depends on it. Nothing is padded, repeated or masked in
+(`AttentionPlan.order`), since nothing else in a decoder depends on it. Nothing is padded, repeated or masked in
 memory: a row of text reads the spans of text and images that precede it, a row of an image is a copy of its value.
 With image rows that attend causally there is nothing but text in this sense: each row reads what precedes it.
 
@@ -15,7 +15,7 @@ With image rows that attend causally there is nothing but text in this sense: ea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -158,17 +158,8 @@ class FusedAttention:
         if every_row:
             order, flat = documents.tokens, FlatSpans.of_rows(documents)
         else:
-            is_text = documents.modality == TEXT
-            order = torch.cat([documents.tokens[is_text], documents.tokens[~is_text]])
-            flat = FlatSpans.of_text_and_images(documents)
+            order, flat = documents.text_first(), FlatSpans.of_text_and_images(documents)
         return cls(non_text, flat, RowPermutation.from_source(order, total), is_joint)
-
-    def unpadded(self) -> tuple[FusedAttention, RowPermutation] | None:
-        """The same for the batch as one row in flat order, and the permutation to it; None if it is that already."""
-        if self.order is None:
-            return None
-        non_text = self.non_text.flatten()[self.order.source].view(1, -1, 1, 1)
-        return replace(self, non_text=non_text, order=None), self.order
 
     @staticmethod
     def is_supported(device: torch.device, dtype: torch.dtype, width: int, dropout: float) -> bool:
@@ -297,7 +288,7 @@ def _launch(
     constants = {
         "JOINT": joint,
         "D": width,
-        "WIDTH": triton.next_power_of_2(width),
+        "WIDTH": max(16, triton.next_power_of_2(width)),
         "SUM": tl.float64 if query.dtype == torch.float64 else tl.float32,
         "UPCAST": INTERPRETED and query.dtype == torch.bfloat16,
         "enable_fp_fusion": True,  # the default is not the same in all releases

@@ -156,13 +156,13 @@ class ImageMixin:
         encoded = (images.mm_encoder_outputs or {}).get("image")
         return None if encoded is None else encoded.pooler_output
 
-    def _with_images(self, embeds: Tensor, is_image: Tensor, images: ImageInputs) -> Tensor:
-        """Replace the placeholders in `embeds` (B, T, text width), where `is_image` (B, T) is true, by the images.
+    def image_rows(self, images: ImageInputs, placeholders: int) -> Tensor | None:
+        """The embeddings (placeholders, text width) of all images, end to end; None where there are none.
 
         Raises ValueError if the images do not match the placeholders exactly.
         """
         projected = self._project(images)
-        placeholders, tokens = int(is_image.sum()), 0 if projected is None else sum(map(len, projected))
+        tokens = 0 if projected is None else sum(map(len, projected))
         if placeholders != tokens:
             count = 0 if projected is None else len(projected)
             each = len(projected[0]) if tokens else self.config.image_tokens
@@ -170,12 +170,11 @@ class ImageMixin:
                 f"the batch has {placeholders} image placeholders, but {count} images of {each} tokens; "
                 "pass every image of its conversations once, in reading order"
             )
-        if tokens:
-            flat = projected.flatten(0, 1) if isinstance(projected, Tensor) else torch.cat(list(projected))
-            return embeds.masked_scatter(is_image.unsqueeze(-1).to(embeds.device), flat.to(embeds))
-        return embeds + self._zero_of_image_parameters(embeds) if self.training else embeds
+        if not tokens:
+            return None
+        return projected.flatten(0, 1) if isinstance(projected, Tensor) else torch.cat(list(projected))
 
-    def _zero_of_image_parameters(self, embeds: Tensor) -> Tensor:
+    def zero_of_image_parameters(self, embeds: Tensor) -> Tensor:
         """Zero, computed with every parameter that an image would use.
 
         Every rank must use the same parameters in every step, or sharded training fails (ZeRO 2) or hangs (ZeRO 3).

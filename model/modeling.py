@@ -16,6 +16,9 @@ The keys of a batch, each optional but the first:
 
 Positions follow from modality and documents: padding on the left or on the right changes nothing, each document begins
 at 0, and packed documents give the numbers that they give in rows of their own.
+
+Where the images, documents and labels of a batch lie is computed on the CPU (batch_layout.py). Training computes that
+ahead of time and calls `label_losses`, which never waits for the GPU.
 """
 
 from __future__ import annotations
@@ -32,8 +35,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils.generic import can_return_tuple
 
 from .attention import SWITCHES
-from .attention_plan import AttentionPlan
+from .attention_plan import choose_backend
 from .base_models import check_loading_info, generation_defaults, joined_config, load_base_models
+from .batch_layout import BatchLayout, LabelIndex, LayoutOptions
 from .configuration import VisualChatConfig
 from .conversation_cache import ConversationCache
 from .decoders import (
@@ -43,14 +47,16 @@ from .decoders import (
     install_attention,
     placeholder_mask,
 )
-from .documents import IMAGE, TEXT, compute_position_ids
+from .documents import TEXT
 from .generation_mixin import VisualChatGenerationMixin
 from .image_mixin import ImageInputs, ImageMixin
 from .image_states import ImageStates
+from .label_loss import label_losses
 from .projector import build_projector
 from .resampler import Resampler
 from .rotation import KeyRotation
-from .template import IGNORE_INDEX, Template
+from .template import Template
+from .tensor_maps import map_tensors
 from .vision import VisionTower
 
 
@@ -209,7 +215,7 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
 
         Raises ValueError if placeholders and images do not match, or for inputs that exclude each other.
         """
-        outputs = self._decode(
+        outputs, layout = self._decode(
             input_ids,
             ImageInputs(pixel_values, image_features, image_states, mm_encoder_outputs or None),
             modality=modality,
@@ -224,11 +230,18 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         )
         hidden, loss = outputs.last_hidden_state, None
         if labels is None:
+            hidden = hidden if layout is None else layout.restore(hidden)
             logits = self.get_output_embeddings()(_select_positions(hidden, logits_to_keep))
         else:
-            logits, targets, _ = self._predictions(hidden, labels, document_ids)
-            loss = F.cross_entropy(logits.float(), targets, reduction="sum")
-            loss = loss / (max(len(targets), 1) if num_items_in_batch is None else num_items_in_batch)
+            order = (
+                None
+                if layout is None or layout.attention.order is None
+                else map_tensors(layout.attention.order, Tensor.cpu)
+            )
+            index = map_tensors(LabelIndex.build(labels, document_ids, order), lambda x: x.to(hidden.device))
+            logits = self.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, index.rows))
+            loss = F.cross_entropy(logits.float(), index.targets, reduction="sum")
+            loss = loss / (max(len(index.targets), 1) if num_items_in_batch is None else num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -252,27 +265,52 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         Documents are counted in reading order over the whole batch; without `document_ids` that is the row. The other
         arguments are those of `forward`.
         """
-        images = ImageInputs(pixel_values, image_features)
-        outputs = self._decode(
-            input_ids, images, modality=modality, attention_mask=attention_mask, document_ids=document_ids
-        )
-        logits, targets, documents = self._predictions(outputs.last_hidden_state, labels, document_ids)
-        return F.cross_entropy(logits.float(), targets, reduction="none"), documents
+        if modality is None:
+            modality = self.infer_modality(input_ids, attention_mask, None)
+        layout = BatchLayout.build(modality, options=self.layout_options(), document_ids=document_ids)
+        index = LabelIndex.build(labels, document_ids, layout.attention.order)
+        layout, index = (map_tensors(x, lambda tensor: tensor.to(input_ids.device)) for x in (layout, index))
+        losses = self.label_losses(input_ids, layout, index, pixel_values=pixel_values, image_features=image_features)
+        return losses, index.documents
 
-    def _predictions(
-        self, hidden: Tensor, labels: Tensor, document_ids: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the head where a label follows. Returns logits (n, vocabulary), labels (n,) and documents (n,)."""
-        labels = labels[:, 1:].to(hidden.device)
-        labelled = labels != IGNORE_INDEX
-        if document_ids is None:
-            documents = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
-        else:
-            starts = document_ids.to(labels.device).diff(dim=1, prepend=torch.zeros_like(labels[:, :1]))
-            starts = (starts != 0) & (document_ids.to(labels.device) != 0)
-            documents = (starts.flatten().cumsum(0) - 1).view_as(starts)[:, 1:]
-            labelled = labelled & ~starts[:, 1:]  # the first token of a document is not predicted from the one before
-        return self.get_output_embeddings()(hidden[:, :-1][labelled]), labels[labelled], documents[labelled]
+    def label_losses(
+        self,
+        input_ids: Tensor,
+        layout: BatchLayout,
+        index: LabelIndex,
+        *,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        chunks: int | None = None,
+    ) -> Tensor:
+        """Return the cross entropy of every label (n,), in reading order, of a batch that is laid out already.
+
+        `layout` and `index` are on the model's device. Nothing here waits for it. `chunks` is how often the head is
+        called (None: as its memory requires), see label_loss.py; with weights that are sharded over ranks it must be
+        the same on all of them.
+
+        Raises ValueError if placeholders and images do not match.
+        """
+        outputs = self._run_decoder(input_ids, None, ImageInputs(pixel_values, image_features), layout)
+        hidden = outputs.last_hidden_state.flatten(0, 1).index_select(
+            0, index.rows.to(outputs.last_hidden_state.device)
+        )
+        return label_losses(self.get_output_embeddings(), hidden, index.targets.to(hidden.device), chunks)
+
+    def layout_options(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> LayoutOptions:
+        """What a `BatchLayout` for this model needs to know, where it runs on `device` in `dtype` (None: as it is).
+
+        Raises ValueError if `attention_backend` names a back-end that cannot run there.
+        """
+        config = self.config.text_config
+        backend = choose_backend(
+            self.attention_backend,
+            device or self.device,
+            dtype or self.get_input_embeddings().weight.dtype,
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            getattr(config, "attention_dropout", 0.0) if self.training else 0.0,
+        )
+        return LayoutOptions(**SWITCHES[self.config.attention], backend=backend)
 
     def _uses_cache(self, use_cache: bool | None, labels: Tensor | None) -> bool:
         if use_cache is None:
@@ -293,14 +331,16 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         use_cache: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
-    ) -> BaseModelOutputWithPast:
-        """Everything before the head; the arguments are those of `forward`."""
+    ) -> tuple[BaseModelOutputWithPast, BatchLayout | None]:
+        """Everything before the head; the arguments are those of `forward`.
+
+        Hidden states are in the order of the layout; there is none with a conversation cache.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass input_ids or inputs_embeds, one of them")
         images.check_one_form()
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-        length = embeds.shape[1]
+        length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         if modality is None:
             if past and not isinstance(past_key_values, ConversationCache):
                 raise ValueError("a forward that continues a cache needs the modality of all tokens in it")
@@ -311,46 +351,61 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         if images.image_states is not None or isinstance(past_key_values, ConversationCache):
             if document_ids is not None or output_attentions or output_hidden_states:
                 raise ValueError("a conversation cache supports neither packed documents, attentions nor hidden states")
-            return self._decode_text(embeds, modality[:, past:], images, past_key_values)
+            embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+            return self._decode_text(embeds, modality[:, past:], images, past_key_values), None
 
         config = self.config.text_config
         if output_attentions is None and (self.config.output_attentions or config.output_attentions):
             output_attentions = True
-        attention_plan = AttentionPlan.build(
+        layout = BatchLayout.build(
             modality,
             length,
             document_ids=document_ids,
-            **SWITCHES[self.config.attention],
+            options=self.layout_options(),
             weights=bool(output_attentions) or config._attn_implementation == "eager",
-            backend=self.attention_backend,
-            dtype=embeds.dtype,
-            width=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            dropout=getattr(config, "attention_dropout", 0.0) if self.training else 0.0,
             # Caches, attentions and hidden states need the batch in its own order.
             unpad=not (use_cache or past_key_values is not None or output_attentions or output_hidden_states)
             and not config.output_hidden_states,
         )
-        embeds = self._with_images(embeds, modality[:, past:] == IMAGE, images)
-        if position_ids is None:
-            position_ids = compute_position_ids(modality, document_ids)[:, past:]
+        layout = map_tensors(layout, lambda x: x.to((input_ids if inputs_embeds is None else inputs_embeds).device))
         requested = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
-        shape = embeds.shape
-        if (order := attention_plan.to(embeds.device).order) is not None:
-            embeds = order(embeds.flatten(0, 1))[None]
-            position_ids = position_ids.to(embeds.device).expand(shape[:2]).flatten()[order.source][None]
+        outputs = self._run_decoder(
+            input_ids,
+            inputs_embeds,
+            images,
+            layout,
+            position_ids=None if position_ids is None else layout.arrange(position_ids),
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **{name: value for name, value in requested.items() if value is not None},
+        )
+        return outputs, layout
+
+    def _run_decoder(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        images: ImageInputs,
+        layout: BatchLayout,
+        position_ids: Tensor | None = None,
+        **options: Any,
+    ) -> BaseModelOutputWithPast:
+        """Embed text and images, and run the decoder on them in the order of the layout."""
+        if inputs_embeds is None:
+            text = layout.embed(self.get_input_embeddings(), input_ids)
+        else:
+            text = layout.select(inputs_embeds)
+        embeds = layout.join(text, self.image_rows(images, layout.image_tokens))
+        if self.training and not layout.image_tokens:
+            embeds = embeds + self.zero_of_image_parameters(embeds)
         outputs = self.get_decoder()(
             inputs_embeds=embeds,
             attention_mask=placeholder_mask(embeds),
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            attention_plan=attention_plan,
-            **{name: value for name, value in requested.items() if value is not None},
+            position_ids=layout.position_ids if position_ids is None else position_ids,
+            attention_plan=layout.attention,
+            **{"use_cache": False} | options,
         )
-        check_attention_calls(self.language_model, self.config.attention, attention_plan)
-        hidden = outputs.last_hidden_state
-        if (order := attention_plan.to(hidden.device).order) is not None:
-            outputs.last_hidden_state = order.inverse()(hidden[0]).view(shape)
+        check_attention_calls(self.language_model, self.config.attention, layout.attention)
         return outputs
 
     def _decode_text(

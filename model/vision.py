@@ -28,6 +28,7 @@ class VisionTower(nn.Module):
         # `transformers` reads these of the parts of a model.
         self._no_split_modules, self._supports_sdpa = self.encoder._no_split_modules, self.encoder._supports_sdpa
         self.mean, self.std = config.image_mean, config.image_std
+        self._statistics: dict[torch.device, Tensor] = {}
         self.layer = config.vision_feature_layer
         self.patch_size = config.vision_config.patch_size
         self.patches = config.vision_patches
@@ -76,7 +77,10 @@ class VisionTower(nn.Module):
         """Turn uint8 pixels into normalised float32: (x / 255 - mean) / std. Float pixels pass unchanged."""
         if pixel_values.dtype != torch.uint8:
             return pixel_values
-        mean, std = (torch.tensor(x, device=pixel_values.device).view(1, -1, 1, 1) for x in (self.mean, self.std))
+        if pixel_values.device not in self._statistics:
+            # Once for each device: the GPU would wait for a copy from the CPU in every batch.
+            self._statistics[pixel_values.device] = torch.tensor([self.mean, self.std], device=pixel_values.device)
+        mean, std = self._statistics[pixel_values.device].view(2, 1, -1, 1, 1)
         return (pixel_values.float() / 255 - mean) / std
 
 

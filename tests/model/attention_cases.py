@@ -91,22 +91,3 @@ def oracle(query, key, value, modality, ids, image_rows: str, merge: str) -> tor
 
     rows = [[[row(b, t, h) for h in range(heads)] for t in range(length)] for b in range(batch)]
     return torch.stack([torch.stack([torch.stack(r) for r in of_row]) for of_row in rows])
-
-
-def reference_varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
-    """What the CUDA kernel computes by its documentation: each sequence alone, causal from the last query backwards."""
-    assert (query.shape[1] != key.shape[1]) == enable_gqa
-    out = []
-    for number in range(len(cu_seq_q) - 1):
-        q, k, v = (
-            x[starts[number] : starts[number + 1]].transpose(0, 1)
-            for x, starts in ((query, cu_seq_q), (key, cu_seq_k), (value, cu_seq_k))
-        )
-        assert q.shape[1] <= max_q and k.shape[1] <= max_k
-        repeats = q.shape[0] // k.shape[0]
-        scores = q @ k.repeat_interleave(repeats, 0).transpose(1, 2) * (WIDTH**-0.5 if scale is None else scale)
-        if window_size == (-1, 0):
-            hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(k.shape[1] - q.shape[1] + 1)
-            scores = scores.masked_fill(hidden, -torch.inf)
-        out.append((scores.softmax(-1) @ v.repeat_interleave(repeats, 0)).transpose(0, 1))
-    return torch.cat(out)

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
-from model import varlen
+from model import attention_plan as attention_plan_module
 from model.attention import attend
-from model.attention_plan import SWITCHES, AttentionPlan
+from model.attention_plan import SWITCHES, AttentionPlan, choose_backend
 from model.documents import IMAGE, PAD, TEXT, compute_position_ids
+from model.fused_attention import INTERPRETED
 from tests.model.attention_cases import (
     CASES,
     HEADS,
@@ -22,7 +23,6 @@ from tests.model.attention_cases import (
     pad,
     parse_document_ids,
     parse_modality,
-    reference_varlen_attn,
     rows,
     tensors,
 )
@@ -30,16 +30,31 @@ from tests.model.attention_cases import (
 ALL_SWITCHES = [{"image_rows": rows, "merge": merge} for rows in ("self", "causal") for merge in ("sum", "lse")]
 
 
-@pytest.fixture(params=["sdpa", "varlen", "varlen of an older torch", "weights"])
-def backend(request, monkeypatch) -> dict:
-    """Options of a plan for each back-end. Varlen needs a GPU, so its kernel is replaced by its definition."""
-    if request.param.startswith("varlen"):
-        monkeypatch.setattr(varlen, "varlen_attn", reference_varlen_attn)
-        monkeypatch.setattr(varlen.VarlenFlash, "is_supported", staticmethod(lambda *args: True))
-        if "older" in request.param:  # its kernel had no option for grouped heads
-            monkeypatch.setattr(varlen, "_OPTIONS", frozenset({"window_size"}))
-        return {"backend": "varlen"}
-    return {"weights": True} if request.param == "weights" else {"backend": request.param}
+needs_interpreter = pytest.mark.skipif(
+    not INTERPRETED, reason="needs triton and its interpreter (TRITON_INTERPRET=1)"
+)
+
+
+@pytest.fixture(
+    params=[
+        {"backend": "sdpa"},
+        {"backend": "sdpa", "unpad": True},
+        {"weights": True},
+        pytest.param({"backend": "triton"}, marks=[needs_interpreter, pytest.mark.long]),
+        pytest.param({"backend": "triton", "unpad": True}, marks=needs_interpreter),
+    ],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
+def backend(request) -> dict:
+    """Options of a plan for each back-end."""
+    return request.param
+
+
+def reordered(attention_plan: AttentionPlan, x: torch.Tensor) -> torch.Tensor:
+    """`x` (B, heads, T, D) in the order of an unpadded plan."""
+    if attention_plan.order is None:
+        return x.transpose(1, 2).reshape(*attention_plan.non_text.shape[:2], *x.shape[1::2]).transpose(1, 2)
+    return attention_plan.order(x.transpose(1, 2).flatten(0, 1).flatten(1)).unflatten(1, x.shape[1::2]).transpose(0, 1)[None]
 
 
 def check_against_oracle(texts: list[str], groups: int, switches: dict, backend: dict) -> None:
@@ -47,7 +62,11 @@ def check_against_oracle(texts: list[str], groups: int, switches: dict, backend:
     real = (modality != PAD)[:, :, None, None]
     inputs = tensors(modality, groups)
     attention_plan = AttentionPlan.build(modality, document_ids=ids, **switches, **backend)
-    out, weights = attend(None, *inputs, **switches, scaling=WIDTH**-0.5, attention_plan=attention_plan)
+    rows = [reordered(attention_plan, x) for x in inputs] if backend.get("unpad") else inputs
+    out, weights = attend(None, *rows, **switches, scaling=WIDTH**-0.5, attention_plan=attention_plan)
+    if attention_plan.order is not None:
+        out = attention_plan.order.inverse()(out.flatten(0, 1).flatten(1))
+    out = out.reshape(*modality.shape, HEADS, WIDTH)
     expected = oracle(*inputs, modality, ids, **switches)
     torch.testing.assert_close(out * real, expected * real, rtol=1e-10, atol=1e-10)
     if weights is not None:
@@ -83,13 +102,11 @@ def test_equals_oracle_in_random_cases(texts, side, groups, name):
     check_against_oracle(pad(texts, side), groups, SWITCHES[name], {"backend": "sdpa"})
 
 
-@settings(max_examples=40, deadline=None)
+@needs_interpreter
+@settings(max_examples=15, deadline=None)
 @random_cases
-def test_varlen_equals_oracle_in_random_cases(texts, side, groups, name):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(varlen, "varlen_attn", reference_varlen_attn)
-        patch.setattr(varlen.VarlenFlash, "is_supported", staticmethod(lambda *args: True))
-        check_against_oracle(pad(texts, side), groups, SWITCHES[name], {"backend": "varlen"})
+def test_the_kernels_equal_the_oracle_in_random_cases(texts, side, groups, name):
+    check_against_oracle(pad(texts, side), groups, SWITCHES[name], {"backend": "triton"})
 
 
 def test_documents_of_different_length_are_computed_in_several_blocks():
@@ -236,7 +253,7 @@ def test_a_plan_serves_several_devices():
     assert attention_plan.calls == away.calls == 1
 
 
-def test_unsupported_inputs_are_refused():
+def test_unsupported_inputs_are_refused(monkeypatch):
     modality = parse_modality(["tiit"])
     inputs = tensors(modality, HEADS)
     attention_plan = AttentionPlan.build(modality, **SWITCHES["mmca"])
@@ -253,10 +270,13 @@ def test_unsupported_inputs_are_refused():
             **SWITCHES["mmca"],
             attention_plan=AttentionPlan.build(parse_modality(["tiitt"]), **SWITCHES["mmca"]),
         )
-    with pytest.raises(ValueError, match=r"varlen back-end cannot compute .* on cpu"):
-        AttentionPlan.build(modality, **SWITCHES["mmca"], backend="varlen")
-    with pytest.raises(ValueError, match="unknown attention back-end 'flsh': choose one of auto, sdpa, varlen"):
-        AttentionPlan.build(modality, **SWITCHES["mmca"], backend="flsh")
+    monkeypatch.setattr(attention_plan_module, "INTERPRETED", False)
+    cpu = torch.device("cpu")
+    with pytest.raises(ValueError, match=r"triton back-end cannot compute .* on cpu"):
+        choose_backend("triton", cpu, torch.bfloat16, 64)
+    with pytest.raises(ValueError, match="unknown attention back-end 'flsh': choose one of auto, sdpa, triton"):
+        choose_backend("flsh", cpu, torch.bfloat16, 64)
+    assert choose_backend("auto", cpu, torch.bfloat16, 64) == "sdpa"
     with pytest.raises(ValueError, match="cannot continue a cache"):
         AttentionPlan.build(modality, 1, document_ids=torch.ones_like(modality), **SWITCHES["mmca"])
 
