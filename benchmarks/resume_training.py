@@ -45,7 +45,9 @@ def start_engine(folder: Path, run: "RunConfig", saved: "SavedState | None") -> 
 
     reader = BlendReader(folder / "packed", folder)
     model, processor = load(folder, run.attention)
-    batches = MicroBatchDataset([reader], processor, global_batch=reader.global_batch, micro_batch=run.micro_batch)
+    batches = MicroBatchDataset(
+        [reader], processor, model.layout_options(), global_batch=reader.global_batch, micro_batch=run.micro_batch
+    )
     mark_trainable(model, run)
     if saved:
         load_weights(model, weights_of(saved[0]))
@@ -57,11 +59,10 @@ def start_engine(folder: Path, run: "RunConfig", saved: "SavedState | None") -> 
 
 def take_steps(engine: Any, batches: Any, steps: range) -> tuple[list[tuple[float, float]], list[float]]:
     """Losses and gradient norms of `steps`, and their seconds; reading the loss waits for the device."""
-    feed, results, seconds = batches.load(steps.start, 0), [], []
+    feed, results, seconds = engine.feed(batches.load(steps.start, 0)), [], []
     for step in steps:
-        micros = [next(feed) for _ in range(batches.accumulation)]
         start = time.perf_counter()
-        result = engine.step(step, micros)
+        result = engine.step(step, feed)
         results.append((result.losses.loss, result.grad_norm))
         seconds.append(time.perf_counter() - start)
     return results, seconds

@@ -39,7 +39,7 @@ from .documents import self_values
 from .masks import attend_with_weights
 from .sdpa import Sdpa
 
-# modeling.py imports SWITCHES from here: it needs the registration at the end of this file.
+# training_mixin.py imports SWITCHES from here: it needs the registration at the end of this file.
 __all__ = ["SWITCHES", "attend"]
 
 # Arguments that some decoders pass to their attention function. Ignoring one would give wrong results.

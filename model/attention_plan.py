@@ -159,6 +159,10 @@ class AttentionPlan:
         """How often the attention was called with this plan or one of its copies on other devices."""
         return self._calls["calls"]
 
+    def reset_calls(self) -> None:
+        """Count from 0 again: a batch may be computed several times."""
+        self._calls["calls"] = 0
+
     def record_call(self) -> None:
         """Count a call of the attention: the model checks that every layer of its decoder makes one."""
         self._calls["calls"] += 1

@@ -19,6 +19,7 @@ from .attention_plan import AttentionPlan, ImageRows, Merge
 from .documents import IMAGE, compute_position_ids
 from .row_permutation import RowPermutation
 from .template import IGNORE_INDEX
+from .tensor_maps import map_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,11 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayoutOptions:
-    """What a layout depends on besides the batch: the switches of the attention, and its back-end by name."""
+    """What the preparation of a batch needs to know of a model.
+
+    The switches of its attention, the back-end by name ('sdpa' or 'triton'), and the rows of its head.
+    """
 
     image_rows: ImageRows
     merge: Merge
     backend: str
+    vocabulary: int
 
 
 @dataclass
@@ -92,6 +97,13 @@ class BatchLayout:
         place = RowPermutation.from_source(places.argsort(), len(places))
         return cls(attention, positions, order[~is_image], int(is_image.sum()), place, (len(new), length))
 
+    def to(self, device: torch.device) -> BatchLayout:
+        """This layout on `device`."""
+        if self.position_ids.device == device:
+            return self
+        moved: BatchLayout = map_tensors(self, lambda x: x.to(device))
+        return moved
+
     @property
     def tokens(self) -> int:
         """The number of rows that the decoder computes."""
@@ -119,7 +131,7 @@ class BatchLayout:
 
     def restore(self, hidden: Tensor) -> Tensor:
         """The decoder's rows in the order of the batch: (B, T, width), zeros at padding that was left out."""
-        order = self.attention.order
+        order = self.attention.to(hidden.device).order
         table = hidden.flatten(0, 1)
         return (table if order is None else order.inverse()(table)).view(*self.shape, -1)
 
@@ -165,3 +177,8 @@ class LabelIndex:
         if order is not None:
             rows = order.target[rows]
         return cls(rows, labels[labelled], documents[labelled], n_documents)
+
+    def to(self, device: torch.device) -> LabelIndex:
+        """This index on `device`."""
+        moved: LabelIndex = map_tensors(self, lambda x: x.to(device))
+        return moved

@@ -1,8 +1,9 @@
 """The head and its loss at the labels of a batch, without the logits of all labels at once.
 
-Logits in float32 and their gradient take 8 bytes for every label and token of the vocabulary: 2.4 GB for 2,000 labels of
-Qwen 3. So labels are taken in chunks; the logits of a chunk live only while its losses are computed, and are computed
-again in the backward pass. That costs the head one more forward pass, and nothing where all labels fit one chunk.
+Logits in float32 and their gradient take 8 bytes for every label and token of the vocabulary: 2.4 GB for 2,000 labels
+of Qwen 3. So labels are taken in chunks; the logits of a chunk live only while its losses are computed, and are
+computed again in the backward pass. That costs the head one more forward pass, and nothing where all labels fit one
+chunk.
 """
 
 from __future__ import annotations

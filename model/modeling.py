@@ -34,10 +34,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Cach
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from .attention import SWITCHES
-from .attention_plan import choose_backend
 from .base_models import check_loading_info, generation_defaults, joined_config, load_base_models
-from .batch_layout import BatchLayout, LabelIndex, LayoutOptions
+from .batch_layout import BatchLayout, LabelIndex
 from .configuration import VisualChatConfig
 from .conversation_cache import ConversationCache
 from .decoders import (
@@ -51,16 +49,15 @@ from .documents import TEXT
 from .generation_mixin import VisualChatGenerationMixin
 from .image_mixin import ImageInputs, ImageMixin
 from .image_states import ImageStates
-from .label_loss import label_losses
 from .projector import build_projector
 from .resampler import Resampler
 from .rotation import KeyRotation
 from .template import Template
-from .tensor_maps import map_tensors
+from .training_mixin import TrainingMixin
 from .vision import VisionTower
 
 
-class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, PreTrainedModel):
+class VisualChatForConditionalGeneration(ImageMixin, TrainingMixin, VisualChatGenerationMixin, PreTrainedModel):
     """See the module's docstring. Build one with `from_base_models` or `from_pretrained`."""
 
     config_class = VisualChatConfig
@@ -233,12 +230,8 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
             hidden = hidden if layout is None else layout.restore(hidden)
             logits = self.get_output_embeddings()(_select_positions(hidden, logits_to_keep))
         else:
-            order = (
-                None
-                if layout is None or layout.attention.order is None
-                else map_tensors(layout.attention.order, Tensor.cpu)
-            )
-            index = map_tensors(LabelIndex.build(labels, document_ids, order), lambda x: x.to(hidden.device))
+            order = None if layout is None else layout.to(torch.device("cpu")).attention.order
+            index = LabelIndex.build(labels, document_ids, order).to(hidden.device)
             logits = self.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, index.rows))
             loss = F.cross_entropy(logits.float(), index.targets, reduction="sum")
             loss = loss / (max(len(index.targets), 1) if num_items_in_batch is None else num_items_in_batch)
@@ -249,68 +242,6 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def token_losses(
-        self,
-        input_ids: Tensor,
-        labels: Tensor,
-        modality: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        image_features: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the cross entropy of every label (n,), in reading order, and the number (n,) of its document.
-
-        Documents are counted in reading order over the whole batch; without `document_ids` that is the row. The other
-        arguments are those of `forward`.
-        """
-        if modality is None:
-            modality = self.infer_modality(input_ids, attention_mask, None)
-        layout = BatchLayout.build(modality, options=self.layout_options(), document_ids=document_ids)
-        index = LabelIndex.build(labels, document_ids, layout.attention.order)
-        layout, index = (map_tensors(x, lambda tensor: tensor.to(input_ids.device)) for x in (layout, index))
-        losses = self.label_losses(input_ids, layout, index, pixel_values=pixel_values, image_features=image_features)
-        return losses, index.documents
-
-    def label_losses(
-        self,
-        input_ids: Tensor,
-        layout: BatchLayout,
-        index: LabelIndex,
-        *,
-        pixel_values: Tensor | None = None,
-        image_features: Tensor | None = None,
-        chunks: int | None = None,
-    ) -> Tensor:
-        """Return the cross entropy of every label (n,), in reading order, of a batch that is laid out already.
-
-        `layout` and `index` are on the model's device. Nothing here waits for it. `chunks` is how often the head is
-        called (None: as its memory requires), see label_loss.py; with weights that are sharded over ranks it must be
-        the same on all of them.
-
-        Raises ValueError if placeholders and images do not match.
-        """
-        outputs = self._run_decoder(input_ids, None, ImageInputs(pixel_values, image_features), layout)
-        hidden = outputs.last_hidden_state.flatten(0, 1).index_select(
-            0, index.rows.to(outputs.last_hidden_state.device)
-        )
-        return label_losses(self.get_output_embeddings(), hidden, index.targets.to(hidden.device), chunks)
-
-    def layout_options(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> LayoutOptions:
-        """What a `BatchLayout` for this model needs to know, where it runs on `device` in `dtype` (None: as it is).
-
-        Raises ValueError if `attention_backend` names a back-end that cannot run there.
-        """
-        config = self.config.text_config
-        backend = choose_backend(
-            self.attention_backend,
-            device or self.device,
-            dtype or self.get_input_embeddings().weight.dtype,
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            getattr(config, "attention_dropout", 0.0) if self.training else 0.0,
-        )
-        return LayoutOptions(**SWITCHES[self.config.attention], backend=backend)
 
     def _uses_cache(self, use_cache: bool | None, labels: Tensor | None) -> bool:
         if use_cache is None:
@@ -340,7 +271,9 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
             raise ValueError("pass input_ids or inputs_embeds, one of them")
         images.check_one_form()
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        assert given is not None
+        length = given.shape[1]
         if modality is None:
             if past and not isinstance(past_key_values, ConversationCache):
                 raise ValueError("a forward that continues a cache needs the modality of all tokens in it")
@@ -367,11 +300,16 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
             unpad=not (use_cache or past_key_values is not None or output_attentions or output_hidden_states)
             and not config.output_hidden_states,
         )
-        layout = map_tensors(layout, lambda x: x.to((input_ids if inputs_embeds is None else inputs_embeds).device))
+        layout = layout.to(given.device)
         requested = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
-        outputs = self._run_decoder(
-            input_ids,
-            inputs_embeds,
+        if inputs_embeds is None:
+            assert input_ids is not None
+            text = layout.embed(self.get_input_embeddings(), input_ids)
+        else:
+            text = layout.select(inputs_embeds)
+        layout = layout.to(text.device)  # not that of the tokens, where the model is spread over devices
+        outputs = self.run_decoder(
+            text,
             images,
             layout,
             position_ids=None if position_ids is None else layout.arrange(position_ids),
@@ -381,23 +319,19 @@ class VisualChatForConditionalGeneration(ImageMixin, VisualChatGenerationMixin, 
         )
         return outputs, layout
 
-    def _run_decoder(
+    def run_decoder(
         self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
+        text: Tensor,
         images: ImageInputs,
         layout: BatchLayout,
         position_ids: Tensor | None = None,
         **options: Any,
     ) -> BaseModelOutputWithPast:
-        """Embed text and images, and run the decoder on them in the order of the layout."""
-        if inputs_embeds is None:
-            text = layout.embed(self.get_input_embeddings(), input_ids)
-        else:
-            text = layout.select(inputs_embeds)
+        """Run the decoder on embedded text (n, width) and images, in the order of the layout."""
         embeds = layout.join(text, self.image_rows(images, layout.image_tokens))
         if self.training and not layout.image_tokens:
             embeds = embeds + self.zero_of_image_parameters(embeds)
+        layout.attention.reset_calls()
         outputs = self.get_decoder()(
             inputs_embeds=embeds,
             attention_mask=placeholder_mask(embeds),

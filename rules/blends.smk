@@ -72,6 +72,7 @@ rule blend_manifest:
         ],
     output:
         units=f"{ROOT}/blend/{{blend}}/{{part}}/units.idx",
+        counts=f"{ROOT}/blend/{{blend}}/{{part}}/counts.parquet",
         manifest=f"{ROOT}/blend/{{blend}}/{{part}}/manifest.json",
     log:
         f"{ROOT}/logs/blend_manifest/{{blend}}/{{part}}.log",

@@ -2,6 +2,8 @@
 
 Reads   a plan, and what `blend` has written: blend/<blend>/<part>/parts/*.json beside the shards
 Writes  blend/<blend>/<part>/units.idx       where each unit begins among the conversations (little-endian uint64)
+        blend/<blend>/<part>/counts.parquet  of every conversation its dataset, tokens and supervised tokens: what a
+                                             step of training knows of all its batches before it reads them
         blend/<blend>/<part>/manifest.json   last; the interface of all that follows
 """
 
@@ -10,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from scripts.blending.plan_table import read_plan, unit_ids
+from scripts.blending.plan_table import read_counts, read_plan, unit_ids
 from scripts.blending.shard_parts import MANIFEST, part_path, shard_stem
 from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import atomic, read_json, write_json
+from scripts.common.files import atomic, read_json, write_json, write_table
 from scripts.media.tarshard import index_path, shard_name
 
-UNITS = "units.idx"
+UNITS, COUNTS = "units.idx", "counts.parquet"
 _FROM_PLAN = (
     "blend",
     "epoch",
@@ -53,6 +55,7 @@ def write_manifest(plan: Path, shards: int, out: Path) -> dict[str, Any]:
         raise UserError(f"{out} holds shards with {' and with '.join(forms)} images: build them again")
     with atomic(out / UNITS) as file:
         file.write(np.searchsorted(unit_ids(plan), np.arange(planned["units"] + 1)).astype("<u8").tobytes())
+    write_table(out / COUNTS, read_counts(plan))
     manifest = {
         "v": 1,
         **{key: planned[key] for key in _FROM_PLAN},

@@ -13,6 +13,8 @@ import struct
 import tarfile
 from pathlib import Path
 
+import pandas as pd
+
 from tests.tiny_models import IMAGE_TOKENS
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "white": (250, 250, 250)}
@@ -94,6 +96,14 @@ def write_blend(
         listed.append({"name": path.name, "sha256": _sha256(path), "bytes": path.stat().st_size, "conversations": size})
         listed[-1]["units"] = units_of[index + 1] - units_of[index]
     (folder / "units.idx").write_bytes(struct.pack(f"<{len(firsts)}Q", *firsts))
+    counts = pd.DataFrame(
+        {
+            "dataset": pd.Categorical([_DATASETS[position % 2] for position in range(n)]),
+            "n_tokens": [unit[2] for unit in units],
+            "n_labels": [unit[3] for unit in units],
+        }
+    )
+    counts.to_parquet(folder / "counts.parquet")
 
     manifest = {
         "v": 1,

@@ -124,6 +124,16 @@ def unit_ids(path: str | Path) -> np.ndarray:
     return read_table(_existing(path), columns=["pack"])["pack"].to_numpy()
 
 
+def read_counts(path: str | Path) -> pa.Table:
+    """Dataset, tokens and supervised tokens of every row of a plan: the columns dataset, n_tokens and n_labels.
+
+    Raises:
+        UserError: the plan is absent.
+    """
+    table = read_table(_existing(path), columns=["dataset", "n_tokens", "n_labels"])
+    return table.set_column(0, "dataset", table["dataset"].dictionary_encode())
+
+
 def _existing(path: str | Path) -> Path:
     if not Path(path).exists():
         raise UserError(f"{path} does not exist: run plan first")

@@ -1,10 +1,11 @@
 """Reads a blend folder: conversations with the bytes of their images, by number. Used by training and evaluation.
 
 A blend folder holds tar shards in plan order, an `.idx` beside each (little-endian uint64 offsets of every
-conversation and of the end), `units.idx` (the first conversation of every unit, and the end) and `manifest.json`,
-which counts the conversations of each shard. So the offset of conversation i is computed, and it is read with one
-`pread`, in any order, from any process, with no iterator state to save. A unit is one conversation or a pack of
-several. Images lie in the shard itself (`embedded`) or in the media shards that the JSON member names (`referenced`).
+conversation and of the end), `units.idx` (the first conversation of every unit, and the end), `counts.parquet`
+(dataset, tokens and supervised tokens of every conversation) and `manifest.json`, which counts the conversations of
+each shard. So the offset of conversation i is computed, and it is read with one `pread`, in any order, from any
+process, with no iterator state to save. A unit is one conversation or a pack of several. Images lie in the shard itself
+(`embedded`) or in the media shards that the JSON member names (`referenced`).
 
 Opening a folder checks that all its files exist with their size: a run of days must not fail on its last shard.
 """
@@ -14,15 +15,17 @@ import itertools
 import json
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json
+from scripts.common.files import read_json, read_table
 
 _BLOCK = tarfile.BLOCKSIZE
 _HEAD = 8192
@@ -90,6 +93,33 @@ class BlendReader:
         if not 0 <= unit < self.units:
             raise IndexError(f"unit {unit} of {self.units} in {self.folder}")
         return range(int(self._units[unit]), int(self._units[unit + 1]))
+
+    def counts(self, unit: int) -> tuple[Counter[str], int]:
+        """The supervised tokens of unit `unit` by dataset, and all its tokens.
+
+        Raises:
+            UserError: the table of counts is missing or belongs to another blend.
+        """
+        members = self.members(unit)
+        rows = slice(members.start, members.stop)
+        labels: Counter[str] = Counter()
+        names, codes, n_labels, n_tokens = self._counts
+        for code, number in zip(codes[rows].tolist(), n_labels[rows].tolist(), strict=True):
+            labels[names[code]] += number
+        return labels, int(n_tokens[rows].sum())
+
+    @cached_property
+    def _counts(self) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+        """The names of datasets; and of every conversation its dataset by number, labels and tokens."""
+        path, remedy = self.folder / "counts.parquet", "build the blend again (remove its manifest.json if necessary)"
+        if not path.is_file():
+            raise UserError(f"{path} is missing; {remedy}")
+        table = read_table(path, columns=["dataset", "n_tokens", "n_labels"])
+        if table.num_rows != len(self):
+            raise UserError(f"{path} has {table.num_rows} rows for {len(self)} conversations; {remedy}")
+        dataset = table["dataset"].unify_dictionaries().combine_chunks()
+        names, codes = dataset.dictionary.to_pylist(), dataset.indices.to_numpy()
+        return names, codes, table["n_labels"].to_numpy(), table["n_tokens"].to_numpy()
 
     def __getitem__(self, position: int) -> Sample:
         """Read conversation `position` (0-based, in plan order) with its images.

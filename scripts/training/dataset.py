@@ -9,11 +9,15 @@ the same number of forward and backward passes (collectives would hang otherwise
 Everything is a function of the step number: there is no order to draw, no iterator state to save, and a run that
 resumes at step s simply reads step s. Neither ranks, worker processes, how images are stored, nor the pixel store
 change what a batch holds.
+
+What a step needs to know of its whole global batch (how many labels there are) is in the blend's table of counts, so
+that it can begin with its first micro-batch. Everything in a batch that has a size is computed here, by the processes
+that prepare it: the GPU never has to be asked.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +25,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from model.batch_layout import BatchLayout, LabelIndex, LayoutOptions
+from model.documents import IMAGE, compute_position_ids
+from model.label_loss import chunks_needed
 from model.processing import VisualChatProcessor
 from model.template import IGNORE_INDEX, TEXT, EncodedConversation
+from model.tensor_maps import map_tensors
 from scripts.common.errors import UserError
 from scripts.inference.blend_reader import BlendReader, Sample
 from scripts.inference.decoded_images import DecodedImageCache
@@ -33,27 +41,44 @@ _Document = tuple[EncodedConversation, list[np.ndarray]]
 
 
 @dataclass
-class MicroBatch:
-    """One micro-batch of one rank.
+class StepCounts:
+    """What a global batch holds on all ranks: supervised tokens by dataset, and tokens without padding."""
 
-    `tensors` are the model's inputs. `datasets` names the dataset of every conversation, in their order ('' for a
-    filler); `labels` counts supervised tokens by dataset, `tokens` all tokens without padding and fillers.
-    """
-
-    tensors: dict[str, Tensor]
-    datasets: list[str] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
 
+
+@dataclass
+class MicroBatch:
+    """One micro-batch of one rank.
+
+    `tensors` are the tokens, labels and images that the processor collated; `layout` and `index` say where they lie
+    (model/batch_layout.py), `label_datasets` (n,) the number of the dataset of each label. `datasets` names the dataset
+    of every conversation, in their order ('' for a filler). `labels` counts supervised tokens by dataset, `tokens` all
+    tokens without padding and fillers, `pairs` the pairs of a token and one that its attention looks at. `head_chunks`:
+    how often the head is called, on all ranks. `step`: counts of the global batch.
+    """
+
+    tensors: dict[str, Tensor]
+    layout: BatchLayout
+    index: LabelIndex
+    label_datasets: Tensor
+    datasets: list[str] = field(default_factory=list)
+    labels: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    pairs: int = 0
+    head_chunks: int = 1
+    step: StepCounts = field(default_factory=StepCounts)
+
     @property
     def padded_tokens(self) -> int:
-        """Tokens including padding: rows times the padded length."""
-        return self.tensors["input_ids"].numel()
+        """Tokens that are computed: those of the conversations, and what padding the layout leaves."""
+        return self.layout.tokens
 
     def pin_memory(self) -> "MicroBatch":
         """The same in page-locked memory, from which a GPU copies while it computes; PyTorch's loader calls it."""
-        self.tensors = {name: value.pin_memory() for name, value in self.tensors.items()}
-        return self
+        names = ("tensors", "layout", "index", "label_datasets")
+        return replace(self, **{name: map_tensors(getattr(self, name), Tensor.pin_memory) for name in names})
 
 
 class MicroBatchDataset(Dataset[MicroBatch]):
@@ -63,12 +88,14 @@ class MicroBatchDataset(Dataset[MicroBatch]):
         self,
         epochs: Sequence[BlendReader],
         processor: VisualChatProcessor,
+        options: LayoutOptions,
         *,
         global_batch: int,
         micro_batch: int,
         rank: int = 0,
         ranks: int = 1,
         limit: int = 0,
+        names: Sequence[str] = (),
         pixels: PixelStore | None = None,
     ) -> None:
         """Divide `epochs` (one reader per epoch) into batches.
@@ -76,14 +103,21 @@ class MicroBatchDataset(Dataset[MicroBatch]):
         Args:
             epochs: a blend folder for every epoch.
             processor: of the model.
+            options: of the model's layouts, where it will run (`VisualChatForConditionalGeneration.layout_options`).
             global_batch: units of a step, on all ranks.
             micro_batch: most units that a rank computes at once.
             rank: number of this rank.
             ranks: number of ranks.
             limit: if above 0, only the first so many global batches of each epoch are used.
+            names: of all datasets, in the order of their numbers; empty: those of `epochs`, sorted.
             pixels: decoded images; without it images are decoded here.
+
+        Raises:
+            UserError: a blend has no table of counts.
         """
-        self.epochs, self.processor, self.pixels = list(epochs), processor, pixels
+        self.epochs, self.processor, self.pixels, self.options = list(epochs), processor, pixels, options
+        names = names or sorted({name for reader in self.epochs for name in reader.datasets})
+        self._numbers = {name: number for number, name in enumerate(names)} | {"": 0}
         self.global_batch, self.rank, self.ranks = global_batch, rank, ranks
         per_rank = -(-global_batch // ranks)
         self.accumulation = -(-per_rank // micro_batch)
@@ -118,23 +152,39 @@ class MicroBatchDataset(Dataset[MicroBatch]):
         """
         step, micro = divmod(item, self.accumulation)
         epoch, units = self.units(step)
-        reader, batch = self.epochs[epoch], MicroBatch({})
+        reader = self.epochs[epoch]
+        datasets: list[str] = []
+        labels, tokens = Counter[str](), 0
         rows: list[list[_Document]] = []
-        for unit in units[self.rank :: self.ranks][micro * self.micro_batch :][: self.micro_batch]:
-            documents = []
+        for unit in self._share(units, self.rank, micro):
+            documents, of_unit, length = [], Counter[str](), 0
             for position in reader.members(unit):
                 sample = reader.read(position, images=self.pixels is None)
                 documents.append(self._encode(sample, reader))
-                batch.datasets.append(sample.dataset)
-                batch.labels[sample.dataset] += sample.n_labels
-                batch.tokens += sample.n_tokens
+                datasets.append(sample.dataset)
+                of_unit[sample.dataset] += sample.n_labels
+                length += sample.n_tokens
+            if reader.counts(unit) != (of_unit, length):
+                raise UserError(
+                    f"{reader.folder}/counts.parquet does not count what unit {unit} holds; build the blend again "
+                    "(remove its manifest.json if necessary)"
+                )
             rows.append(documents)
-        if not rows:
-            return self.filler()
-        batch.tensors = self.processor.collate([_packed(documents) for documents in rows], padding_side="right")
-        if any(len(documents) > 1 for documents in rows):
-            batch.tensors["document_ids"] = _document_ids(rows, batch.tensors["input_ids"].shape)
-        return batch
+            labels += of_unit
+            tokens += length
+        batch = self._batch(rows, datasets) if rows else self.filler()
+        chunks = self._head_chunks(reader, units, micro)
+        return replace(batch, labels=labels, tokens=tokens, head_chunks=chunks, step=self.step_counts(step))
+
+    def step_counts(self, step: int) -> StepCounts:
+        """What the global batch of `step` holds, on all ranks."""
+        epoch, units = self.units(step)
+        labels, tokens = Counter[str](), 0
+        for unit in units:
+            of_unit, length = self.epochs[epoch].counts(unit)
+            labels += of_unit
+            tokens += length
+        return StepCounts(labels, tokens)
 
     def conversations(self, step: int) -> Iterator[tuple[str, MicroBatch]]:
         """Yield this rank's conversations of a step one by one: their uids, and a batch of each alone."""
@@ -143,12 +193,36 @@ class MicroBatchDataset(Dataset[MicroBatch]):
         for unit in units[self.rank :: self.ranks]:
             for position in reader.members(unit):
                 sample = reader.read(position, images=self.pixels is None)
-                tensors = self.processor.collate([self._encode(sample, reader)], padding_side="right")
-                yield "+".join(sample.uids), MicroBatch(tensors, [sample.dataset], Counter(), sample.n_tokens)
+                batch = self._batch([[self._encode(sample, reader)]], [sample.dataset])
+                yield "+".join(sample.uids), replace(batch, tokens=sample.n_tokens)
 
     def filler(self) -> MicroBatch:
         """A micro-batch of one token that is neither supervised nor counted."""
-        return MicroBatch(self.processor.collate([(self._filler, [])], padding_side="right"), [""])
+        return self._batch([[(self._filler, [])]], [""])
+
+    def _share(self, units: Sequence[int], rank: int, micro: int) -> Sequence[int]:
+        """The units of a global batch that a rank computes in one micro-batch."""
+        return units[rank :: self.ranks][micro * self.micro_batch :][: self.micro_batch]
+
+    def _head_chunks(self, reader: BlendReader, units: Sequence[int], micro: int) -> int:
+        """How often the head is called for a micro-batch: as often as the rank with most labels needs."""
+        labels = [
+            sum(reader.counts(unit)[0].total() for unit in self._share(units, rank, micro))
+            for rank in range(self.ranks)
+        ]
+        return chunks_needed(max(labels), self.options.vocabulary)
+
+    def _batch(self, rows: Sequence[Sequence[_Document]], datasets: list[str]) -> MicroBatch:
+        """Collate rows of conversations, and lay them out."""
+        tensors = self.processor.collate([_packed(documents) for documents in rows], padding_side="right")
+        ids = None
+        if any(len(documents) > 1 for documents in rows):
+            ids = tensors["document_ids"] = _document_ids(rows, tensors["input_ids"].shape)
+        layout = BatchLayout.build(tensors["modality"], options=self.options, document_ids=ids)
+        index = LabelIndex.build(tensors["labels"], ids, layout.attention.order)
+        label_datasets = torch.tensor([self._numbers[name] for name in datasets])[index.documents]
+        pairs = count_pairs(tensors["modality"], ids, self.options.image_rows)
+        return MicroBatch(tensors, layout, index, label_datasets, datasets, pairs=pairs)
 
     def load(self, first_step: int, workers: int) -> Iterator[MicroBatch]:
         """Yield the micro-batches from `first_step` on; `workers` > 0 processes prepare them ahead of time."""
@@ -182,6 +256,18 @@ class MicroBatchDataset(Dataset[MicroBatch]):
         except OSError as error:
             raise UserError(f"{reader.folder}: an image of {'+'.join(sample.uids)} is damaged: {error}") from None
         return encoded, images
+
+
+def count_pairs(modality: Tensor, document_ids: Tensor | None, image_rows: str) -> int:
+    """The pairs of a token and one that its attention looks at: itself, and what precedes it in its document.
+
+    `modality` and `document_ids` (B, T) are those of the model. A token of an image looks at itself alone, unless
+    `image_rows` is 'causal'.
+    """
+    seen = compute_position_ids(modality, document_ids) + 1
+    is_image = modality == IMAGE
+    images = seen[is_image].sum() if image_rows == "causal" else is_image.sum()
+    return int(seen[modality == TEXT].sum() + images)
 
 
 def _packed(documents: Sequence[_Document]) -> _Document:

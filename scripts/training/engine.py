@@ -14,9 +14,9 @@ loss scale lowered, otherwise it ends the run.
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import deepspeed
 import torch
@@ -30,11 +30,11 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from model.documents import count_documents
 from model.modeling import VisualChatForConditionalGeneration
 from scripts.config.run import RunConfig
-from scripts.training.dataset import MicroBatch
+from scripts.training.dataset import MicroBatch, StepCounts
 from scripts.training.deepspeed_config import deepspeed_config
+from scripts.training.feed import MicroBatchFeed
 from scripts.training.flops import Flops
 from scripts.training.optimizers import OPTIMIZERS, set_updates
 from scripts.training.partition import partition
@@ -51,37 +51,20 @@ class EngineFacts(TypedDict):
     loss_scale: dict[str, Any] | None
 
 
-class _StepTotals(NamedTuple):
-    """Sums over all ranks and the micro-batches of a step.
-
-    `labels` (datasets,): supervised tokens. `tokens` and `padded_tokens`: without and with padding. `flops`:
-    operations. `stops`: ranks that were asked to stop.
-    """
-
-    labels: Tensor
-    tokens: float
-    padded_tokens: float
-    flops: float
-    stops: float
-
-
 class LossModule(nn.Module):
-    """The model as DeepSpeed runs it: the sum of the labels' cross-entropies, in all and for each document."""
+    """The model as DeepSpeed runs it: the cross-entropies of a micro-batch."""
 
     def __init__(self, model: VisualChatForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum (scalar) and the sums by document, the latter without gradient, in float64.
+    def forward(self, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """Return their sum (scalar), and all of them (n,) without gradient, in float64.
 
-        Without `document_ids` every row of the batch is a document.
+        `inputs` are those of `VisualChatForConditionalGeneration.label_losses`.
         """
-        losses, numbers = self.model.token_losses(**inputs)
-        documents = count_documents(inputs["input_ids"], inputs.get("document_ids"))
-        by_document = torch.zeros(documents, dtype=torch.float64, device=losses.device)
-        by_document.index_add_(0, numbers, losses.detach().double())
-        return losses.sum(), by_document
+        losses = self.model.label_losses(**inputs)
+        return losses.sum(), losses.detach().double()
 
 
 class TrainingEngine:
@@ -106,8 +89,9 @@ class TrainingEngine:
             steps: of the whole run, for the learning rate.
         """
         self.settings, self.datasets, self.steps = settings, list(datasets), steps
+        self.accumulation = accumulation
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
-        self.device = torch.device(deepspeed.accelerator.get_accelerator().current_device_name())
+        self.device = compute_device()
         self.tower = None
         self._flops = Flops(model)
         if not any(value.requires_grad for value in model.vision_tower.parameters()):
@@ -139,35 +123,44 @@ class TrainingEngine:
             self._entry.make_state(self._optimizer)
         set_updates(self._optimizer, self.updates)
 
-    def step(self, step: int, batches: Sequence[MicroBatch], stop: bool = False) -> StepResult:
-        """Take the 0-based step `step`. Any rank may set `stop`; the result of all ranks then has it."""
+    def feed(self, batches: Iterable[MicroBatch]) -> MicroBatchFeed:
+        """Bring micro-batches of this rank to its device, as the other methods take them."""
+        return MicroBatchFeed(batches, self.device, self.tower)
+
+    def step(self, step: int, feed: MicroBatchFeed, stop: bool = False) -> StepResult:
+        """Take the 0-based step `step` with the next micro-batches of `feed`.
+
+        Until the gradient is complete, nothing waits for the device. Any rank may set `stop`; the result of all ranks
+        then has it.
+        """
         self._engine.train()
         torch.manual_seed(step_seed(self.settings.seed, step, self.rank))
-        totals = self._totals(batches, stop)
-        # DeepSpeed averages gradients over ranks; the loss is a mean over the labels of all ranks.
-        scale = self.ranks / float(totals.labels.sum())
         factor = rate_factor(self.settings, step, self.steps)
         self._set_rates(factor)
         if self.loss_scale:
             self._engine.optimizer.loss_scale = self.loss_scale.scale
-            # At stage 0 DeepSpeed divides the gradient by the scale, and leaves it to others to multiply the loss.
-            scale *= self.loss_scale.scale if self.settings.zero == 0 else 1.0
-        losses = torch.zeros(len(self.datasets), dtype=torch.float64)
-        for number, batch in enumerate(batches, start=1):
-            total, by_document = self._engine(**self._inputs(batch))
-            self._engine.backward(total * scale, scale_wrt_gas=False)
-            self._count_losses(losses, batch, by_document)
-            if number < len(batches):
+        losses = torch.zeros(len(self.datasets), dtype=torch.float64, device=self.device)
+        done: list[MicroBatch] = []
+        for number in range(1, self.accumulation + 1):
+            batch = feed.take()
+            done.append(batch.host)
+            total, each = self._engine(**batch.inputs)
+            self._engine.backward(total * self._scale(batch.host.step), scale_wrt_gas=False)
+            losses.index_add_(0, batch.label_datasets, each)
+            if number < self.accumulation:
                 self._engine.step()
+            feed.prepare()
+        counts = done[0].step
+        padded, flops, stops = self._sum_counts(losses, done, stop)
         result = StepResult(
-            losses=LossTotals(self.datasets, self._sum(losses), totals.labels),
+            losses=LossTotals(self.datasets, losses.cpu(), self._by_dataset(counts.labels)),
             learning_rate=self.settings.learning_rate * factor,
             learning_rates={part: peak * factor for part, peak in self._peaks.items()},
             grad_norm=math.nan,
-            tokens=int(totals.tokens),
-            padded_tokens=int(totals.padded_tokens),
-            flops=totals.flops,
-            stop=bool(totals.stops),
+            tokens=counts.tokens,
+            padded_tokens=int(padded),
+            flops=flops,
+            stop=bool(stops),
         )
         if math.isfinite(result.losses.loss):
             self._update(result)
@@ -201,15 +194,16 @@ class TrainingEngine:
         Return None as soon as `stop` is true on some rank.
         """
         self._engine.eval()
-        losses, labels = torch.zeros(2, len(self.datasets), dtype=torch.float64)
+        losses = torch.zeros(len(self.datasets), dtype=torch.float64, device=self.device)
+        labels = torch.zeros(len(self.datasets), dtype=torch.float64)
         with torch.no_grad():
-            for batch in batches:
+            for batch in self.feed(batches):
                 if self._sum(torch.tensor([float(stop())])).item():
                     return None
-                _, by_document = self._engine(**self._inputs(batch))
-                self._count_losses(losses, batch, by_document)
-                labels += torch.tensor([batch.labels[name] for name in self.datasets])
-        return LossTotals(self.datasets, self._sum(losses), self._sum(labels))
+                _, each = self._engine(**batch.inputs)
+                losses.index_add_(0, batch.label_datasets, each)
+                labels += self._by_dataset(batch.host.labels)
+        return LossTotals(self.datasets, self._sum(losses.cpu()), self._sum(labels))
 
     def find_nonfinite(self, batches: Sequence[MicroBatch], filler: MicroBatch) -> list[int]:
         """Run `batches` of this rank one by one; return the numbers of those whose loss or gradient is not finite.
@@ -224,8 +218,8 @@ class TrainingEngine:
         for number in range(int(self._sum(rounds).max())):
             batch = batches[number] if number < len(batches) else filler
             with torch.set_grad_enabled(self.settings.zero < 3):
-                loss, by_document = self._engine.module(**self._inputs(batch))
-                values = [by_document]
+                loss, each = self._engine.module(**self.feed([batch]).take().inputs)
+                values = [each]
                 if loss.requires_grad and number < len(batches):
                     scaled = loss * (self.loss_scale.scale if self.loss_scale else 1.0)
                     values += [g for g in torch.autograd.grad(scaled, weights, allow_unused=True) if g is not None]
@@ -258,7 +252,7 @@ class TrainingEngine:
         self._engine.train()
         self._set_rates(0.0)
         for _ in range(accumulation):
-            total, _ = self._engine(**self._inputs(filler))
+            total, _ = self._engine(**self.feed([filler]).take().inputs)
             self._engine.backward(total * 0.0, scale_wrt_gas=False)
             self._engine.step()
         for name, value in self.trained.items():
@@ -270,33 +264,25 @@ class TrainingEngine:
             self.loss_scale = LossScale(**facts["loss_scale"])
         set_updates(self._optimizer, self.updates)
 
-    def _inputs(self, batch: MicroBatch) -> dict[str, Tensor]:
-        names = ("input_ids", "labels", "modality", "document_ids", "pixel_values")
-        # Batches lie in page-locked memory where there is a GPU, so copying them need not wait.
-        inputs = {
-            name: batch.tensors[name].to(self.device, non_blocking=True) for name in names if name in batch.tensors
-        }
-        if "pixel_values" in inputs and self.tower is not None:
-            with torch.no_grad():
-                inputs["image_features"] = self.tower(inputs.pop("pixel_values"))
-        return inputs
+    def _scale(self, counts: StepCounts) -> float:
+        """What the sum of a micro-batch's losses is multiplied by, before DeepSpeed averages over ranks."""
+        scale = self.ranks / counts.labels.total()
+        # At stage 0 DeepSpeed divides the gradient by the scale, and leaves it to others to multiply the loss.
+        return scale * self.loss_scale.scale if self.loss_scale and self.settings.zero == 0 else scale
 
-    def _totals(self, batches: Sequence[MicroBatch], stop: bool) -> _StepTotals:
-        """Add up over all ranks what the micro-batches of a step hold, in one collective."""
-        labels = [sum(batch.labels[name] for batch in batches) for name in self.datasets]
-        counts = [
-            float(sum(batch.tokens for batch in batches)),
-            float(sum(batch.padded_tokens for batch in batches)),
-            sum(self._flops.of(batch) for batch in batches),
-            float(stop),
-        ]
-        total = self._sum(torch.tensor([*labels, *counts], dtype=torch.float64))
-        return _StepTotals(total[: len(labels)], *total[len(labels) :].tolist())
+    def _sum_counts(self, losses: Tensor, batches: Sequence[MicroBatch], stop: bool) -> list[float]:
+        """Add up over all ranks, in one collective: `losses`, in place; padded tokens, operations, ranks to stop."""
+        padded = sum(batch.padded_tokens for batch in batches)
+        counts = [float(padded), sum(self._flops.of(batch) for batch in batches), float(stop)]
+        total = torch.cat([losses, torch.tensor(counts, dtype=torch.float64, device=self.device)])
+        if self.ranks > 1:
+            dist.all_reduce(total)
+        losses.copy_(total[: len(losses)])
+        return total[len(losses) :].tolist()
 
-    def _count_losses(self, losses: Tensor, batch: MicroBatch, by_document: Tensor) -> None:
-        for dataset, loss in zip(batch.datasets, by_document.tolist(), strict=True):
-            if dataset:
-                losses[self.datasets.index(dataset)] += loss
+    def _by_dataset(self, labels: Mapping[str, int]) -> Tensor:
+        """Counts by name as (datasets,) float64."""
+        return torch.tensor([labels.get(name, 0) for name in self.datasets], dtype=torch.float64)
 
     def _sum(self, values: Tensor) -> Tensor:
         """Add `values` (on the CPU) up over all ranks, in place."""
@@ -333,6 +319,11 @@ class TrainingEngine:
             safe_set_full_optimizer_state(parameter, value, part)
         else:
             safe_set_full_fp32_param(parameter, value)
+
+
+def compute_device() -> torch.device:
+    """The device that this rank computes on."""
+    return torch.device(deepspeed.accelerator.get_accelerator().current_device_name())
 
 
 def _fp32_copies(optimizer: Any) -> dict[int, Tensor]:

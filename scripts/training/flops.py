@@ -14,10 +14,7 @@ import os
 import torch
 from torch import nn
 
-from model.attention_plan import SWITCHES
-from model.documents import compute_position_ids
 from model.modeling import VisualChatForConditionalGeneration
-from model.template import IMAGE, TEXT
 from scripts.common.errors import UserError
 from scripts.training.dataset import MicroBatch
 
@@ -62,23 +59,15 @@ class Flops:
         self._image += _cost(model.projector) * model.config.vision_tokens
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self._pair = 12 * text.num_hidden_layers * text.num_attention_heads * width
-        self._image_rows = SWITCHES[model.config.attention]["image_rows"]
 
     def of(self, batch: MicroBatch) -> float:
         """The operations of one forward and backward pass over `batch`; a filler costs nothing."""
-        return self.matrices(batch) + self.attention(batch) if batch.tokens else 0.0
+        return self.matrices(batch) + self.count(pairs=batch.pairs) if batch.tokens else 0.0
 
     def matrices(self, batch: MicroBatch) -> float:
-        """Those of encoder, projector, the decoder's layers and the head, without attention between text tokens."""
+        """Those of encoder, projector, the decoder's layers and the head, without attention between tokens."""
         images = len(batch.tensors.get("pixel_values", ()))
         return self.count(batch.tokens, sum(batch.labels.values()), images)
-
-    def attention(self, batch: MicroBatch) -> float:
-        """Those of the decoder's attention: every token attends to itself and to what precedes it in its document."""
-        modality = batch.tensors["modality"]
-        seen = compute_position_ids(modality, batch.tensors.get("document_ids")) + 1
-        images = seen[modality == IMAGE].sum() if self._image_rows == "causal" else (modality == IMAGE).sum()
-        return self.count(pairs=float(seen[modality == TEXT].sum() + images))
 
     def count(self, tokens: float = 0, labels: float = 0, images: float = 0, pairs: float = 0) -> float:
         """The operations of so many tokens, labels, images, and pairs of a token with one that it attends to."""

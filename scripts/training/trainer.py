@@ -13,7 +13,7 @@ run continues.
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -26,8 +26,9 @@ from scripts.inference.blend_reader import BlendReader
 from scripts.inference.model_assembly import load_model
 from scripts.media.pixel_store import PixelStore, pixels_key
 from scripts.training.checkpoints import Checkpoints, load_weights, weights_of
-from scripts.training.dataset import MicroBatch, MicroBatchDataset
-from scripts.training.engine import TrainingEngine
+from scripts.training.dataset import MicroBatchDataset
+from scripts.training.engine import TrainingEngine, compute_device
+from scripts.training.feed import MicroBatchFeed
 from scripts.training.flops import peak_flops
 from scripts.training.metrics import Metrics, memory_bytes, read_metrics, summary, throughput, throughput_line
 from scripts.training.plan_check import check_same_plans, plan_facts
@@ -90,17 +91,21 @@ class Trainer:
             check=self.rank == 0,
             keep_language_dtype=settings.zero == 3,
         )
+        options = model.train().layout_options(compute_device(), dtype_of(settings.precision))
+        names = sorted({name for reader in readers.values() for name in reader.datasets})
         pixels = PixelStore(args.pixels, pixels_key(processor.image_processor.to_dict())) if args.pixels else None
 
         def micro_batches(parts: Sequence[BlendReader], limit: int = 0) -> MicroBatchDataset:
             return MicroBatchDataset(
                 parts,
                 processor,
+                options,
                 global_batch=epochs[0].global_batch,
                 micro_batch=settings.micro_batch,
                 rank=self.rank,
                 ranks=self.ranks,
                 limit=limit,
+                names=names,
                 pixels=pixels,
             )
 
@@ -125,7 +130,7 @@ class Trainer:
         self.engine = TrainingEngine(
             model,
             settings,
-            datasets=sorted({name for reader in readers.values() for name in reader.datasets}),
+            datasets=names,
             accumulation=self.batches.accumulation,
             steps=self.batches.steps,
         )
@@ -179,7 +184,7 @@ class Trainer:
         if self.rank == 0:
             self.send({"steps": self.batches.steps, "done": self.done})
         stop = (self.done == 0 or self.eval_pending) and not self.evaluate()
-        batches = self.batches.load(self.done, self.settings.workers)
+        batches = self.engine.feed(self.batches.load(self.done, self.settings.workers))
         while not stop and not self.at_end:
             stop = self.step(batches)
         if not self.at_end:
@@ -192,7 +197,7 @@ class Trainer:
         self.finish()
         return True
 
-    def step(self, upcoming: Iterator[MicroBatch]) -> bool:
+    def step(self, upcoming: MicroBatchFeed) -> bool:
         """Take one step with the next micro-batches, and do what is due after it; return whether some rank must stop.
 
         Raises:
@@ -200,10 +205,8 @@ class Trainer:
         """
         self.watchdog.restart()
         begin = time.perf_counter()
-        batches = [next(upcoming) for _ in range(self.batches.accumulation)]
-        waited = time.perf_counter() - begin
-        self.watchdog.restart()
-        result = self.engine.step(self.done, batches, self.must_stop())
+        upcoming.waited = 0.0
+        result = self.engine.step(self.done, upcoming, self.must_stop())
         if not result.finite:
             what = f"step {self.done + 1}: loss {result.losses.loss}, gradient norm {result.grad_norm}"
             self.raise_nonfinite(what, self.batches, range(self.done, self.done + 1))
@@ -211,7 +214,7 @@ class Trainer:
         self.done += 1
         seconds = time.perf_counter() - begin
         self._longest_step = max(self._longest_step, seconds)
-        self.record(epoch, result, seconds, waited)
+        self.record(epoch, result, seconds, upcoming.waited)
         every = self.settings.evaluate_every
         due = self.batches.locate(self.done)[0] > epoch or (every and self.done % every == 0)
         if due and not self.evaluate():

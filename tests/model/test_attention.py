@@ -30,9 +30,7 @@ from tests.model.attention_cases import (
 ALL_SWITCHES = [{"image_rows": rows, "merge": merge} for rows in ("self", "causal") for merge in ("sum", "lse")]
 
 
-needs_interpreter = pytest.mark.skipif(
-    not INTERPRETED, reason="needs triton and its interpreter (TRITON_INTERPRET=1)"
-)
+needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="needs triton and its interpreter (TRITON_INTERPRET=1)")
 
 
 @pytest.fixture(
@@ -54,7 +52,11 @@ def reordered(attention_plan: AttentionPlan, x: torch.Tensor) -> torch.Tensor:
     """`x` (B, heads, T, D) in the order of an unpadded plan."""
     if attention_plan.order is None:
         return x.transpose(1, 2).reshape(*attention_plan.non_text.shape[:2], *x.shape[1::2]).transpose(1, 2)
-    return attention_plan.order(x.transpose(1, 2).flatten(0, 1).flatten(1)).unflatten(1, x.shape[1::2]).transpose(0, 1)[None]
+    return (
+        attention_plan.order(x.transpose(1, 2).flatten(0, 1).flatten(1))
+        .unflatten(1, x.shape[1::2])
+        .transpose(0, 1)[None]
+    )
 
 
 def check_against_oracle(texts: list[str], groups: int, switches: dict, backend: dict) -> None:

@@ -31,7 +31,8 @@ def exported(lab: TrainingSetup, undisturbed: Path) -> Path:
 
 
 def heldout_loss(lab: TrainingSetup, model, processor) -> float:
-    (batch,) = MicroBatchDataset([BlendReader(lab.heldout, lab.root)], processor, global_batch=6, micro_batch=6)
+    reader = BlendReader(lab.heldout, lab.root)
+    (batch,) = MicroBatchDataset([reader], processor, model.layout_options(), global_batch=6, micro_batch=6)
     names = ("input_ids", "labels", "modality", "pixel_values")
     with torch.no_grad():
         losses, _ = model.token_losses(**{name: batch.tensors[name] for name in names})

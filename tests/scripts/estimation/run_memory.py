@@ -33,6 +33,7 @@ def storages() -> dict[int, int]:
 def main(root: Path, out: Path, variants: dict[str, dict]) -> None:
     torch.set_num_threads(1)
     start_distributed()
+    from model.tensor_maps import map_tensors
     from scripts.config.run import RunConfig
     from scripts.inference.blend_reader import BlendReader
     from scripts.inference.model_assembly import load_model
@@ -52,10 +53,14 @@ def main(root: Path, out: Path, variants: dict[str, dict]) -> None:
         batches = None
         before = storages()
         model, processor = load_model(root / "models/tiny", root, "mmca", dtype)
-        batches = MicroBatchDataset([reader], processor, global_batch=4, micro_batch=2, **share)
+        batches = MicroBatchDataset([reader], processor, model.layout_options(), global_batch=4, micro_batch=2, **share)
         mark_trainable(model, settings)
         batch = batches[0]
-        data = {value.untyped_storage().data_ptr() for value in batch.tensors.values()}
+        data: set[int] = set()
+        map_tensors(
+            [batch.tensors, batch.layout, batch.index, batch.label_datasets],
+            lambda x, data=data: data.add(x.untyped_storage().data_ptr()),
+        )
         engine = TrainingEngine(model, settings, datasets=reader.datasets, accumulation=1, steps=3)
         del model
         deepspeed, moments = engine._engine, {}
@@ -68,8 +73,8 @@ def main(root: Path, out: Path, variants: dict[str, dict]) -> None:
             return true_step(*args)
 
         deepspeed.step = step
-        engine.step(0, [batch])
-        engine.step(1, [batch])
+        engine.step(0, engine.feed([batch]))
+        engine.step(1, engine.feed([batch]))
         moments["rest"] = sum(size for place, size in storages().items() if place not in before and place not in data)
         by_rank: list = [None] * dist.get_world_size()
         dist.all_gather_object(by_rank, moments)

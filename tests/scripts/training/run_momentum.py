@@ -45,14 +45,14 @@ def main(root: Path, out: Path) -> None:
         # Not validated: the configuration knows the project's own optimizers.
         settings = settings.model_copy(update={"optimizer": optimizer})
         model, processor = load_model(root / "models/tiny", root, "mmca", torch.float32)
-        batches = MicroBatchDataset([reader], processor, global_batch=3, micro_batch=3)
+        batches = MicroBatchDataset([reader], processor, model.layout_options(), global_batch=3, micro_batch=3)
         mark_trainable(model, settings)
         if state:
             load_weights(model, weights_of(state[0]))
         engine = TrainingEngine(model, settings, datasets=reader.datasets, accumulation=1, steps=STEPS)
         if state:
             engine.restore(*state, batches.filler(), 1)
-        losses = [engine.step(step, [batches[step]]).losses.loss for step in range(first, end)]
+        losses = [engine.step(step, engine.feed([batches[step]])).losses.loss for step in range(first, end)]
         return losses, (engine.state(), engine.facts())
 
     found = {str(zero): run(zero, 0, STEPS)[0] for zero in (0, 2, 3)}

@@ -41,7 +41,10 @@ def main(root: Path, exchange: Path, out: Path) -> None:
         settings = RunConfig(model="m", blend="b", micro_batch=2, zero=zero, train_language="full", learning_rate=3e-3)
         model, processor = load_model(root / "models/tiny", root, "mmca", torch.float32)
         share = {"rank": dist.get_rank(), "ranks": ranks}
-        batches = MicroBatchDataset([reader], processor, global_batch=3, micro_batch=settings.micro_batch, **share)
+        options = model.layout_options()
+        batches = MicroBatchDataset(
+            [reader], processor, options, global_batch=3, micro_batch=settings.micro_batch, **share
+        )
         mark_trainable(model, settings)
         if state:
             load_weights(model, weights_of(state[0]))
@@ -53,7 +56,7 @@ def main(root: Path, exchange: Path, out: Path) -> None:
         losses = []
         for step in range(first, end):
             mine = [batches[step * batches.accumulation + micro] for micro in range(batches.accumulation)]
-            losses.append(engine.step(step, mine).losses.loss)
+            losses.append(engine.step(step, engine.feed(mine)).losses.loss)
         return losses, (engine.state(), engine.facts())
 
     for kept in sorted(exchange.glob("*.safetensors")):

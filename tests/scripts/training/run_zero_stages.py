@@ -11,6 +11,8 @@ import gc
 import json
 import os
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -72,9 +74,10 @@ def main(root: Path, out: Path) -> None:
 
     processor = loaded(torch.float32, False)[1]
     # Batches of three: in each one, a rank has two conversations and the other one and a filler.
-    shared = MicroBatchDataset([reader], processor, global_batch=3, micro_batch=1, **share)
+    options = loaded(torch.float32, False)[0].layout_options()
+    shared = MicroBatchDataset([reader], processor, options, global_batch=3, micro_batch=1, **share)
     every = [shared[number] for number in range(STEPS * shared.accumulation)]
-    mixed = mixtures(MicroBatchDataset([reader], processor, global_batch=1, micro_batch=1))
+    mixed = mixtures(MicroBatchDataset([reader], processor, options, global_batch=1, micro_batch=1))
 
     def run(name: str, settings: RunConfig, first: int, state: tuple | None) -> tuple[list[float], tuple | None]:
         """Take the steps from `first`, continuing from `state`; return their numbers, and the state after two steps."""
@@ -89,7 +92,7 @@ def main(root: Path, out: Path) -> None:
             engine.restore(*state, shared.filler(), accumulation)
         losses, begun = [], None
         for step in range(first, STEPS):
-            result = engine.step(step, batches[step * accumulation : (step + 1) * accumulation])
+            result = engine.step(step, engine.feed(batches[step * accumulation : (step + 1) * accumulation]))
             losses += [result.losses.loss, result.grad_norm]
             if step == FIRST - 1 and any(other.startswith(f"{name}>") for other in CONTINUED):
                 begun = engine.state(), engine.facts()
@@ -112,10 +115,14 @@ def main(root: Path, out: Path) -> None:
 
 def mixtures(single) -> list:
     """Batches of this rank: an image here and none there, none anywhere, none here and an image there, two."""
+    from scripts.training.dataset import StepCounts
+
     every = [single[number] for number in range(10)]
     text, shown = ([b for b in every if ("pixel_values" in b.tensors) == images] for images in (False, True))
     rows = [(shown[0], text[0]), (text[0], text[1]), (text[1], shown[1]), (shown[2], shown[3])]
-    return [row[dist.get_rank()] for row in rows]
+    # Each was the only one of its step, and is now computed beside another.
+    steps = [StepCounts(sum((b.labels for b in row), Counter()), sum(b.tokens for b in row)) for row in rows]
+    return [replace(row[dist.get_rank()], step=step) for row, step in zip(rows, steps, strict=True)]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from model.batch_layout import LayoutOptions
 from model.processing import VisualChatProcessor
 from scripts.common.errors import UserError
 from scripts.inference.blend_reader import BlendReader
@@ -16,6 +17,8 @@ from scripts.inference.decoded_images import DecodedImageCache
 from scripts.training.dataset import MicroBatchDataset
 from tests.blends import write_blend
 from tests.runs import TrainingSetup
+
+MMCA = LayoutOptions("self", "sum", "sdpa", vocabulary=512)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def readers(lab: TrainingSetup) -> list[BlendReader]:
 
 def cut(readers, processor, rank=0, ranks=1, micro_batch=8, **options) -> MicroBatchDataset:
     return MicroBatchDataset(
-        readers, processor, global_batch=4, micro_batch=micro_batch, rank=rank, ranks=ranks, **options
+        readers, processor, MMCA, global_batch=4, micro_batch=micro_batch, rank=rank, ranks=ranks, **options
     )
 
 

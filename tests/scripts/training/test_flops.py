@@ -1,5 +1,7 @@
 """The formula counts what PyTorch multiplies, where nothing is padded, and knows what a device can do."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,8 +11,9 @@ from scripts.config.run import RunConfig
 from scripts.inference.blend_reader import BlendReader
 from scripts.inference.model_assembly import load_model
 from scripts.training import flops
-from scripts.training.dataset import MicroBatch, MicroBatchDataset
+from scripts.training.dataset import MicroBatchDataset, count_pairs
 from scripts.training.engine import LossModule
+from scripts.training.feed import MicroBatchFeed
 from scripts.training.flops import Flops
 from scripts.training.trainable import mark_trainable
 from tests.runs import TrainingSetup
@@ -24,27 +27,34 @@ def test_the_formula_agrees_with_what_is_multiplied(lab: TrainingSetup, options:
     model, processor = load_model(lab.model, lab.root, "mmca", torch.float32, check=False)
     mark_trainable(model, settings)
     reader = BlendReader(lab.blends[0], lab.root)
-    batches = MicroBatchDataset([reader], processor, global_batch=1, micro_batch=1)
+    batches = MicroBatchDataset([reader], processor, model.layout_options(), global_batch=1, micro_batch=1)
     batch = next(batches[n] for n in range(len(batches)) if len(batches[n].tensors.get("pixel_values", ())) == 2)
-    names = ("input_ids", "labels", "modality", "pixel_values")
     with FlopCounterMode(display=False) as counter:
-        LossModule(model.train())(**{name: batch.tensors[name] for name in names})[0].backward()
+        LossModule(model.train())(**MicroBatchFeed([batch], model.device).take().inputs)[0].backward()
     # PyTorch's counter knows nothing of attention on a CPU.
     assert Flops(model).matrices(batch) == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
 def test_attention_costs_what_is_looked_at(lab: TrainingSetup):
     """Two layers of width 32; a text token sees all before it, an image token in MMCA itself."""
-    model, _ = load_model(lab.model, lab.root, "mmca", torch.float32, check=False)
+    model, processor = load_model(lab.model, lab.root, "mmca", torch.float32, check=False)
     modality = torch.tensor([[1, 2, 2, 1, 0], [1, 1, 1, 1, 1]])
     documents = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 2, 2, 2]])
-    batch = MicroBatch({"modality": modality, "document_ids": documents}, tokens=9)
-    assert Flops(model).attention(batch) == 12 * 2 * 32 * ((1 + 1 + 1 + 4) + (1 + 2) + (1 + 2 + 3))
+    pairs = count_pairs(modality, documents, "self")
+    assert pairs == (1 + 1 + 1 + 4) + (1 + 2) + (1 + 2 + 3)
+    assert count_pairs(modality, documents, "causal") == pairs + 1 + 2
+    batches = MicroBatchDataset(
+        [BlendReader(lab.blends[0], lab.root)], processor, model.layout_options(), global_batch=1, micro_batch=1
+    )
+    batch, count = batches[0], Flops(model)
+    assert count.of(replace(batch, pairs=batch.pairs + pairs)) - count.of(batch) == 12 * 2 * 32 * pairs
 
 
 def test_a_filler_costs_nothing(lab: TrainingSetup):
     model, processor = load_model(lab.model, lab.root, "mmca", torch.float32, check=False)
-    batches = MicroBatchDataset([BlendReader(lab.blends[0], lab.root)], processor, global_batch=4, micro_batch=4)
+    batches = MicroBatchDataset(
+        [BlendReader(lab.blends[0], lab.root)], processor, model.layout_options(), global_batch=4, micro_batch=4
+    )
     assert Flops(model).of(batches.filler()) == 0 < Flops(model).of(batches[0])
 
 

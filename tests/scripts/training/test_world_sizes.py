@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.batch_layout import LayoutOptions
 from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
 from scripts.common.errors import UserError
@@ -16,12 +17,14 @@ from scripts.media.pixel_store import PixelStore
 from scripts.preprocess_images import write_pixels
 from scripts.training.dataset import MicroBatchDataset
 from scripts.training.engine import LossModule
+from scripts.training.feed import MicroBatchFeed
 from scripts.training.plan_check import check_same_plans, differences, plan_facts
 from tests.blends import write_blend
 from tests.runs import TrainingSetup
 from tests.scripts.blending.synthetic_blend import World
 
 G = 8
+MMCA = LayoutOptions("self", "sum", "sdpa", vocabulary=512)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def packed(lab: TrainingSetup, tmp_path_factory) -> BlendReader:
 
 def batches(readers, processor, rank=0, ranks=1, micro_batch=2, **options) -> MicroBatchDataset:
     return MicroBatchDataset(
-        readers, processor, global_batch=G, micro_batch=micro_batch, rank=rank, ranks=ranks, **options
+        readers, processor, MMCA, global_batch=G, micro_batch=micro_batch, rank=rank, ranks=ranks, **options
     )
 
 
@@ -124,10 +127,11 @@ def test_packed_and_unpacked_give_the_same_loss_per_conversation(lab, processor,
     assert isinstance(model, VisualChatForConditionalGeneration)
     found = []
     for reader in readers:
-        part = MicroBatchDataset([reader], processor, global_batch=100, micro_batch=100)[0]
-        names = ("input_ids", "labels", "modality", "document_ids", "pixel_values")
+        options = model.layout_options()
+        part = MicroBatchDataset([reader], processor, options, global_batch=100, micro_batch=100)[0]
         with torch.no_grad():
-            total, losses = LossModule(model.eval())(**{n: part.tensors[n] for n in names if n in part.tensors})
+            total, each = LossModule(model.eval())(**MicroBatchFeed([part], model.device).take().inputs)
+        losses = torch.zeros(part.index.n_documents, dtype=torch.float64).index_add(0, part.index.documents, each)
         assert len(losses) == len(part.datasets) == 14
         assert float(losses.sum()) == pytest.approx(float(total), rel=1e-5)
         found.append((losses, part.datasets, part.labels))
