@@ -1,4 +1,4 @@
-"""Scaled dot product attention as all back-ends but the varlen one call it: grouped heads, masks, one return shape."""
+"""Scaled dot product attention as all back-ends but the fused one call it: grouped heads, masks, one return shape."""
 
 from __future__ import annotations
 
@@ -22,9 +22,15 @@ class Sdpa:
 
         `mask` (B or 1, 1, T, K) is true where a query may attend; `causal` needs T = K.
         """
-        groups = query.shape[1] // key.shape[1]
-        if mask is not None and groups > 1:  # the fast kernels that take a mask do not support grouped heads
-            key, value, groups = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), 1
+        repeats = query.shape[1] // key.shape[1]
+        if repeats > 1 and not causal:
+            # The heads of a group read the same keys: as queries of one head they need no copies of them.
+            shape = query.shape
+            query = query.unflatten(1, (-1, repeats)).flatten(2, 3)
+            if mask is not None and mask.shape[2] > 1:
+                mask = mask.repeat(1, 1, repeats, 1)
+            out = F.scaled_dot_product_attention(query, key, value, mask, self.dropout, scale=self.scaling)
+            return out.reshape(shape).transpose(1, 2)
         return F.scaled_dot_product_attention(
-            query, key, value, mask, self.dropout, causal, scale=self.scaling, enable_gqa=groups > 1
+            query, key, value, mask, self.dropout, causal, scale=self.scaling, enable_gqa=repeats > 1
         ).transpose(1, 2)

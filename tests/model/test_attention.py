@@ -294,3 +294,28 @@ def test_unsupported_inputs_are_refused(monkeypatch):
 def test_document_ids_that_do_not_match_are_refused(ids, error):
     with pytest.raises(ValueError, match=error):
         AttentionPlan.build(parse_modality(["tiit"]), document_ids=torch.tensor(ids), **SWITCHES["mmca"])
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_images_are_held_once_however_often_they_are_read(name):
+    """Eight images, read by eight segments of text: what the backward pass keeps grows with the tokens alone."""
+    heads, groups, width = 4, 2, 16
+
+    def kept(images: int) -> int:
+        # Rows that differ, so that the calls need masks.
+        modality = parse_modality(pad([("i" * 32 + "t" * 4) * images, ("i" * 30 + "t" * 4) * images], "right"))
+        shapes = [(2, n, modality.shape[1], width) for n in (heads, groups, groups)]
+        inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+        attention_plan = AttentionPlan.build(modality, **SWITCHES[name])
+        sizes = {}
+
+        def pack(x: torch.Tensor) -> torch.Tensor:
+            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            attend(None, *inputs, **SWITCHES[name], attention_plan=attention_plan)
+        return sum(sizes.values()) // modality.numel()
+
+    # Bytes for each token: copies for each segment would make it proportional to the number of images.
+    assert kept(16) <= 1.1 * kept(8)
