@@ -3,6 +3,13 @@
 import pytest
 import torch
 
+from scripts.config.run import RunConfig
+from scripts.inference.blend_reader import BlendReader
+from scripts.inference.model_assembly import load_model
+from scripts.training.dataset import MicroBatchDataset
+from scripts.training.engine import LossModule
+from scripts.training.feed import MicroBatchFeed
+from scripts.training.trainable import mark_trainable
 from tests.runs import STEPS, TrainingSetup, finished, lines_written, make_training_setup, metrics, wait_until
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -12,6 +19,29 @@ ALONE = {"ranks": 1, "micro_batch": 3}
 @pytest.fixture(scope="module")
 def laboratory(tmp_path_factory) -> TrainingSetup:
     return make_training_setup(tmp_path_factory.mktemp("gpu"))
+
+
+def test_forward_and_backward_never_wait_for_the_gpu(laboratory: TrainingSetup):
+    device = torch.device("cuda")
+    model, processor = load_model(laboratory.model, laboratory.root, "mmca", torch.bfloat16, check=False)
+    mark_trainable(model, RunConfig(model="m", blend="b", train_language="full"))
+    model, tower = model.to(device).train(), model.detach_vision_tower().eval()
+    options = model.layout_options()
+    assert options.backend == "triton"
+    reader = BlendReader(laboratory.blends[0], laboratory.root)
+    batches = MicroBatchDataset([reader], processor, options, global_batch=4, micro_batch=2)
+    prepared = [batches[number].pin_memory() for number in range(4)]
+    step, losses = LossModule(model), torch.zeros(2, dtype=torch.float64, device=device)
+    for mode in ("default", "error"):  # the first pass compiles and allocates
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            for batch in MicroBatchFeed(prepared, device, tower):
+                total, each = step(**batch.inputs)
+                total.backward()
+                losses.index_add_(0, batch.label_datasets, each)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert losses.min() > 0
 
 
 def test_it_has_the_losses_of_the_cpu(laboratory: TrainingSetup):

@@ -1,0 +1,137 @@
+"""A step never waits for its device: neither the model, nor how micro-batches reach it, nor their losses."""
+
+import time
+
+import pytest
+import torch
+
+from model.modeling import VisualChatForConditionalGeneration
+from scripts.common.errors import UserError
+from scripts.config.run import RunConfig
+from scripts.inference.blend_reader import BlendReader
+from scripts.inference.model_assembly import load_model
+from scripts.training.dataset import MicroBatchDataset
+from scripts.training.engine import LossModule
+from scripts.training.feed import MicroBatchFeed
+from scripts.training.trainable import mark_trainable
+from tests.blends import write_blend
+from tests.runs import TrainingSetup
+from tests.scripts.training.waits import RefuseWaits
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def reader(lab: TrainingSetup, tmp_path_factory) -> BlendReader:
+    folder = tmp_path_factory.mktemp("packed")
+    return BlendReader(write_blend(folder, 24, lab.bases["tokenizer"], pack=3), folder)
+
+
+def model_of(
+    lab: TrainingSetup, attention: str = "mmca"
+) -> tuple[VisualChatForConditionalGeneration, MicroBatchDataset]:
+    model, processor = load_model(lab.model, lab.root, attention, torch.float32, check=False)
+    mark_trainable(model, RunConfig(model="m", blend="b", train_language="full", train_vision="full"))
+    return model.train(), processor
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+@pytest.mark.parametrize("attention", ["mmca", "causal", "dattn"])
+def test_forward_and_backward_never_wait(lab: TrainingSetup, reader: BlendReader, attention, chunks):
+    model, processor = model_of(lab, attention)
+    batches = MicroBatchDataset([reader], processor, model.layout_options(), global_batch=4, micro_batch=2)
+    step, losses = LossModule(model), torch.zeros(2, dtype=torch.float64)
+    for tower in (None, model.vision_tower):
+        for batch in MicroBatchFeed([batches[0], batches.filler()], CPU, tower):
+            with RefuseWaits():
+                total, each = step(**batch.inputs | {"chunks": chunks})
+                total.backward()
+                losses.index_add_(0, batch.label_datasets, each)
+    assert losses.min() > 0
+
+
+def test_what_waits_is_found():
+    """The test above can fail."""
+    values = torch.arange(4.0)
+    waits = [
+        lambda: values.sum().item(),
+        lambda: bool(values.any()),
+        lambda: values[values > 1],
+        values.nonzero,
+        lambda: values.tolist(),  # noqa: PLW0108 - replaced meanwhile
+        lambda: values.masked_fill(values > 1, 0).masked_select(values > 1),
+        lambda: values.repeat_interleave(torch.tensor([1, 2, 3, 4])),
+        lambda: values.masked_scatter(values > 1, values),
+    ]
+    for wait in waits[:-1]:
+        with RefuseWaits(), pytest.raises(AssertionError, match="wait"):
+            wait()
+    with RefuseWaits():  # its backward pass waits, not itself
+        waits[-1]()
+
+
+def test_the_next_micro_batch_is_read_before_it_is_taken_and_its_error_raised_when_it_is(lab, reader):
+    model, processor = model_of(lab)
+    batches = MicroBatchDataset([reader], processor, model.layout_options(), global_batch=4, micro_batch=2)
+    read = []
+
+    def source():
+        for number in range(2):
+            read.append(number)
+            time.sleep(0.05)
+            yield batches[number]
+        raise UserError("a shard is gone")
+
+    feed = MicroBatchFeed(source(), CPU)
+    assert read == []
+    first = feed.take()
+    feed.prepare()
+    feed.prepare()
+    assert read == [0, 1] and first.host.tokens == batches[0].tokens and feed.waited > 0.09
+    assert torch.equal(feed.take().inputs["input_ids"], batches[1].tensors["input_ids"])
+    feed.prepare()  # the step before must end in peace
+    for _ in range(2):
+        with pytest.raises(UserError, match="a shard is gone"):
+            feed.take()
+
+
+def test_a_step_knows_its_labels_before_its_batches_are_read(lab, reader):
+    _, processor = model_of(lab)
+    model, _ = model_of(lab)
+    parts = [
+        MicroBatchDataset(
+            [reader], processor, model.layout_options(), global_batch=4, micro_batch=1, rank=rank, ranks=2
+        )
+        for rank in range(2)
+    ]
+    for step in range(parts[0].steps):
+        micro = [part[step * part.accumulation + n] for part in parts for n in range(part.accumulation)]
+        counts = parts[0].step_counts(step)
+        assert all(batch.step == counts for batch in micro)
+        assert counts.labels == sum((batch.labels for batch in micro[1:]), micro[0].labels)
+        assert counts.tokens == sum(batch.tokens for batch in micro)
+
+
+def test_counts_that_do_not_belong_to_the_blend_are_refused(lab, reader, tmp_path):
+    import shutil
+
+    import pandas as pd
+
+    model, processor = model_of(lab)
+
+    def batches(name: str, change) -> MicroBatchDataset:
+        folder = shutil.copytree(reader.folder, tmp_path / name)
+        change(folder / "counts.parquet")
+        return MicroBatchDataset(
+            [BlendReader(folder, folder)], processor, model.layout_options(), global_batch=4, micro_batch=2
+        )
+
+    def more_labels(path):
+        pd.read_parquet(path).assign(n_labels=lambda table: table["n_labels"] + 1).to_parquet(path)
+
+    with pytest.raises(UserError, match=r"counts.parquet is missing; build the blend again"):
+        batches("missing", lambda path: path.unlink()).step_counts(0)
+    with pytest.raises(UserError, match="has 23 rows for 24 conversations"):
+        batches("short", lambda path: pd.read_parquet(path).iloc[1:].to_parquet(path)).step_counts(0)
+    with pytest.raises(UserError, match=r"counts.parquet does not count what unit 0 holds"):
+        batches("other", more_labels)[0]
