@@ -100,6 +100,7 @@ LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --no-header --annota
 lock: $(READY_LINT)  ## lock the dependencies that pyproject.toml declares, keeping the versions that still fit
 	$(LOCK) $(LOCK_OPTIONS) pyproject.toml -o envs/requirements.txt
 	$(LOCK) $(LOCK_OPTIONS) --group test -c envs/requirements.txt -o envs/requirements-test.txt
+	$(LOCK) $(LOCK_OPTIONS) --no-deps --group gpu -o envs/requirements-gpu.txt
 	$(LOCK) $(LOCK_OPTIONS) --group lint -c envs/requirements.txt -c envs/requirements-test.txt -o envs/requirements-lint.txt
 
 clean:  ## remove the environments

@@ -52,6 +52,7 @@ class AttentionModule(Protocol):
     layer_idx: int
 
 
+@torch.compiler.disable  # its calls depend on where the images lie
 def attend(
     module: AttentionModule | None,
     query: Tensor,

@@ -58,34 +58,76 @@ class KernelConfig:
         return {"BM": self.rows, "BN": self.keys, "num_warps": self.warps, "num_stages": self.stages}
 
 
-# The launches that are tried, best first, by width of a head (64, 128, 256): forward, gradient of queries, of keys.
+# The launches that are tried, best first, by the instruction of the tensor cores and the width of a head: (rows, keys,
+# warps, stages) of the forward kernel, the gradient of queries and the gradient of keys. None spills registers, and
+# each fits into the shared memory of a block: 227 KiB with wgmma and tcgen05, elsewhere 99 KiB, which all GPUs have.
 _CANDIDATES = {
-    64: (
-        [KernelConfig(128, 64, 4, 3), KernelConfig(128, 128, 8, 3), KernelConfig(64, 64, 4, 3)],
-        [KernelConfig(128, 64, 8, 3), KernelConfig(64, 64, 4, 3), KernelConfig(64, 64, 4, 2)],
-        [KernelConfig(64, 128, 8, 2), KernelConfig(64, 64, 4, 2), KernelConfig(32, 128, 4, 2)],
-    ),
-    128: (
-        [KernelConfig(128, 64, 8, 3), KernelConfig(128, 64, 8, 2), KernelConfig(64, 64, 4, 2)],
-        [KernelConfig(128, 64, 8, 2), KernelConfig(64, 64, 4, 2), KernelConfig(64, 32, 4, 2)],
-        [KernelConfig(32, 128, 8, 2), KernelConfig(32, 64, 4, 2), KernelConfig(64, 64, 4, 2)],
-    ),
-    256: (
-        [KernelConfig(64, 32, 8, 2), KernelConfig(64, 64, 8, 2), KernelConfig(64, 32, 4, 2)],
-        [KernelConfig(64, 32, 8, 2), KernelConfig(64, 32, 8, 1), KernelConfig(32, 32, 4, 2)],
-        [KernelConfig(32, 64, 8, 2), KernelConfig(32, 32, 4, 2), KernelConfig(16, 64, 8, 2)],
-    ),
+    "mma.sync": {
+        64: (
+            [(128, 64, 8, 3), (64, 64, 4, 3), (128, 64, 4, 3)],
+            [(128, 32, 8, 2), (128, 32, 8, 3), (64, 32, 4, 2)],
+            [(32, 128, 8, 2), (16, 128, 8, 2), (32, 64, 4, 2)],
+        ),
+        128: (
+            [(128, 64, 8, 2), (128, 32, 8, 3), (64, 64, 4, 2)],
+            [(64, 64, 8, 2), (64, 32, 4, 2), (32, 64, 4, 2)],
+            [(64, 64, 8, 2), (32, 64, 8, 3), (16, 64, 4, 3)],
+        ),
+        256: (
+            [(64, 32, 8, 2), (64, 32, 8, 1)],
+            [(64, 32, 8, 1), (32, 32, 8, 2)],
+            [(16, 64, 8, 2), (32, 32, 8, 2)],
+        ),
+    },
+    "wgmma": {
+        64: (
+            [(128, 64, 4, 3), (128, 128, 8, 3), (128, 64, 8, 3)],
+            [(128, 64, 8, 3), (64, 64, 4, 3)],
+            [(64, 128, 8, 2), (64, 64, 4, 2), (32, 128, 8, 3)],
+        ),
+        128: (
+            [(128, 64, 8, 3), (128, 64, 8, 2), (128, 32, 8, 4)],
+            [(128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 3)],
+            [(32, 128, 8, 2), (32, 128, 8, 3), (16, 128, 8, 2), (16, 64, 4, 3)],
+        ),
+        256: (
+            [(64, 64, 8, 2), (64, 32, 8, 3)],
+            [(64, 32, 8, 2), (64, 16, 8, 2)],
+            [(32, 64, 8, 2), (32, 64, 8, 3), (16, 64, 8, 2)],
+        ),
+    },
+    "tcgen05": {
+        64: (
+            [(128, 64, 8, 3), (128, 128, 8, 3), (64, 64, 4, 3)],
+            [(128, 64, 8, 3), (64, 64, 4, 3)],
+            [(64, 128, 8, 2), (32, 128, 8, 3), (32, 128, 4, 2)],
+        ),
+        128: (
+            [(128, 64, 8, 3), (128, 64, 8, 2), (128, 32, 8, 4)],
+            [(128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 3)],
+            [(64, 128, 8, 2), (32, 128, 8, 2), (64, 64, 8, 2)],
+        ),
+        256: (
+            [(64, 64, 8, 2), (64, 32, 8, 3)],
+            [(128, 32, 8, 2), (64, 32, 8, 2)],
+            [(32, 64, 8, 2), (32, 64, 8, 1)],
+        ),
+    },
 }
 
 
-def candidates(width: int) -> tuple[list[KernelConfig], ...]:
-    """The launches to choose from for heads that fit `width`, a power of two: of each kernel, the usual best first."""
-    return _CANDIDATES[max(64, width)]
+def candidates(capability: tuple[int, int], width: int) -> list[list[KernelConfig]]:
+    """The launches to choose from on a GPU of this compute capability, for heads that fit `width`, a power of two.
+
+    A list for each kernel, the usual best first.
+    """
+    kind = {9: "wgmma", 10: "tcgen05"}.get(capability[0], "mma.sync")
+    return [[KernelConfig(*launch) for launch in launches] for launches in _CANDIDATES[kind][max(64, width)]]
 
 
-def fixed_config(device: torch.device, width: int) -> list[KernelConfig]:
-    """The launches of the kernels on `device` where results must repeat, for heads that fit `width`."""
-    return [configs[0] for configs in candidates(width)]
+def fixed_config(capability: tuple[int, int], width: int) -> list[KernelConfig]:
+    """The launch of each kernel where results must repeat; see `candidates`."""
+    return [configs[0] for configs in candidates(capability, width)]
 
 
 def shape_class(rows: int, texts: int) -> int:
@@ -94,11 +136,11 @@ def shape_class(rows: int, texts: int) -> int:
 
 
 @lru_cache
-def _tuned(number: int, width: int) -> Any:
+def _tuned(number: int, capability: tuple[int, int], width: int) -> Any:
     """Kernel `number` with the choice of its launch: the fastest at the first batch of a shape class."""
     configs = [
         triton.Config({"BM": c.rows, "BN": c.keys}, num_warps=c.warps, num_stages=c.stages)
-        for c in candidates(width)[number]
+        for c in candidates(capability, width)[number]
     ]
     return triton.autotune(configs, key=["shape", "D", "JOINT"])(_KERNELS[number][0])
 
@@ -293,10 +335,11 @@ def _launch(
         "UPCAST": INTERPRETED and query.dtype == torch.bfloat16,
         "enable_fp_fusion": True,  # the default is not the same in all releases
     }
+    capability = (0, 0) if INTERPRETED else torch.cuda.get_device_capability(query.device)
     if INTERPRETED or torch.are_deterministic_algorithms_enabled():
-        constants |= fixed_config(query.device, constants["WIDTH"])[number].options()
+        constants |= fixed_config(capability, constants["WIDTH"])[number].options()
     else:
-        kernel = _tuned(number, constants["WIDTH"])
+        kernel = _tuned(number, capability, constants["WIDTH"])
     strides = [distance for x in strided for distance in x.stride()[:2]]
     sizes = [texts, rows - texts, heads, heads // groups]
 

@@ -38,16 +38,11 @@ def _dot(a, b, SUM: tl.constexpr, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def _load_rows(pointer, offsets, inside, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr):
-    """Load a block of rows (n, WIDTH); zeros where a row is not `inside` (with MASKED) and behind D."""
+def _load_rows(pointer, offsets, inside, D: tl.constexpr, WIDTH: tl.constexpr):
+    """Load a block of rows (n, WIDTH); zeros where a row is not `inside`, and behind the first D columns."""
     if D == WIDTH:
-        if MASKED:
-            return tl.load(pointer + offsets, mask=inside[:, None], other=0.0)
-        return tl.load(pointer + offsets)
-    columns = tl.arange(0, WIDTH)[None, :] < D
-    if MASKED:
-        return tl.load(pointer + offsets, mask=inside[:, None] & columns, other=0.0)
-    return tl.load(pointer + offsets, mask=columns, other=0.0)
+        return tl.load(pointer + offsets, mask=inside[:, None], other=0.0)
+    return tl.load(pointer + offsets, mask=inside[:, None] & (tl.arange(0, WIDTH)[None, :] < D), other=0.0)
 
 
 @triton.jit
@@ -60,32 +55,33 @@ def _store_rows(pointer, offsets, values, inside, D: tl.constexpr, WIDTH: tl.con
 
 
 @triton.jit
-def _bounds(begin, end, BLOCK: tl.constexpr):
-    """Of rows that read [begin, end): where their block begins, may leave out the mask from and to, and ends."""
-    first, last = tl.min(begin, 0), tl.max(end, 0)
-    whole = tl.minimum(tl.max(begin, 0), last)
-    return first, whole, whole + tl.maximum(tl.min(end, 0) - whole, 0) // BLOCK * BLOCK, last
+def _bounds(begin, end):
+    """Of rows that read [begin, end): where their block begins and ends, and between what it needs no mask."""
+    return tl.min(begin, 0), tl.max(end, 0), tl.max(begin, 0), tl.min(end, 0)
 
 
 @triton.jit
 def _softmax_over(
-    out, most, total, q, K, V, sk, sv, first, last, begin, end, scale,
-    MASKED: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BN: tl.constexpr, SUM: tl.constexpr,
-    UPCAST: tl.constexpr,
+    out, most, total, q, K, V, sk, sv, begin, end, scale,
+    D: tl.constexpr, WIDTH: tl.constexpr, BN: tl.constexpr, SUM: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Add the keys [first, last) to the softmax of a block of queries: its output, greatest score and sum."""
-    columns = tl.arange(0, WIDTH)
+    """Add the keys [begin, end) of each query to the softmax of a block: its output, greatest score and sum.
+
+    The mask is applied in a branch of one loop: a loop without it between two with it takes more registers.
+    """
+    columns = tl.arange(0, WIDTH)[None, :]
     block = tl.arange(0, BN)
-    at_k = block[:, None] * sk + columns[None, :]
-    at_v = block[:, None] * sv + columns[None, :]
+    at_k = block[:, None] * sk + columns
+    at_v = block[:, None] * sv + columns
+    first, last, whole_from, whole_to = _bounds(begin, end)
     for start in range(first, last, BN):
         row = start + block
         inside = row < last
-        k = _load_rows(K + start * sk.to(tl.int64), at_k, inside, D, WIDTH, MASKED)
-        v = _load_rows(V + start * sv.to(tl.int64), at_v, inside, D, WIDTH, MASKED)
+        k = _load_rows(K + start * sk.to(tl.int64), at_k, inside, D, WIDTH)
+        v = _load_rows(V + start * sv.to(tl.int64), at_v, inside, D, WIDTH)
         score = _dot(q, tl.trans(k), SUM, UPCAST) * scale
-        if MASKED:
-            reads = inside[None, :] & (row[None, :] >= begin[:, None]) & (row[None, :] < end[:, None])
+        if (start < whole_from) | (start + BN > whole_to):
+            reads = (row[None, :] >= begin[:, None]) & (row[None, :] < end[:, None])
             score = tl.where(reads, score, float("-inf"))
         new = tl.maximum(most, tl.max(score, 1))
         p = tl.exp2(score - new[:, None])
@@ -94,24 +90,6 @@ def _softmax_over(
         out = out * shrink[:, None] + _dot(p.to(v.dtype), v, SUM, UPCAST)
         most = new
     return out, most, total
-
-
-@triton.jit
-def _attend_span(
-    out, most, total, q, K, V, sk, sv, begin, end, scale,
-    D: tl.constexpr, WIDTH: tl.constexpr, BN: tl.constexpr, SUM: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """`_softmax_over` the keys [begin, end) of each query: with a mask at both ends of the block, without between."""
-    first, whole, part, last = _bounds(begin, end, BN)
-    out, most, total = _softmax_over(
-        out, most, total, q, K, V, sk, sv, first, whole, begin, end, scale, True, D, WIDTH, BN, SUM, UPCAST
-    )
-    out, most, total = _softmax_over(
-        out, most, total, q, K, V, sk, sv, whole, part, begin, end, scale, False, D, WIDTH, BN, SUM, UPCAST
-    )
-    return _softmax_over(
-        out, most, total, q, K, V, sk, sv, part, last, begin, end, scale, True, D, WIDTH, BN, SUM, UPCAST
-    )
 
 
 @triton.jit
@@ -131,86 +109,67 @@ def forward_kernel(
 ):  # fmt: skip
     """The output OUT (M, H, D) of all rows, the log-sum-exps LSE (1 or 2, H, Mt), and OUT_TEXT (Mt, H, D) of the text.
 
-    `sq`, `hq` (and so on) are the distances of rows and of heads; `shape` is only for the choice of the launch. Launched over blocks of BM rows, and heads.
+    `sq`, `hq` (and so on) are the distances of rows and of heads; `shape` is only for the choice of the launch.
+    Launched over blocks of BM rows, and heads.
     """
     block, head = tl.program_id(0), tl.program_id(1)
     group = (head // R).to(tl.int64)
     texts = tl.cdiv(Mt, BM)
-    columns = tl.arange(0, WIDTH)
-    width = H * D
+    columns = tl.arange(0, WIDTH)[None, :]
+    rows = tl.arange(0, BM)
+    at_out = rows[:, None] * (H * D) + columns
     K += group * hk
     V += group * hv
     OUT += head * D
     if block >= texts:
-        row = (block - texts) * BM + tl.arange(0, BM)
-        inside = row < Mi
-        row = Mt + row.to(tl.int64)
-        values = _load_rows(V, row[:, None] * sv + columns[None, :], inside, D, WIDTH, True)
-        _store_rows(OUT, row[:, None] * width + columns[None, :], values, inside, D, WIDTH)
+        start = (block - texts) * BM
+        inside = rows < Mi - start
+        V += (Mt + start) * sv.to(tl.int64)
+        values = _load_rows(V, rows[:, None] * sv + columns, inside, D, WIDTH)
+        _store_rows(OUT + (Mt + start).to(tl.int64) * (H * D), at_out, values, inside, D, WIDTH)
     else:
         # The last rows attend to most keys: begin with them, so that no long one is left over at the end.
-        row = (texts - 1 - block) * BM + tl.arange(0, BM)
-        inside = row < Mt
-        safe = tl.minimum(row, Mt - 1)
-        wide = row.to(tl.int64)
-        q = _load_rows(Q + head.to(tl.int64) * hq, wide[:, None] * sq + columns[None, :], inside, D, WIDTH, True)
+        start = (texts - 1 - block) * BM
+        inside = rows < Mt - start
+        spans = SPANS + tl.minimum(start + rows, Mt - 1)
+        LSE += head * Mt + start
+        Q += head.to(tl.int64) * hq + start * sq.to(tl.int64)
+        OUT += start.to(tl.int64) * (H * D)
+        q = _load_rows(Q, rows[:, None] * sq + columns, inside, D, WIDTH)
         out = tl.zeros([BM, WIDTH], SUM)
         most = tl.full([BM], -1.0e30, SUM)
         total = tl.zeros([BM], SUM)
-        out, most, total = _attend_span(
-            out, most, total, q, K, V, sk, sv, tl.load(SPANS + safe), tl.load(SPANS + Mt + safe), scale,
-            D, WIDTH, BN, SUM, UPCAST,
-        )  # fmt: skip
-        at = wide[:, None] * width + columns[None, :]
-        K += Mt.to(tl.int64) * sk
-        V += Mt.to(tl.int64) * sv
+        out, most, total = _softmax_over(
+            out, most, total, q, K, V, sk, sv, tl.load(spans), tl.load(spans + Mt), scale, D, WIDTH, BN, SUM, UPCAST
+        )
+        K += Mt * sk.to(tl.int64)
+        V += Mt * sv.to(tl.int64)
         if JOINT:
-            out, most, total = _attend_span(
-                out, most, total, q, K, V, sk, sv, tl.load(SPANS + 2 * Mt + safe), tl.load(SPANS + 3 * Mt + safe),
-                scale, D, WIDTH, BN, SUM, UPCAST,
+            out, most, total = _softmax_over(
+                out, most, total, q, K, V, sk, sv, tl.load(spans + 2 * Mt), tl.load(spans + 3 * Mt), scale,
+                D, WIDTH, BN, SUM, UPCAST,
             )  # fmt: skip
             out, lse = _normalise(out, most, total)
-            tl.store(LSE + head * Mt + row, lse, mask=inside)
-            _store_rows(OUT, at, out.to(OUT.dtype.element_ty), inside, D, WIDTH)
+            tl.store(LSE + rows, lse, mask=inside)
+            _store_rows(OUT, at_out, out.to(OUT.dtype.element_ty), inside, D, WIDTH)
         else:
             out, lse = _normalise(out, most, total)
-            tl.store(LSE + head * Mt + row, lse, mask=inside)
-            _store_rows(OUT_TEXT + head * D, at, out.to(OUT.dtype.element_ty), inside, D, WIDTH)
+            tl.store(LSE + rows, lse, mask=inside)
+            OUT_TEXT += head * D + start.to(tl.int64) * (H * D)
+            _store_rows(OUT_TEXT, at_out, out.to(OUT.dtype.element_ty), inside, D, WIDTH)
             image = tl.zeros([BM, WIDTH], SUM)
             most = tl.full([BM], -1.0e30, SUM)
             total = tl.zeros([BM], SUM)
-            image, most, total = _attend_span(
-                image, most, total, q, K, V, sk, sv, tl.load(SPANS + 2 * Mt + safe), tl.load(SPANS + 3 * Mt + safe),
-                scale, D, WIDTH, BN, SUM, UPCAST,
+            image, most, total = _softmax_over(
+                image, most, total, q, K, V, sk, sv, tl.load(spans + 2 * Mt), tl.load(spans + 3 * Mt), scale,
+                D, WIDTH, BN, SUM, UPCAST,
             )  # fmt: skip
             image, lse = _normalise(image, most, total)
-            tl.store(LSE + (H + head) * Mt + row, lse, mask=inside)
-            _store_rows(OUT, at, (out + image).to(OUT.dtype.element_ty), inside, D, WIDTH)
-
-
-@triton.jit
-def _query_gradient_over(
-    dq, q, do, lse, delta, K, V, sk, sv, first, last, begin, end, scale,
-    MASKED: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BN: tl.constexpr, SUM: tl.constexpr,
-    UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Add what the keys [first, last) contribute to the gradient of a block of queries."""
-    columns = tl.arange(0, WIDTH)
-    block = tl.arange(0, BN)
-    at_k = block[:, None] * sk + columns[None, :]
-    at_v = block[:, None] * sv + columns[None, :]
-    for start in range(first, last, BN):
-        row = start + block
-        inside = row < last
-        k = _load_rows(K + start * sk.to(tl.int64), at_k, inside, D, WIDTH, MASKED)
-        v = _load_rows(V + start * sv.to(tl.int64), at_v, inside, D, WIDTH, MASKED)
-        p = tl.exp2(_dot(q, tl.trans(k), SUM, UPCAST) * scale - lse[:, None])
-        if MASKED:
-            reads = inside[None, :] & (row[None, :] >= begin[:, None]) & (row[None, :] < end[:, None])
-            p = tl.where(reads, p, 0.0)
-        ds = p * (_dot(do, tl.trans(v), SUM, UPCAST) - delta[:, None])
-        dq += _dot(ds.to(k.dtype), k, SUM, UPCAST)
-    return dq
+            tl.store(LSE + H * Mt + rows, lse, mask=inside)
+            # The text's part is read back: registers would spill if they kept it. Another thread may have written it.
+            tl.debug_barrier()
+            image += _load_rows(OUT_TEXT, at_out, inside, D, WIDTH).to(SUM)
+            _store_rows(OUT, at_out, image.to(OUT.dtype.element_ty), inside, D, WIDTH)
 
 
 @triton.jit
@@ -218,17 +177,24 @@ def _query_gradient(
     dq, q, do, lse, delta, K, V, sk, sv, begin, end, scale,
     D: tl.constexpr, WIDTH: tl.constexpr, BN: tl.constexpr, SUM: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """`_query_gradient_over` the keys [begin, end) of each query."""
-    first, whole, part, last = _bounds(begin, end, BN)
-    dq = _query_gradient_over(
-        dq, q, do, lse, delta, K, V, sk, sv, first, whole, begin, end, scale, True, D, WIDTH, BN, SUM, UPCAST
-    )
-    dq = _query_gradient_over(
-        dq, q, do, lse, delta, K, V, sk, sv, whole, part, begin, end, scale, False, D, WIDTH, BN, SUM, UPCAST
-    )
-    return _query_gradient_over(
-        dq, q, do, lse, delta, K, V, sk, sv, part, last, begin, end, scale, True, D, WIDTH, BN, SUM, UPCAST
-    )
+    """Add what the keys [begin, end) of each query contribute to the gradient of a block of queries."""
+    columns = tl.arange(0, WIDTH)[None, :]
+    block = tl.arange(0, BN)
+    at_k = block[:, None] * sk + columns
+    at_v = block[:, None] * sv + columns
+    first, last, whole_from, whole_to = _bounds(begin, end)
+    for start in range(first, last, BN):
+        row = start + block
+        inside = row < last
+        k = _load_rows(K + start * sk.to(tl.int64), at_k, inside, D, WIDTH)
+        v = _load_rows(V + start * sv.to(tl.int64), at_v, inside, D, WIDTH)
+        p = tl.exp2(_dot(q, tl.trans(k), SUM, UPCAST) * scale - lse[:, None])
+        if (start < whole_from) | (start + BN > whole_to):
+            reads = (row[None, :] >= begin[:, None]) & (row[None, :] < end[:, None])
+            p = tl.where(reads, p, 0.0)
+        ds = p * (_dot(do, tl.trans(v), SUM, UPCAST) - delta[:, None])
+        dq += _dot(ds.to(k.dtype), k, SUM, UPCAST)
+    return dq
 
 
 @triton.jit(do_not_specialize=_ANY)
@@ -242,47 +208,50 @@ def query_gradient_kernel(
     block, head = tl.program_id(0), tl.program_id(1)
     group = (head // R).to(tl.int64)
     texts = tl.cdiv(Mt, BM)
-    columns = tl.arange(0, WIDTH)
-    width = H * D
+    columns = tl.arange(0, WIDTH)[None, :]
+    rows = tl.arange(0, BM)
+    at_out = rows[:, None] * (H * D) + columns
     DQ += head * D
     if block >= texts:
-        row = (block - texts) * BM + tl.arange(0, BM)
-        at = (Mt + row.to(tl.int64))[:, None] * width + columns[None, :]
-        _store_rows(DQ, at, tl.zeros([BM, WIDTH], DQ.dtype.element_ty), row < Mi, D, WIDTH)
+        start = (block - texts) * BM
+        DQ += (Mt + start).to(tl.int64) * (H * D)
+        _store_rows(DQ, at_out, tl.zeros([BM, WIDTH], DQ.dtype.element_ty), rows < Mi - start, D, WIDTH)
     else:
-        row = (texts - 1 - block) * BM + tl.arange(0, BM)
-        inside = row < Mt
-        safe = tl.minimum(row, Mt - 1)
-        wide = row.to(tl.int64)[:, None]
-        at = wide * width + columns[None, :]
+        start = (texts - 1 - block) * BM
+        inside = rows < Mt - start
+        spans = SPANS + tl.minimum(start + rows, Mt - 1)
         K += group * hk
         V += group * hv
-        q = _load_rows(Q + head.to(tl.int64) * hq, wide * sq + columns[None, :], inside, D, WIDTH, True)
-        do = _load_rows(DO + head.to(tl.int64) * hdo, wide * sdo + columns[None, :], inside, D, WIDTH, True)
-        out = _load_rows(OUT + head * D, at, inside, D, WIDTH, True).to(SUM)
-        lse = tl.load(LSE + head * Mt + safe)
+        Q += head.to(tl.int64) * hq + start * sq.to(tl.int64)
+        DO += head.to(tl.int64) * hdo + start * sdo.to(tl.int64)
+        LSE += head * Mt + start
+        DELTA += head * Mt + start
+        first_out = head * D + start.to(tl.int64) * (H * D)
+        q = _load_rows(Q, rows[:, None] * sq + columns, inside, D, WIDTH)
+        do = _load_rows(DO, rows[:, None] * sdo + columns, inside, D, WIDTH)
+        out = _load_rows(OUT + first_out, at_out, inside, D, WIDTH).to(SUM)
+        lse = tl.load(LSE + rows, mask=inside, other=float("inf"))
         if JOINT:
             delta = tl.sum(do.to(SUM) * out, 1)
             image_lse, image_delta = lse, delta
         else:
-            text = _load_rows(OUT_TEXT + head * D, at, inside, D, WIDTH, True).to(SUM)
+            text = _load_rows(OUT_TEXT + first_out, at_out, inside, D, WIDTH).to(SUM)
             delta = tl.sum(do.to(SUM) * text, 1)
-            image_lse = tl.load(LSE + (H + head) * Mt + safe)
+            image_lse = tl.load(LSE + H * Mt + rows, mask=inside, other=float("inf"))
             image_delta = tl.sum(do.to(SUM) * (out - text), 1)
-            tl.store(DELTA + (H + head) * Mt + row, image_delta, mask=inside)
-        tl.store(DELTA + head * Mt + row, delta, mask=inside)
+            tl.store(DELTA + H * Mt + rows, image_delta, mask=inside)
+        tl.store(DELTA + rows, delta, mask=inside)
         dq = tl.zeros([BM, WIDTH], SUM)
         dq = _query_gradient(
-            dq, q, do, lse, delta, K, V, sk, sv, tl.load(SPANS + safe), tl.load(SPANS + Mt + safe), scale,
+            dq, q, do, lse, delta, K, V, sk, sv, tl.load(spans), tl.load(spans + Mt), scale, D, WIDTH, BN, SUM, UPCAST
+        )
+        K += Mt * sk.to(tl.int64)
+        V += Mt * sv.to(tl.int64)
+        dq = _query_gradient(
+            dq, q, do, image_lse, image_delta, K, V, sk, sv, tl.load(spans + 2 * Mt), tl.load(spans + 3 * Mt), scale,
             D, WIDTH, BN, SUM, UPCAST,
         )  # fmt: skip
-        K += Mt.to(tl.int64) * sk
-        V += Mt.to(tl.int64) * sv
-        dq = _query_gradient(
-            dq, q, do, image_lse, image_delta, K, V, sk, sv, tl.load(SPANS + 2 * Mt + safe),
-            tl.load(SPANS + 3 * Mt + safe), scale, D, WIDTH, BN, SUM, UPCAST,
-        )  # fmt: skip
-        _store_rows(DQ, at, (dq * factor).to(DQ.dtype.element_ty), inside, D, WIDTH)
+        _store_rows(DQ + start.to(tl.int64) * (H * D), at_out, (dq * factor).to(DQ.dtype.element_ty), inside, D, WIDTH)
 
 
 @triton.jit(do_not_specialize=_ANY)
@@ -292,55 +261,55 @@ def key_gradient_kernel(
     JOINT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, SUM: tl.constexpr, UPCAST: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """DK and DV (M, G, D), summed over the heads of a group. Launched over blocks of BN keys, and groups.
-
-    One loop with a mask: with a second one without, registers spill.
-    """
+    """DK and DV (M, G, D), summed over the heads of a group. Launched over blocks of BN keys, and groups."""
     block, group = tl.program_id(0), tl.program_id(1)
     texts = tl.cdiv(Mt, BN)
-    columns = tl.arange(0, WIDTH)
+    columns = tl.arange(0, WIDTH)[None, :]
+    rows = tl.arange(0, BN)
     is_image = block >= texts
-    first_row = tl.where(is_image, Mt + (block - texts) * BN, block * BN)
+    start_key = tl.where(is_image, Mt + (block - texts) * BN, block * BN)
     limit = tl.where(is_image, Mt + Mi, Mt)
-    row = first_row + tl.arange(0, BN)
-    inside = row < limit
-    safe = tl.minimum(row, limit - 1)
-    wide = row.to(tl.int64)[:, None]
-    k = _load_rows(K + group.to(tl.int64) * hk, wide * sk + columns[None, :], inside, D, WIDTH, True)
-    v = _load_rows(V + group.to(tl.int64) * hv, wide * sv + columns[None, :], inside, D, WIDTH, True)
-    begin, end = tl.load(READS + safe), tl.load(READS + Mt + Mi + safe)
-    first, last = tl.min(begin, 0), tl.max(end, 0)
+    inside = rows < limit - start_key
+    K += group.to(tl.int64) * hk + start_key * sk.to(tl.int64)
+    V += group.to(tl.int64) * hv + start_key * sv.to(tl.int64)
+    Q += group.to(tl.int64) * R * hq
+    DO += group.to(tl.int64) * R * hdo
+    k = _load_rows(K, rows[:, None] * sk + columns, inside, D, WIDTH)
+    v = _load_rows(V, rows[:, None] * sv + columns, inside, D, WIDTH)
+    reads = READS + tl.minimum(start_key + rows, limit - 1)
+    begin, end = tl.load(reads), tl.load(reads + Mt + Mi)
+    first, last, whole_from, whole_to = _bounds(begin, end)
+    steps = tl.cdiv(tl.maximum(last - first, 0), BM)
     branch = 0 if JOINT else is_image.to(tl.int32) * H * Mt
+    LSE += branch + group * R * Mt
+    DELTA += branch + group * R * Mt
     dk = tl.zeros([BN, WIDTH], SUM)
     dv = tl.zeros([BN, WIDTH], SUM)
+    if is_image:  # an image row is a copy of its value
+        own = DO + start_key * sdo.to(tl.int64)
+        for _ in range(R):
+            dv += _load_rows(own, rows[:, None] * sdo + columns, inside, D, WIDTH).to(SUM)
+            own += hdo
     queries = tl.arange(0, BM)
-    at_q = queries[:, None] * sq + columns[None, :]
-    at_do = queries[:, None] * sdo + columns[None, :]
-    for number in range(0, R):
-        head = group * R + number
-        Q_head, DO_head = Q + head.to(tl.int64) * hq, DO + head.to(tl.int64) * hdo
-        LSE_head, DELTA_head = LSE + branch + head * Mt, DELTA + branch + head * Mt
-        for start in range(first, last, BM):
-            query = start + queries
-            reading = query < last
-            q = _load_rows(Q_head + start * sq.to(tl.int64), at_q, reading, D, WIDTH, True)
-            do = _load_rows(DO_head + start * sdo.to(tl.int64), at_do, reading, D, WIDTH, True)
-            lse = tl.load(LSE_head + query, mask=reading, other=float("inf"))
-            delta = tl.load(DELTA_head + query, mask=reading, other=0.0)
-            p = tl.exp2(_dot(k, tl.trans(q), SUM, UPCAST) * scale - lse[None, :])
-            reads = reading[None, :] & (query[None, :] >= begin[:, None]) & (query[None, :] < end[:, None])
-            p = tl.where(reads, p, 0.0)
-            dv += _dot(p.to(do.dtype), do, SUM, UPCAST)
-            ds = p * (_dot(v, tl.trans(do), SUM, UPCAST) - delta[None, :])
-            dk += _dot(ds.to(q.dtype), q, SUM, UPCAST)
-        if is_image:  # an image row is a copy of its value
-            dv += _load_rows(DO_head, wide * sdo + columns[None, :], inside, D, WIDTH, True).to(SUM)
-    _store_rows(
-        DK + group * D,
-        wide * ((H // R) * D) + columns[None, :],
-        (dk * factor).to(DK.dtype.element_ty),
-        inside,
-        D,
-        WIDTH,
-    )
-    _store_rows(DV + group * D, wide * ((H // R) * D) + columns[None, :], dv.to(DV.dtype.element_ty), inside, D, WIDTH)
+    at_q = queries[:, None] * sq + columns
+    at_do = queries[:, None] * sdo + columns
+    for step in range(R * steps):  # over all blocks of queries of the first head, then those of the next
+        head = step // steps
+        start = first + step % steps * BM
+        query = start + queries
+        exists = query < last
+        q = _load_rows(Q + (head * hq.to(tl.int64) + start * sq.to(tl.int64)), at_q, exists, D, WIDTH)
+        do = _load_rows(DO + (head * hdo.to(tl.int64) + start * sdo.to(tl.int64)), at_do, exists, D, WIDTH)
+        lse = tl.load(LSE + head * Mt + query, mask=exists, other=float("inf"))
+        delta = tl.load(DELTA + head * Mt + query, mask=exists, other=0.0)
+        p = tl.exp2(_dot(k, tl.trans(q), SUM, UPCAST) * scale - lse[None, :])
+        if (start < whole_from) | (start + BM > whole_to):
+            p = tl.where((query[None, :] >= begin[:, None]) & (query[None, :] < end[:, None]), p, 0.0)
+        dv += _dot(p.to(do.dtype), do, SUM, UPCAST)
+        ds = p * (_dot(v, tl.trans(do), SUM, UPCAST) - delta[None, :])
+        dk += _dot(ds.to(q.dtype), q, SUM, UPCAST)
+    width = H // R * D
+    at_out = rows[:, None] * width + columns
+    first_out = group * D + start_key.to(tl.int64) * width
+    _store_rows(DK + first_out, at_out, (dk * factor).to(DK.dtype.element_ty), inside, D, WIDTH)
+    _store_rows(DV + first_out, at_out, dv.to(DV.dtype.element_ty), inside, D, WIDTH)

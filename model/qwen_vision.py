@@ -108,10 +108,11 @@ class QwenVisionModel(PreTrainedModel):
         """
         patches = self.conv1(pixel_values).flatten(2).transpose(1, 2)
         x = self.ln_pre(patches + interpolate_positions(self.positional_embedding, patches.shape[1]))
-        states = [x]
-        for block in self.transformer.resblocks:
-            x = block(x)
-            states.append(x)
-        out = self.ln_post(self.attn_pool(x))
         requested = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return BaseModelOutputWithPooling(last_hidden_state=out, hidden_states=tuple(states) if requested else None)
+        states = []
+        for block in self.transformer.resblocks:
+            if requested:
+                states.append(x)
+            x = block(x)
+        out = self.ln_post(self.attn_pool(x))
+        return BaseModelOutputWithPooling(last_hidden_state=out, hidden_states=(*states, x) if requested else None)

@@ -8,9 +8,9 @@ offload; the memory of a node; operations per token, and days; and the fewest GP
 is built on the meta device, so that 70 billion parameters are counted on a laptop in seconds; where its bases are not
 on this machine, published architectures are used (`scripts/estimation/architectures.py`).
 
-States are exact; activations are estimated from the layers' shapes, and days from the share of a GPU's peak that
-training of such models usually reaches. The tokens of an epoch are read from the plan where it exists; otherwise they
-are a guess, and marked as one.
+States are exact; activations are what autograd keeps of a Llama-like decoder, for rows as full as they can be; days are
+estimated from the share of a GPU's peak that training of such models usually reaches. The tokens of an epoch are read
+from the plan where it exists; otherwise they are a guess, and marked as one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,8 @@ from scripts.config import settings
 if TYPE_CHECKING:
     from model.modeling import VisualChatForConditionalGeneration
     from scripts.config.run import RunConfig
-    from scripts.estimation.memory import LayerSizes, ZeroPlacement
+    from scripts.estimation.activations import LayerSizes
+    from scripts.estimation.memory import ZeroPlacement
     from scripts.estimation.meta_model import ParameterCounts
 
 # Memory in bytes, from the vendors' data sheets, and the name of their peak in `flops.PEAKS`.
@@ -66,7 +67,7 @@ class Estimate:
             UserError: a base is unknown, or an image does not become as many tokens as the configuration counts.
         """
         from scripts.estimation import meta_model
-        from scripts.estimation.memory import LayerSizes
+        from scripts.estimation.activations import LayerSizes
 
         run, root = configuration.runs[name], Path(configuration.results)
         section, blend = configuration.models[run.model], configuration.blends[run.blend]
@@ -77,22 +78,7 @@ class Estimate:
                 f"runs.{name}: {section.vision} makes {model.config.image_tokens} tokens of an image, but "
                 f"tokens.{section.tokens} counts {expected}; set its image_tokens to {model.config.image_tokens}"
             )
-        text, vision = model.config.text_config, model.config.vision_config
-        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        sizes = LayerSizes(
-            width=text.hidden_size,
-            inner=text.intermediate_size,
-            kv_width=head * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads),
-            layers=text.num_hidden_layers,
-            vocabulary=text.vocab_size,
-            tower_width=getattr(vision, "vit_width", None) or vision.hidden_size,
-            tower_layers=vision.num_hidden_layers,
-            tower_tokens=(model.config.image_size // vision.patch_size) ** 2,
-            padded_tokens=run.micro_batch * blend.sequence,
-            images=run.micro_batch * (blend.max_images_per_pack if blend.packing else blend.max_images),
-            checkpointing=run.gradient_checkpointing,
-            trains_tower=run.train_vision != "frozen",
-        )
+        sizes = LayerSizes.of(model, run, blend)
         return cls(name, run, model, meta_model.count(model, run), sizes, meta_model.largest_layer(model))
 
     def device(self, placement: "ZeroPlacement") -> dict[str, float]:
@@ -108,11 +94,27 @@ class Estimate:
         return host_bytes(self.counts, placement, self.run.precision, ranks_here, self.run.workers)
 
     def placements(self, ranks: int) -> Iterator["ZeroPlacement"]:
-        """Every possible combination of stage and offload."""
+        """Every possible combination of stage and offload, with the run's second copy where there can be one."""
         from scripts.estimation.memory import ZeroPlacement
 
-        every = (ZeroPlacement(zero, offload, ranks) for offload in OFFLOADS for zero in STAGES)
+        copied = self.run.zero_hpz if ranks % self.run.zero_hpz == 0 else 1
+        every = (
+            ZeroPlacement(zero, offload, ranks, copied if zero == 3 and offload != "parameters" else 1)
+            for offload in OFFLOADS
+            for zero in STAGES
+        )
         return (placement for placement in every if placement.possible)
+
+    def second_copy_offer(self, ranks_here: int) -> list[str]:
+        """A line about `zero_hpz`, for runs on several nodes whose divided weights are mostly frozen."""
+        from scripts.estimation.memory import second_copy
+
+        run, frozen = self.run, 1 - self.counts.n_trained / self.counts.inside
+        if run.zero != 3 or run.offload == "parameters" or run.nodes == 1 or run.zero_hpz > 1 or frozen < 0.5:
+            return []
+        cost = second_copy(self.counts, run.precision, ranks_here) / 1e9
+        line = f"zero_hpz: {ranks_here} would take {cost:.1f} GB more of a GPU; the weights that are frozen"
+        return [f"{line} ({frozen:.0%}) are then gathered inside the node"]
 
     def smallest(self, capacity: float, offload: bool) -> "tuple[ZeroPlacement, float] | None":
         """The fewest ranks, and then the least offloaded and the lowest stage, that fit into GPUs of `capacity` bytes.
@@ -154,7 +156,7 @@ def report(configuration: settings.Settings, name: str, ranks: int, gpu: str, mf
         needed = estimate.device(placement)
         get = needed.get
         parts = [
-            get("weights", 0) + get("encoder outside", 0),
+            get("weights", 0) + get("second copy", 0) + get("encoder outside", 0),
             get("fp32 copies", 0) + get("optimizer state", 0),
             *(get(kind, 0) for kind in ("gradients", "buckets", "gathered", "activations")),
             sum(needed.values()),
@@ -162,7 +164,7 @@ def report(configuration: settings.Settings, name: str, ranks: int, gpu: str, mf
         ]
         mark = "<- the recipe" if (placement.zero, placement.offload) == (run.zero, run.offload) else ""
         rows.append((str(placement.zero), placement.offload, *(f"{value / 1e9:.1f}" for value in parts), mark))
-    lines += [_aligned(rows)]
+    lines += [_aligned(rows), *estimate.second_copy_offer(ranks_here)]
     source = "as planned" if epoch.planned else "a guess; build the data for the exact number"
     lines += [
         "",

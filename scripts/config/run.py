@@ -15,16 +15,16 @@ Natural = Annotated[int, Field(ge=0)]
 class RunConfig(Section):
     """One training run of one model on one blend.
 
-    The global batch is a setting of the blend. `ranks`, `nodes`, `micro_batch`, `zero`, `offload`,
+    The global batch is a setting of the blend. `ranks`, `nodes`, `micro_batch`, `zero`, `zero_hpz`, `offload`,
     `gradient_checkpointing`, `workers`, `pixels`, `deterministic`, `export`, the trackers and the checkpoint settings
     do not change the results: after a change of these an unfinished run continues instead of starting again.
     """
 
     RESULT_NEUTRAL: ClassVar[frozenset[str]] = frozenset(
-        {"ranks", "nodes", "micro_batch", "zero", "offload", "gradient_checkpointing", "workers", "pixels"}
+        {"ranks", "nodes", "micro_batch", "zero", "zero_hpz", "offload", "gradient_checkpointing", "workers", "pixels"}
         | {"checkpoint_every", "keep_checkpoints", "export", "trackers", "project", "memory_gb", "deterministic"}
     )
-    LATER: ClassVar[frozenset[str]] = frozenset({"early_stopping_patience", "optimizer"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"early_stopping_patience", "optimizer", "fused_layers", "compile"})
     """Settings that change the results but were added later: left out of the fingerprint if they have their default,
     so that earlier runs stay valid."""
 
@@ -102,12 +102,23 @@ class RunConfig(Section):
     the global batch."""
     zero: Literal[0, 1, 2, 3] = 2
     """ZeRO stage: what is sharded across ranks. 0: nothing, 1: optimizer state, 2: gradients too, 3: weights too."""
+    zero_hpz: Positive = 1
+    """`zero` 3 on several nodes: so many neighbouring ranks hold a second copy of the weights among them, and gather
+    frozen weights from each other instead of from all ranks. The ranks of a node keep this traffic inside the node; it
+    costs each GPU the weights divided by this number. 1: no second copy."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What is kept in CPU memory instead of GPU memory, which is slower: the optimizer's state and its fp32 copies
     (`zero` >= 2), or these and the weights (`zero` 3)."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Natural = False
     """Keep only each layer's input in the forward pass and recompute the rest in the backward pass: a third more
-    computation, much less memory for activations. The gradients are the same."""
+    computation, much less memory for activations. The gradients are the same. A number n: only every n-th layer, so
+    that memory that is left saves computation; `true` is 1, `false` is 0."""
+    fused_layers: Literal["none", "liger"] = "none"
+    """Kernels for norms, rotary positions and SwiGLU of a Llama-like decoder. `liger`: those of Liger Kernel (`pip
+    install liger-kernel`), on a GPU: fewer launches and less memory for activations. Results differ by rounding."""
+    compile: bool = False
+    """Compile the decoder's layers with torch.compile, which fuses what lies between the matrix products and the
+    attention. The first steps take longer, and at `zero` 3 little can be fused. Results differ by rounding."""
     workers: Natural = 0
     """Processes per rank that prepare batches ahead of time. 0: between steps, for small images and few cores."""
     pixels: bool = False
@@ -139,10 +150,27 @@ class RunConfig(Section):
             )
         if self.ranks % self.nodes:
             raise ValueError(f"ranks {self.ranks} cannot be spread equally over nodes {self.nodes}")
+        self._check_second_copy()
+        if self.compile and self.fused_layers != "none":
+            raise ValueError(f"compile and fused_layers {self.fused_layers} replace the same operations; choose one")
         parts = (self.train_language, self.train_vision, self.train_embeddings, self.train_projector)
         if all(part in ("frozen", False) for part in parts):
             raise ValueError("everything is frozen, so there is nothing to train")
         return self
+
+    def _check_second_copy(self) -> None:
+        if self.zero_hpz == 1:
+            return
+        if self.zero != 3 or self.offload == "parameters":
+            raise ValueError(
+                f"zero_hpz {self.zero_hpz} is a second copy of divided weights: it needs zero 3, not {self.zero}, and "
+                "weights that are not offloaded; set it to 1"
+            )
+        ranks_here = self.ranks // self.nodes
+        if ranks_here % self.zero_hpz:
+            raise ValueError(
+                f"zero_hpz {self.zero_hpz} does not divide the {ranks_here} ranks of a node; use {ranks_here}"
+            )
 
     def numbers(self) -> dict[str, Any]:
         """The settings that change the results, as plain JSON values."""

@@ -4,6 +4,7 @@ With P trained and F frozen parameters inside the engine, W ranks and b bytes pe
 
                      stage 0          stages 1 and 2    stage 3
     weights          b (P + F)        b (P + F)         b (P + F) / W, and tensors of up to 100,000 numbers whole
+    second copy      none             none              b (P + F) / N among N ranks (`zero_hpz`), of P until the step
     fp32 copies      4 P, fp32: none  4 P / W           4 P / W           DeepSpeed copies fp32 weights as well
     optimizer state  4 S P            4 S P / W         4 S P / W         S tensors per parameter, AdamW: 2
     gradients        b P              b P / W or more   b P / W           at the end of the backward pass
@@ -11,15 +12,15 @@ With P trained and F frozen parameters inside the engine, W ranks and b bytes pe
 
 At stages 1 and 2 a rank keeps the whole gradient of every tensor of which any part is its own. A frozen encoder lies
 outside the engine, whole on every rank. Offloading moves lines of this table into the memory of the machine. These are
-exact up to padding (a test compares them with what DeepSpeed really holds, without offloading); activations are
-estimated from the shapes of the layers.
+exact up to padding (a test compares them with what DeepSpeed really holds, without offloading). Activations are in
+`activations.py`.
 """
 
 from dataclasses import dataclass, field
 
+from scripts.estimation.activations import BYTES, LayerSizes, activations
 from scripts.estimation.meta_model import ParameterCounts
 
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 BUCKET = 500_000_000
 # DeepSpeed's defaults at stage 3: parameters that stay gathered because they are needed again soon, and prefetched.
 _LIVE, _PREFETCHED = 1_000_000_000, 50_000_000
@@ -30,34 +31,20 @@ _CONTEXT = 1.2e9
 
 @dataclass(frozen=True)
 class ZeroPlacement:
-    """How a run is divided: the ZeRO stage, what is offloaded, and over how many ranks."""
+    """How a run is divided: the ZeRO stage, what is offloaded, and over how many ranks.
+
+    `zero_hpz`: so many ranks hold a second copy of the weights among them; 1: there is none.
+    """
 
     zero: int
     offload: str
     ranks: int
+    zero_hpz: int = 1
 
     @property
     def possible(self) -> bool:
         """Whether there is something to offload at this stage."""
         return self.zero >= {"none": 0, "optimizer": 2, "parameters": 3}[self.offload]
-
-
-@dataclass(frozen=True)
-class LayerSizes:
-    """What decides the memory of a forward pass: the decoder's and the encoder's layers, and a rank's micro-batch."""
-
-    width: int
-    inner: int
-    kv_width: int
-    layers: int
-    vocabulary: int
-    tower_width: int
-    tower_layers: int
-    tower_tokens: int
-    padded_tokens: int
-    images: int
-    checkpointing: bool
-    trains_tower: bool
 
 
 @dataclass(frozen=True)
@@ -93,6 +80,8 @@ def states(counts: ParameterCounts, placement: ZeroPlacement, precision: str) ->
     gradients = size * n_gradients
     device: dict[str, float] = {"encoder outside": size * counts.tower, "buckets": bucket if zero else 0}
     host: dict[str, float] = {}
+    if placement.zero_hpz > 1:
+        device["second copy"] = second_copy(counts, precision, placement.zero_hpz)
     (host if placement.offload == "parameters" else device)["weights"] = weights
     of_optimizer = host if placement.offload != "none" else device
     of_optimizer["fp32 copies"], of_optimizer["optimizer state"] = copies, optimizer_state
@@ -103,6 +92,11 @@ def states(counts: ParameterCounts, placement: ZeroPlacement, precision: str) ->
         device["gradients"] = gradients if zero < 3 else 0
         host["gradients"] = 4 * n_trained / divisor
     return Memory(device, host)
+
+
+def second_copy(counts: ParameterCounts, precision: str, ranks: int) -> float:
+    """The bytes of a rank for a second copy of all weights inside the engine, divided among `ranks` ranks."""
+    return BYTES[precision] * counts.inside / ranks
 
 
 def _largest_share(groups: tuple[tuple[int, ...], ...], ranks: int) -> int:
@@ -116,24 +110,6 @@ def _largest_share(groups: tuple[tuple[int, ...], ...], ranks: int) -> int:
                 most[rank] += size
             begin += size
     return max(most)
-
-
-def activations(sizes: LayerSizes, precision: str) -> float:
-    """An estimate of what one forward pass of a micro-batch leaves for its backward pass, in bytes.
-
-    Counted are the tensors that the operations of a Llama-like layer keep: six of the layer's width (norms, queries,
-    attention, residuals), keys and values, and four of the MLP's inner width (Korthikanti et al., arXiv 2205.05198,
-    section 4, for a gated MLP and an attention that keeps no scores). With checkpointing only the layer's input stays,
-    and one layer at a time is whole. A quarter of the positions is assumed to have a label.
-    """
-    size = BYTES[precision]
-    layer = sizes.padded_tokens * (6 * sizes.width + 2 * sizes.kv_width + 4 * sizes.inner) * size
-    kept = sizes.padded_tokens * sizes.width * size
-    decoder = sizes.layers * kept + layer if sizes.checkpointing else sizes.layers * layer
-    logits = sizes.padded_tokens / 4 * sizes.vocabulary * (size + 4 + 4)
-    tower_layer = sizes.images * sizes.tower_tokens * 14 * sizes.tower_width * size
-    tower = tower_layer * (sizes.tower_layers if sizes.trains_tower and not sizes.checkpointing else 2)
-    return decoder + logits + tower
 
 
 def device_bytes(

@@ -21,6 +21,8 @@ def deepspeed_config(settings: RunConfig, accumulation: int, trained: int, pin: 
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
     }
+    if settings.zero_hpz > 1:
+        zero["zero_hpz_partition_size"] = settings.zero_hpz
     if settings.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pin}
     if settings.offload == "parameters":

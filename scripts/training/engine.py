@@ -32,10 +32,13 @@ from torch import Tensor, nn
 
 from model.modeling import VisualChatForConditionalGeneration
 from scripts.config.run import RunConfig
+from scripts.training.checkpointed_layers import checkpoint_layers
+from scripts.training.compiled_layers import compile_layers
 from scripts.training.dataset import MicroBatch, StepCounts
 from scripts.training.deepspeed_config import deepspeed_config
 from scripts.training.feed import MicroBatchFeed
 from scripts.training.flops import Flops
+from scripts.training.fused_layers import fuse_layers
 from scripts.training.optimizers import OPTIMIZERS, set_updates
 from scripts.training.partition import partition
 from scripts.training.precision import LossScale, dtype_of
@@ -96,14 +99,17 @@ class TrainingEngine:
         self._flops = Flops(model)
         if not any(value.requires_grad for value in model.vision_tower.parameters()):
             self.tower = model.detach_vision_tower().to(self.device).eval()
-        if settings.gradient_checkpointing:
-            model.activation_checkpointing_enable()
+        checkpoint_layers(model, int(settings.gradient_checkpointing))
+        if settings.fused_layers == "liger":
+            fuse_layers(model.language_model)
+        if settings.compile:
+            compile_layers(model)
         groups = parameter_groups(model, settings)
         self.trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
         parts = {part_of(model, name, value) for name, value in self.trained.items()}
         self._peaks = {part: peak for part, peak in peak_rates(settings).items() if part in parts}
         self._entry = OPTIMIZERS[settings.optimizer]
-        self._optimizer = self._entry.build(groups, settings)
+        self._optimizer = self._entry.build(groups, settings, self.device)
         # Until the first step: some of DeepSpeed's wrappers take a step with a gradient of zero to make the state.
         self._set_rates(0.0)
         self.config = deepspeed_config(

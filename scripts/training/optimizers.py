@@ -1,9 +1,10 @@
 """The optimizers that a run may choose: how each is built, and what of its state a checkpoint keeps.
 
 To add one:
-1. write a function below that builds it from parameter groups and settings, and register it with the names of the
-   tensors that it keeps in `optimizer.state` for every parameter. They must have the parameter's shape and be zero
-   before the first step. What follows (portable checkpoints, every ZeRO stage, the estimate of memory) reads them here.
+1. write a function below that builds it from parameter groups, settings and the device of the forward pass, and
+   register it with the names of the tensors that it keeps in `optimizer.state` for every parameter. They must have the
+   parameter's shape and be zero before the first step. What follows (portable checkpoints, every ZeRO stage, the
+   estimate of memory) reads them here.
 2. add its name to `RunConfig.optimizer`.
 
 The parameter groups hold `params`, `lr`, `peak` and `weight_decay`; the engine sets `lr` before every step.
@@ -19,7 +20,7 @@ from scripts.config.run import RunConfig
 
 _EPSILON = 1e-8
 
-Build = Callable[[list[dict[str, Any]], RunConfig], torch.optim.Optimizer]
+Build = Callable[[list[dict[str, Any]], RunConfig, torch.device], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class OptimizerEntry:
                 tensors = {
                     name: torch.zeros_like(parameter, memory_format=torch.preserve_format) for name in self.state_names
                 }
-                optimizer.state[parameter] = {"step": torch.tensor(0.0)} | tensors
+                # A fused optimizer counts its steps on the device; all others on the CPU.
+                device = parameter.device if group.get("fused") else torch.device("cpu")
+                optimizer.state[parameter] = {"step": torch.zeros((), device=device)} | tensors
 
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {}
@@ -64,10 +67,12 @@ def set_updates(optimizer: torch.optim.Optimizer, updates: int) -> None:
 
 
 @register("adamw", ("exp_avg", "exp_avg_sq"))
-def _adamw(groups: list[dict[str, Any]], settings: RunConfig) -> torch.optim.Optimizer:
+def _adamw(groups: list[dict[str, Any]], settings: RunConfig, device: torch.device) -> torch.optim.Optimizer:
     """AdamW (arXiv 1711.05101), of PyTorch: DeepSpeed's would be compiled on first use.
 
-    That takes minutes and a compiler, which a machine need not have.
+    That takes minutes and a compiler, which a machine need not have. Fused, it updates all parameters of a device in
+    one pass over the memory: on a GPU, and on the CPU where its state is offloaded. A run on CPUs alone is not fused:
+    its numbers would differ in the last bit from those of earlier runs.
     """
-    fused = True if settings.offload != "none" else None
+    fused = True if device.type == "cuda" or settings.offload != "none" else None
     return torch.optim.AdamW(groups, 0.0, settings.betas, _EPSILON, fused=fused)

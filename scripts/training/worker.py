@@ -121,6 +121,8 @@ def main() -> int:
     try:
         import torch
 
+        from scripts.training.compiled_layers import compiler_hint
+        from scripts.training.fused_layers import check_fused_layers
         from scripts.training.trainer import PermanentError, Trainer
 
         torch.set_num_threads(settings.threads)
@@ -129,6 +131,7 @@ def main() -> int:
         # The watchdog names the rank that hangs, so collectives must wait longer than the watchdog.
         start_distributed(max(_COLLECTIVE_TIMEOUT, timedelta(minutes=2 * args.hang_timeout)))
         check_precision(settings)
+        check_fused_layers(settings)
         trainer = Trainer(args, settings, send)
         trainer.stopping = bool(end)
         end = {"status": "finished"} if trainer.run() else {"status": "stopped", "step": trainer.done}
@@ -139,7 +142,7 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 - whatever it is, the launcher must learn how this rank ended
         traceback.print_exc()
         end = {"status": "crash", "message": traceback.format_exc(limit=-3)}
-        if hint := nondeterminism_hint(error):
+        if hint := nondeterminism_hint(error) or compiler_hint(error):
             end = {"status": "error", "message": hint, "permanent": False}
     try:
         write_json(args.state / "ranks" / f"{rank}.json", end)

@@ -18,11 +18,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DECLARED = {
     "run": PROJECT["project"]["dependencies"],
     "test": PROJECT["dependency-groups"]["test"],
+    "gpu": PROJECT["dependency-groups"]["gpu"],
     "lint": PROJECT["dependency-groups"]["lint"],
 }
 LOCKED = {
     "run": ("requirements.txt", "requirements-torch.txt"),
     "test": ("requirements-test.txt",),
+    "gpu": ("requirements-gpu.txt",),
     "lint": ("requirements-lint.txt",),
 }
 # Declared and used without an import.
@@ -33,7 +35,9 @@ NOT_IMPORTED = {
 }
 # Imported only where a person has installed them, or part of a package that is declared.
 OPTIONAL = {
+    "liger_kernel",
     "lmms_eval",
+    "triton",
     "wandb",
     "trackio",
     "tests",

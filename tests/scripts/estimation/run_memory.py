@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from scripts.training.worker import start_distributed
+from tests.scripts.training.small_weights import divide_small_weights
 
 
 def storages() -> dict[int, int]:
@@ -41,6 +42,7 @@ def main(root: Path, out: Path, variants: dict[str, dict]) -> None:
     from scripts.training.engine import TrainingEngine
     from scripts.training.trainable import mark_trainable
 
+    divide_small_weights()
     # Nothing that the imports have made is looked through again and again.
     gc.freeze()
     types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -72,7 +72,7 @@ def test_what_is_not_known_and_not_here_is_one_clear_error():
 def test_every_recipe_fits_the_gpus_that_it_names_and_requests_the_memory_that_it_needs(recipe, estimates):
     estimate = estimates[recipe]
     run = estimate.run
-    choice = ZeroPlacement(run.zero, run.offload, run.ranks)
+    choice = ZeroPlacement(run.zero, run.offload, run.ranks, run.zero_hpz)
     needed = sum(estimate.device(choice).values())
     assert needed < 0.94 * GPUS["a100-80"][0], f"{needed / 1e9:.0f} GB"
     node = host_bytes(estimate.counts, choice, run.precision, run.ranks // run.nodes, run.workers) / 1e9
@@ -96,3 +96,23 @@ def test_the_report_names_the_recipe_and_the_guess():
     text = report(configuration, "mmca", 8, "h100", 0.4)
     assert "openai/clip-vit-large-patch14" in text and "135,278,592" in text
     assert text.count("<- the recipe") == 1 and "a guess" in text and "8 x h100 at 40% of their peak" in text
+
+
+def test_a_second_copy_is_offered_where_frozen_weights_cross_nodes_and_counted_where_it_is_set():
+    configuration = settings.load(yaml.safe_load((ROOT / "recipes/paper-70b.yaml").read_text()))
+    text = report(configuration, "mmca", 32, "h100", 0.4)
+    # 69 billion weights of two bytes among the eight ranks of a node.
+    assert "zero_hpz: 8 would take 17.3 GB more of a GPU" in text and "frozen (100%)" in text
+
+    def needed(run: RunConfig) -> float:
+        configuration.runs["mmca"] = run
+        assert "would take" not in report(configuration, "mmca", 32, "h100", 0.4)
+        estimate = Estimate.of(configuration, "mmca")
+        (placement,) = (found for found in estimate.placements(32) if (found.zero, found.offload) == (3, "none"))
+        return sum(estimate.device(placement).values())
+
+    run = configuration.runs["mmca"]
+    alone = run.model_copy(update={"nodes": 1})
+    assert needed(run.model_copy(update={"zero_hpz": 8})) - needed(alone) == pytest.approx(17.3e9, rel=0.01)
+    trained = {"train_language": "full", "train_embeddings": False}
+    needed(run.model_copy(update=trained))

@@ -35,7 +35,7 @@ def main(root: Path, out: Path) -> None:
     from scripts.training.trainable import mark_trainable
 
     @register("momentum", ("momentum_buffer",))
-    def _momentum(groups, settings):
+    def _momentum(groups, settings, device):
         return torch.optim.SGD(groups, 0.0, momentum=0.9)
 
     reader = BlendReader(root / "blend/tiny/epoch-000", root)

@@ -2,8 +2,9 @@
 
     torchrun --nproc-per-node 2 -m tests.scripts.training.run_zero_stages LAB OUT
 
-OUT becomes {name: losses and gradient norms of the steps}; `2>0` is run `2` up to its second step, then at stage 0. No
-step waits for its device until its gradient is complete.
+OUT becomes {name: losses and gradient norms of the steps}; `2>0` is run `2` up to its second step, then at stage 0.
+`second copies` counts the weights of which the last run holds a second copy. No step waits for its device until its
+gradient is complete.
 """
 
 import copy
@@ -20,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from scripts.training.worker import start_distributed
+from tests.scripts.training.small_weights import divide_small_weights
 from tests.scripts.training.waits import RefuseWaits
 
 FIRST, STEPS = 2, 4
@@ -34,12 +36,16 @@ RUNS |= {f"bf16 {zero}": {"zero": zero, "precision": "bf16"} for zero in (0, 2, 
 RUNS |= {f"fp16 {zero}": {"zero": zero, "precision": "fp16"} for zero in (0, 2, 3)}
 RUNS |= {"offload 2": {"zero": 2, "offload": "optimizer"}, "offload 3": {"zero": 3, "offload": "parameters"}}
 RUNS |= {"recomputed 2": {"zero": 2, "gradient_checkpointing": True}}
-RUNS |= {"recomputed adapters 3": {"zero": 3, "gradient_checkpointing": True} | ADAPTERS}
+RUNS |= {"recomputed adapters 3": {"zero": 3, "gradient_checkpointing": 2} | ADAPTERS}
+RUNS |= {"compiled 3": {"zero": 3, "compile": True, "gradient_checkpointing": 2}}
 RUNS |= {"adapters bf16 2": {"zero": 2, "precision": "bf16"} | ADAPTERS}
 RUNS |= {f"adapters {zero}": {"zero": zero} | ADAPTERS for zero in (0, 1, 2, 3)}
 RUNS |= {f"whole {zero}": {"zero": zero, "train_vision": "full"} for zero in (0, 2, 3)}
 RUNS |= {f"mixed inside {zero}": {"zero": zero} | ADAPTERS for zero in (0, 2, 3)}
 RUNS |= {f"mixed frozen {zero}": {"zero": zero} for zero in (2, 3)}
+# DeepSpeed keeps its groups of ranks until the process ends. Frozen and trained weights are in this one.
+LAST = "second copy adapters 3"
+RUNS |= {LAST: {"zero": 3, "zero_hpz": 2} | ADAPTERS}
 CONTINUED = ["2>0", "2>3", "0>2", "2>2", "frozen 2>2", "bf16 2>2", "bf16 0>0", "fp16 2>2", "fp16 3>0", "offload 2>2"]
 CONTINUED += ["adapters 2>2", "adapters 3>2", "adapters bf16 2>2"]
 
@@ -58,12 +64,17 @@ def main(root: Path, out: Path) -> None:
     from scripts.config.run import RunConfig
     from scripts.inference.blend_reader import BlendReader
     from scripts.inference.model_assembly import load_model
+    from scripts.training import engine as engine_module
     from scripts.training.checkpoints import load_weights, weights_of
+    from scripts.training.compiled_layers import compile_layers
     from scripts.training.dataset import MicroBatchDataset
     from scripts.training.engine import TrainingEngine
     from scripts.training.precision import dtype_of
     from scripts.training.trainable import mark_trainable
 
+    divide_small_weights()
+    # Traced and cut into graphs, which are run as they are: this needs no C++ compiler.
+    engine_module.compile_layers = functools.partial(compile_layers, backend="eager")
     # DeepSpeed collects garbage at stage 3: without looking through the libraries each time.
     gc.freeze()
     reader = BlendReader(root / "blend/tiny/epoch-000", root)
@@ -80,6 +91,8 @@ def main(root: Path, out: Path) -> None:
     shared = MicroBatchDataset([reader], processor, options, global_batch=3, micro_batch=1, **share)
     every = [shared[number] for number in range(STEPS * shared.accumulation)]
     mixed = mixtures(MicroBatchDataset([reader], processor, options, global_batch=1, micro_batch=1))
+
+    found, states = {}, {}
 
     def run(name: str, settings: RunConfig, first: int, state: tuple | None) -> tuple[list[float], tuple | None]:
         """Take the steps from `first`, continuing from `state`; return their numbers, and the state after two steps."""
@@ -112,19 +125,21 @@ def main(root: Path, out: Path) -> None:
             losses += [result.losses.loss, result.grad_norm]
             if step == FIRST - 1 and any(other.startswith(f"{name}>") for other in CONTINUED):
                 begun = engine.state(), engine.facts()
+        copies = [value for value in model.parameters() if getattr(value, "ds_secondary_tensor", None) is not None]
+        found["second copies"] = len(copies)
         return losses, begun
 
     def settings_of(name: str, **changes) -> RunConfig:
         options = {"precision": "fp32", "train_language": "full", "learning_rate": 3e-3} | RUNS[name] | changes
         return RunConfig(model="m", blend="b", epochs=1, micro_batch=1, **options)
 
-    found, states = {}, {}
-    for name in RUNS:
+    for name in [name for name in RUNS if name != LAST]:
         found[name], states[name] = run(name, settings_of(name), 0, None)
     for name in CONTINUED:
         begun, zero = name.split(">")
         continued, _ = run(begun, settings_of(begun, zero=int(zero)), FIRST, states[begun])
         found[name] = found[begun][: 2 * FIRST] + continued
+    found[LAST], _ = run(LAST, settings_of(LAST), 0, None)
     if dist.get_rank() == 0:
         out.write_text(json.dumps(found))
 

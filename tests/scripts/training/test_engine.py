@@ -61,6 +61,15 @@ def test_memory_is_saved_without_changing_a_number(steps: dict, variant: str, li
     assert steps["recomputed adapters 3"] == pytest.approx(steps["adapters 3"], rel=2e-6)
 
 
+def test_frozen_and_trained_weights_are_gathered_from_their_second_copy(steps: dict):
+    assert steps["second copy adapters 3"] == pytest.approx(steps["adapters 3"], rel=2e-6)
+    assert steps["second copies"] > 0
+
+
+def test_compiled_layers_are_gathered_and_computed_again(steps: dict):
+    assert steps["compiled 3"] == pytest.approx(steps["3"], rel=2e-6)
+
+
 @pytest.mark.parametrize("zero", [0, 3])
 def test_half_precision_is_the_same_at_every_stage_and_near_to_whole(steps: dict, zero: int):
     assert steps[f"bf16 {zero}"] == pytest.approx(steps["bf16 2"], rel=2e-3)
@@ -104,9 +113,20 @@ def test_deepspeeds_configuration_names_what_to_offload(offload: str, devices: t
     assert tuple(zero.get(f"offload_{what}", {}).get("device") for what in ("optimizer", "param")) == devices
 
 
+def test_deepspeeds_configuration_names_a_second_copy_where_there_is_one():
+    name = "zero_hpz_partition_size"
+    settings = run(zero=3, zero_hpz=4, ranks=16, nodes=2)
+    assert deepspeed_config(settings, 1, 1000, pin=True)["zero_optimization"][name] == 4
+    assert name not in deepspeed_config(run(zero=3), 1, 1000, pin=True)["zero_optimization"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"zero": 2, "zero_hpz": 2}, "needs zero 3, not 2"),
+        ({"zero": 3, "zero_hpz": 2, "offload": "parameters"}, "weights that are not offloaded"),
+        ({"zero": 3, "zero_hpz": 8, "ranks": 8, "nodes": 2}, "does not divide the 4 ranks of a node; use 4"),
+        ({"compile": True, "fused_layers": "liger"}, "replace the same operations"),
         ({"offload": "optimizer", "zero": 1}, "offload optimizer needs zero >= 2"),
         ({"offload": "parameters", "zero": 2}, "offload parameters needs zero >= 3"),
         ({"nodes": 2, "ranks": 3}, "cannot be spread equally"),

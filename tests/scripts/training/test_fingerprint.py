@@ -16,15 +16,22 @@ def test_settings_that_change_numbers_change_the_fingerprint_and_others_do_not(l
     read = input_hashes(lab.model, lab.blends, lab.heldout)
     base = run_fingerprint(RunConfig(**SETTINGS), read)
     same = {"ranks": 7, "micro_batch": 1, "zero": 0, "workers": 3, "checkpoint_every": 9, "keep_checkpoints": 5}
-    same |= {"nodes": 2, "offload": "optimizer", "gradient_checkpointing": True, "trackers": [], "project": "other"}
+    same |= {"nodes": 2, "offload": "optimizer", "gradient_checkpointing": 2, "trackers": [], "project": "other"}
     same |= {"early_stopping_patience": 0}
     for key, value in same.items():
         assert run_fingerprint(RunConfig(**SETTINGS | {key: value}), read) == base, key
     other = {"learning_rate": 1e-4, "threads": 2, "seed": 1, "attention": "causal", "epochs": 3, "evaluate_every": 6}
-    other |= {"early_stopping_patience": 2}
+    other |= {"early_stopping_patience": 2, "fused_layers": "liger", "compile": True}
     for key, value in other.items():
         assert run_fingerprint(RunConfig(**SETTINGS | {key: value}), read) != base, key
+    assert run_fingerprint(RunConfig(**SETTINGS | {"zero": 3, "zero_hpz": 2}), read) == base
     assert run_fingerprint(RunConfig(**SETTINGS), read | {"model": "x"}) != base
+
+
+def test_settings_that_were_added_leave_earlier_fingerprints_unchanged():
+    assert not RunConfig.LATER & RunConfig(**SETTINGS).numbers().keys()
+    changed = RunConfig(**SETTINGS | {"compile": True}).numbers()
+    assert changed["compile"] is True and "fused_layers" not in changed
 
 
 def test_a_manifest_counts_by_its_values(tmp_path: Path):

@@ -16,12 +16,12 @@ from tests.preload import client as preload
 from tests.runs import REPOSITORY, TrainingSetup
 
 
-def build(name: str, settings: RunConfig) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
-    """Two parameters in two groups."""
+def build(name: str, settings: RunConfig, device: str = "cpu") -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+    """Two parameters in two groups, for a forward pass on `device`."""
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(4))]
     groups = [{"params": [value], "lr": 0.1, "peak": 0.1, "weight_decay": 0.0} for value in parameters]
-    return parameters, OPTIMIZERS[name].build(groups, settings)
+    return parameters, OPTIMIZERS[name].build(groups, settings, torch.device(device))
 
 
 def steps(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, number: int) -> None:
@@ -59,6 +59,31 @@ def test_the_default_is_adamw_and_leaves_earlier_fingerprints_unchanged():
     _, optimizer = build("adamw", RunConfig(model="m", blend="b", betas=(0.8, 0.9)))
     assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["betas"] == (0.8, 0.9)
     assert optimizer.defaults["eps"] == 1e-8 and "optimizer" not in RunConfig(model="m", blend="b").numbers()
+
+
+def test_it_is_fused_on_a_gpu_and_where_it_is_offloaded_and_nowhere_else():
+    """Runs on CPUs keep their bits."""
+    plain, offloads = RunConfig(model="m", blend="b"), RunConfig(model="m", blend="b", offload="optimizer")
+    fused = {
+        (device, settings.offload): build("adamw", settings, device)[1].defaults["fused"]
+        for device in ("cpu", "cuda")
+        for settings in (plain, offloads)
+    }
+    assert fused == {
+        ("cpu", "none"): None,
+        ("cpu", "optimizer"): True,
+        ("cuda", "none"): True,
+        ("cuda", "optimizer"): True,
+    }
+
+
+def test_a_fused_optimizer_counts_its_steps_where_its_parameters_are():
+    value = nn.Parameter(torch.zeros(2, device="meta"))
+    for fused, device in ((True, "meta"), (None, "cpu")):
+        optimizer = torch.optim.AdamW([value])
+        optimizer.param_groups[0]["fused"] = fused
+        OPTIMIZERS["adamw"].make_state(optimizer)
+        assert optimizer.state[value]["step"].device.type == device
 
 
 def test_an_added_optimizer_needs_nothing_but_its_entry(lab: TrainingSetup, tmp_path: Path):
