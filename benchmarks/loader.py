@@ -39,7 +39,7 @@ import PIL
 from benchmarks.convert import picture
 from scripts.blend_manifest import UNITS
 from scripts.common.files import canonical_json, write_json
-from scripts.media.pixel_store import HASHES, PIXELS, pixels_key
+from scripts.media.pixel_store import PixelStore, pixels_key
 from scripts.media.tarshard import ShardWriter, shard_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -219,12 +219,8 @@ def prepare(folder: Path, count: int, width: int, height: int, distinct: int) ->
         write_json(folder / form / "manifest.json", manifest | images | {"shards": [listed]})
     scope: dict = {}
     exec(COMMON.split("def batches")[0].replace("sys.argv[1], int(sys.argv[2]), int(sys.argv[3])", "0, 0, 0"), scope)
-    store = folder / "pixels/one-00000-of-00001"
-    store.parent.mkdir()
-    store.with_suffix(PIXELS).write_bytes(b"".join(scope["decode"](data).tobytes() for data in pictures))
-    store.with_suffix(HASHES).write_bytes(b"".join(map(bytes.fromhex, hashes)))
-    facts = {"key": pixels_key({"side": SIDE}), "pillow": PIL.__version__, "images": distinct, "shape": [3, SIDE, SIDE]}
-    write_json(store.with_suffix(".json"), facts)
+    facts = {"key": pixels_key({"side": SIDE}), "pillow": PIL.__version__}
+    PixelStore.write(folder / "pixels/one-00000-of-00001", map(scope["decode"], pictures), hashes, facts)
 
 
 def _json(sample: dict, image: dict) -> bytes:

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Generation
 
 from .configuration import VisualChatConfig
 from .decoders import check_decoder_supported
-from .processing import add_image_token, image_side, load_image_processor
+from .encoder_loading import encoder_config, load_strictly, vision_options
+from .processing import add_image_token, load_image_processor
 from .template import Template, end_ids, image_token_id
 from .vision import VisionTower
 
@@ -28,13 +29,12 @@ def load_base_models(
 
     Raises ValueError for a folder that lacks weights, or a decoder whose attention is not supported.
     """
-    vision_config = AutoConfig.from_pretrained(vision_folder)
-    vision_config = getattr(vision_config, "vision_config", vision_config)
+    vision_config = encoder_config(vision_folder)
     check_decoder_supported(AutoConfig.from_pretrained(language_folder))
-    language = _load_strictly(
+    language = load_strictly(
         AutoModelForCausalLM, language_folder, dtype="auto" if keep_language_dtype else dtype or "auto"
     )
-    encoder = _load_strictly(AutoModel, vision_folder, config=vision_config, dtype=dtype or language.dtype)
+    encoder = load_strictly(AutoModel, vision_folder, config=vision_config, dtype=dtype or language.dtype)
     add_image_token(tokenizer)
     if len(tokenizer) > language.get_input_embeddings().num_embeddings:
         language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -57,21 +57,16 @@ def joined_config(
 
     Raises ValueError if the image processor of `vision_folder` does not make squares, or for an invalid option.
     """
-    images = load_image_processor(vision_folder)
-    side = image_side(images)
+    vision = vision_options(encoder, load_image_processor(vision_folder))
     config = VisualChatConfig(
-        vision_config=encoder.config,
         text_config=language.config,
-        image_size=side,
         image_token_id=image_token_id(tokenizer),
-        image_mean=images.image_mean if images.do_normalize else [0.0] * 3,
-        image_std=images.image_std if images.do_normalize else [1.0] * 3,
         template=template.to_dict() if isinstance(template, Template) else template,
         tie_word_embeddings=language.config.tie_word_embeddings,
-        # Without it `transformers` would set the attention of both parts to None.
-        attn_implementation={"vision_config": encoder.config._attn_implementation},
+        **vision,
         **options,
     )
+    side = vision["image_size"]
     with torch.no_grad():
         config.vision_tokens = VisionTower(config, encoder)(torch.zeros(1, 3, side, side, dtype=torch.uint8)).shape[1]
     return config
@@ -86,18 +81,3 @@ def generation_defaults(tokenizer: Any, config: VisualChatConfig) -> GenerationC
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         suppress_tokens=[config.image_token_id],
     )
-
-
-def check_loading_info(folder: str | Path, info: dict[str, Any], keys: tuple[str, ...]) -> None:
-    """Raise ValueError if the loading information of `folder` lists weights under one of `keys`."""
-    for key in keys:
-        if info[key]:
-            names = ", ".join(sorted(map(str, info[key]))[:5])
-            raise ValueError(f"{folder}: the weights do not fit the configuration, {key.replace('_', ' ')}: {names}")
-
-
-def _load_strictly(auto_class: Any, folder: Path, **options: Any) -> PreTrainedModel:
-    """Load a folder; ValueError if it lacks a weight, which `transformers` would initialise at random."""
-    model, info = auto_class.from_pretrained(folder, output_loading_info=True, **options)
-    check_loading_info(folder, info, ("missing_keys", "mismatched_keys"))
-    return model

@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Cach
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from .base_models import check_loading_info, generation_defaults, joined_config, load_base_models
+from .base_models import generation_defaults, joined_config, load_base_models
 from .batch_layout import BatchLayout, LabelIndex
 from .configuration import VisualChatConfig
 from .conversation_cache import ConversationCache
@@ -46,6 +46,7 @@ from .decoders import (
     placeholder_mask,
 )
 from .documents import TEXT
+from .encoder_loading import check_loading_info
 from .generation_mixin import VisualChatGenerationMixin
 from .image_mixin import ImageInputs, ImageMixin
 from .image_states import ImageStates

@@ -30,6 +30,9 @@ IMAGE_SOURCES = targets.image_sources(SETTINGS)
 SUBSET_DATASETS = targets.subset_datasets(SETTINGS)
 SUBSET_ANNOTATION_SOURCES = sorted({source for name in SUBSET_DATASETS for source in REGISTRY.annotation_sources(name)})
 BASES = f"{ROOT}/bases/miniature"
+FEATURES = (
+    f"{ROOT}/features/{{encoder}}/layer{{layer}}-{{class_token}}-{{precision}}/{{source}}-{{number}}-of-{{total}}"
+)
 
 
 wildcard_constraints:
@@ -89,6 +92,11 @@ def base_inputs(wildcards):
 def training(resource):
     """The amount of a resource that a training job requests."""
     return lambda wildcards: targets.training_resources(SETTINGS, wildcards.run)[resource]
+
+
+def feature_pixels(wildcards):
+    """The preprocessed images that a shard of features is computed from; none if the images are decoded for it."""
+    return targets.encoding_pixels(SETTINGS, f"{FEATURES.format(**wildcards)}.json")
 
 
 def records_inputs(wildcards):

@@ -1,5 +1,5 @@
 # Images: every readable image of a source once, in tar shards with an index; which of them are held out; and, for runs
-# with `pixels: true`, the images after the encoder's image processor.
+# with `pixels: true`, the images after the encoder's image processor; with `features: true`, the encoder's output.
 
 
 rule shard:
@@ -109,3 +109,44 @@ rule preprocess_images:
         "VISUALCHAT_LOG={log:q} python -m scripts.preprocess_images --processor {params.processor:q} "
         "--source {wildcards.source} --media {params.folder:q} "
         "--shard {wildcards.source}-{wildcards.number}-of-{wildcards.total} --out {params.out:q}"
+
+
+rule encode_images:
+    input:
+        media=f"{ROOT}/media/{{source}}/manifest.json",
+        encoder=lambda w: f"{BASES}/vision/manifest.json" if w.encoder == "miniature" else [],
+        pixels=feature_pixels,
+    output:
+        features=f"{FEATURES}.bf16",
+        hashes=f"{FEATURES}.sha256",
+        manifest=f"{FEATURES}.json",
+    log:
+        f"{ROOT}/logs/encode_images/{{encoder}}/layer{{layer}}-{{class_token}}-{{precision}}/{{source}}-{{number}}-of-{{total}}.log",
+    wildcard_constraints:
+        encoder=r"[\w.-]+",
+        layer=r"-?\d+",
+        class_token="drop|keep",
+        precision="fp32|bf16|fp16",
+        number=r"\d{5}",
+        total=r"\d{5}",
+    conda:
+        "../envs/train.yaml"
+    resources:
+        # As trainings do: a GPU unless they compute in fp32, one of them at a time on this machine.
+        gpu=lambda w: None if w.precision == "fp32" else 1,
+        trainings=lambda w: 0 if w.precision == "fp32" else 1,
+    params:
+        encoder=lambda w: targets.processor_folder(SETTINGS, w.encoder),
+        code=code("scripts.encode_images"),
+        pillow=version("pillow"),
+        folder=folder(f"{ROOT}/media/{{source}}"),
+        pixels=lambda w, input: f"--pixels {shlex.join(input.pixels)}" if input.pixels else "",
+        root=folder(ROOT),
+        out=subpath(output.features, parent=True),
+    message:
+        "Encoding images of {wildcards.source} with {wildcards.encoder}, shard {wildcards.number} of {wildcards.total}"
+    shell:
+        "VISUALCHAT_LOG={log:q} python -m scripts.encode_images --encoder {params.encoder:q} --layer {wildcards.layer} "
+        "--class-token {wildcards.class_token} --precision {wildcards.precision} --source {wildcards.source} "
+        "--media {params.folder:q} --shard {wildcards.source}-{wildcards.number}-of-{wildcards.total} {params.pixels} "
+        "--root {params.root:q} --out {params.out:q}"

@@ -14,7 +14,8 @@ rule train_run:
             for part in targets.epoch_parts(SETTINGS, w.run)
         ],
         heldout=lambda w: f"{ROOT}/blend/{SETTINGS.runs[w.run].blend}/heldout/manifest.json",
-        pixels=lambda w: targets.pixel_manifests(SETTINGS, w.run),
+        pixels=lambda w: targets.training_pixels(SETTINGS, w.run),
+        features=lambda w: targets.feature_manifests(SETTINGS, w.run),
     output:
         # `update` keeps the last good result until a newer one has succeeded. Checkpoints are not declared as outputs:
         # Snakemake would delete them before a retry.
@@ -43,6 +44,7 @@ rule train_run:
         parts=lambda w, input: " ".join(shlex.quote(os.path.dirname(part)) for part in input.parts),
         heldout=lambda w, input: os.path.dirname(input.heldout),
         pixels=lambda w, input: f"--pixels {shlex.join(input.pixels)}" if input.pixels else "",
+        features=lambda w, input: f"--features {shlex.join(input.features)}" if input.features else "",
         root=folder(ROOT),
         out=subpath(output[0], parent=True),
     message:
@@ -50,7 +52,7 @@ rule train_run:
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.train --name {wildcards.run} --settings {params.settings:q} "
         "--model {params.model:q} --blend {params.parts} --heldout {params.heldout:q} {params.pixels} "
-        "--root {params.root:q} --out {params.out:q} --minutes {resources.runtime}"
+        "{params.features} --root {params.root:q} --out {params.out:q} --minutes {resources.runtime}"
 
 
 rule export:

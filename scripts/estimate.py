@@ -85,7 +85,8 @@ class Estimate:
         """Bytes of a GPU by kind."""
         from scripts.estimation.memory import device_bytes
 
-        return device_bytes(self.counts, placement, self.run.precision, self.sizes, self.largest)
+        needed = device_bytes(self.counts, placement, self.run.precision, self.sizes, self.largest)
+        return needed | ({"encoder outside": 0.0} if self.run.features else {})
 
     def host(self, placement: "ZeroPlacement", ranks_here: int) -> float:
         """Bytes of a node with so many ranks."""
@@ -145,7 +146,7 @@ def report(configuration: settings.Settings, name: str, ranks: int, gpu: str, mf
     blend = configuration.blends[run.blend]
     section = configuration.models[run.model]
     epoch = epoch_totals(blend, Path(configuration.results) / "plan" / run.blend, estimate.model.config.image_tokens)
-    flops = operations(estimate.model, epoch)
+    flops = operations(estimate.model, epoch, run.features)
     days = run.epochs * flops / (ranks * PEAKS[GPUS[gpu][1]] * mfu) / 86400
     ranks_here = max(1, ranks // run.nodes)
     lines = [f"run {name}: {section.language} with {section.vision}", "", parameter_table(estimate.model, run), ""]

@@ -52,6 +52,10 @@ def train(args: argparse.Namespace, settings: RunConfig) -> int:
     """
     deadline = time.time() + 60 * args.minutes if args.minutes else None
     check_installed(settings.trackers)
+    if args.features and not settings.features:
+        raise UserError(
+            "--features needs `features: true` in the settings of the run: it changes the last digits of losses"
+        )
     blend = args.blend * settings.epochs if len(args.blend) == 1 else args.blend
     if len(blend) != settings.epochs:
         raise UserError(f"{settings.epochs} epochs need as many --blend folders, or one that repeats, not {len(blend)}")
@@ -110,6 +114,7 @@ def worker_arguments(
         arguments += [flag, str(path)]
     arguments += ["--blend", *map(str, blend)]
     arguments += ["--pixels", *map(str, args.pixels)] if args.pixels else []
+    arguments += ["--features", *map(str, args.features)] if args.features else []
     arguments += ["--deadline", str(deadline)] if deadline else []
     return [*arguments, "--hang-timeout", str(args.hang_timeout)]
 
@@ -269,6 +274,8 @@ def main() -> int:
     arguments.add_argument("--root", required=True, type=Path, help="results root, which references are relative to")
     pixels = "manifests pixels/<encoder>/*.json: read the decoded images they describe instead of decoding them"
     arguments.add_argument("--pixels", type=Path, nargs="*", default=[], help=pixels)
+    features = "manifests features/<encoder>/<output>/*.json: read the image features they describe (`features: true`)"
+    arguments.add_argument("--features", type=Path, nargs="*", default=[], help=features)
     arguments.add_argument("--out", required=True, type=Path, help="folder to write: train/<run>")
     minutes = "save and stop, with exit status 75, before so many minutes have passed (default: 0, no limit)"
     arguments.add_argument("--minutes", type=duration, default=0.0, help=minutes)

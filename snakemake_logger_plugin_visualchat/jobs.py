@@ -11,7 +11,7 @@ from pathlib import Path
 
 STAGES = {
     "raw files": ("miniature", "fetch", "select_subset", "validate_source", "validate_dataset"),
-    "images": ("shard", "media_index", "preprocess_images", "holdout"),
+    "images": ("shard", "media_index", "preprocess_images", "encode_images", "holdout"),
     "conversations": ("convert", "count_tokens"),
     "blends": ("plan", "blend", "blend_manifest", "preview"),
     "models": ("pretrain_tokenizer", "pretrain_vision", "pretrain_language", "make_model"),

@@ -24,7 +24,9 @@ class RunConfig(Section):
         {"ranks", "nodes", "micro_batch", "zero", "zero_hpz", "offload", "gradient_checkpointing", "workers", "pixels"}
         | {"checkpoint_every", "keep_checkpoints", "export", "trackers", "project", "memory_gb", "deterministic"}
     )
-    LATER: ClassVar[frozenset[str]] = frozenset({"early_stopping_patience", "optimizer", "fused_layers", "compile"})
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        {"early_stopping_patience", "optimizer", "features", "fused_layers", "compile"}
+    )
     """Settings that change the results but were added later: left out of the fingerprint if they have their default,
     so that earlier runs stay valid."""
 
@@ -125,6 +127,12 @@ class RunConfig(Section):
     """Decode and resize every image once, into a store that all epochs and ranks read (150 kB for an image of 224
     pixels, below `pixels/`), instead of in every epoch. The batches are the same, bit for bit; useful if decoding is
     slower than the model."""
+    features: bool = False
+    """Run the frozen vision encoder once over every image, into a store that all epochs and ranks read (half a megabyte
+    for an image of 256 tokens of width 1024, below `features/`), instead of in every step. Images are then not decoded
+    in training, so `pixels` is only of use to the encoding itself. The features are rounded to bf16: in `bf16` the
+    losses are the same to the rounding of the encoder's sums, in `fp32` and `fp16` to that of bf16. Useful if the
+    encoder takes a notable share of a step and the disk has room. Needs `train_vision: frozen`."""
     deterministic: bool = True
     """On a GPU, use only deterministic algorithms, so that an interrupted run ends with the same numbers as an
     uninterrupted one. Set it to false if the decoder needs an operation without a deterministic algorithm."""
@@ -153,6 +161,11 @@ class RunConfig(Section):
         self._check_second_copy()
         if self.compile and self.fused_layers != "none":
             raise ValueError(f"compile and fused_layers {self.fused_layers} replace the same operations; choose one")
+        if self.features and self.train_vision != "frozen":
+            raise ValueError(
+                f"features: true needs train_vision: frozen, not {self.train_vision}: the output of an encoder that is "
+                "trained changes in every step; set features: false, or pixels: true to store decoded images"
+            )
         parts = (self.train_language, self.train_vision, self.train_embeddings, self.train_projector)
         if all(part in ("frozen", False) for part in parts):
             raise ValueError("everything is frozen, so there is nothing to train")

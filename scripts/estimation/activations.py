@@ -84,7 +84,7 @@ class LayerSizes:
             tower_layers=vision.num_hidden_layers,
             tower_tokens=(model.config.image_size // vision.patch_size) ** 2,
             padded_tokens=run.micro_batch * blend.sequence,
-            images=run.micro_batch * (blend.max_images_per_pack if blend.packing else blend.max_images),
+            images=0 if run.features else run.micro_batch * _most_images(blend),
             every=int(run.gradient_checkpointing),
             fused=run.fused_layers != "none",
             two_branches=run.attention == "mmca",
@@ -92,6 +92,11 @@ class LayerSizes:
             rank=run.language_lora_rank,
             trains_tower=run.train_vision != "frozen",
         )
+
+
+def _most_images(blend: BlendConfig) -> int:
+    """The most images of a row."""
+    return blend.max_images_per_pack if blend.packing else blend.max_images
 
 
 def activations(sizes: LayerSizes, precision: str) -> float:

@@ -63,10 +63,13 @@ def epoch_totals(blend: BlendConfig, folder: Path, image_tokens: int) -> EpochTo
     return EpochTotals(conversations, tokens, conversations * _LABEL_TOKENS, images, False)
 
 
-def operations(model: VisualChatForConditionalGeneration, epoch: EpochTotals) -> float:
-    """Operations that the model needs for one epoch; what is computed twice to save memory does not count."""
+def operations(model: VisualChatForConditionalGeneration, epoch: EpochTotals, features: bool) -> float:
+    """Operations of one epoch; what is computed twice to save memory does not count.
+
+    With `features` the encoder does not count either: its output comes from the feature store.
+    """
     text_tokens = epoch.tokens - epoch.images * model.config.image_tokens
     causal = SWITCHES[model.config.attention]["image_rows"] == "causal"
     # A token attends to half of its conversation on average.
     pairs = (epoch.tokens if causal else text_tokens) * epoch.tokens / epoch.conversations / 2
-    return Flops(model).count(epoch.tokens, epoch.labels, epoch.images, pairs)
+    return Flops(model, features).count(epoch.tokens, epoch.labels, epoch.images, pairs)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.blending.tokens_identity import load_tokenizer, tokens_identity
 from scripts.common.errors import UserError
-from scripts.common.files import canonical_json, file_sha256, read_json, text_sha256, write_json
+from scripts.common.files import read_json, write_json
 from scripts.config.model import ModelConfig
 from scripts.config.tokens import TokensConfig
+from scripts.inference.base_folders import find_base, folder_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 DELTA = "delta.safetensors"
 _WEIGHTS = "projector.safetensors"
 _ROWS = "new_rows."
-_HASHED = {".json", ".safetensors", ".model", ".txt", ".jinja"}
-_NOT_HASHED = {"manifest.json"}
 _JOINING = ("projector", "projector_queries", "vision_feature_layer", "vision_class_token")
 
 
@@ -209,35 +208,6 @@ def load_delta(folder: Path) -> "tuple[VisualChatForConditionalGeneration, Visua
     model, processor = _join(folder, folders, attention, getattr(torch, facts["dtype"]))
     merge_weights(model, load_file(folder / DELTA), facts["lora_scale"])
     return model, processor
-
-
-def find_base(name: str, root: Path) -> Path:
-    """Return the folder of a base: a folder as given, one below `root`, or a model of the hub, fetched if necessary.
-
-    Raises:
-        UserError: there is none.
-    """
-    for folder in (Path(name), root / name):
-        if folder.is_dir():
-            return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=[f"*{suffix}" for suffix in sorted(_HASHED)]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{name!r} is neither a folder (also not below {root}) nor a model of the hub: {reason}"
-        ) from None
-
-
-def folder_sha256(folder: Path) -> str:
-    """Hash of the names and contents of a model's files: weights, configuration, tokenizer."""
-    files = [
-        path for path in folder.iterdir() if path.is_file() and path.suffix in _HASHED and path.name not in _NOT_HASHED
-    ]
-    return text_sha256(canonical_json({path.name: file_sha256(path) for path in files}))
 
 
 def _stored_path(name: str, folder: Path, root: Path) -> str:

@@ -145,6 +145,7 @@ _STAGES: dict[str, Callable[[Path, Any], Files]] = {
     "plan": _same_name(".parquet"),
     "blend": _shards,
     "pixels": _same_name(".u8", ".sha256"),
+    "features": _same_name(".bf16", ".sha256"),
     "bases": _folder,
     "models": _folder,
     "train": _run,

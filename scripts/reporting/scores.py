@@ -1,7 +1,7 @@
 """The report's sections on runs: scores with chance levels, the table that compares runs, losses, training curves.
 
-Reads `evaluate/<run>/metrics.json`, `train/<run>/finished.json` and the `metrics.jsonl` of that run's state. A column
-is one checkpoint of one run; checkpoints of a run share its colour.
+Reads `evaluate/<run>/metrics.json`, `train/<run>/finished.json`, and of that run's state `metrics.jsonl` and
+`throughput.json`. A column is one checkpoint of one run; checkpoints of a run share its colour.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json
+from scripts.common.formatting import format_bytes, format_count
 from scripts.evaluation.question_kinds import GROUPS
 from scripts.reporting.charts import Curve, Point, accuracy_bar, step_chart
 from scripts.training.metrics import read_metrics
@@ -138,12 +139,13 @@ def curves(
 ) -> tuple[Markup, list[dict[str, Any]]]:
     """The losses of all runs in one chart, and the details of each run: charts of `STEP_METRICS`, losses by dataset.
 
-    Read from the `metrics.jsonl` of the state that each `finished.json` names.
+    Read from the state that each `finished.json` names.
     """
-    runs = []
+    runs, states = [], {}
     for path in map(Path, paths):
         finished = read_json(path)
-        runs.append((finished["run"], read_metrics(path.parent / finished["state"] / "metrics.jsonl")))
+        state = states[finished["run"]] = path.parent / finished["state"]
+        runs.append((finished["run"], read_metrics(state / "metrics.jsonl")))
     runs.sort(key=lambda run: list(colours).index(run[0]))
 
     def points(lines: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
@@ -160,10 +162,23 @@ def curves(
                 if (chart := step_chart(label, [Curve(name, colours[name], points(lines, key))], confidence))
             ],
             "datasets": _by_dataset(lines),
+            "features": _feature_store(states[name] / "throughput.json"),
         }
         for name, lines in runs
     ]
     return step_chart("Loss", losses, confidence, logarithmic=True), details
+
+
+def _feature_store(path: Path) -> str | None:
+    """What the feature store of a run costs and saves, from its `throughput.json`; None for a run without one."""
+    facts = read_json(path).get("features") if path.exists() else None
+    if facts is None:
+        return None
+    return (
+        f"Feature store: {format_count(facts['images'])} images, {format_bytes(facts['bytes'])} on the disk. It saves "
+        f"{facts['encoder_flops_per_epoch']:.3g} operations of the vision encoder in an epoch; computed in every step, "
+        f"they would be {facts['encoder_share']:.1%} of its operations."
+    )
 
 
 def _by_dataset(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ the same number of forward and backward passes (collectives would hang otherwise
 
 Everything is a function of the step number: there is no order to draw, no iterator state to save, and a run that
 resumes at step s simply reads step s. Neither ranks, worker processes, how images are stored, nor the pixel store
-change what a batch holds.
+change what a batch holds. With the feature store it holds the features of images in place of their pixels.
 
 What a step needs to know of its whole global batch (how many labels there are) is in the blend's table of counts, so
 that it can begin with its first micro-batch. Everything in a batch that has a size is computed here, by the processes
@@ -34,10 +34,11 @@ from model.tensor_maps import map_tensors
 from scripts.common.errors import UserError
 from scripts.inference.blend_reader import BlendReader, Sample
 from scripts.inference.decoded_images import DecodedImageCache
+from scripts.media.feature_store import FeatureStore
 from scripts.media.pixel_store import PixelStore
 
 _Document = tuple[EncodedConversation, list[np.ndarray]]
-"""A conversation and its images (3, H, W) uint8, in the form that the processor collates."""
+"""A conversation and its images, in the form that the processor collates: (3, H, W) uint8, or features."""
 
 
 @dataclass
@@ -97,6 +98,7 @@ class MicroBatchDataset(Dataset[MicroBatch]):
         limit: int = 0,
         names: Sequence[str] = (),
         pixels: PixelStore | None = None,
+        features: FeatureStore | None = None,
     ) -> None:
         """Divide `epochs` (one reader per epoch) into batches.
 
@@ -111,11 +113,13 @@ class MicroBatchDataset(Dataset[MicroBatch]):
             limit: if above 0, only the first so many global batches of each epoch are used.
             names: of all datasets, in the order of their numbers; empty: those of `epochs`, sorted.
             pixels: decoded images; without it images are decoded here.
+            features: of all images; batches then have `image_features` (N, tokens, width) bf16, and no pixels.
 
         Raises:
             UserError: a blend has no table of counts.
         """
-        self.epochs, self.processor, self.pixels, self.options = list(epochs), processor, pixels, options
+        self.epochs, self.processor, self.options = list(epochs), processor, options
+        self._store = pixels if features is None else features
         names = names or sorted({name for reader in self.epochs for name in reader.datasets})
         self._numbers = {name: number for number, name in enumerate(names)} | {"": 0}
         self.global_batch, self.rank, self.ranks = global_batch, rank, ranks
@@ -159,7 +163,7 @@ class MicroBatchDataset(Dataset[MicroBatch]):
         for unit in self._share(units, self.rank, micro):
             documents, of_unit, length = [], Counter[str](), 0
             for position in reader.members(unit):
-                sample = reader.read(position, images=self.pixels is None)
+                sample = reader.read(position, images=self._store is None)
                 documents.append(self._encode(sample, reader))
                 datasets.append(sample.dataset)
                 of_unit[sample.dataset] += sample.n_labels
@@ -192,7 +196,7 @@ class MicroBatchDataset(Dataset[MicroBatch]):
         reader = self.epochs[epoch]
         for unit in units[self.rank :: self.ranks]:
             for position in reader.members(unit):
-                sample = reader.read(position, images=self.pixels is None)
+                sample = reader.read(position, images=self._store is None)
                 batch = self._batch([[self._encode(sample, reader)]], [sample.dataset])
                 yield "+".join(sample.uids), replace(batch, tokens=sample.n_tokens)
 
@@ -214,7 +218,7 @@ class MicroBatchDataset(Dataset[MicroBatch]):
 
     def _batch(self, rows: Sequence[Sequence[_Document]], datasets: list[str]) -> MicroBatch:
         """Collate rows of conversations, and lay them out."""
-        tensors = self.processor.collate([_packed(documents) for documents in rows], padding_side="right")
+        tensors = self._collate([_packed(documents) for documents in rows])
         ids = None
         if any(len(documents) > 1 for documents in rows):
             ids = tensors["document_ids"] = _document_ids(rows, tensors["input_ids"].shape)
@@ -240,6 +244,12 @@ class MicroBatchDataset(Dataset[MicroBatch]):
             )
         )
 
+    def _collate(self, documents: Sequence[_Document]) -> dict[str, Tensor]:
+        tensors = self.processor.collate(documents, padding_side="right")
+        if isinstance(self._store, FeatureStore) and "pixel_values" in tensors:
+            tensors["image_features"] = tensors.pop("pixel_values").view(torch.bfloat16)
+        return tensors
+
     def _encode(self, sample: Sample, reader: BlendReader) -> _Document:
         encoded = self.processor.encode(sample.messages)
         labels = sum(label != IGNORE_INDEX for label in encoded.labels)
@@ -249,8 +259,8 @@ class MicroBatchDataset(Dataset[MicroBatch]):
                 f"{sample.n_labels} labels, but the model's processor makes {len(encoded)} and {labels}; blend and "
                 "model must name the same `tokens`"
             )
-        if self.pixels is not None:
-            return encoded, [self.pixels.get(sha256) for sha256 in sample.image_sha256]
+        if self._store is not None:
+            return encoded, [self._store.get(sha256) for sha256 in sample.image_sha256]
         try:
             images = [self._images.get(*image) for image in zip(sample.image_sha256, sample.images, strict=True)]
         except OSError as error:

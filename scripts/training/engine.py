@@ -6,9 +6,10 @@ gradient. So a long answer weighs as much as it has tokens, wherever it was comp
 work is divided.
 
 A frozen vision tower stays outside the engine: it needs no gradient, no optimizer and no sharding (which would gather
-its weights in every step); one that is trained lies inside. Rates are set from the step number, so there is no
-scheduler state to save. A step whose loss or gradient is not finite changes nothing: with fp16 it is skipped and the
-loss scale lowered, otherwise it ends the run.
+its weights in every step); one that is trained lies inside. With `features: true` batches hold the output of the frozen
+tower, and no rank keeps it. Rates are set from the step number, so there is no scheduler state to save. A step whose
+loss or gradient is not finite changes nothing: with fp16 it is skipped and the loss scale lowered, otherwise it ends
+the run.
 """
 
 import hashlib
@@ -96,9 +97,10 @@ class TrainingEngine:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.device = compute_device()
         self.tower = None
-        self._flops = Flops(model)
+        self._flops = Flops(model, features=settings.features)
         if not any(value.requires_grad for value in model.vision_tower.parameters()):
-            self.tower = model.detach_vision_tower().to(self.device).eval()
+            tower = model.detach_vision_tower()
+            self.tower = None if settings.features else tower.to(self.device).eval()
         checkpoint_layers(model, int(settings.gradient_checkpointing))
         if settings.fused_layers == "liger":
             fuse_layers(model.language_model)

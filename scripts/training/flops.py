@@ -4,9 +4,9 @@ Counted are the operations that the model needs, by the usual formula: a weight 
 (multiply and add), 2 in the backward pass for the gradient of its input, and 2 for its own gradient if it is trained
 (Kaplan et al., arXiv 2001.08361, section 2.1); a pair of query and key costs 4 per layer and unit of width forward and
 8 backward (Chowdhery et al., arXiv 2204.02311, appendix B, which multiplies out the same for all pairs; here only those
-pairs count that the attention looks at). The head counts where a label is, a frozen encoder forward only, and what
-gradient checkpointing computes again or padding adds does not count. So the share of the peak is the "model flops
-utilisation" of that paper.
+pairs count that the attention looks at). The head counts where a label is, a frozen encoder forward only and, where its
+output comes from the feature store, not at all; what gradient checkpointing computes again or padding adds does not
+count. So the share of the peak is the "model flops utilisation" of that paper.
 """
 
 import os
@@ -47,16 +47,20 @@ PEAKS = {
 
 
 class Flops:
-    """Counts the operations of batches of one model. Make it before the vision tower is taken out of the model."""
+    """Counts the operations of batches of one model. Make it before the vision tower is taken out of the model.
 
-    def __init__(self, model: VisualChatForConditionalGeneration) -> None:
+    `encoder`: the operations of the vision encoder for an image. With `features` batches hold the encoder's output, and
+    these operations are not counted.
+    """
+
+    def __init__(self, model: VisualChatForConditionalGeneration, features: bool = False) -> None:
         self._head = _cost(model.get_output_embeddings())
         self._decoder = _cost(model.get_decoder())
         tower, vision, text = model.vision_tower, model.config.vision_config, model.config.text_config
         trained = any(value.requires_grad for value in tower.parameters())
         pairs = model.config.vision_tokens**2 * vision.num_hidden_layers * vision.hidden_size
-        self._image = _cost(tower, trained) * model.config.vision_tokens + (12 if trained else 4) * pairs
-        self._image += _cost(model.projector) * model.config.vision_tokens
+        self.encoder = _cost(tower, trained) * model.config.vision_tokens + (12 if trained else 4) * pairs
+        self._image = _cost(model.projector) * model.config.vision_tokens + (0 if features else self.encoder)
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self._pair = 12 * text.num_hidden_layers * text.num_attention_heads * width
 
@@ -66,7 +70,7 @@ class Flops:
 
     def matrices(self, batch: MicroBatch) -> float:
         """Those of encoder, projector, the decoder's layers and the head, without attention between tokens."""
-        images = len(batch.tensors.get("pixel_values", ()))
+        images = len(batch.tensors.get("pixel_values", batch.tensors.get("image_features", ())))
         return self.count(batch.tokens, sum(batch.labels.values()), images)
 
     def count(self, tokens: float = 0, labels: float = 0, images: float = 0, pairs: float = 0) -> float:

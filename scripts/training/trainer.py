@@ -28,8 +28,9 @@ from scripts.media.pixel_store import PixelStore, pixels_key
 from scripts.training.checkpoints import Checkpoints, load_weights, weights_of
 from scripts.training.dataset import MicroBatchDataset
 from scripts.training.engine import TrainingEngine, compute_device
+from scripts.training.features import open_features, savings
 from scripts.training.feed import MicroBatchFeed
-from scripts.training.flops import peak_flops
+from scripts.training.flops import Flops, peak_flops
 from scripts.training.metrics import Metrics, memory_bytes, read_metrics, summary, throughput, throughput_line
 from scripts.training.plan_check import check_same_plans, plan_facts
 from scripts.training.precision import dtype_of
@@ -95,6 +96,7 @@ class Trainer:
         self.log(f"attention {settings.attention}: the {options.backend} back-end for whole sequences")
         names = sorted({name for reader in readers.values() for name in reader.datasets})
         pixels = PixelStore(args.pixels, pixels_key(processor.image_processor.to_dict())) if args.pixels else None
+        self.features = open_features(args.features, args.model, model, processor, settings)
 
         def micro_batches(parts: Sequence[BlendReader], limit: int = 0) -> MicroBatchDataset:
             return MicroBatchDataset(
@@ -108,6 +110,7 @@ class Trainer:
                 limit=limit,
                 names=names,
                 pixels=pixels,
+                features=self.features,
             )
 
         self.batches = micro_batches(epochs)
@@ -126,6 +129,7 @@ class Trainer:
 
         mark_trainable(model, settings)
         self.log(parameter_table(model, settings))
+        self.encoder_flops = Flops(model).encoder
         tensors = self.checkpoints.load(self.done) if facts else {}
         load_weights(model, weights_of(tensors))
         self.engine = TrainingEngine(
@@ -344,6 +348,8 @@ class Trainer:
             return
         lines = read_metrics(self.state / "metrics.jsonl")
         speed = throughput(lines, peak_flops(self.ranks))
+        if self.features is not None:
+            speed["features"] = savings(self.features, self.encoder_flops, self.batches, lines)
         write_json(self.state / "throughput.json", speed)
         self.log(throughput_line(speed))
         curve = summary(lines)

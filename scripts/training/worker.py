@@ -93,6 +93,7 @@ def parse() -> argparse.Namespace:
         arguments.add_argument(flag, required=True, type=Path)
     arguments.add_argument("--blend", required=True, type=Path, nargs="+")
     arguments.add_argument("--pixels", type=Path, nargs="*", default=[])
+    arguments.add_argument("--features", type=Path, nargs="*", default=[])
     arguments.add_argument("--deadline", type=float, help="when to have stopped, in seconds since 1970")
     arguments.add_argument("--hang-timeout", type=float, default=60.0, help="minutes without progress that mean a hang")
     return arguments.parse_args()

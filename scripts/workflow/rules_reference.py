@@ -4,8 +4,8 @@
     python -m scripts.workflow.rules_reference --write    writes it, and scripts/README.md, the list of all programs
 
 It is taken from the graphs that Snakemake builds for two configurations which together use every rule: the miniature
-with preprocessed images, and a subset of published data. So a file is listed under "reads" if some job depends on it.
-The graphs are built in an empty folder, and no job is run.
+with preprocessed and encoded images, and a subset of published data. So a file is listed under "reads" if some job
+depends on it. The graphs are built in an empty folder, and no job is run.
 """
 
 import contextlib
@@ -78,7 +78,8 @@ def generated() -> dict[str, str]:
 def rules() -> dict[str, dict[str, Any]]:
     """Every rule by name: stage, program, message, and the files that it reads and makes, as patterns."""
     default = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
-    default["runs"] = {name: run | {"pixels": True} for name, run in default["runs"].items()}
+    run = next(iter(default["runs"].values())) | {"pixels": True}
+    default["runs"] = {"pixels": run, "features": run | {"features": True}}
     subset = yaml.safe_load((ROOT / "recipes/subset.yaml").read_text(encoding="utf-8"))
     merged: dict[str, dict[str, Any]] = {}
     for config in (default, subset):

@@ -93,14 +93,48 @@ def processor_input(settings: Settings, encoder: str) -> list[str]:
 
 
 def pixel_manifests(settings: Settings, run: str) -> list[str]:
-    """The manifests of the preprocessed images that a run reads: those of all sources that its blend shows."""
+    """The manifests of the preprocessed images of a run with `pixels`: those of all sources that its blend shows."""
     if not settings.runs[run].pixels:
         return []
-    registry, encoder = settings.registry(), encoder_name(settings.models[settings.runs[run].model].vision)
-    records = settings.blends[settings.runs[run].blend].records()
+    encoder = encoder_name(settings.models[settings.runs[run].model].vision)
+    return [f"{settings.results}/pixels/{encoder}/{shard}.json" for shard in _shown_shards(settings, run)]
+
+
+def feature_manifests(settings: Settings, run: str) -> list[str]:
+    """The manifests of the image features that a run reads: those of all sources that its blend shows."""
+    if not settings.runs[run].features:
+        return []
+    return [f"{_feature_folder(settings, run)}/{shard}.json" for shard in _shown_shards(settings, run)]
+
+
+def training_pixels(settings: Settings, run: str) -> list[str]:
+    """The manifests of the preprocessed images that the training of a run reads: none if it reads features."""
+    return [] if settings.runs[run].features else pixel_manifests(settings, run)
+
+
+def encoding_pixels(settings: Settings, manifest: str) -> list[str]:
+    """The preprocessed images from which the features that `manifest` describes are computed, if there are some.
+
+    They are decoded instead unless a run with `pixels` reads these features.
+    """
+    for name in settings.runs:
+        pairs = zip(feature_manifests(settings, name), pixel_manifests(settings, name), strict=False)
+        if pixels := dict(pairs).get(manifest):
+            return [pixels]
+    return []
+
+
+def _feature_folder(settings: Settings, run: str) -> str:
+    model = settings.models[settings.runs[run].model]
+    output = f"layer{model.vision_layer}-{model.class_token}-{settings.runs[run].precision}"
+    return f"{settings.results}/features/{encoder_name(model.vision)}/{output}"
+
+
+def _shown_shards(settings: Settings, run: str) -> list[str]:
+    """The names of the media shards of all sources that the blend of a run shows, without extension."""
+    registry, records = settings.registry(), settings.blends[settings.runs[run].blend].records()
     sources = sorted({source for dataset in records for source in registry.image_sources(dataset)})
-    shards = [os.path.basename(shard) for source in sources for shard in media_shards(settings, source)]
-    return [f"{settings.results}/pixels/{encoder}/{shard}.json" for shard in shards]
+    return [os.path.basename(shard) for source in sources for shard in media_shards(settings, source)]
 
 
 def epoch_parts(settings: Settings, run: str) -> list[str]:
@@ -245,6 +279,7 @@ def provenance_manifests(settings: Settings, run: str) -> list[str]:
     manifests += [f"plan/{entry.blend}/{part}.json" for part in parts]
     manifests += [f"blend/{entry.blend}/{part}/manifest.json" for part in parts]
     manifests += [shard.removeprefix(f"{settings.results}/") for shard in pixel_manifests(settings, run)]
+    manifests += [shard.removeprefix(f"{settings.results}/") for shard in feature_manifests(settings, run)]
     manifests += [f"bases/miniature/{base}/manifest.json" for base in _miniature_bases(settings, entry.model)]
     manifests += [f"models/{entry.model}/manifest.json", f"train/{run}/finished.json"]
     manifests += [f"exported/{run}/{which}/manifest.json" for which in ("final", "best")]
@@ -288,6 +323,7 @@ def provenance_programs(settings: Settings, run: str) -> list[str]:
     steps += [] if settings.data_path else ["miniature"]
     steps += ["select_subset"] if subset_datasets(settings) else []
     steps += ["preprocess_images"] if entry.pixels else []
+    steps += ["encode_images"] if entry.features else []
     steps += [f"pretraining.{base}" for base in _miniature_bases(settings, entry.model)]
     steps += sorted({f"adapters.{registry.datasets[name].adapter}" for name in datasets_of(settings, entry.blend)})
     return [f"scripts.{step}" for step in steps]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.configuration import VisualChatConfig
 from model.batch_layout import LabelIndex
+from model.configuration import VisualChatConfig
 from model.documents import compute_position_ids
 from model.modeling import VisualChatForConditionalGeneration
 from model.template import IGNORE_INDEX

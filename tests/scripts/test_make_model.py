@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from scripts.common.errors import UserError
 from scripts.config.model import ModelConfig
 from scripts.config.tokens import TokensConfig
-from scripts.inference.model_assembly import find_base, load_model, make_model
+from scripts.inference.base_folders import find_base
+from scripts.inference.model_assembly import load_model, make_model
 from tests.preload import client as preload
 from tests.runs import REPOSITORY
 from tests.tiny_models import IMAGE_TOKENS, make_bases

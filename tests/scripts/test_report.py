@@ -72,6 +72,8 @@ def write_run(folder: Path, name: str) -> None:
     steps = [{"step": step, "loss": 5 / step} for step in range(1, 41)]
     held = [{"step": step, "heldout_loss": 6 / (step + 1)} for step in (0, 20, 40)]
     (state / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps + held))
+    store = {"images": 5280, "bytes": 2_768_240_640, "encoder_flops_per_epoch": 876e12, "encoder_share": 0.2345}
+    write_json(state / "throughput.json", {"tokens_per_second": 1.0} | ({"features": store} if name == "mmca" else {}))
 
 
 def write_media(folder: Path, blend: BlendReader) -> None:
@@ -285,6 +287,12 @@ def colours(text: str) -> set[str]:
         pixel = Image.open(BytesIO(base64.b64decode(uri))).getpixel((5, 5))
         found.add(min(COLOURS, key=lambda name: sum(abs(a - b) for a, b in zip(COLOURS[name], pixel, strict=True))))
     return found
+
+
+def test_a_feature_store_is_shown_with_what_it_costs_and_saves(build):
+    text = Page(build("finished")).text
+    assert "Feature store: 5,280 images, 2.77 GB on the disk. It saves 8.76e+14 operations" in text
+    assert "they would be 23.4% of its operations" in text and text.count("Feature store") == 1
 
 
 def test_dialogues_are_shown_with_the_images_that_the_model_saw(build, results):

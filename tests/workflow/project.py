@@ -60,7 +60,14 @@ TINY = {
     },
     "models": {"small": {"vision": "miniature", "language": "miniature", "tokens": "words"}},
     "runs": {
-        "first": {"model": "small", "blend": "mixed", "train_language": "full", "ranks": 1, "micro_batch": 4},
+        "first": {
+            "model": "small",
+            "blend": "mixed",
+            "train_language": "full",
+            "ranks": 1,
+            "micro_batch": 4,
+            "features": True,
+        },
         "second": {
             "model": "small",
             "blend": "plain",

@@ -20,6 +20,7 @@ def test_every_promised_file_is_there(finished):
         plan/mixed/epoch-000.parquet plan/mixed/heldout.parquet
         blend/mixed/epoch-000/train-00000-of-00002.tar blend/mixed/epoch-000/train-00001-of-00002.tar.idx
         blend/mixed/epoch-000/units.idx pixels/miniature/coco-00001-of-00002.u8
+        features/miniature/layer-1-drop-fp32/coco-00001-of-00002.bf16
         blend/mixed/epoch-000/manifest.json blend/mixed/heldout/manifest.json blend/mixed/preview.html
         models/small/config.json train/first/finished.json
         exported/first/final/model.safetensors exported/first/best/config.json
@@ -66,7 +67,7 @@ def test_the_report_draws_the_graph_that_was_built(finished):
     assert graph["command"].startswith("snakemake --configfile tiny.yaml --cores 2")
     rules = graph["rules"]
     assert rules["train_run"]["jobs"] == 2 and "all" not in rules
-    assert {"blend_manifest", "make_model", "preprocess_images"} <= set(rules["train_run"]["reads"])
+    assert {"blend_manifest", "make_model", "preprocess_images", "encode_images"} <= set(rules["train_run"]["reads"])
     assert rules["plan"]["program"] == "plan" and rules["plan"]["stage"] == "blends"
     assert ">validate dataset</text>" in (finished.folder / "out/report.html").read_text()
 

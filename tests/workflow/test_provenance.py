@@ -57,7 +57,7 @@ def test_a_lock_file_names_every_kind_of_file_and_no_times_or_paths(root, finish
     lock = read_lock(root)
     kinds = {path.split("/")[0] for path in lock["files"]}
     expected = {"raw", "validated", "media", "split", "records", "tokens", "plan", "blend", "bases", "models"}
-    assert kinds == expected | {"train", "exported", "evaluate"}
+    assert kinds == expected | {"features", "train", "exported", "evaluate"}
     assert any(path.startswith("pixels/") for path in read_lock(root, "second")["files"])
     for path, file in lock["files"].items():
         assert (file["bytes"], file["sha256"]) == ((root / path).stat().st_size, file_sha256(root / path)), path
@@ -89,6 +89,7 @@ TAMPERED = [
     "blend/mixed/epoch-000/counts.parquet",
     "blend/mixed/heldout/manifest.json",
     "pixels/miniature/coco-00001-of-00002.u8",
+    "features/miniature/layer-1-drop-fp32/coco-00001-of-00002.bf16",
     "bases/miniature/vision/model.safetensors",
     "models/small/projector.safetensors",
     "exported/first/final/model.safetensors",

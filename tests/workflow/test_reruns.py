@@ -58,13 +58,18 @@ def test_a_second_run_has_nothing_to_do(finished):
             {"pretrain_tokenizer": 1, "pretrain_language": 1, "count_tokens": 5, **BLENDS, "make_model": 1, **RUNS},
         ),
         (("tokens", "words", "template"), {"system": "Look."}, {"count_tokens": 5, **BLENDS, "make_model": 1, **RUNS}),
-        # A processor: the crops and the models; no plan and no shard.
+        # A processor: the crops, the features and the models; no plan and no shard.
         (
             ("pretrain", "vision", "image_size"),
             48,
-            {"pretrain_vision": 1, "preprocess_images": 2, "make_model": 1, **RUNS},
+            {"pretrain_vision": 1, "preprocess_images": 2, "encode_images": 2, "make_model": 1, **RUNS},
         ),
-        (("runs", "first", "pixels"), True, RUN),
+        # Another layer: other features. Another projector: the same.
+        (("models", "small", "vision_layer"), -2, {"encode_images": 2, "make_model": 1, **RUNS}),
+        (("runs", "first", "features"), False, RUN),
+        (("runs", "first", "pixels"), True, {"encode_images": 2, **RUN}),
+        # It has preprocessed images, so the features that both read are computed from these.
+        (("runs", "second", "features"), True, {"encode_images": 2, **RUNS}),
         (
             ("models", "small", "projector"),
             "mlp",

@@ -1,5 +1,6 @@
 """What an estimate counts: published models to the last parameter, what is trained, and what the recipes ask for."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from scripts.config.model import ModelConfig
 from scripts.config.run import RunConfig
 from scripts.estimate import GPUS, Estimate, report
 from scripts.estimation import meta_model
+from scripts.estimation.epoch_flops import epoch_totals
 from scripts.estimation.memory import ZeroPlacement, host_bytes
+from scripts.training.flops import Flops
 from tests.workflow.project import ROOT
 
 RECIPES = ["paper-7b", "paper-13b", "paper-70b", "qwen3"]
@@ -116,3 +119,21 @@ def test_a_second_copy_is_offered_where_frozen_weights_cross_nodes_and_counted_w
     assert needed(run.model_copy(update={"zero_hpz": 8})) - needed(alone) == pytest.approx(17.3e9, rel=0.01)
     trained = {"train_language": "full", "train_embeddings": False}
     needed(run.model_copy(update=trained))
+
+
+def test_a_run_with_features_neither_holds_nor_runs_the_encoder():
+    plain = settings.load(yaml.safe_load((ROOT / "recipes/paper-7b.yaml").read_text()))
+    run = plain.runs["mmca"].model_copy(update={"features": True})
+    stored = plain.model_copy(update={"runs": {"mmca": run}})
+    choice = ZeroPlacement(3, "none", 8)
+    before, after = (Estimate.of(configuration, "mmca") for configuration in (plain, stored))
+    assert before.device(choice)["encoder outside"] == 2 * 303_179_776 and after.device(choice)["encoder outside"] == 0
+    assert after.device(choice)["activations"] < before.device(choice)["activations"]
+    per_token = [
+        float(re.search(r"operations per token: (\S+);", report(configuration, "mmca", 8, "h100", 0.4))[1])
+        for configuration in (plain, stored)
+    ]
+    epoch = epoch_totals(plain.blends[run.blend], Path("nowhere"), before.model.config.image_tokens)
+    saved = Flops(before.model).encoder * epoch.images / epoch.tokens
+    # The report has three digits.
+    assert per_token[0] - per_token[1] == pytest.approx(saved, abs=0.1e9) and saved > 0.3e9

@@ -33,6 +33,7 @@ ADAPTERS |= {"embeddings_learning_rate": 1e-3, "vision_learning_rate": 2e-3}
 RUNS = {str(zero): {"zero": zero} for zero in (0, 1, 2, 3)}
 RUNS |= {"frozen 2": {"zero": 2} | FROZEN}
 RUNS |= {f"bf16 {zero}": {"zero": zero, "precision": "bf16"} for zero in (0, 2, 3)}
+RUNS |= {f"bf16 features {zero}": {"zero": zero, "precision": "bf16", "features": True} for zero in (2, 3)}
 RUNS |= {f"fp16 {zero}": {"zero": zero, "precision": "fp16"} for zero in (0, 2, 3)}
 RUNS |= {"offload 2": {"zero": 2, "offload": "optimizer"}, "offload 3": {"zero": 3, "offload": "parameters"}}
 RUNS |= {"recomputed 2": {"zero": 2, "gradient_checkpointing": True}}
@@ -101,27 +102,20 @@ def main(root: Path, out: Path) -> None:
         if state:
             load_weights(model, weights_of(state[0]))
         batches = mixed if name.startswith("mixed") else every
+        if settings.features:
+            batches = [encoded(batch, model.vision_tower) for batch in every]
         accumulation = len(batches) // STEPS
         engine = TrainingEngine(model, settings, datasets=reader.datasets, accumulation=accumulation, steps=STEPS)
+        assert (engine.tower is None) == (settings.features or settings.train_vision != "frozen")
         if state:
             engine.restore(*state, shared.filler(), accumulation)
         losses, begun = [], None
         for step in range(first, STEPS):
-            with RefuseWaits() as mode:
-                # DeepSpeed waits for gradients that it moves to the CPU; and at stage 3, whenever the order changes in
-                # which weights are used, it compares that order on all ranks.
-                reordered = step == first or name.startswith("mixed")
-                if settings.offload != "none" or (settings.zero == 3 and reordered):
-                    mode.allow()
-                count = engine._sum_counts
-
-                def sum_counts(*args, mode=mode, count=count):
-                    mode.allow()
-                    return count(*args)
-
-                engine._sum_counts = sum_counts
-                result = engine.step(step, engine.feed(batches[step * accumulation : (step + 1) * accumulation]))
-                engine._sum_counts = count
+            # DeepSpeed waits for gradients that it moves to the CPU; and at stage 3, whenever weights are used in
+            # another order than before, it compares that order on all ranks.
+            reordered = settings.zero == 3 and (step == first or name.startswith("mixed"))
+            share = batches[step * accumulation : (step + 1) * accumulation]
+            result = take_step(engine, step, share, may_wait=settings.offload != "none" or reordered)
             losses += [result.losses.loss, result.grad_norm]
             if step == FIRST - 1 and any(other.startswith(f"{name}>") for other in CONTINUED):
                 begun = engine.state(), engine.facts()
@@ -142,6 +136,32 @@ def main(root: Path, out: Path) -> None:
     found[LAST], _ = run(LAST, settings_of(LAST), 0, None)
     if dist.get_rank() == 0:
         out.write_text(json.dumps(found))
+
+
+def take_step(engine, step, batches, may_wait):
+    """Take a step that does not wait before its gradient is complete, unless it may."""
+    count = engine._sum_counts
+    with RefuseWaits() as mode:
+
+        def sum_counts(*args):
+            mode.allow()
+            return count(*args)
+
+        if may_wait:
+            mode.allow()
+        engine._sum_counts = sum_counts
+        result = engine.step(step, engine.feed(batches))
+    engine._sum_counts = count
+    return result
+
+
+def encoded(batch, tower):
+    """A micro-batch as it is with the feature store."""
+    tensors = dict(batch.tensors)
+    if "pixel_values" in tensors:
+        with torch.no_grad():
+            tensors["image_features"] = tower(tensors.pop("pixel_values")).to(torch.bfloat16)
+    return replace(batch, tensors=tensors)
 
 
 def mixtures(single) -> list:

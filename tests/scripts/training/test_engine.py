@@ -78,6 +78,11 @@ def test_half_precision_is_the_same_at_every_stage_and_near_to_whole(steps: dict
     assert steps["fp16 2"][:3] != steps["2"][:3], "nothing was rounded"
 
 
+@pytest.mark.parametrize("zero", [2, 3])
+def test_features_in_place_of_pixels_give_the_same_steps_without_a_tower(steps: dict, zero: int):
+    assert steps[f"bf16 features {zero}"] == steps[f"bf16 {zero}"]
+
+
 def test_fp16_skips_what_overflows_and_keeps_its_scale_through_a_checkpoint(steps: dict):
     """The second gradient overflows, so the third step begins with half the scale and the weights of the second."""
     assert [math.isinf(norm) for norm in steps["fp16 2"][1::2]] == [False, True, False, True]

@@ -17,11 +17,12 @@ def test_settings_that_change_numbers_change_the_fingerprint_and_others_do_not(l
     base = run_fingerprint(RunConfig(**SETTINGS), read)
     same = {"ranks": 7, "micro_batch": 1, "zero": 0, "workers": 3, "checkpoint_every": 9, "keep_checkpoints": 5}
     same |= {"nodes": 2, "offload": "optimizer", "gradient_checkpointing": 2, "trackers": [], "project": "other"}
-    same |= {"early_stopping_patience": 0}
+    same |= {"early_stopping_patience": 0, "features": False, "pixels": True}
     for key, value in same.items():
         assert run_fingerprint(RunConfig(**SETTINGS | {key: value}), read) == base, key
     other = {"learning_rate": 1e-4, "threads": 2, "seed": 1, "attention": "causal", "epochs": 3, "evaluate_every": 6}
     other |= {"early_stopping_patience": 2, "fused_layers": "liger", "compile": True}
+    other |= {"features": True}
     for key, value in other.items():
         assert run_fingerprint(RunConfig(**SETTINGS | {key: value}), read) != base, key
     assert run_fingerprint(RunConfig(**SETTINGS | {"zero": 3, "zero_hpz": 2}), read) == base

@@ -17,10 +17,13 @@ from scripts.training.feed import MicroBatchFeed
 from scripts.training.flops import Flops
 from scripts.training.trainable import mark_trainable
 from tests.runs import TrainingSetup
+from tests.tiny_models import IMAGE_TOKENS
 
 
 @pytest.mark.parametrize(
-    "options", [{"train_language": "full"}, {}, {"train_language": "full", "train_vision": "full"}], ids=str
+    "options",
+    [{"train_language": "full"}, {}, {"train_language": "full", "train_vision": "full"}, {"features": True}],
+    ids=str,
 )
 def test_the_formula_agrees_with_what_is_multiplied(lab: TrainingSetup, options: dict):
     settings = RunConfig(model="m", blend="b", **options)
@@ -29,10 +32,18 @@ def test_the_formula_agrees_with_what_is_multiplied(lab: TrainingSetup, options:
     reader = BlendReader(lab.blends[0], lab.root)
     batches = MicroBatchDataset([reader], processor, model.layout_options(), global_batch=1, micro_batch=1)
     batch = next(batches[n] for n in range(len(batches)) if len(batches[n].tensors.get("pixel_values", ())) == 2)
+    formula, pixels = Flops(model, settings.features), batch.tensors["pixel_values"]
+    if settings.features:
+        batch.tensors["image_features"] = model.vision_tower(batch.tensors.pop("pixel_values")).detach()
     with FlopCounterMode(display=False) as counter:
         LossModule(model.train())(**MicroBatchFeed([batch], model.device).take().inputs)[0].backward()
     # PyTorch's counter knows nothing of attention on a CPU.
-    assert Flops(model).matrices(batch) == pytest.approx(counter.get_total_flops(), rel=0.05)
+    assert formula.matrices(batch) == pytest.approx(counter.get_total_flops(), rel=0.05)
+    if settings.features:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.vision_tower(pixels)
+        attention = 4 * IMAGE_TOKENS**2 * 2 * 32
+        assert formula.encoder - attention == pytest.approx(counter.get_total_flops() / 2, rel=0.05)
 
 
 def test_attention_costs_what_is_looked_at(lab: TrainingSetup):

@@ -100,6 +100,21 @@ def test_a_run_with_pixels_waits_for_the_sources_that_its_blend_shows(tiny):
     assert targets.processor_folder(other, "openai--clip-vit-large-patch14") == model.vision
 
 
+def test_a_run_with_features_waits_for_the_output_of_its_encoder(tiny):
+    expected = [f"out/features/miniature/layer-1-drop-fp32/coco-0000{i}-of-00002.json" for i in range(2)]
+    assert targets.feature_manifests(tiny, "first") == expected and targets.feature_manifests(tiny, "second") == []
+    model = tiny.models["small"].model_copy(update={"vision": "a/b", "vision_layer": -2, "class_token": "keep"})
+    run = tiny.runs["first"].model_copy(update={"precision": "bf16"})
+    other = tiny.model_copy(update={"models": {"small": model}, "runs": {"first": run}})
+    assert targets.feature_manifests(other, "first")[0].startswith("out/features/a--b/layer-2-keep-bf16/")
+    # Images are decoded for it, unless the run has them preprocessed; training then reads the features alone.
+    assert targets.encoding_pixels(tiny, expected[1]) == []
+    both = tiny.model_copy(update={"runs": {"first": tiny.runs["first"].model_copy(update={"pixels": True})}})
+    assert targets.encoding_pixels(both, expected[1]) == ["out/pixels/miniature/coco-00001-of-00002.json"]
+    assert targets.training_pixels(both, "first") == []
+    assert targets.training_pixels(tiny, "second") == targets.pixel_manifests(tiny, "second") != []
+
+
 def test_only_the_talk_of_joins_is_counted_as_follow_ups(tiny):
     followed = {name for name in tiny.datasets() if targets.needs_followups(tiny, "words", name)}
     assert followed == {"llava", "llava_dial"}
@@ -120,6 +135,7 @@ def test_the_picture_names_every_step():
         "blend",
         "blend_manifest",
         "preprocess_images",
+        "encode_images",
     }
     programs |= {"pretrain", "make_model", "train", "export", "evaluate", "lock", "report"}
     rules = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
@@ -131,6 +147,9 @@ def test_what_is_behind_a_run_is_its_own(tiny):
     first, second = (targets.provenance_manifests(tiny, run) for run in ("first", "second"))
     assert {"plan/mixed/epoch-000.json", "records/llava.report.json", "raw/miniature/miniature.json"} <= set(first)
     assert not [path for path in first if "plain" in path or "aokvqa" in path or path.startswith("pixels")]
+    assert "features/miniature/layer-1-drop-fp32/coco-00001-of-00002.json" in first
+    assert "scripts.encode_images" in targets.provenance_programs(tiny, "first")
+    assert "scripts.encode_images" not in targets.provenance_programs(tiny, "second")
     assert "pixels/miniature/coco-00001-of-00002.json" in second and "bases/miniature/vision/manifest.json" in second
     assert len(set(first)) == len(first) and not [path for path in first if path.endswith((".tar", ".parquet"))]
     assert "scripts.adapters.llava" in targets.provenance_programs(tiny, "first")
