@@ -18,7 +18,7 @@ READY_LINT := $(VENV)/.ready-lint
 PIP := $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo chat browser check lint units test test-all test-cluster test-lmms neighbours docs lock clean
+.PHONY: help demo chat browser check lint units test test-all test-cluster test-lmms neighbours gpu-check gpu-wheels docs lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -82,7 +82,23 @@ neighbours: .neighbours/datasets/.ready .neighbours/energon/.ready  ## environme
 test-lmms: .neighbours/lmms/.ready  ## the test inside lmms-eval, in an environment of its own
 	.neighbours/lmms/bin/python -m pytest tests/scripts/evaluation/test_lmms.py
 
-.neighbours/lmms/.ready: envs/neighbours/lmms.txt pyproject.toml $(READY_TEST)
+# On a machine with a GPU, a torch and a Triton of its own and perhaps no network; needs no environment of ours. PYTHON: its Python.
+gpu-check:  ## on a machine with a GPU: tests and figures in six minutes, into gpu-check.md
+	$(PYTHON) -m benchmarks.gpu_check
+
+# The other packages for that machine, to be brought along. GPU_PYTHON: the version of its Python.
+GPU_PYTHON ?= 3.12
+GPU_PLATFORMS := $(addprefix --platform manylinux,_2_28_x86_64 _2_17_x86_64 2014_x86_64 2010_x86_64)
+gpu-wheels: $(READY)  ## packages for gpu-check on a machine without a network (GPU_PYTHON=3.12), into gpu-wheels/
+	rm -rf gpu-wheels
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --python-version $(GPU_PYTHON) $(GPU_PLATFORMS) \
+		--dest gpu-wheels -r envs/requirements-gpu-check.txt
+	DS_BUILD_OPS=0 $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir gpu-wheels \
+		$$(grep -o '^deepspeed==[^ ]*' envs/requirements.txt)
+	@du -cm gpu-wheels | tail -1 | sed 's/\ttotal/ MiB in gpu-wheels/'
+
+# TRL's trainer, which `python -m benchmarks.train --peers` compares ours with, is installed in the same way.
+.neighbours/lmms/.ready .neighbours/trl/.ready: .neighbours/%/.ready: envs/neighbours/%.txt pyproject.toml $(READY_TEST)
 	$(BIN)/python -m venv $(@D)
 	echo "$(CURDIR)/$$(echo $(VENV)/lib/python*/site-packages)" > "$$(echo $(@D)/lib/python*/site-packages)/visualchat-environment.pth"
 	$(@D)/bin/pip install --quiet --no-deps -r $<
@@ -95,16 +111,18 @@ docs: $(READY)  ## the generated pages and the picture of the graph
 	$(BIN)/python -c 'from pygraphviz import AGraph; AGraph("docs/graph.dot").draw("docs/graph.svg", prog="dot")'
 
 # Torch is left out: which build is installed is chosen by TORCH_INDEX, and envs/no-cuda.txt keeps the packages of one build out.
+# Triton is one of them, but the tests need it on every machine that it is built for; uv leaves out for which.
 LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --no-header --annotation-style=line --override envs/no-cuda.txt \
 	--no-emit-package torch --no-emit-package pip
 lock: $(READY_LINT)  ## lock the dependencies that pyproject.toml declares, keeping the versions that still fit
-	$(LOCK) $(LOCK_OPTIONS) pyproject.toml -o envs/requirements.txt
+	$(LOCK) $(LOCK_OPTIONS) --no-emit-package triton pyproject.toml -o envs/requirements.txt
 	$(LOCK) $(LOCK_OPTIONS) --group test -c envs/requirements.txt -o envs/requirements-test.txt
+	sed -i "s/^\(triton==[^ ]*\) */\1 ; sys_platform == 'linux' and platform_machine == 'x86_64'  /" envs/requirements-test.txt
 	$(LOCK) $(LOCK_OPTIONS) --no-deps --group gpu -o envs/requirements-gpu.txt
-	$(LOCK) $(LOCK_OPTIONS) --group lint -c envs/requirements.txt -c envs/requirements-test.txt -o envs/requirements-lint.txt
+	$(LOCK) $(LOCK_OPTIONS) --no-emit-package triton --group lint -c envs/requirements.txt -c envs/requirements-test.txt -o envs/requirements-lint.txt
 
 clean:  ## remove the environments
-	rm -rf $(VENV) .neighbours
+	rm -rf $(VENV) .neighbours .gpu-check gpu-wheels
 
 $(READY): envs/requirements.txt envs/requirements-torch.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Name another with PYTHON=...")'
@@ -114,8 +132,9 @@ $(READY): envs/requirements.txt envs/requirements-torch.txt
 	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -r envs/requirements.txt
 	@touch $@
 
-$(READY_TEST): $(READY) envs/requirements-test.txt
+$(READY_TEST): $(READY) envs/requirements-test.txt envs/requirements-triton-3.6.txt
 	$(PIP) -r envs/requirements-test.txt
+	$(PIP) --no-deps --upgrade --target $(VENV)/triton-3.6 -r envs/requirements-triton-3.6.txt
 	@touch $@
 
 $(READY_LINT): $(READY_TEST) envs/requirements-lint.txt

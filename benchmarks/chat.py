@@ -36,7 +36,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from benchmarks.attention import processor as processor_name
+from benchmarks.measuring import processor as processor_name
 from model.chat import ChatSession
 from model.image_cache import ImageCache
 from model.modeling import VisualChatForConditionalGeneration

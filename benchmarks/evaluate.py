@@ -23,8 +23,8 @@ from statistics import median
 import torch
 import transformers
 
-from benchmarks.attention import processor as processor_name
 from benchmarks.chat import QUESTION, make_model, picture
+from benchmarks.measuring import processor as processor_name
 from model.processing import VisualChatProcessor
 from scripts.common.files import bytes_sha256
 from scripts.config.evaluate import EvaluationConfig

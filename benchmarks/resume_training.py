@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.train_data import load, write_data, write_model
+from benchmarks.train_data import Shape, load, load_processor, write_data, write_model
 
 if TYPE_CHECKING:
     from scripts.config.run import RunConfig
@@ -58,7 +58,7 @@ def start_engine(folder: Path, run: "RunConfig", saved: "SavedState | None") -> 
 
 
 def take_steps(engine: Any, batches: Any, steps: range) -> tuple[list[tuple[float, float]], list[float]]:
-    """Losses and gradient norms of `steps`, and their seconds; reading the loss waits for the device."""
+    """Losses and gradient norms of `steps`, and their seconds, from the first read to the result."""
     feed, results, seconds = engine.feed(batches.load(steps.start, 0)), [], []
     for step in steps:
         start = time.perf_counter()
@@ -117,8 +117,8 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory(prefix="resume-") as scratch:
         folder = Path(scratch)
-        write_model(folder, args)
-        write_data(folder, args.conversations, args.step_tokens, load(folder)[1])
+        write_model(folder, Shape(width=args.width, layers=args.layers, vocabulary=args.vocabulary))
+        write_data(folder, args.conversations, args.step_tokens, load_processor(folder))
         first = next(iter(CASES))
         equal, seconds = compare(folder, RunConfig(**common, **CASES[first]), args.steps)
         print(f"{first}, fastest algorithms: equal {equal}, {seconds:.3f} s per step", flush=True)

@@ -40,8 +40,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import TextStreamer
 
-from benchmarks.attention import processor as processor_name
 from benchmarks.chat import make_model
+from benchmarks.measuring import processor as processor_name
 from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
 from scripts.inference.model_loading import load_model

@@ -5,7 +5,6 @@ project. Conversations are padded to the longest of the batch, JPEGs decoded whe
 inside the module; logits are computed at every token; MMCA takes two T x T masks and two softmaxes over all scores.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,16 +30,17 @@ def padded(reader: Any, processor: Any, rows: range) -> dict[str, Tensor]:
 class BaselineModel(nn.Module):
     """Encoder, projector and decoder in one module, which returns the mean cross entropy of a padded batch."""
 
-    def __init__(self, model: Any, folder: Path) -> None:
-        """`model` provides encoder and projector; the language model is loaded again, with dense attention."""
-        from transformers import AttentionInterface, LlamaForCausalLM
+    def __init__(self, model: Any) -> None:
+        """Takes the parts of `model`, which cannot be used any more: its decoder gets dense attention."""
+        from transformers import AttentionInterface
 
         super().__init__()
         AttentionInterface.register("dense_mmca", dense_mmca)
-        self.tower, self.projector = model.vision_tower, model.projector
-        self.language = LlamaForCausalLM.from_pretrained(
-            folder / "language", attn_implementation="dense_mmca", dtype=model.dtype
-        )
+        self.tower, self.projector, self.language = model.vision_tower, model.projector, model.language_model
+        # The modules of a decoder that was installed in our model read the name of its attention from a view.
+        for layer in self.language.get_decoder().layers:
+            layer.self_attn.config = self.language.config
+        self.language.set_attn_implementation("dense_mmca")
 
     def forward(self, input_ids: Tensor, modality: Tensor, labels: Tensor, pixel_values: Tensor, **_: Tensor) -> Tensor:
         """The mean loss of a batch."""

@@ -1,5 +1,6 @@
 """What all tests share: random draws that can be repeated, and a division of the tests among processes."""
 
+import glob
 import os
 import random
 from typing import Any
@@ -9,6 +10,9 @@ from hypothesis import settings
 
 # The models are too small for a second thread, which would keep a core from the other process of tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Without a GPU the kernels of model/fused_kernels.py run in Triton's interpreter. It reads this when it is imported.
+if not glob.glob("/dev/nvidia[0-9]*"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # With pytest-xdist, tests that share what takes long to make run in one process: the finished graph, the training setup
 # and its undisturbed run, the trained model. These groups come first, so that single files fill the time up at the end.
@@ -20,6 +24,8 @@ _GROUPS = (
 
 # What starts ranks, a graph, a server or a browser, or builds several models: marked `integration`, no part of `units`.
 _INTEGRATION = (
+    "tests/benchmarks/test_gpu_check",
+    "tests/benchmarks/test_train",
     "tests/cluster/",
     "tests/faults/",
     "tests/workflow/test_commands",

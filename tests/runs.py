@@ -27,7 +27,7 @@ SETTINGS = {
     "checkpoint_every": 4,
 }
 STEPS = 26
-_TIMING = ("seconds", "per_second", "bytes")
+_TIMING = ("seconds", "per_second", "bytes", "utilisation")
 
 
 @dataclass(frozen=True)

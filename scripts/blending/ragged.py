@@ -5,9 +5,13 @@ Row i of a `Ragged` is `values[starts[i]:starts[i + 1]]`, exactly as Arrow store
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
+
+if TYPE_CHECKING:
+    # Only those need it who read or write tables.
+    import pyarrow as pa
 
 _CHUNK = 1 << 14
 
@@ -45,12 +49,14 @@ class Ragged:
         return cls.from_lengths(values, np.array([len(row) for row in lists], np.int64))
 
     @classmethod
-    def from_arrow(cls, array: pa.ListArray) -> "Ragged":
+    def from_arrow(cls, array: "pa.ListArray") -> "Ragged":
         """A list column of numbers or booleans."""
         return cls(array.flatten().to_numpy(zero_copy_only=False), list_starts(array))
 
-    def to_arrow(self, element: pa.DataType) -> pa.ListArray:
+    def to_arrow(self, element: "pa.DataType") -> "pa.ListArray":
         """A list column with elements of the type `element`."""
+        import pyarrow as pa
+
         return nested(self.starts, pa.array(self.values, element))
 
     def take(self, rows: np.ndarray) -> "Ragged":
@@ -91,20 +97,24 @@ def segment_cumsum(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return total[1:] - np.repeat(total[starts[:-1]], np.diff(starts))
 
 
-def flat(table: pa.Table, column: str) -> pa.Array:
+def flat(table: "pa.Table", column: str) -> "pa.Array":
     """A column as one contiguous array."""
+    import pyarrow as pa
+
     chunks = table[column].chunks
     if len(chunks) == 1:
         return chunks[0]
     return pa.concat_arrays(chunks) if chunks else pa.array([], table[column].type)
 
 
-def list_starts(array: pa.ListArray) -> np.ndarray:
+def list_starts(array: "pa.ListArray") -> np.ndarray:
     """Where the rows of a list column start in its flattened values."""
     starts = array.offsets.to_numpy()
     return starts - starts[0] if starts[0] else starts
 
 
-def nested(starts: np.ndarray, values: pa.Array) -> pa.ListArray:
+def nested(starts: np.ndarray, values: "pa.Array") -> "pa.ListArray":
     """Group `values` into a list column."""
+    import pyarrow as pa
+
     return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), values)

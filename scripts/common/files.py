@@ -12,12 +12,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import IO, TYPE_CHECKING, Any
 
 from scripts.common.errors import UserError
+
+if TYPE_CHECKING:
+    # Most programs read JSON alone, and pyarrow is the largest of our dependencies.
+    import pyarrow as pa
 
 _CHUNK = 1 << 20
 
@@ -73,13 +74,15 @@ def write_json(path: str | Path, value: Any) -> None:
         file.write("\n")
 
 
-def write_table(path: str | Path, table: pa.Table) -> None:
+def write_table(path: str | Path, table: "pa.Table") -> None:
     """Write a Parquet file atomically; with one version of pyarrow, equal tables give equal bytes."""
+    import pyarrow.parquet as pq
+
     with atomic(path) as file:
         pq.write_table(table, file, compression="zstd", row_group_size=65536, store_schema=True)
 
 
-def read_table(path: str | Path, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
+def read_table(path: str | Path, columns: list[str] | None = None, schema: "pa.Schema | None" = None) -> "pa.Table":
     """Read a Parquet file: all columns, some `columns`, or the columns of `schema` cast to its types.
 
     `pyarrow.parquet.read_table` also reads folders and remote files, and importing its machinery takes longer than
@@ -89,6 +92,9 @@ def read_table(path: str | Path, columns: list[str] | None = None, schema: pa.Sc
         FileNotFoundError: there is no such file.
         UserError: the file is not Parquet, or lacks a column.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     names = schema.names if schema else columns
     with open(path, "rb") as file:
         try:
@@ -113,7 +119,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def table_sha256(table: pa.Table) -> str:
+def table_sha256(table: "pa.Table") -> str:
     """Hash of a table's logical content: independent of chunks, compression and the file layout of pyarrow versions."""
     digest = hashlib.sha256(canonical_json([[field.name, str(field.type)] for field in table.schema]).encode())
     for batch in table.combine_chunks().to_batches(max_chunksize=4096):

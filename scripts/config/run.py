@@ -105,16 +105,16 @@ class RunConfig(Section):
     zero: Literal[0, 1, 2, 3] = 2
     """ZeRO stage: what is sharded across ranks. 0: nothing, 1: optimizer state, 2: gradients too, 3: weights too."""
     zero_hpz: Positive = 1
-    """`zero` 3 on several nodes: so many neighbouring ranks hold a second copy of the weights among them, and gather
-    frozen weights from each other instead of from all ranks. The ranks of a node keep this traffic inside the node; it
-    costs each GPU the weights divided by this number. 1: no second copy."""
+    """Number of neighbouring ranks that hold a second copy of the weights among them (`zero` 3), so that they gather
+    frozen weights from each other and not from all ranks. With the ranks of a node, on several nodes, that traffic
+    stays inside the node; each GPU needs the weights divided by this number in addition. 1: no second copy."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What is kept in CPU memory instead of GPU memory, which is slower: the optimizer's state and its fp32 copies
     (`zero` >= 2), or these and the weights (`zero` 3)."""
     gradient_checkpointing: bool | Natural = False
     """Keep only each layer's input in the forward pass and recompute the rest in the backward pass: a third more
-    computation, much less memory for activations. The gradients are the same. A number n: only every n-th layer, so
-    that memory that is left saves computation; `true` is 1, `false` is 0."""
+    computation, much less memory for activations. A number n does so in every n-th layer alone, which costs less where
+    memory is left; `true` is 1, `false` is 0. The gradients are the same."""
     fused_layers: Literal["none", "liger"] = "none"
     """Kernels for norms, rotary positions and SwiGLU of a Llama-like decoder. `liger`: those of Liger Kernel (`pip
     install liger-kernel`), on a GPU: fewer launches and less memory for activations. Results differ by rounding."""

@@ -16,12 +16,17 @@ from scripts.common.files import read_json
 from scripts.common.formatting import format_bytes, format_count
 from scripts.evaluation.question_kinds import GROUPS
 from scripts.reporting.charts import Curve, Point, accuracy_bar, step_chart
-from scripts.training.metrics import read_metrics
+from scripts.training.metrics import read_metrics, throughput_line
 
 RUN_COLOURS = 6
 """Number of colours of the style sheet for runs; further runs start again with the first."""
 
-STEP_METRICS = {"lr": "Learning rate", "grad_norm": "Gradient norm", "tokens_per_second": "Tokens per second"}
+STEP_METRICS = {
+    "lr": "Learning rate",
+    "grad_norm": "Gradient norm",
+    "tokens_per_second": "Tokens per second",
+    "model_flops_utilisation": "Model flops utilisation",
+}
 """Metrics of a step besides the loss: key in `metrics.jsonl`, and title of its chart."""
 
 GROUP_LABELS = {"one": "One image", "several": "Several images"}
@@ -137,15 +142,17 @@ def losses(columns: Sequence[Column]) -> list[dict[str, Any]]:
 def curves(
     paths: Iterable[str | Path], colours: Mapping[str, int], confidence: float
 ) -> tuple[Markup, list[dict[str, Any]]]:
-    """The losses of all runs in one chart, and the details of each run: charts of `STEP_METRICS`, losses by dataset.
+    """The losses of all runs in one chart, and the details of each: charts of `STEP_METRICS`, speed, losses by dataset.
 
-    Read from the state that each `finished.json` names.
+    Read from `metrics.jsonl` and `throughput.json` in the state that each `finished.json` names.
     """
-    runs, states = [], {}
+    runs, states, speeds = [], {}, {}
     for path in map(Path, paths):
         finished = read_json(path)
         state = states[finished["run"]] = path.parent / finished["state"]
         runs.append((finished["run"], read_metrics(state / "metrics.jsonl")))
+        if (state / "throughput.json").exists():
+            speeds[finished["run"]] = throughput_line(read_json(state / "throughput.json"))
     runs.sort(key=lambda run: list(colours).index(run[0]))
 
     def points(lines: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
@@ -161,6 +168,7 @@ def curves(
                 for key, label in STEP_METRICS.items()
                 if (chart := step_chart(label, [Curve(name, colours[name], points(lines, key))], confidence))
             ],
+            "speed": speeds.get(name),
             "datasets": _by_dataset(lines),
             "features": _feature_store(states[name] / "throughput.json"),
         }

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._inductor import config as inductor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from model.modeling import VisualChatForConditionalGeneration
@@ -19,9 +20,15 @@ _COMPILER = ("torch._dynamo.", "torch._inductor.", "triton.")
 
 
 def compile_layers(
-    model: VisualChatForConditionalGeneration, backend: str | Callable[..., Callable] = "inductor"
+    model: VisualChatForConditionalGeneration,
+    deterministic: bool,
+    backend: str | Callable[..., Callable] = "inductor",
 ) -> None:
-    """Let every layer of the decoder be compiled, at its first forward, with a backend of torch.compile."""
+    """Let every layer of the decoder be compiled, at its first forward, with a backend of torch.compile.
+
+    `deterministic`: kernels are chosen without timing them, so that another process computes the same bits.
+    """
+    inductor.deterministic = deterministic
     classes: dict[type[GradientCheckpointingLayer], type[GradientCheckpointingLayer]] = {}
     for layer in repeated_layers(model.get_decoder()):
         kind = type(layer)
@@ -50,8 +57,7 @@ def _compiled_class(
     `transformers` puts gradient checkpointing around the forward of each class. Compiling what it has put there would
     compile nothing in a layer that is checkpointed, because a graph cannot end within a checkpoint.
     """
-    # Lengths and numbers of rows differ from batch to batch.
-    compiled = torch.compile(inspect.unwrap(kind.forward), backend=backend, dynamic=True)
+    compiled = torch.compile(inspect.unwrap(kind.forward), backend=backend)
 
     def forward(self: GradientCheckpointingLayer, *args: Any, **kwargs: Any) -> Any:
         return compiled(self, *args, **kwargs)

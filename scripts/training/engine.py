@@ -105,7 +105,7 @@ class TrainingEngine:
         if settings.fused_layers == "liger":
             fuse_layers(model.language_model)
         if settings.compile:
-            compile_layers(model)
+            compile_layers(model, settings.deterministic)
         groups = parameter_groups(model, settings)
         self.trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
         parts = {part_of(model, name, value) for name, value in self.trained.items()}

@@ -6,11 +6,11 @@
                     supervised_tokens}}); with fp16 also loss_scale, and skipped, where grad_norm is null
     its speed       seconds, data_seconds (waited for data), tokens_per_second, supervised_tokens_per_second,
                     flops_per_second (of all ranks), memory_bytes (peak of rank 0 so far: GPU memory, or without a GPU
-                    the process's)
+                    the process's); where the peak of the devices is known also model_flops_utilisation
     an evaluation   step, epoch, heldout_loss, supervised_tokens, datasets, seconds; no loss
 
-Only the fields that end in `seconds`, `per_second` or `bytes` differ between two executions of a run. A resumed run
-truncates the file to the length that its checkpoint recorded, so that every step is in it exactly once.
+Only the fields that end in `seconds`, `per_second`, `bytes` or `utilisation` differ between two executions of a run. A
+resumed run truncates the file to the length that its checkpoint recorded, so that every step is in it exactly once.
 """
 
 import json
@@ -19,10 +19,13 @@ import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scripts.common.errors import UserError
 from scripts.training.trackers import Tracker, scalars
+
+if TYPE_CHECKING:
+    from scripts.training.step_result import StepResult
 
 
 class Metrics:
@@ -80,6 +83,47 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def speed_of_step(
+    seconds: float, waited: float, tokens: int, supervised: int, flops: float, peak: float | None
+) -> dict[str, Any]:
+    """The speed of a step as fields of its line; `peak` is that of all devices, in operations per second.
+
+    `waited`: of `seconds`, those for data; `flops`: the operations of all ranks.
+    """
+    used = {"model_flops_utilisation": round(flops / seconds / peak, 4)} if peak else {}
+    return {
+        "seconds": round(seconds, 6),
+        "data_seconds": round(waited, 6),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "supervised_tokens_per_second": round(supervised / seconds, 1),
+        "flops_per_second": round(flops / seconds),
+    } | used
+
+
+def step_line(result: "StepResult", seconds: float, waited: float, peak: float | None) -> dict[str, Any]:
+    """The line of a step, but for its number and its epoch; the other arguments are those of `speed_of_step`."""
+    return {
+        "loss": result.losses.loss,
+        "lr": result.learning_rate,
+        "learning_rates": result.learning_rates,
+        "grad_norm": None if result.skipped else result.grad_norm,
+        "tokens": result.tokens,
+        "supervised_tokens": result.losses.supervised,
+        "padding": 1 - result.tokens / result.padded_tokens,
+        **speed_of_step(seconds, waited, result.tokens, result.losses.supervised, result.flops, peak),
+        "memory_bytes": memory_bytes(),
+        "datasets": result.losses.by_dataset(),
+    }
+
+
+def step_note(line: dict[str, Any]) -> str:
+    """The loss and the speed of a step, as the note beside a progress bar."""
+    used = line.get("model_flops_utilisation")
+    parts = [f"loss {line['loss']:.4f}", f"{line['tokens_per_second']:,.0f} tokens/s"]
+    parts += [] if used is None else [f"{used:.1%} MFU"]
+    return ", ".join([*parts, f"{line['data_seconds'] / line['seconds']:.0%} waiting for data"])
+
+
 def throughput(lines: list[dict[str, Any]], peak: float | None) -> dict[str, Any]:
     """How fast the run was over all its steps; `peak` is that of all its devices, in operations per second.
 
@@ -102,7 +146,7 @@ def throughput(lines: list[dict[str, Any]], peak: float | None) -> dict[str, Any
 def throughput_line(speed: dict[str, Any]) -> str:
     """What `throughput` returns, as one line of text."""
     utilisation = speed["model_flops_utilisation"]
-    used = "" if utilisation is None else f" ({utilisation:.1%} of the devices' peak)"
+    used = "" if utilisation is None else f" ({utilisation:.1%} MFU: of the devices' peak)"
     return (
         f"{speed['tokens_per_second']:,.0f} tokens/s, {speed['supervised_tokens_per_second']:,.0f} of them supervised; "
         f"{speed['flops_per_second']:.3g} flops/s{used}; {speed['data_wait']:.1%} of the time waiting for data; at "

@@ -31,7 +31,7 @@ from scripts.training.engine import TrainingEngine, compute_device
 from scripts.training.features import open_features, savings
 from scripts.training.feed import MicroBatchFeed
 from scripts.training.flops import Flops, peak_flops
-from scripts.training.metrics import Metrics, memory_bytes, read_metrics, summary, throughput, throughput_line
+from scripts.training.metrics import Metrics, read_metrics, step_line, step_note, summary, throughput, throughput_line
 from scripts.training.plan_check import check_same_plans, plan_facts
 from scripts.training.precision import dtype_of
 from scripts.training.step_result import StepResult
@@ -81,6 +81,7 @@ class Trainer:
         self.state: Path = args.state
         self.stopping = False
         self._longest_step = self._longest_save = 0.0
+        self._peak_flops = peak_flops(self.ranks)
         readers = {folder: BlendReader(folder, args.root) for folder in dict.fromkeys([*args.blend, args.heldout])}
         epochs = [readers[folder] for folder in args.blend]
         # One rank checks the hashes for all: reading a large base twice from a shared disk costs minutes.
@@ -232,28 +233,11 @@ class Trainer:
         """Write the metrics of the step that was just taken (rank 0); `waited`: of `seconds`, those for data."""
         if self.metrics is None:
             return
-        line: dict[str, Any] = {
-            "step": self.done,
-            "epoch": epoch,
-            "loss": result.losses.loss,
-            "lr": result.learning_rate,
-            "learning_rates": result.learning_rates,
-            "grad_norm": None if result.skipped else result.grad_norm,
-            "tokens": result.tokens,
-            "supervised_tokens": result.losses.supervised,
-            "padding": 1 - result.tokens / result.padded_tokens,
-            "seconds": round(seconds, 6),
-            "data_seconds": round(waited, 6),
-            "tokens_per_second": round(result.tokens / seconds, 1),
-            "supervised_tokens_per_second": round(result.losses.supervised / seconds, 1),
-            "flops_per_second": round(result.flops / seconds),
-            "memory_bytes": memory_bytes(),
-            "datasets": result.losses.by_dataset(),
-        }
+        line = {"step": self.done, "epoch": epoch} | step_line(result, seconds, waited, self._peak_flops)
         if self.engine.loss_scale:
             line |= {"loss_scale": self.engine.loss_scale.scale, "skipped": result.skipped}
         self.metrics.write(line)
-        self.send({"step": self.done, "note": f"loss {result.losses.loss:.4f}"})
+        self.send({"step": self.done, "note": step_note(line)})
 
     def evaluate(self) -> bool:
         """Measure the held-out loss, and keep the weights if they are the best so far.
@@ -347,7 +331,7 @@ class Trainer:
         if self.rank != 0:
             return
         lines = read_metrics(self.state / "metrics.jsonl")
-        speed = throughput(lines, peak_flops(self.ranks))
+        speed = throughput(lines, self._peak_flops)
         if self.features is not None:
             speed["features"] = savings(self.features, self.encoder_flops, self.batches, lines)
         write_json(self.state / "throughput.json", speed)

@@ -12,14 +12,14 @@ from model.chat import ChatSession
 from model.configuration import VisualChatConfig
 from model.documents import PAD
 from model.modeling import VisualChatForConditionalGeneration
-from tests.model.attention_cases import CASES, HEADS, WIDTH, oracle, parse_document_ids, parse_modality, tensors
+from tests.model.attention_cases import CASES, HEADS, oracle, parse_document_ids, parse_modality, tensors
 from tests.model.conversations import ATTENTIONS, ONE_IMAGE, PICTURES, TEXT_ONLY, TWO_IMAGES, batch_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 # The largest relative error: a few times the rounding of the dtype.
 CLOSE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-METHODS = [("sdpa", torch.float32), ("sdpa", torch.bfloat16), ("varlen", torch.float16), ("varlen", torch.bfloat16)]
+METHODS = [("sdpa", torch.float32), ("sdpa", torch.bfloat16), ("triton", torch.float16), ("triton", torch.bfloat16)]
 
 
 def relative_error(actual: torch.Tensor, exact: torch.Tensor) -> float:
@@ -46,7 +46,7 @@ def compare(texts: list[str], groups: int, switches: dict, backend: str, dtype: 
     real = (modality != PAD)[:, :, None, None]
     on_gpu = [x.detach().to("cuda", dtype).requires_grad_() for x in tensors(modality, groups)]
     exact = [x.detach().double().cpu().requires_grad_() for x in on_gpu]
-    where = {"document_ids": None if ids is None else ids.cuda(), "dtype": dtype, "width": WIDTH, "backend": backend}
+    where = {"document_ids": None if ids is None else ids.cuda(), "backend": backend}
     out = (
         attend(None, *on_gpu, **switches, attention_plan=AttentionPlan.build(modality.cuda(), **switches, **where))[0]
         * real.cuda()

@@ -29,7 +29,6 @@ _LIBRARIES = (
     "numpy",
     "torch",
     "torch.distributed.run",
-    "torch.nn.attention.varlen",
     "torch.utils.flop_counter",
     "deepspeed",
     "transformers",

@@ -69,6 +69,9 @@ def write_run(folder: Path, name: str) -> None:
     write_json(state / "settings.json", settings | {"learning_rate": 0.001, "note": HOSTILE})
     write_json(state / "inputs.json", {"blend": ["1" * 64]})
     write_json(state / "environment.json", {"libraries": {"torch": "2"}})
+    speed = {"tokens_per_second": 1234.5, "supervised_tokens_per_second": 321.0, "data_wait": 0.125}
+    speed |= {"flops_per_second": 4_000_000_000, "model_flops_utilisation": 0.375, "memory_bytes": 2**31}
+    write_json(state / "throughput.json", speed)
     steps = [{"step": step, "loss": 5 / step} for step in range(1, 41)]
     held = [{"step": step, "heldout_loss": 6 / (step + 1)} for step in (0, 20, 40)]
     (state / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps + held))
@@ -278,6 +281,9 @@ def test_curves(build):
     text = build("finished")
     assert len(re.findall(r'class="line run-\d"', text)) == 2
     assert re.search(r'class="dots run-1" d="M0.00 [\d.]+h0 M50.00 [\d.]+h0 M100.00 [\d.]+h0"', text)
+
+    assert text.count("1,234 tokens/s, 321 of them supervised; 4e+09 flops/s (37.5% MFU: of the devices") == 2
+    assert text.count("12.5% of the time waiting for data") == 2
 
 
 def colours(text: str) -> set[str]:

@@ -33,6 +33,8 @@ NOT_IMPORTED = {
     "tensorboard": "torch.utils.tensorboard writes with it",
     "snakemake": "its command line runs the rules",
 }
+# Comes with torch's builds for GPUs, whose release it must fit; declared for the tests, which need it with every build.
+WITH_TORCH = {"triton"}
 # Imported only where a person has installed them, or part of a package that is declared.
 OPTIONAL = {
     "liger_kernel",
@@ -40,6 +42,8 @@ OPTIONAL = {
     "triton",
     "wandb",
     "trackio",
+    "datasets",
+    "trl",
     "tests",
     "benchmarks",
     "model",
@@ -55,7 +59,7 @@ def _name(requirement: str) -> str:
 
 def _pins(path: Path) -> dict[str, str]:
     lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
-    return {_name(line): line.split("==")[1] for line in lines if line}
+    return {_name(line): line.partition(";")[0].strip().split("==")[1] for line in lines if line}
 
 
 PINS = {
@@ -93,7 +97,7 @@ def _below(*folders: str) -> list[Path]:
 def test_every_import_is_declared_and_nothing_else_is():
     product = _imported(_below("scripts", "model", "snakemake_logger_plugin_visualchat"))
     declared = {_name(requirement) for requirement in DECLARED["run"]}
-    assert product - declared == set(), "imported, but not declared in pyproject.toml"
+    assert product - declared - WITH_TORCH == set(), "imported, but not declared in pyproject.toml"
     assert declared - product == NOT_IMPORTED.keys() - product, "declared in pyproject.toml, but not imported"
     tests = _imported(_below("tests", "benchmarks"))
     for_tests = {_name(requirement) for requirement in DECLARED["test"]}
@@ -118,6 +122,13 @@ def test_the_locked_lists_agree():
     for kind in ("test", "lint"):
         shared = PINS[kind].keys() & PINS["run"].keys()
         assert {name: PINS[kind][name] for name in shared} == {name: PINS["run"][name] for name in shared}
+
+
+def test_the_packages_for_the_check_of_a_gpu_are_pinned_alike_and_no_torch_is_among_them():
+    pins = _pins(ROOT / "envs/requirements-gpu-check.txt")
+    everywhere = PINS["run"] | PINS["test"]
+    assert pins == {name: everywhere[name] for name in pins}
+    assert not pins.keys() & {"torch", "triton", "pyarrow", "pandas", "tensorboard"}, "too large, or the machine's own"
 
 
 @pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda p: p.stem)
@@ -176,5 +187,20 @@ def test_a_conda_environment_has_what_its_programs_import(path):
     assert loaded - {_name(package) for package in packages} == set()
 
 
-def test_no_package_of_one_build_of_torch_is_pinned():
-    assert not [name for pins in PINS.values() for name in pins if name.startswith(("nvidia", "cuda", "triton"))]
+@pytest.mark.parametrize("kind", PINS)
+def test_no_package_of_one_build_of_torch_is_pinned(kind):
+    allowed = WITH_TORCH & PINS["test"].keys() if kind == "test" else set()
+    assert {name for name in PINS[kind] if name.startswith(("nvidia", "cuda", "triton"))} == allowed
+
+
+def test_a_package_for_some_machines_is_skipped_on_others():
+    """Packages without a build for a machine would end the installation there."""
+    lines = [
+        line
+        for path in (ROOT / "envs").glob("requirements*.txt")
+        for line in path.read_text().splitlines()
+        if line.startswith("triton")
+    ]
+    declared = next(requirement for requirement in DECLARED["test"] if requirement.startswith("triton"))
+    markers = {line.partition("#")[0].partition(";")[2].strip() for line in [*lines, declared]}
+    assert len(lines) == 2 and markers == {"sys_platform == 'linux' and platform_machine == 'x86_64'"}

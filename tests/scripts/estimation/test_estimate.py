@@ -107,18 +107,20 @@ def test_a_second_copy_is_offered_where_frozen_weights_cross_nodes_and_counted_w
     # 69 billion weights of two bytes among the eight ranks of a node.
     assert "zero_hpz: 8 would take 17.3 GB more of a GPU" in text and "frozen (100%)" in text
 
-    def needed(run: RunConfig) -> float:
+    def needed(run: RunConfig, weights: str) -> float:
         configuration.runs["mmca"] = run
-        assert "would take" not in report(configuration, "mmca", 32, "h100", 0.4)
+        text = report(configuration, "mmca", 32, "h100", 0.4)
+        (row,) = (line for line in text.splitlines() if "<- the recipe" in line)
+        assert "would take" not in text and row.split()[2] == weights
         estimate = Estimate.of(configuration, "mmca")
         (placement,) = (found for found in estimate.placements(32) if (found.zero, found.offload) == (3, "none"))
         return sum(estimate.device(placement).values())
 
     run = configuration.runs["mmca"]
     alone = run.model_copy(update={"nodes": 1})
-    assert needed(run.model_copy(update={"zero_hpz": 8})) - needed(alone) == pytest.approx(17.3e9, rel=0.01)
-    trained = {"train_language": "full", "train_embeddings": False}
-    needed(run.model_copy(update=trained))
+    copied = run.model_copy(update={"zero_hpz": 8})
+    assert needed(copied, "25.4") - needed(alone, "8.2") == pytest.approx(17.3e9, rel=0.01)
+    needed(run.model_copy(update={"train_language": "full", "train_embeddings": False}), "8.2")
 
 
 def test_a_run_with_features_neither_holds_nor_runs_the_encoder():

@@ -5,6 +5,7 @@ The graphs are run as they are, or differentiated in advance, so that no compile
 
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 from model.modeling import VisualChatForConditionalGeneration
 from scripts.training.checkpointed_layers import checkpoint_layers
@@ -44,7 +45,7 @@ def trained(
     model = tiny_model(layers=layers).train()
     checkpoint_layers(model, every)
     if backend:
-        compile_layers(model, backend)
+        compile_layers(model, True, backend)
     return model, [backward(model, tiny_batch(*shape)) for shape in shapes]
 
 
@@ -79,7 +80,7 @@ def test_differentiated_in_advance_the_gradients_are_the_same_to_rounding():
 
 def test_names_and_classes_are_those_of_an_ordinary_model(tmp_path):
     plain, model = tiny_model(), tiny_model().train()
-    compile_layers(model, Graphs())
+    compile_layers(model, True, Graphs())
     assert list(model.state_dict()) == list(plain.state_dict())
     assert type(model.get_decoder().layers[0]).__name__ == "LlamaDecoderLayer"
     model.save_pretrained(tmp_path)
@@ -87,12 +88,19 @@ def test_names_and_classes_are_those_of_an_ordinary_model(tmp_path):
     assert all(map(torch.equal, loaded.state_dict().values(), plain.state_dict().values()))
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_kernels_are_chosen_without_timing_them_where_numbers_must_repeat(deterministic: bool):
+    with inductor.patch(deterministic=not deterministic):
+        compile_layers(tiny_model(), deterministic)
+        assert inductor.deterministic == deterministic
+
+
 def test_an_error_of_the_compiler_names_the_setting():
     def fails(graph, inputs):
         raise RuntimeError("no C++ compiler")
 
     model = tiny_model().train()
-    compile_layers(model, fails)
+    compile_layers(model, True, fails)
     with pytest.raises(Exception, match=r"no C\+\+ compiler") as caught:
         backward(model, tiny_batch())
     assert "`compile: false`" in compiler_hint(caught.value) and "no C++ compiler" in compiler_hint(caught.value)

@@ -6,7 +6,15 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.common.errors import UserError
-from scripts.training.metrics import Metrics, read_metrics, summary, throughput
+from scripts.training.metrics import (
+    Metrics,
+    read_metrics,
+    speed_of_step,
+    step_note,
+    summary,
+    throughput,
+    throughput_line,
+)
 from scripts.training.trackers import TensorBoard, TrackedRun
 from tests.disks import PowerCut
 
@@ -81,3 +89,26 @@ def test_the_throughput_is_that_of_all_steps_but_the_first():
         "memory_bytes": 3,
     }
     assert throughput(lines, peak=None)["model_flops_utilisation"] is None
+
+
+def test_log_and_note_show_tokens_per_second_mfu_and_the_share_of_waiting():
+    speed = speed_of_step(2.0, 0.5, tokens=3000, supervised=400, flops=3e12, peak=5e12)
+    assert speed == {
+        "seconds": 2.0,
+        "data_seconds": 0.5,
+        "tokens_per_second": 1500.0,
+        "supervised_tokens_per_second": 200.0,
+        "flops_per_second": 1.5e12,
+        "model_flops_utilisation": 0.3,
+    }
+    line = step(2, 0.25) | speed | {"tokens": 3000, "supervised_tokens": 400, "memory_bytes": 2**30}
+    assert step_note(line) == "loss 0.2500, 1,500 tokens/s, 30.0% MFU, 25% waiting for data"
+    shown = throughput_line(throughput([line], peak=5e12))
+    assert "1,500 tokens/s" in shown and "30.0% MFU" in shown and "25.0% of the time waiting for data" in shown
+
+
+def test_without_a_known_peak_there_is_no_mfu():
+    speed = speed_of_step(2.0, 0.5, tokens=3000, supervised=400, flops=3e12, peak=None)
+    assert "model_flops_utilisation" not in speed
+    line = step(2, 0.25) | speed | {"tokens": 3000, "supervised_tokens": 400, "memory_bytes": 2**30}
+    assert "MFU" not in step_note(line) and "MFU" not in throughput_line(throughput([line], peak=None))
