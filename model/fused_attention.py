@@ -235,7 +235,7 @@ class FusedAttention:
         batch, _, length, width = query.shape
         scaling = width**-0.5 if sdpa.scaling is None else sdpa.scaling
         if self.order is None and batch == 1:
-            rows = [x[0].transpose(0, 1) for x in (query, key, value)]
+            rows = [x.squeeze(0).transpose(0, 1) for x in (query, key, value)]
         else:
             tables = [merge_heads(x) for x in (query, key, value)]
             if self.order is not None:

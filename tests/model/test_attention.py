@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
 from model import attention_plan as attention_plan_module
+from model import fused_attention
 from model.attention import attend
 from model.attention_plan import SWITCHES, AttentionPlan, choose_backend
 from model.documents import IMAGE, PAD, TEXT, compute_position_ids
-from model.fused_attention import INTERPRETED
 from tests.model.attention_cases import (
     CASES,
     HEADS,
@@ -30,7 +31,9 @@ from tests.model.attention_cases import (
 ALL_SWITCHES = [{"image_rows": rows, "merge": merge} for rows in ("self", "causal") for merge in ("sum", "lse")]
 
 
-needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="needs triton and its interpreter (TRITON_INTERPRET=1)")
+needs_interpreter = pytest.mark.skipif(
+    not fused_attention.INTERPRETED, reason="needs triton and its interpreter (TRITON_INTERPRET=1)"
+)
 
 
 @pytest.fixture(
@@ -319,3 +322,34 @@ def test_images_are_held_once_however_often_they_are_read(name):
 
     # Bytes for each token: copies for each segment would make it proportional to the number of images.
     assert kept(16) <= 1.1 * kept(8)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_layer_is_three_launches_and_nothing_else_is_computed(name, monkeypatch):
+    """Apart from the kernels, memory is allocated and looked at in other shapes: nothing that would run on a GPU."""
+    launched, computed = [], set()
+    true_launch = fused_attention._launch
+
+    def launch(number, *args):
+        launched.append(number)
+        with _disable_current_modes():
+            true_launch(number, *args)
+
+    class Computed(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if not func.is_view:
+                computed.add(str(func.overloadpacket))
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(fused_attention, "_launch", launch)
+    modality = parse_modality(["ttiitti|tit|iit"])
+    ids = parse_document_ids(["ttiitti|tit|iit"])
+    attention_plan = AttentionPlan.build(modality, document_ids=ids, **SWITCHES[name], backend="triton", unpad=True)
+    inputs = tensors(modality, 2)
+    gradient = torch.randn(1, modality.shape[1], HEADS, WIDTH, dtype=torch.float64)
+    with Computed():
+        out, _ = attend(None, *inputs, **SWITCHES[name], attention_plan=attention_plan)
+        torch.autograd.grad(out, inputs, gradient)
+    assert launched == [0, 1, 2]
+    assert computed <= {"aten.empty", "aten.empty_like", "aten.detach"}, computed
