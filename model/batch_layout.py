@@ -140,11 +140,11 @@ class BatchLayout:
 class LabelIndex:
     """Where the labels of a batch are predicted.
 
-    rows (n,): the decoder's row that predicts each label, flat. targets (n,): the labels. documents (n,): the document
-    of each, counted in reading order over the whole batch. n_documents: how many there are in the batch.
+    selection: of the decoder's rows, flat, those that predict a label. targets (n,): the labels. documents (n,): the
+    document of each, counted in reading order over the whole batch. n_documents: how many there are in the batch.
     """
 
-    rows: Tensor
+    selection: RowPermutation | None
     targets: Tensor
     documents: Tensor
     n_documents: int
@@ -174,11 +174,19 @@ class LabelIndex:
             n_documents = int(starts.sum())
         batch_rows, before = labelled.nonzero(as_tuple=True)
         rows = batch_rows * (labels.shape[1] + 1) + before
+        total = labels.shape[0] * (labels.shape[1] + 1)
         if order is not None:
-            rows = order.target[rows]
-        return cls(rows, labels[labelled], documents[labelled], n_documents)
+            rows, total = order.target[rows], len(order.source)
+        return cls(RowPermutation.from_source(rows, total), labels[labelled], documents[labelled], n_documents)
+
+    def select(self, hidden: Tensor) -> Tensor:
+        """The rows (n, width) of `hidden` (rows, tokens, width) that predict a label."""
+        table = hidden.flatten(0, 1)
+        return table if self.selection is None else self.selection(table)
 
     def to(self, device: torch.device) -> LabelIndex:
         """This index on `device`."""
+        if self.targets.device == device:
+            return self
         moved: LabelIndex = map_tensors(self, lambda x: x.to(device))
         return moved

@@ -58,9 +58,9 @@ class KernelConfig:
         return {"BM": self.rows, "BN": self.keys, "num_warps": self.warps, "num_stages": self.stages}
 
 
-# The launches that are tried, best first, by the instruction of the tensor cores and the width of a head: (rows, keys,
-# warps, stages) of the forward kernel, the gradient of queries and the gradient of keys. None spills registers, and
-# each fits into the shared memory of a block: 227 KiB with wgmma and tcgen05, elsewhere 99 KiB, which all GPUs have.
+# The launches that are tried, best first, by the instruction of the tensor cores and the greatest width of a head:
+# (rows, keys, warps, stages) of the forward kernel, the gradient of queries and the gradient of keys. None spills
+# registers, and each fits into the shared memory of a block: 227 KiB with wgmma and tcgen05, 99 KiB elsewhere.
 _CANDIDATES = {
     "mma.sync": {
         64: (
@@ -69,9 +69,9 @@ _CANDIDATES = {
             [(32, 128, 8, 2), (16, 128, 8, 2), (32, 64, 4, 2)],
         ),
         128: (
-            [(128, 64, 8, 2), (128, 32, 8, 3), (64, 64, 4, 2)],
-            [(64, 64, 8, 2), (64, 32, 4, 2), (32, 64, 4, 2)],
-            [(32, 64, 8, 3), (32, 64, 8, 2), (16, 64, 4, 3)],
+            [(128, 32, 8, 3), (128, 32, 8, 2)],
+            [(64, 64, 8, 2), (64, 32, 8, 2)],
+            [(64, 64, 8, 2), (32, 64, 8, 3), (32, 64, 8, 2)],
         ),
         256: (
             [(64, 32, 8, 2), (64, 32, 8, 1)],
@@ -117,12 +117,13 @@ _CANDIDATES = {
 
 
 def candidates(capability: tuple[int, int], width: int) -> list[list[KernelConfig]]:
-    """The launches to choose from on a GPU of this compute capability, for heads that fit `width`, a power of two.
+    """The launches to choose from on a GPU of this compute capability for heads of `width`, at most 256.
 
     A list for each kernel, the usual best first.
     """
-    kind = {9: "wgmma", 10: "tcgen05"}.get(capability[0], "mma.sync")
-    return [[KernelConfig(*launch) for launch in launches] for launches in _CANDIDATES[kind][max(64, width)]]
+    tables = _CANDIDATES[{9: "wgmma", 10: "tcgen05"}.get(capability[0], "mma.sync")]
+    widest = min(limit for limit in tables if limit >= width)
+    return [[KernelConfig(*launch) for launch in launches] for launches in tables[widest]]
 
 
 def fixed_config(capability: tuple[int, int], width: int) -> list[KernelConfig]:
@@ -256,7 +257,11 @@ def flat_attention(
     `spans` (4, Mt) and `reads` (2, M) are int32, see fused_kernels.py; `joint`: one softmax over both spans rather
     than a sum of two. Returns (M, H, D). The same inputs give the same bits where `torch.use_deterministic_algorithms`
     is on; elsewhere the launches are tuned, which may differ from process to process.
+
+    Raises ValueError for a `scaling` that is not positive: the forward kernel looks for the greatest score before it.
     """
+    if scaling <= 0:
+        raise ValueError(f"the scaling of attention scores must be positive, not {scaling}")
     out: Tensor = _FlatAttention.apply(query, key, value, spans, reads, scaling, joint)
     return out
 
@@ -337,9 +342,9 @@ def _launch(
     }
     capability = (0, 0) if INTERPRETED else torch.cuda.get_device_capability(query.device)
     if INTERPRETED or torch.are_deterministic_algorithms_enabled():
-        constants |= fixed_config(capability, constants["WIDTH"])[number].options()
+        constants |= fixed_config(capability, width)[number].options()
     else:
-        kernel = _tuned(number, capability, constants["WIDTH"])
+        kernel = _tuned(number, capability, width)
     strides = [distance for x in strided for distance in x.stride()[:2]]
     sizes = [texts, rows - texts, heads, heads // groups]
 

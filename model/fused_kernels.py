@@ -79,12 +79,12 @@ def _softmax_over(
         inside = row < last
         k = _load_rows(K + start * sk.to(tl.int64), at_k, inside, D, WIDTH)
         v = _load_rows(V + start * sv.to(tl.int64), at_v, inside, D, WIDTH)
-        score = _dot(q, tl.trans(k), SUM, UPCAST) * scale
+        score = _dot(q, tl.trans(k), SUM, UPCAST)
         if (start < whole_from) | (start + BN > whole_to):
             reads = (row[None, :] >= begin[:, None]) & (row[None, :] < end[:, None])
             score = tl.where(reads, score, float("-inf"))
-        new = tl.maximum(most, tl.max(score, 1))
-        p = tl.exp2(score - new[:, None])
+        new = tl.maximum(most, tl.max(score, 1) * scale)
+        p = tl.exp2(score * scale - new[:, None])
         shrink = tl.exp2(most - new)
         total = total * shrink + tl.sum(p, 1)
         out = out * shrink[:, None] + _dot(p.to(v.dtype), v, SUM, UPCAST)
@@ -278,11 +278,14 @@ def key_gradient_kernel(
     v = _load_rows(V, rows[:, None] * sv + columns, inside, D, WIDTH)
     reads = READS + tl.minimum(start_key + rows, limit - 1)
     begin, end = tl.load(reads), tl.load(reads + Mt + Mi)
-    first, last, whole_from, whole_to = _bounds(begin, end)
-    steps = tl.cdiv(tl.maximum(last - first, 0), BM)
+    first = tl.min(begin, 0)  # from here on queries are counted from this one
+    begin -= first
+    end -= first
+    _, last, whole_from, whole_to = _bounds(begin, end)
+    steps = tl.cdiv(tl.maximum(last, 0), BM)
     branch = 0 if JOINT else is_image.to(tl.int32) * H * Mt
-    LSE += branch + group * R * Mt
-    DELTA += branch + group * R * Mt
+    LSE += branch + group * R * Mt + first
+    DELTA += branch + group * R * Mt + first
     dk = tl.zeros([BN, WIDTH], SUM)
     dv = tl.zeros([BN, WIDTH], SUM)
     if is_image:  # an image row is a copy of its value
@@ -290,23 +293,27 @@ def key_gradient_kernel(
         for _ in range(R):
             dv += _load_rows(own, rows[:, None] * sdo + columns, inside, D, WIDTH).to(SUM)
             own += hdo
+    Q += first * sq.to(tl.int64)
+    DO += first * sdo.to(tl.int64)
     queries = tl.arange(0, BM)
     at_q = queries[:, None] * sq + columns
     at_do = queries[:, None] * sdo + columns
     for step in range(R * steps):  # over all blocks of queries of the first head, then those of the next
         head = step // steps
-        start = first + step % steps * BM
+        start = step % steps * BM
         query = start + queries
         exists = query < last
         q = _load_rows(Q + (head * hq.to(tl.int64) + start * sq.to(tl.int64)), at_q, exists, D, WIDTH)
         do = _load_rows(DO + (head * hdo.to(tl.int64) + start * sdo.to(tl.int64)), at_do, exists, D, WIDTH)
         lse = tl.load(LSE + head * Mt + query, mask=exists, other=float("inf"))
         delta = tl.load(DELTA + head * Mt + query, mask=exists, other=0.0)
-        p = tl.exp2(_dot(k, tl.trans(q), SUM, UPCAST) * scale - lse[None, :])
+        score = _dot(k, tl.trans(q), SUM, UPCAST)
+        dp = _dot(v, tl.trans(do), SUM, UPCAST)
+        p = tl.exp2(score * scale - lse[None, :])
         if (start < whole_from) | (start + BM > whole_to):
             p = tl.where((query[None, :] >= begin[:, None]) & (query[None, :] < end[:, None]), p, 0.0)
         dv += _dot(p.to(do.dtype), do, SUM, UPCAST)
-        ds = p * (_dot(v, tl.trans(do), SUM, UPCAST) - delta[None, :])
+        ds = p * (dp - delta[None, :])  # while the product above is computed
         dk += _dot(ds.to(q.dtype), q, SUM, UPCAST)
     width = H // R * D
     at_out = rows[:, None] * width + columns

@@ -233,7 +233,7 @@ class VisualChatForConditionalGeneration(ImageMixin, TrainingMixin, VisualChatGe
         else:
             order = None if layout is None else layout.to(torch.device("cpu")).attention.order
             index = LabelIndex.build(labels, document_ids, order).to(hidden.device)
-            logits = self.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, index.rows))
+            logits = self.get_output_embeddings()(index.select(hidden))
             loss = F.cross_entropy(logits.float(), index.targets, reduction="sum")
             loss = loss / (max(len(index.targets), 1) if num_items_in_batch is None else num_items_in_batch)
         return CausalLMOutputWithPast(

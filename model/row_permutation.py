@@ -65,5 +65,7 @@ class _PermuteRows(torch.autograd.Function):
 
 
 def _gather(table: Tensor, index: Tensor, absent: Tensor | None) -> Tensor:
+    if len(table) == 0:
+        return table.new_zeros(len(index), table.shape[1])
     rows = table.index_select(0, index)
     return rows if absent is None else rows.masked_fill_(absent, 0)

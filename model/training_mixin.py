@@ -60,10 +60,9 @@ class TrainingMixin:
         """
         text = layout.embed(self.get_input_embeddings(), input_ids)
         outputs = self.run_decoder(text, ImageInputs(pixel_values, image_features), layout)
-        hidden = outputs.last_hidden_state.flatten(0, 1).index_select(
-            0, index.rows.to(outputs.last_hidden_state.device)
-        )
-        return label_losses(self.get_output_embeddings(), hidden, index.targets.to(hidden.device), chunks)
+        hidden = outputs.last_hidden_state
+        index = index.to(hidden.device)
+        return label_losses(self.get_output_embeddings(), index.select(hidden), index.targets, chunks)
 
     def layout_options(
         self: Any, device: torch.device | None = None, dtype: torch.dtype | None = None

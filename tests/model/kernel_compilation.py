@@ -47,7 +47,8 @@ def compile_jobs(jobs: Sequence[Job], cache: Path, triton: Path | None = None) -
     assembler had to make asynchronous instructions wait (`serialized`), and how often PTX names some `instructions`.
     """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(cache), "TRITON_DUMP_PTXAS_LOG": "1"}
+    # What the assembler says is only printed when it runs.
+    environment |= {"TRITON_CACHE_DIR": str(cache), "TRITON_ALWAYS_COMPILE": "1", "TRITON_DUMP_PTXAS_LOG": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([*([str(triton)] if triton else []), str(ROOT)])
     done = subprocess.run(
         [sys.executable, "-m", "tests.model.kernel_compilation"],

@@ -51,7 +51,7 @@ def check(texts: list[str], options: LayoutOptions, unpad: bool) -> None:
         if t > 0 and modality[row, t - 1] != PAD and not first[row, t]
     ]
     if all(modality[row, 0] != PAD for row in range(len(modality))):
-        found = zip((flat[index.rows] + 1).tolist(), index.targets.tolist(), strict=True)
+        found = zip((index.select(flat.view(1, -1, 1))[:, 0] + 1).tolist(), index.targets.tolist(), strict=True)
         assert list(found) == expected
     assert index.n_documents == (len(modality) if ids is None else int((starts & (ids != 0)).sum()))
 

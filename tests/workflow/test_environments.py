@@ -39,7 +39,6 @@ WITH_TORCH = {"triton"}
 OPTIONAL = {
     "liger_kernel",
     "lmms_eval",
-    "triton",
     "wandb",
     "trackio",
     "datasets",

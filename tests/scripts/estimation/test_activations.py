@@ -6,6 +6,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, Qwen3Config
 
+from model.attention import attend
+from model.attention_plan import SWITCHES, AttentionPlan
+from model.documents import IMAGE, TEXT
+from model.fused_attention import INTERPRETED
 from scripts.config.run import RunConfig
 from scripts.estimation.activations import LOGITS, activations, attention_bytes, kept_bytes, layer_bytes, tower_bytes
 from scripts.training.checkpointed_layers import checkpoint_layers, repeated_layers
@@ -48,16 +52,28 @@ def test_decoder_layers_keep_what_is_estimated(kind, precision: str, settings: d
     assert saved.bytes["layer"] == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="needs triton and its interpreter (TRITON_INTERPRET=1)")
 @pytest.mark.parametrize("attention", ["mmca", "dattn"])
-def test_the_attention_keeps_the_tensors_of_its_kernel(attention: str):
-    run = RunConfig(model="m", blend="b", attention=attention)
-    sizes = layer_sizes(tiny_model(), run, tokens=256)
-    queries, keys = torch.empty(256, 4, 16, dtype=torch.bfloat16), torch.empty(256, 2, 16, dtype=torch.bfloat16)
-    sums = torch.empty(4, 256)
-    tensors = [queries, keys, keys, queries, sums]  # query, key, value, output, log-sum-exps
-    if attention == "mmca":
-        tensors += [queries, sums]  # of the text branch
-    assert attention_bytes(sizes, "bf16") == sum(tensor.nbytes for tensor in tensors)
+def test_the_attention_keeps_what_is_estimated(attention: str):
+    """Measured on the kernel itself, on a row of text behind an image of one token, so that both branches are there."""
+    tokens = 64
+    modality = torch.tensor([[IMAGE] + [TEXT] * tokens])
+    plan = AttentionPlan.build(modality, **SWITCHES[attention], backend="triton", unpad=True)
+    shapes = [(1, heads, tokens + 1, 16) for heads in (4, 2, 2)]
+    inputs = [torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+    kept = {}
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        if value.dtype != torch.int32:  # the spans, of all layers
+            kept[value.untyped_storage().data_ptr()] = value
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        attend(None, *inputs, **SWITCHES[attention], attention_plan=plan)
+    sizes = layer_sizes(tiny_model(), RunConfig(model="m", blend="b", attention=attention), tokens=tokens)
+    image = (2 * 4 + 2 * 2) * 16 * 2  # query, output, key, value of the image's token
+    measured = sum(value.untyped_storage().nbytes() for value in kept.values()) - image
+    assert measured == attention_bytes(sizes, "bf16")
 
 
 def test_the_head_keeps_one_chunk_however_long_the_rows_are():

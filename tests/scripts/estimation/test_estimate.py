@@ -1,6 +1,7 @@
 """What an estimate counts: published models to the last parameter, what is trained, and what the recipes ask for."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,26 +102,29 @@ def test_the_report_names_the_recipe_and_the_guess():
     assert text.count("<- the recipe") == 1 and "a guess" in text and "8 x h100 at 40% of their peak" in text
 
 
-def test_a_second_copy_is_offered_where_frozen_weights_cross_nodes_and_counted_where_it_is_set():
-    configuration = settings.load(yaml.safe_load((ROOT / "recipes/paper-70b.yaml").read_text()))
-    text = report(configuration, "mmca", 32, "h100", 0.4)
+def test_a_second_copy_is_offered_where_frozen_weights_cross_nodes(estimates):
+    estimate = estimates["paper-70b"]
     # 69 billion weights of two bytes among the eight ranks of a node.
-    assert "zero_hpz: 8 would take 17.3 GB more of a GPU" in text and "frozen (100%)" in text
+    (line,) = estimate.second_copy_offer(8)
+    assert line.startswith("zero_hpz: 8 would take 17.3 GB more of a GPU") and "frozen (100%)" in line
+    for changes in ({"nodes": 1}, {"zero": 2}, {"offload": "parameters"}, {"zero_hpz": 8}):
+        assert not replace(estimate, run=estimate.run.model_copy(update=changes)).second_copy_offer(8), changes
+    trained = replace(estimate.counts, trained=estimate.counts.total)
+    assert not replace(estimate, counts=trained).second_copy_offer(8)
 
-    def needed(run: RunConfig, weights: str) -> float:
-        configuration.runs["mmca"] = run
-        text = report(configuration, "mmca", 32, "h100", 0.4)
-        (row,) = (line for line in text.splitlines() if "<- the recipe" in line)
-        assert "would take" not in text and row.split()[2] == weights
-        estimate = Estimate.of(configuration, "mmca")
-        (placement,) = (found for found in estimate.placements(32) if (found.zero, found.offload) == (3, "none"))
-        return sum(estimate.device(placement).values())
 
+def test_a_second_copy_is_counted_where_it_is_set():
+    configuration = settings.load(yaml.safe_load((ROOT / "recipes/paper-7b.yaml").read_text()))
     run = configuration.runs["mmca"]
-    alone = run.model_copy(update={"nodes": 1})
-    copied = run.model_copy(update={"zero_hpz": 8})
-    assert needed(copied, "25.4") - needed(alone, "8.2") == pytest.approx(17.3e9, rel=0.01)
-    needed(run.model_copy(update={"train_language": "full", "train_embeddings": False}), "8.2")
+    weights = {}
+    for ranks in (1, 4):
+        configuration.runs["mmca"] = run.model_copy(update={"zero": 3, "zero_hpz": ranks, "nodes": 2})
+        text = report(configuration, "mmca", 8, "h100", 0.4)
+        (row,) = (line for line in text.splitlines() if "<- the recipe" in line)
+        weights[ranks] = float(row.split()[2])
+        assert ("zero_hpz: 4 would take" in text) == (ranks == 1)
+    # 6.7 billion weights of two bytes, a quarter of them.
+    assert weights[4] - weights[1] == pytest.approx(3.4, abs=0.11)
 
 
 def test_a_run_with_features_neither_holds_nor_runs_the_encoder():
