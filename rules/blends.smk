@@ -72,7 +72,7 @@ rule blend_manifest:
         ],
     output:
         units=f"{ROOT}/blend/{{blend}}/{{part}}/units.idx",
-        counts=f"{ROOT}/blend/{{blend}}/{{part}}/counts.parquet",
+        counts=f"{ROOT}/blend/{{blend}}/{{part}}/counts.npy",
         manifest=f"{ROOT}/blend/{{blend}}/{{part}}/manifest.json",
     log:
         f"{ROOT}/logs/blend_manifest/{{blend}}/{{part}}.log",

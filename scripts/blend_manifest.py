@@ -2,8 +2,9 @@
 
 Reads   a plan, and what `blend` has written: blend/<blend>/<part>/parts/*.json beside the shards
 Writes  blend/<blend>/<part>/units.idx       where each unit begins among the conversations (little-endian uint64)
-        blend/<blend>/<part>/counts.parquet  of every conversation its dataset, tokens and supervised tokens: what a
-                                             step of training knows of all its batches before it reads them
+        blend/<blend>/<part>/counts.npy      of every conversation its dataset (a number: they are in alphabetical
+                                             order), tokens and supervised tokens: what a step of training knows of
+                                             all its batches before it reads them
         blend/<blend>/<part>/manifest.json   last; the interface of all that follows
 """
 
@@ -16,10 +17,10 @@ from scripts.blending.plan_table import read_counts, read_plan, unit_ids
 from scripts.blending.shard_parts import MANIFEST, part_path, shard_stem
 from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import atomic, read_json, write_json, write_table
+from scripts.common.files import atomic, read_json, write_json
 from scripts.media.tarshard import index_path, shard_name
 
-UNITS, COUNTS = "units.idx", "counts.parquet"
+UNITS, COUNTS = "units.idx", "counts.npy"
 _FROM_PLAN = (
     "blend",
     "epoch",
@@ -55,7 +56,8 @@ def write_manifest(plan: Path, shards: int, out: Path) -> dict[str, Any]:
         raise UserError(f"{out} holds shards with {' and with '.join(forms)} images: build them again")
     with atomic(out / UNITS) as file:
         file.write(np.searchsorted(unit_ids(plan), np.arange(planned["units"] + 1)).astype("<u8").tobytes())
-    write_table(out / COUNTS, read_counts(plan))
+    with atomic(out / COUNTS) as file:
+        np.save(file, read_counts(plan, sorted(planned["datasets"])), allow_pickle=False)
     manifest = {
         "v": 1,
         **{key: planned[key] for key in _FROM_PLAN},

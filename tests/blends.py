@@ -13,7 +13,7 @@ import struct
 import tarfile
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 
 from tests.tiny_models import IMAGE_TOKENS
 
@@ -96,14 +96,8 @@ def write_blend(
         listed.append({"name": path.name, "sha256": _sha256(path), "bytes": path.stat().st_size, "conversations": size})
         listed[-1]["units"] = units_of[index + 1] - units_of[index]
     (folder / "units.idx").write_bytes(struct.pack(f"<{len(firsts)}Q", *firsts))
-    counts = pd.DataFrame(
-        {
-            "dataset": pd.Categorical([_DATASETS[position % 2] for position in range(n)]),
-            "n_tokens": [unit[2] for unit in units],
-            "n_labels": [unit[3] for unit in units],
-        }
-    )
-    counts.to_parquet(folder / "counts.parquet")
+    counts = [(position % 2, unit[2], unit[3]) for position, unit in enumerate(units)]
+    np.save(folder / "counts.npy", np.array(counts, [("dataset", "<i4"), ("tokens", "<i4"), ("labels", "<i4")]))
 
     manifest = {
         "v": 1,

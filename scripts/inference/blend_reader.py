@@ -1,7 +1,7 @@
 """Reads a blend folder: conversations with the bytes of their images, by number. Used by training and evaluation.
 
 A blend folder holds tar shards in plan order, an `.idx` beside each (little-endian uint64 offsets of every
-conversation and of the end), `units.idx` (the first conversation of every unit, and the end), `counts.parquet`
+conversation and of the end), `units.idx` (the first conversation of every unit, and the end), `counts.npy`
 (dataset, tokens and supervised tokens of every conversation) and `manifest.json`, which counts the conversations of
 each shard. So the offset of conversation i is computed, and it is read with one `pread`, in any order, from any
 process, with no iterator state to save. A unit is one conversation or a pack of several. Images lie in the shard itself
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, read_table
+from scripts.common.files import read_json
 
 _BLOCK = tarfile.BLOCKSIZE
 _HEAD = 8192
@@ -94,32 +94,44 @@ class BlendReader:
             raise IndexError(f"unit {unit} of {self.units} in {self.folder}")
         return range(int(self._units[unit]), int(self._units[unit + 1]))
 
-    def counts(self, unit: int) -> tuple[Counter[str], int]:
-        """The supervised tokens of unit `unit` by dataset, and all its tokens.
+    def counts(self, units: range) -> tuple[Counter[str], int]:
+        """The supervised tokens of consecutive units by dataset, and all their tokens.
 
         Raises:
             UserError: the table of counts is missing or belongs to another blend.
         """
-        members = self.members(unit)
-        rows = slice(members.start, members.stop)
-        labels: Counter[str] = Counter()
-        names, codes, n_labels, n_tokens = self._counts
-        for code, number in zip(codes[rows].tolist(), n_labels[rows].tolist(), strict=True):
-            labels[names[code]] += number
-        return labels, int(n_tokens[rows].sum())
+        counts = self._counts[int(self._units[units.start]) : int(self._units[units.stop])]
+        labels = np.bincount(counts["dataset"], counts["labels"], minlength=len(self.datasets))
+        found = Counter({name: int(number) for name, number in zip(self.datasets, labels, strict=True) if number})
+        return found, int(counts["tokens"].sum())
+
+    def labels(self, units: Sequence[int]) -> int:
+        """The supervised tokens of any units.
+
+        Raises:
+            UserError: as for `counts`.
+        """
+        numbers = np.asarray(units, dtype=np.int64)
+        return int((self._labels_before[numbers + 1] - self._labels_before[numbers]).sum())
 
     @cached_property
-    def _counts(self) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
-        """The names of datasets; and of every conversation its dataset by number, labels and tokens."""
-        path, remedy = self.folder / "counts.parquet", "build the blend again (remove its manifest.json if necessary)"
-        if not path.is_file():
-            raise UserError(f"{path} is missing; {remedy}")
-        table = read_table(path, columns=["dataset", "n_tokens", "n_labels"])
-        if table.num_rows != len(self):
-            raise UserError(f"{path} has {table.num_rows} rows for {len(self)} conversations; {remedy}")
-        dataset = table["dataset"].unify_dictionaries().combine_chunks()
-        names, codes = dataset.dictionary.to_pylist(), dataset.indices.to_numpy()
-        return names, codes, table["n_labels"].to_numpy(), table["n_tokens"].to_numpy()
+    def _labels_before(self) -> np.ndarray:
+        """How many supervised tokens there are before each unit, and in all (units + 1,)."""
+        before = np.concatenate([[0], np.cumsum(self._counts["labels"], dtype=np.int64)])
+        return before[self._units.astype(np.int64)]
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        path, remedy = self.folder / "counts.npy", "build the blend again (remove its manifest.json if necessary)"
+        try:
+            counts: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing; {remedy}") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({error}); {remedy}") from None
+        if counts.shape != (len(self),) or counts.dtype.names != ("dataset", "tokens", "labels"):
+            raise UserError(f"{path} has {len(counts)} rows for {len(self)} conversations; {remedy}")
+        return counts
 
     def __getitem__(self, position: int) -> Sample:
         """Read conversation `position` (0-based, in plan order) with its images.

@@ -106,7 +106,7 @@ def _shards(path: Path, manifest: dict[str, Any]) -> Files:
         yield tar.with_name(f"{tar.name}.idx"), None
         parts = sorted((path.parent / "parts").glob(f"{tar.stem}.*"))
         yield from ((part, None) for part in parts)
-    for name in ("index.parquet", "rejected.parquet", "units.idx", "counts.parquet"):
+    for name in ("index.parquet", "rejected.parquet", "units.idx", "counts.npy"):
         if path.with_name(name).is_file():
             yield path.with_name(name), None
 

@@ -168,9 +168,9 @@ class MicroBatchDataset(Dataset[MicroBatch]):
                 datasets.append(sample.dataset)
                 of_unit[sample.dataset] += sample.n_labels
                 length += sample.n_tokens
-            if reader.counts(unit) != (of_unit, length):
+            if reader.counts(range(unit, unit + 1)) != (of_unit, length):
                 raise UserError(
-                    f"{reader.folder}/counts.parquet does not count what unit {unit} holds; build the blend again "
+                    f"{reader.folder}/counts.npy does not count what unit {unit} holds; build the blend again "
                     "(remove its manifest.json if necessary)"
                 )
             rows.append(documents)
@@ -183,12 +183,7 @@ class MicroBatchDataset(Dataset[MicroBatch]):
     def step_counts(self, step: int) -> StepCounts:
         """What the global batch of `step` holds, on all ranks."""
         epoch, units = self.units(step)
-        labels, tokens = Counter[str](), 0
-        for unit in units:
-            of_unit, length = self.epochs[epoch].counts(unit)
-            labels += of_unit
-            tokens += length
-        return StepCounts(labels, tokens)
+        return StepCounts(*self.epochs[epoch].counts(units))
 
     def conversations(self, step: int) -> Iterator[tuple[str, MicroBatch]]:
         """Yield this rank's conversations of a step one by one: their uids, and a batch of each alone."""
@@ -210,10 +205,7 @@ class MicroBatchDataset(Dataset[MicroBatch]):
 
     def _head_chunks(self, reader: BlendReader, units: Sequence[int], micro: int) -> int:
         """How often the head is called for a micro-batch: as often as the rank with most labels needs."""
-        labels = [
-            sum(reader.counts(unit)[0].total() for unit in self._share(units, rank, micro))
-            for rank in range(self.ranks)
-        ]
+        labels = (reader.labels(self._share(units, rank, micro)) for rank in range(self.ranks))
         return chunks_needed(max(labels), self.options.vocabulary)
 
     def _batch(self, rows: Sequence[Sequence[_Document]], datasets: list[str]) -> MicroBatch:

@@ -148,18 +148,19 @@ class TrainingEngine:
         if self.loss_scale:
             self._engine.optimizer.loss_scale = self.loss_scale.scale
         losses = torch.zeros(len(self.datasets), dtype=torch.float64, device=self.device)
-        done: list[MicroBatch] = []
+        counts, own = StepCounts(), [0.0, 0.0, float(stop)]
         for number in range(1, self.accumulation + 1):
             batch = feed.take()
-            done.append(batch.host)
+            counts = batch.host.step
+            own[0] += batch.host.padded_tokens
+            own[1] += self._flops.of(batch.host)
             total, each = self._engine(**batch.inputs)
-            self._engine.backward(total * self._scale(batch.host.step), scale_wrt_gas=False)
+            self._engine.backward(total * self._scale(counts), scale_wrt_gas=False)
             losses.index_add_(0, batch.label_datasets, each)
             if number < self.accumulation:
                 self._engine.step()
             feed.prepare()
-        counts = done[0].step
-        padded, flops, stops = self._sum_counts(losses, done, stop)
+        padded, flops, stops = self._sum_counts(losses, own)
         result = StepResult(
             losses=LossTotals(self.datasets, losses.cpu(), self._by_dataset(counts.labels)),
             learning_rate=self.settings.learning_rate * factor,
@@ -278,10 +279,8 @@ class TrainingEngine:
         # At stage 0 DeepSpeed divides the gradient by the scale, and leaves it to others to multiply the loss.
         return scale * self.loss_scale.scale if self.loss_scale and self.settings.zero == 0 else scale
 
-    def _sum_counts(self, losses: Tensor, batches: Sequence[MicroBatch], stop: bool) -> list[float]:
-        """Add up over all ranks, in one collective: `losses`, in place; padded tokens, operations, ranks to stop."""
-        padded = sum(batch.padded_tokens for batch in batches)
-        counts = [float(padded), sum(self._flops.of(batch) for batch in batches), float(stop)]
+    def _sum_counts(self, losses: Tensor, counts: list[float]) -> list[float]:
+        """Add up `losses`, in place, and `counts` over all ranks, in one collective; return the sums of the latter."""
         total = torch.cat([losses, torch.tensor(counts, dtype=torch.float64, device=self.device)])
         if self.ranks > 1:
             dist.all_reduce(total)

@@ -86,7 +86,7 @@ TAMPERED = [
     "plan/mixed/epoch-000.parquet",
     "blend/mixed/epoch-000/train-00001-of-00002.tar",
     "blend/mixed/epoch-000/units.idx",
-    "blend/mixed/epoch-000/counts.parquet",
+    "blend/mixed/epoch-000/counts.npy",
     "blend/mixed/heldout/manifest.json",
     "pixels/miniature/coco-00001-of-00002.u8",
     "features/miniature/layer-1-drop-fp32/coco-00001-of-00002.bf16",

@@ -1,7 +1,10 @@
 """A step never waits for its device: neither the model, nor how micro-batches reach it, nor their losses."""
 
+import shutil
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -113,25 +116,27 @@ def test_a_step_knows_its_labels_before_its_batches_are_read(lab, reader):
 
 
 def test_counts_that_do_not_belong_to_the_blend_are_refused(lab, reader, tmp_path):
-    import shutil
-
-    import pandas as pd
-
     model, processor = model_of(lab)
 
     def batches(name: str, change) -> MicroBatchDataset:
         folder = shutil.copytree(reader.folder, tmp_path / name)
-        change(folder / "counts.parquet")
+        change(folder / "counts.npy")
         return MicroBatchDataset(
             [BlendReader(folder, folder)], processor, model.layout_options(), global_batch=4, micro_batch=2
         )
 
-    def more_labels(path):
-        pd.read_parquet(path).assign(n_labels=lambda table: table["n_labels"] + 1).to_parquet(path)
+    def rewrite(path: Path, change) -> None:
+        np.save(path, change(np.load(path)))
 
-    with pytest.raises(UserError, match=r"counts.parquet is missing; build the blend again"):
+    def more_labels(counts: np.ndarray) -> np.ndarray:
+        counts["labels"] += 1
+        return counts
+
+    with pytest.raises(UserError, match=r"counts.npy is missing; build the blend again"):
         batches("missing", lambda path: path.unlink()).step_counts(0)
     with pytest.raises(UserError, match="has 23 rows for 24 conversations"):
-        batches("short", lambda path: pd.read_parquet(path).iloc[1:].to_parquet(path)).step_counts(0)
-    with pytest.raises(UserError, match=r"counts.parquet does not count what unit 0 holds"):
-        batches("other", more_labels)[0]
+        batches("short", lambda path: rewrite(path, lambda counts: counts[1:])).step_counts(0)
+    with pytest.raises(UserError, match=r"counts.npy does not count what unit 0 holds"):
+        batches("other", lambda path: rewrite(path, more_labels))[0]
+    with pytest.raises(UserError, match=r"counts.npy is damaged .*; build the blend again"):
+        batches("cut", lambda path: path.write_bytes(path.read_bytes()[:200])).step_counts(0)
