@@ -25,8 +25,9 @@ try:  # not everywhere, and `transformers` must not ask for it when it loads an 
 except ImportError as error:
     raise ImportError("the fused attention needs triton") from error
 
-# Values that depend on the batch: a kernel must not be compiled again for the ones that 16 divides.
-_ANY = ["Mt", "Mi", "shape"]
+# A kernel must not be compiled again for batches whose sizes 16 divides. Nor for one head in a group: where the
+# compiler knows of it, Triton 3.6 moves accumulators so that the products of a Hopper GPU wait for each other.
+_ANY = ["Mt", "Mi", "H", "R", "shape"]
 
 
 @triton.jit

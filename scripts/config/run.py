@@ -120,7 +120,7 @@ class RunConfig(Section):
     install liger-kernel`), on a GPU: fewer launches and less memory for activations. Results differ by rounding."""
     compile: bool = False
     """Compile the decoder's layers with torch.compile, which fuses what lies between the matrix products and the
-    attention. The first steps take longer, and at `zero` 3 little can be fused. Results differ by rounding."""
+    attention. The first steps take longer. Not with `zero` 3. Results differ by rounding."""
     workers: Natural = 0
     """Processes per rank that prepare batches ahead of time. 0: between steps, for small images and few cores."""
     pixels: bool = False
@@ -159,6 +159,11 @@ class RunConfig(Section):
         if self.ranks % self.nodes:
             raise ValueError(f"ranks {self.ranks} cannot be spread equally over nodes {self.nodes}")
         self._check_second_copy()
+        if self.compile and self.zero == 3:
+            raise ValueError(
+                "compile needs zero 0, 1 or 2: at 3 DeepSpeed gathers weights between the operations of a layer, and "
+                "ranks whose graphs differ can wait for each other forever; use fused_layers there"
+            )
         if self.compile and self.fused_layers != "none":
             raise ValueError(f"compile and fused_layers {self.fused_layers} replace the same operations; choose one")
         if self.features and self.train_vision != "frozen":

@@ -2,7 +2,8 @@
 
 Each layer is compiled in place, so that modules, parameters and checkpoints keep their names. Layers of one class share
 what was compiled. The attention stays outside of the graphs (`model/attention.attend`): its calls depend on where the
-images lie. With ZeRO 3, which gathers the weights of each module when it runs, graphs end there too, and little is won.
+images lie. Not for ZeRO 3: its hooks gather the weights of each module when it runs and end graphs there, and ranks
+that compile at different moments were seen to wait for each other forever.
 """
 
 import inspect

@@ -37,7 +37,6 @@ class Job:
     keys: int
     warps: int
     stages: int
-    is_grouped: bool = True
 
 
 def compile_jobs(jobs: Sequence[Job], cache: Path, triton: Path | None = None) -> list[dict[str, Any]]:
@@ -90,8 +89,6 @@ def _compile(job: Job) -> dict[str, Any]:
     kernel = getattr(fused_kernels, job.kernel)
     constants = {"JOINT": job.is_joint, "D": job.width, "WIDTH": triton.next_power_of_2(job.width)}
     constants |= {"SUM": tl.float32, "UPCAST": False, "BM": job.rows, "BN": job.keys}
-    if not job.is_grouped:
-        constants["R"] = 1  # Triton makes a constant of an argument that is 1
     types, attributes = _signature(kernel, constants)
     types = {name: kind.replace("dtype", job.dtype) for name, kind in types.items()}
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes)

@@ -30,12 +30,12 @@ def triton(request):
     return OLDER_TRITON
 
 
-def jobs_for(capability: int, width: int, dtype: str, *, is_joint: bool, fixed: bool, **options) -> list[Job]:
+def jobs_for(capability: int, width: int, dtype: str, *, is_joint: bool, fixed: bool) -> list[Job]:
     """A job for the fixed launch of each kernel, or for each of its candidates."""
     version = divmod(capability, 10)
     launches = [[config] for config in fixed_config(version, width)] if fixed else candidates(version, width)
     return [
-        Job(kernel, capability, dtype, width, is_joint, **asdict(config), **options)
+        Job(kernel, capability, dtype, width, is_joint, **asdict(config))
         for kernel, configs in zip(KERNELS, launches, strict=True)
         for config in configs
     ]
@@ -62,7 +62,7 @@ def test_fixed_launches_keep_everything_in_registers(capability, triton, tmp_pat
 @pytest.mark.parametrize("capability", GPUS | SMALL_GPUS)
 def test_every_launch_keeps_everything_in_registers(capability, width, triton, tmp_path):
     jobs = jobs_for(capability, width, "bf16", is_joint=False, fixed=capability in SMALL_GPUS)
-    jobs += jobs_for(capability, width, "fp16", is_joint=True, fixed=True, is_grouped=False)
+    jobs += jobs_for(capability, width, "fp16", is_joint=True, fixed=True)
     check(jobs, tmp_path, triton)
 
 
