@@ -3,7 +3,7 @@
 A GPU works behind the host: it receives launches and computes them later. So two times are measured apart:
 
     device time   between two events on the GPU, around replays of a CUDA graph. A graph is launched as a whole, so the
-                  host has no share in it. What cannot be captured is timed around ordinary calls (`how` tells which)
+                  host has no share in it. What cannot be captured is timed around ordinary calls (see `how`)
     host time     of the calls alone, without waiting for the GPU: what the host needs to queue them
 
 Without a GPU there is one time, that of the clock.

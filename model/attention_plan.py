@@ -173,5 +173,8 @@ class AttentionPlan:
         if self.non_text.device == device:
             return self
         if device not in self._copies:
-            self._copies[device] = map_tensors(self, lambda x: x.to(device, non_blocking=non_blocking))
+            # Towards the CPU a copy must be there before it is read.
+            overlaps = non_blocking and device.type != "cpu"
+            moved: AttentionPlan = map_tensors(self, lambda x: x.to(device, non_blocking=overlaps))
+            self._copies[device] = replace(moved, _copies={})
         return self._copies[device]

@@ -141,13 +141,12 @@ class LabelIndex:
     """Where the labels of a batch are predicted.
 
     selection: of the decoder's rows, flat, those that predict a label. targets (n,): the labels. documents (n,): the
-    document of each, counted in reading order over the whole batch. n_documents: how many there are in the batch.
+    document of each, counted in reading order over the whole batch.
     """
 
     selection: RowPermutation | None
     targets: Tensor
     documents: Tensor
-    n_documents: int
 
     @classmethod
     @torch.compiler.disable  # sizes depend on the data
@@ -165,19 +164,20 @@ class LabelIndex:
         labelled = labels != IGNORE_INDEX
         if document_ids is None:
             documents = torch.arange(len(labels))[:, None].expand_as(labels)
-            n_documents = len(labels)
         else:
             ids = document_ids.detach().cpu()
             starts = (ids.diff(dim=1, prepend=torch.zeros_like(ids[:, :1])) != 0) & (ids != 0)
             documents = (starts.flatten().cumsum(0) - 1).view_as(starts)[:, 1:]
             labelled = labelled & ~starts[:, 1:]
-            n_documents = int(starts.sum())
+        if order is not None and order.lost is not None:
+            # Nor is the first token behind padding predicted from that.
+            labelled = labelled & ~order.lost.view(len(labels), -1)[:, :-1]
         batch_rows, before = labelled.nonzero(as_tuple=True)
-        rows = batch_rows * (labels.shape[1] + 1) + before
         total = labels.shape[0] * (labels.shape[1] + 1)
+        rows = batch_rows * (labels.shape[1] + 1) + before
         if order is not None:
             rows, total = order.target[rows], len(order.source)
-        return cls(RowPermutation.from_source(rows, total), labels[labelled], documents[labelled], n_documents)
+        return cls(RowPermutation.from_source(rows, total), labels[labelled], documents[labelled])
 
     def select(self, hidden: Tensor) -> Tensor:
         """The rows (n, width) of `hidden` (rows, tokens, width) that predict a label."""

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .documents import TEXT, Documents, merge_heads
 from .row_permutation import RowPermutation
@@ -133,7 +134,7 @@ def fixed_config(capability: tuple[int, int], width: int) -> list[KernelConfig]:
 
 def shape_class(rows: int, texts: int) -> int:
     """A number that batches share for which the same launches are best: their length, and the share of text in it."""
-    return 3 * min(max(rows.bit_length(), 10), 16) + min(3 * texts // rows, 2)
+    return 3 * min(max((rows - 1).bit_length(), 10), 16) + min(3 * texts // rows, 2)
 
 
 @lru_cache
@@ -143,7 +144,7 @@ def _tuned(number: int, capability: tuple[int, int], width: int) -> Any:
         triton.Config({"BM": c.rows, "BN": c.keys}, num_warps=c.warps, num_stages=c.stages)
         for c in candidates(capability, width)[number]
     ]
-    return triton.autotune(configs, key=["shape", "D", "JOINT"])(_KERNELS[number][0])
+    return triton.autotune(configs, key=["shape", "R", "D", "JOINT"])(_KERNELS[number][0])
 
 
 @dataclass(frozen=True)
@@ -298,6 +299,7 @@ class _FlatAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, out_text, lse, spans, reads = ctx.saved_tensors
         gradient = _with_dense_heads(gradient)
@@ -345,7 +347,8 @@ def _launch(
         constants |= fixed_config(capability, width)[number].options()
     else:
         kernel = _tuned(number, capability, width)
-    strides = [distance for x in strided for distance in x.stride()[:2]]
+    # A dimension of size 1 may have any stride, and Triton takes one that is 1 for a constant.
+    strides = [x.stride(dim) if x.shape[dim] > 1 else width for x in strided for dim in (0, 1)]
     sizes = [texts, rows - texts, heads, heads // groups]
 
     def grid(options: dict[str, int]) -> tuple[int, int]:

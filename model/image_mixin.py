@@ -156,13 +156,16 @@ class ImageMixin:
         encoded = (images.mm_encoder_outputs or {}).get("image")
         return None if encoded is None else encoded.pooler_output
 
-    def image_rows(self, images: ImageInputs, placeholders: int) -> Tensor | None:
+    def joined_image_embeds(self, images: ImageInputs, placeholders: int) -> Tensor | None:
         """The embeddings (placeholders, text width) of all images, end to end; None where there are none.
 
         Raises ValueError if the images do not match the placeholders exactly.
         """
         projected = self._project(images)
-        tokens = 0 if projected is None else sum(map(len, projected))
+        if isinstance(projected, Tensor):
+            tokens = projected.shape[:2].numel()
+        else:
+            tokens = sum(len(image) for image in projected or ())
         if placeholders != tokens:
             count = 0 if projected is None else len(projected)
             each = len(projected[0]) if tokens else self.config.image_tokens
@@ -185,4 +188,5 @@ class ImageMixin:
             features = tower(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=embeds.device)).to(dtype)
         else:
             features = self.projector.blank(embeds.device, dtype)
-        return self.projector(features).sum().to(embeds) * 0
+        # Not the sum times zero: in float16 it may be infinite.
+        return (self.projector(features) * 0).sum().to(embeds)

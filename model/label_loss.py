@@ -24,21 +24,19 @@ def chunks_needed(labels: int, vocabulary: int) -> int:
     return max(1, -(-labels * vocabulary // CHUNK_LOGITS))
 
 
-def label_losses(head: nn.Module, hidden: Tensor, targets: Tensor, chunks: int | None = None) -> Tensor:
+def head_losses(head: nn.Module, hidden: Tensor, targets: Tensor, chunks: int) -> Tensor:
     """The cross entropies (n,) of `targets` (n,) by the logits that `head` computes from `hidden` (n, width).
 
-    The head is called `chunks` times (None: as often as needed). Losses are computed in float32, or in float64 if the
-    logits are.
+    The head is called `chunks` times. Losses are computed in float32, or in float64 if the logits are.
     """
-    if chunks is None:
-        chunks = chunks_needed(len(targets), getattr(head, "out_features", 1))
     if chunks == 1:
         return _losses(head, hidden, targets)
     parts = zip(hidden.tensor_split(chunks), targets.tensor_split(chunks), strict=True)
-    # Nothing in the head is random.
+    # Keeping the state of the random numbers waits for the GPU, and without dropout the head draws none.
+    is_random = any(isinstance(module, nn.Dropout) for module in head.modules())
     return torch.cat(
         [
-            cast(Tensor, checkpoint(_losses, head, *part, use_reentrant=False, preserve_rng_state=False))
+            cast(Tensor, checkpoint(_losses, head, *part, use_reentrant=False, preserve_rng_state=is_random))
             for part in parts
         ]
     )

@@ -213,7 +213,7 @@ class VisualChatForConditionalGeneration(ImageMixin, TrainingMixin, VisualChatGe
 
         Raises ValueError if placeholders and images do not match, or for inputs that exclude each other.
         """
-        outputs, layout = self._decode(
+        outputs, layout, index = self._decode(
             input_ids,
             ImageInputs(pixel_values, image_features, image_states, mm_encoder_outputs or None),
             modality=modality,
@@ -225,14 +225,14 @@ class VisualChatForConditionalGeneration(ImageMixin, TrainingMixin, VisualChatGe
             use_cache=self._uses_cache(use_cache, labels),
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            labels=labels,
         )
         hidden, loss = outputs.last_hidden_state, None
-        if labels is None:
+        if index is None:
             hidden = hidden if layout is None else layout.restore(hidden)
             logits = self.get_output_embeddings()(_select_positions(hidden, logits_to_keep))
         else:
-            order = None if layout is None else layout.to(torch.device("cpu")).attention.order
-            index = LabelIndex.build(labels, document_ids, order).to(hidden.device)
+            index = index.to(hidden.device)
             logits = self.get_output_embeddings()(index.select(hidden))
             loss = F.cross_entropy(logits.float(), index.targets, reduction="sum")
             loss = loss / (max(len(index.targets), 1) if num_items_in_batch is None else num_items_in_batch)
@@ -263,10 +263,12 @@ class VisualChatForConditionalGeneration(ImageMixin, TrainingMixin, VisualChatGe
         use_cache: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
-    ) -> tuple[BaseModelOutputWithPast, BatchLayout | None]:
+        labels: Tensor | None = None,
+    ) -> tuple[BaseModelOutputWithPast, BatchLayout | None, LabelIndex | None]:
         """Everything before the head; the arguments are those of `forward`.
 
-        Hidden states are in the order of the layout; there is none with a conversation cache.
+        Hidden states are in the order of the layout, of which there is none with a conversation cache. The index is on
+        the CPU.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass input_ids or inputs_embeds, one of them")
@@ -286,7 +288,8 @@ class VisualChatForConditionalGeneration(ImageMixin, TrainingMixin, VisualChatGe
             if document_ids is not None or output_attentions or output_hidden_states:
                 raise ValueError("a conversation cache supports neither packed documents, attentions nor hidden states")
             embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-            return self._decode_text(embeds, modality[:, past:], images, past_key_values), None
+            index = None if labels is None else LabelIndex.build(labels)
+            return self._decode_text(embeds, modality[:, past:], images, past_key_values), None, index
 
         config = self.config.text_config
         if output_attentions is None and (self.config.output_attentions or config.output_attentions):
@@ -301,6 +304,7 @@ class VisualChatForConditionalGeneration(ImageMixin, TrainingMixin, VisualChatGe
             unpad=not (use_cache or past_key_values is not None or output_attentions or output_hidden_states)
             and not config.output_hidden_states,
         )
+        index = None if labels is None else LabelIndex.build(labels, document_ids, layout.attention.order)
         layout = layout.to(given.device)
         requested = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         if inputs_embeds is None:
@@ -316,9 +320,10 @@ class VisualChatForConditionalGeneration(ImageMixin, TrainingMixin, VisualChatGe
             position_ids=None if position_ids is None else layout.arrange(position_ids),
             past_key_values=past_key_values,
             use_cache=use_cache,
+            uses_projector=self.training,
             **{name: value for name, value in requested.items() if value is not None},
         )
-        return outputs, layout
+        return outputs, layout, index
 
     def run_decoder(
         self,
@@ -326,11 +331,16 @@ class VisualChatForConditionalGeneration(ImageMixin, TrainingMixin, VisualChatGe
         images: ImageInputs,
         layout: BatchLayout,
         position_ids: Tensor | None = None,
+        *,
+        uses_projector: bool,
         **options: Any,
     ) -> BaseModelOutputWithPast:
-        """Run the decoder on embedded text (n, width) and images, in the order of the layout."""
-        embeds = layout.join(text, self.image_rows(images, layout.image_tokens))
-        if self.training and not layout.image_tokens:
+        """Run the decoder on embedded text (n, width) and images, in the order of the layout.
+
+        With `uses_projector` the parameters that an image needs are used in a batch without images too.
+        """
+        embeds = layout.join(text, self.joined_image_embeds(images, layout.image_tokens))
+        if uses_projector and not layout.image_tokens:
             embeds = embeds + self.zero_of_image_parameters(embeds)
         layout.attention.reset_calls()
         outputs = self.get_decoder()(

@@ -11,7 +11,7 @@ from .attention import SWITCHES
 from .attention_plan import choose_backend
 from .batch_layout import BatchLayout, LabelIndex, LayoutOptions
 from .image_mixin import ImageInputs
-from .label_loss import label_losses
+from .label_loss import chunks_needed, head_losses
 
 
 class TrainingMixin:
@@ -59,10 +59,12 @@ class TrainingMixin:
         Raises ValueError if placeholders and images do not match.
         """
         text = layout.embed(self.get_input_embeddings(), input_ids)
-        outputs = self.run_decoder(text, ImageInputs(pixel_values, image_features), layout)
+        outputs = self.run_decoder(text, ImageInputs(pixel_values, image_features), layout, uses_projector=True)
         hidden = outputs.last_hidden_state
         index = index.to(hidden.device)
-        return label_losses(self.get_output_embeddings(), index.select(hidden), index.targets, chunks)
+        if chunks is None:
+            chunks = chunks_needed(len(index.targets), self.config.text_config.vocab_size)
+        return head_losses(self.get_output_embeddings(), index.select(hidden), index.targets, chunks)
 
     def layout_options(
         self: Any, device: torch.device | None = None, dtype: torch.dtype | None = None

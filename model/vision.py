@@ -62,10 +62,10 @@ class VisionTower(nn.Module):
         if not self.takes_patches:
             return self.encoder(pixels, **options)
         side = pixels.shape[-1] // self.patch_size
-        shapes = torch.full((len(pixels), 2), side, device=pixels.device)
-        mask = torch.ones(len(pixels), side * side, dtype=torch.int64, device=pixels.device)
+        # On the CPU, where they are read: from a GPU each of them would be waited for.
+        shapes = torch.full((len(pixels), 2), side)
         patches = cut_patches(pixels, self.patch_size)
-        return self.encoder(patches, pixel_attention_mask=mask, spatial_shapes=shapes, **options)
+        return self.encoder(patches, pixel_attention_mask=None, spatial_shapes=shapes, **options)
 
     def select(self, outputs: BaseModelOutputWithPooling) -> Tensor:
         """Select the configured layer and tokens from the encoder's output: (N, tokens, width)."""

@@ -21,13 +21,12 @@ Not counted are gradients on their way through a layer, dropout, and what torch.
 from dataclasses import dataclass
 from typing import Literal
 
+from model.label_loss import CHUNK_LOGITS
 from model.modeling import VisualChatForConditionalGeneration
 from scripts.config.blend import BlendConfig
 from scripts.config.run import RunConfig
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-# The most logits that the head computes at a time.
-LOGITS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def activations(sizes: LayerSizes, precision: str) -> float:
     if _recomputed_last(sizes.layers, sizes.every):
         decoder += layer
     norm = sizes.padded_tokens * _norm(sizes, size)
-    logits = min(sizes.padded_tokens / 4 * sizes.vocabulary, LOGITS) * (size + 4 + 4)
+    logits = min(sizes.padded_tokens / 4 * sizes.vocabulary, CHUNK_LOGITS) * (size + 4 + 4)
     return decoder + norm + logits + tower_bytes(sizes, precision)
 
 

@@ -105,20 +105,15 @@ class BlendReader:
         found = Counter({name: int(number) for name, number in zip(self.datasets, labels, strict=True) if number})
         return found, int(counts["tokens"].sum())
 
-    def labels(self, units: Sequence[int]) -> int:
-        """The supervised tokens of any units.
+    @cached_property
+    def most_labels(self) -> int:
+        """The most supervised tokens of a unit; 0 without units.
 
         Raises:
             UserError: as for `counts`.
         """
-        numbers = np.asarray(units, dtype=np.int64)
-        return int((self._labels_before[numbers + 1] - self._labels_before[numbers]).sum())
-
-    @cached_property
-    def _labels_before(self) -> np.ndarray:
-        """How many supervised tokens there are before each unit, and in all (units + 1,)."""
         before = np.concatenate([[0], np.cumsum(self._counts["labels"], dtype=np.int64)])
-        return before[self._units.astype(np.int64)]
+        return int(np.diff(before[self._units.astype(np.int64)]).max(initial=0))
 
     @cached_property
     def _counts(self) -> np.ndarray:
@@ -127,9 +122,11 @@ class BlendReader:
             counts: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise UserError(f"{path} is missing; {remedy}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path} is damaged ({error}); {remedy}") from None
-        if counts.shape != (len(self),) or counts.dtype.names != ("dataset", "tokens", "labels"):
+        if counts.ndim != 1 or counts.dtype.names != ("dataset", "tokens", "labels"):
+            raise UserError(f"{path} is no table of counts, but {counts.dtype} {counts.shape}; {remedy}")
+        if len(counts) != len(self):
             raise UserError(f"{path} has {len(counts)} rows for {len(self)} conversations; {remedy}")
         return counts
 

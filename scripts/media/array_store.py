@@ -65,7 +65,7 @@ class ArrayStore:
             stem: path of its files without the ending.
             arrays: one for each image, all of one shape.
             hashes: the sha256 of each image's file, in hex.
-            facts: `key`, and whatever else the JSON file shall hold.
+            facts: `key`, and what else the JSON file holds.
 
         Raises:
             UserError: two arrays have different shapes.

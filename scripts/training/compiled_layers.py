@@ -15,6 +15,7 @@ from torch._inductor import config as inductor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from model.modeling import VisualChatForConditionalGeneration
+from scripts.common.errors import UserError
 from scripts.training.checkpointed_layers import repeated_layers
 
 _COMPILER = ("torch._dynamo.", "torch._inductor.", "triton.")
@@ -28,10 +29,19 @@ def compile_layers(
     """Let every layer of the decoder be compiled, at its first forward, with a backend of torch.compile.
 
     `deterministic`: kernels are chosen without timing them, so that another process computes the same bits.
+
+    Raises:
+        UserError: no layers of the decoder are recognised.
     """
     inductor.deterministic = deterministic
+    layers = repeated_layers(model.get_decoder())
+    if not layers:
+        raise UserError(
+            f"compile: true is not possible with {type(model.get_decoder()).__name__}, in which no layers are "
+            "recognised; set it to false"
+        )
     classes: dict[type[GradientCheckpointingLayer], type[GradientCheckpointingLayer]] = {}
-    for layer in repeated_layers(model.get_decoder()):
+    for layer in layers:
         kind = type(layer)
         if kind not in classes:
             classes[kind] = _compiled_class(kind, backend)

@@ -37,6 +37,9 @@ from scripts.inference.decoded_images import DecodedImageCache
 from scripts.media.feature_store import FeatureStore
 from scripts.media.pixel_store import PixelStore
 
+MODEL_INPUTS = ("input_ids", "pixel_values", "image_features")
+"""The tensors of a micro-batch that the model takes; what else the processor collates is in layout and index."""
+
 _Document = tuple[EncodedConversation, list[np.ndarray]]
 """A conversation and its images, in the form that the processor collates: (3, H, W) uint8, or features."""
 
@@ -57,7 +60,7 @@ class MicroBatch:
     (model/batch_layout.py), `label_datasets` (n,) the number of the dataset of each label. `datasets` names the dataset
     of every conversation, in their order ('' for a filler). `labels` counts supervised tokens by dataset, `tokens` all
     tokens without padding and fillers, `pairs` the pairs of a token and one that its attention looks at. `head_chunks`:
-    how often the head is called, on all ranks. `step`: counts of the global batch.
+    how often the head is called. `step`: counts of the global batch.
     """
 
     tensors: dict[str, Tensor]
@@ -78,8 +81,9 @@ class MicroBatch:
 
     def pin_memory(self) -> "MicroBatch":
         """The same in page-locked memory, from which a GPU copies while it computes; PyTorch's loader calls it."""
-        names = ("tensors", "layout", "index", "label_datasets")
-        return replace(self, **{name: map_tensors(getattr(self, name), Tensor.pin_memory) for name in names})
+        used = {name: self.tensors[name] for name in MODEL_INPUTS if name in self.tensors}
+        parts = {"tensors": used, "layout": self.layout, "index": self.index, "label_datasets": self.label_datasets}
+        return replace(self, **{name: map_tensors(part, Tensor.pin_memory) for name, part in parts.items()})
 
 
 class MicroBatchDataset(Dataset[MicroBatch]):
@@ -126,6 +130,9 @@ class MicroBatchDataset(Dataset[MicroBatch]):
         per_rank = -(-global_batch // ranks)
         self.accumulation = -(-per_rank // micro_batch)
         self.micro_batch = -(-per_rank // self.accumulation)
+        # The same in every batch and on every rank, as sharded weights require; and reading it opens the counts.
+        most_labels = self.micro_batch * max(reader.most_labels for reader in self.epochs)
+        self._chunks = chunks_needed(most_labels, options.vocabulary)
         available = [-(-reader.units // global_batch) for reader in self.epochs]
         self.steps_per_epoch = [min(steps, limit) if limit else steps for steps in available]
         self.steps = sum(self.steps_per_epoch)
@@ -177,8 +184,7 @@ class MicroBatchDataset(Dataset[MicroBatch]):
             labels += of_unit
             tokens += length
         batch = self._batch(rows, datasets) if rows else self.filler()
-        chunks = self._head_chunks(reader, units, micro)
-        return replace(batch, labels=labels, tokens=tokens, head_chunks=chunks, step=self.step_counts(step))
+        return replace(batch, labels=labels, tokens=tokens, step=self.step_counts(step))
 
     def step_counts(self, step: int) -> StepCounts:
         """What the global batch of `step` holds, on all ranks."""
@@ -203,11 +209,6 @@ class MicroBatchDataset(Dataset[MicroBatch]):
         """The units of a global batch that a rank computes in one micro-batch."""
         return units[rank :: self.ranks][micro * self.micro_batch :][: self.micro_batch]
 
-    def _head_chunks(self, reader: BlendReader, units: Sequence[int], micro: int) -> int:
-        """How often the head is called for a micro-batch: as often as the rank with most labels needs."""
-        labels = (reader.labels(self._share(units, rank, micro)) for rank in range(self.ranks))
-        return chunks_needed(max(labels), self.options.vocabulary)
-
     def _batch(self, rows: Sequence[Sequence[_Document]], datasets: list[str]) -> MicroBatch:
         """Collate rows of conversations, and lay them out."""
         tensors = self._collate([_packed(documents) for documents in rows])
@@ -218,7 +219,7 @@ class MicroBatchDataset(Dataset[MicroBatch]):
         index = LabelIndex.build(tensors["labels"], ids, layout.attention.order)
         label_datasets = torch.tensor([self._numbers[name] for name in datasets])[index.documents]
         pairs = count_pairs(tensors["modality"], ids, self.options.image_rows)
-        return MicroBatch(tensors, layout, index, label_datasets, datasets, pairs=pairs)
+        return MicroBatch(tensors, layout, index, label_datasets, datasets, pairs=pairs, head_chunks=self._chunks)
 
     def load(self, first_step: int, workers: int) -> Iterator[MicroBatch]:
         """Yield the micro-batches from `first_step` on; `workers` > 0 processes prepare them ahead of time."""

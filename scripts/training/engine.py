@@ -160,9 +160,9 @@ class TrainingEngine:
             if number < self.accumulation:
                 self._engine.step()
             feed.prepare()
-        padded, flops, stops = self._sum_counts(losses, own)
+        sums, (padded, flops, stops) = self._sum_step(losses, own)
         result = StepResult(
-            losses=LossTotals(self.datasets, losses.cpu(), self._by_dataset(counts.labels)),
+            losses=LossTotals(self.datasets, sums, self._by_dataset(counts.labels)),
             learning_rate=self.settings.learning_rate * factor,
             learning_rates={part: peak * factor for part, peak in self._peaks.items()},
             grad_norm=math.nan,
@@ -206,10 +206,12 @@ class TrainingEngine:
         losses = torch.zeros(len(self.datasets), dtype=torch.float64, device=self.device)
         labels = torch.zeros(len(self.datasets), dtype=torch.float64)
         with torch.no_grad():
-            for batch in self.feed(batches):
+            feed = self.feed(batches)
+            for batch in feed:
                 if self._sum(torch.tensor([float(stop())])).item():
                     return None
                 _, each = self._engine(**batch.inputs)
+                feed.prepare()
                 losses.index_add_(0, batch.label_datasets, each)
                 labels += self._by_dataset(batch.host.labels)
         return LossTotals(self.datasets, self._sum(losses.cpu()), self._sum(labels))
@@ -279,13 +281,13 @@ class TrainingEngine:
         # At stage 0 DeepSpeed divides the gradient by the scale, and leaves it to others to multiply the loss.
         return scale * self.loss_scale.scale if self.loss_scale and self.settings.zero == 0 else scale
 
-    def _sum_counts(self, losses: Tensor, counts: list[float]) -> list[float]:
-        """Add up `losses`, in place, and `counts` over all ranks, in one collective; return the sums of the latter."""
+    def _sum_step(self, losses: Tensor, counts: list[float]) -> tuple[Tensor, list[float]]:
+        """Add up `losses` and `counts` over all ranks, in one collective, and bring the sums to the CPU."""
         total = torch.cat([losses, torch.tensor(counts, dtype=torch.float64, device=self.device)])
         if self.ranks > 1:
             dist.all_reduce(total)
-        losses.copy_(total[: len(losses)])
-        return total[len(losses) :].tolist()
+        total = total.cpu()
+        return total[: len(losses)], total[len(losses) :].tolist()
 
     def _by_dataset(self, labels: Mapping[str, int]) -> Tensor:
         """Counts by name as (datasets,) float64."""

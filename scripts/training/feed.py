@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from model.tensor_maps import map_tensors
-from scripts.training.dataset import MicroBatch
+from scripts.training.dataset import MODEL_INPUTS, MicroBatch
 
 
 @dataclass
@@ -34,7 +34,8 @@ class DeviceBatch:
 class MicroBatchFeed:
     """The micro-batches of an iterator on a device, one after the other.
 
-    `waited` counts the seconds for which the iterator was waited for; whoever reads it may set it back.
+    `waited` counts the seconds for which the iterator was waited for, on a GPU without those in which it was still
+    computing what had been queued when the micro-batch came. A reader may set it back.
     """
 
     def __init__(self, batches: Iterable[MicroBatch], device: torch.device, tower: nn.Module | None = None) -> None:
@@ -55,13 +56,13 @@ class MicroBatchFeed:
         """
         if self._next is not None or self._error is not None:
             return
-        begin = time.perf_counter()
+        begin, queued = time.perf_counter(), self._queued()
         try:
             batch = next(self._batches)
         except Exception as error:  # noqa: BLE001 - raised again by `take`
             self._error = error
             return
-        finally:
+        if queued is None or queued.query():
             self.waited += time.perf_counter() - begin
         with self._on_stream():
             self._next = self._moved(batch)
@@ -81,7 +82,7 @@ class MicroBatchFeed:
         if self._stream is not None:
             compute = torch.cuda.current_stream(self._device)
             compute.wait_stream(self._stream)
-            # Their memory belongs to the other stream, which must not reuse it while this one reads it.
+            # Their memory belongs to the other stream, which must not reuse it before this one has read it.
             map_tensors([batch.inputs, batch.label_datasets], lambda x: _recorded(x, compute))
         return batch
 
@@ -90,12 +91,20 @@ class MicroBatchFeed:
 
     __next__ = take
 
+    def _queued(self) -> torch.cuda.Event | None:
+        """An event behind all that is queued for the GPU's computation; None on a CPU."""
+        if self._stream is None:
+            return None
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
     def _on_stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _moved(self, batch: MicroBatch) -> DeviceBatch:
-        images = {name: batch.tensors[name] for name in ("pixel_values", "image_features") if name in batch.tensors}
-        inputs = {"input_ids": batch.tensors["input_ids"], "layout": batch.layout, "index": batch.index} | images
+        inputs: dict[str, Any] = {name: batch.tensors[name] for name in MODEL_INPUTS if name in batch.tensors}
+        inputs |= {"layout": batch.layout, "index": batch.index}
         inputs, labels = map_tensors([inputs, batch.label_datasets], lambda x: x.to(self._device, non_blocking=True))
         if "pixel_values" in inputs and self._tower is not None:
             with torch.no_grad():

@@ -94,7 +94,7 @@ class Trainer:
             keep_language_dtype=settings.zero == 3,
         )
         options = model.train().layout_options(compute_device(), dtype_of(settings.precision))
-        self.log(f"attention {settings.attention}: the {options.backend} back-end for whole sequences")
+        self.log(f"attention {settings.attention} is computed by the {options.backend} back-end")
         names = sorted({name for reader in readers.values() for name in reader.datasets})
         pixels = PixelStore(args.pixels, pixels_key(processor.image_processor.to_dict())) if args.pixels else None
         self.features = open_features(args.features, args.model, model, processor, settings)

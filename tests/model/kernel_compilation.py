@@ -1,4 +1,4 @@
-"""Compile the kernels of fused_kernels.py for a GPU that need not be here, and print what the assembler says of each.
+"""Compile the kernels of fused_kernels.py for a GPU that need not be here, and print registers and spills of each.
 
 A program of its own, because TRITON_INTERPRET, with which the other tests run, leaves nothing to compile. It reads a
 list of `Job`s as JSON from standard input, and writes a list of results in the same order. PYTHONPATH decides which
@@ -46,7 +46,7 @@ def compile_jobs(jobs: Sequence[Job], cache: Path, triton: Path | None = None) -
     assembler had to make asynchronous instructions wait (`serialized`), and how often PTX names some `instructions`.
     """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    # What the assembler says is only printed when it runs.
+    # The assembler's figures are only printed when it runs.
     environment |= {"TRITON_CACHE_DIR": str(cache), "TRITON_ALWAYS_COMPILE": "1", "TRITON_DUMP_PTXAS_LOG": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([*([str(triton)] if triton else []), str(ROOT)])
     done = subprocess.run(

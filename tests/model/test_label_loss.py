@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.label_loss import CHUNK_LOGITS, chunks_needed, label_losses
+from model.label_loss import CHUNK_LOGITS, chunks_needed, head_losses
 
 LABELS, WIDTH, VOCABULARY = 50, 16, 400
 
@@ -33,7 +33,7 @@ def results(
     hidden = torch.randn(LABELS, WIDTH, dtype=dtype, requires_grad=True)
     targets = torch.randint(VOCABULARY, (LABELS,))
     with LargestTensor() as largest:
-        losses = label_losses(head, hidden, targets, chunks)
+        losses = head_losses(head, hidden, targets, chunks)
         # Losses with weights of their own.
         (losses * torch.linspace(1, 2, LABELS)).sum().backward()
     gradients = [x.grad for x in (hidden, *head.parameters()) if x.grad is not None]
@@ -66,7 +66,7 @@ def test_a_call_is_divided_only_where_its_logits_are_many():
 def test_no_label_has_a_gradient_of_zero():
     head = nn.Linear(WIDTH, VOCABULARY)
     hidden = torch.randn(0, WIDTH, requires_grad=True)
-    losses = label_losses(head, hidden, torch.zeros(0, dtype=torch.int64), 2)
+    losses = head_losses(head, hidden, torch.zeros(0, dtype=torch.int64), 2)
     losses.sum().backward()
     assert losses.shape == (0,) and hidden.grad.shape == (0, WIDTH) and not head.weight.grad.any()
     assert F.cross_entropy(head(hidden), torch.zeros(0, dtype=torch.int64), reduction="sum") == 0

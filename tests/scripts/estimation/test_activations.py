@@ -10,8 +10,9 @@ from model.attention import attend
 from model.attention_plan import SWITCHES, AttentionPlan
 from model.documents import IMAGE, TEXT
 from model.fused_attention import INTERPRETED
+from model.label_loss import CHUNK_LOGITS
 from scripts.config.run import RunConfig
-from scripts.estimation.activations import LOGITS, activations, attention_bytes, kept_bytes, layer_bytes, tower_bytes
+from scripts.estimation.activations import activations, attention_bytes, kept_bytes, layer_bytes, tower_bytes
 from scripts.training.checkpointed_layers import checkpoint_layers, repeated_layers
 from scripts.training.precision import dtype_of
 from scripts.training.trainable import mark_trainable
@@ -79,9 +80,9 @@ def test_the_attention_keeps_what_is_estimated(attention: str):
 def test_the_head_keeps_one_chunk_however_long_the_rows_are():
     sizes = replace(layer_sizes(tiny_model(), RunConfig(model="m", blend="b"), tokens=8192), vocabulary=152_000)
     more = replace(sizes, vocabulary=304_000)
-    assert activations(sizes, "bf16") == activations(more, "bf16") > 10 * LOGITS
+    assert activations(sizes, "bf16") == activations(more, "bf16") > 10 * CHUNK_LOGITS
     few = replace(sizes, vocabulary=1000)
-    assert activations(sizes, "bf16") - activations(few, "bf16") == 10 * (LOGITS - 8192 / 4 * 1000)
+    assert activations(sizes, "bf16") - activations(few, "bf16") == 10 * (CHUNK_LOGITS - 8192 / 4 * 1000)
 
 
 def test_a_layer_that_is_computed_again_is_whole_for_a_while():

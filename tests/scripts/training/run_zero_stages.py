@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 2 -m tests.scripts.training.run_zero_stages LAB OUT
 
 OUT becomes {name: losses and gradient norms of the steps}; `2>0` is run `2` up to its second step, then at stage 0.
-`second copies` counts the weights of which the last run holds a second copy. No step waits for its device until its
-gradient is complete.
+`second copies` counts the weights of which the last run holds a second copy; runs that are `mixed` measure the loss of
+all their batches after each step. No step waits for its device until its gradient is complete.
 """
 
 import copy
@@ -73,7 +73,7 @@ def main(root: Path, out: Path) -> None:
     from scripts.training.precision import dtype_of
     from scripts.training.trainable import mark_trainable
 
-    divide_small_weights()
+    divide_small_weights(every_run=True)
     # Traced and cut into graphs, which are run as they are: this needs no C++ compiler.
     engine_module.compile_layers = functools.partial(compile_layers, backend="eager")
     # DeepSpeed collects garbage at stage 3: without looking through the libraries each time.
@@ -117,6 +117,7 @@ def main(root: Path, out: Path) -> None:
             share = batches[step * accumulation : (step + 1) * accumulation]
             result = take_step(engine, step, share, may_wait=settings.offload != "none" or reordered)
             losses += [result.losses.loss, result.grad_norm]
+            losses += [engine.evaluate(batches).loss] * name.startswith("mixed")
             if step == FIRST - 1 and any(other.startswith(f"{name}>") for other in CONTINUED):
                 begun = engine.state(), engine.facts()
         copies = [value for value in model.parameters() if getattr(value, "ds_secondary_tensor", None) is not None]
@@ -140,18 +141,18 @@ def main(root: Path, out: Path) -> None:
 
 def take_step(engine, step, batches, may_wait):
     """Take a step that does not wait before its gradient is complete, unless it may."""
-    count = engine._sum_counts
+    count = engine._sum_step
     with RefuseWaits() as mode:
 
-        def sum_counts(*args):
+        def sum_step(*args):
             mode.allow()
             return count(*args)
 
         if may_wait:
             mode.allow()
-        engine._sum_counts = sum_counts
+        engine._sum_step = sum_step
         result = engine.step(step, engine.feed(batches))
-    engine._sum_counts = count
+    engine._sum_step = count
     return result
 
 

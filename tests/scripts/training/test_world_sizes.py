@@ -131,7 +131,7 @@ def test_packed_and_unpacked_give_the_same_loss_per_conversation(lab, processor,
         part = MicroBatchDataset([reader], processor, options, global_batch=100, micro_batch=100)[0]
         with torch.no_grad():
             total, each = LossModule(model.eval())(**MicroBatchFeed([part], model.device).take().inputs)
-        losses = torch.zeros(part.index.n_documents, dtype=torch.float64).index_add(0, part.index.documents, each)
+        losses = torch.zeros(len(part.datasets), dtype=torch.float64).index_add(0, part.index.documents, each)
         assert len(losses) == len(part.datasets) == 14
         assert float(losses.sum()) == pytest.approx(float(total), rel=1e-5)
         found.append((losses, part.datasets, part.labels))
