@@ -104,6 +104,7 @@ def write_blend(
     folder: Path, samples: list, pictures: list[bytes], packs: list[list[int]], order: Sequence[int]
 ) -> None:
     """Write a blend folder whose units are `packs`, with the conversations in `order`."""
+    from scripts.inference.blend_reader import COUNTS, COUNTS_NAME
     from scripts.media.tarshard import ShardWriter, shard_name
 
     folder.mkdir(parents=True)
@@ -120,6 +121,8 @@ def write_blend(
             ]
             shard.add(f"e000-{position:09d}", members)
     np.cumsum([0, *map(len, packs)]).astype("<u8").tofile(folder / "units.idx")
+    counts = [(0, samples[number]["n_tokens"], samples[number]["n_labels"]) for number in order]
+    np.save(folder / COUNTS_NAME, np.array(counts, COUNTS))
     units = len(packs)
     listed = {"name": shard.path.name, "bytes": shard.bytes, "conversations": len(samples), "units": units}
     facts = {"plan": "", "units": units, "conversations": len(samples), "datasets": {"one": {}}, "shards": [listed]}

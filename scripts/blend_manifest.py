@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from scripts.blending.plan_table import read_counts, read_plan, unit_ids
+from scripts.blending.plan_table import read_plan, unit_ids
 from scripts.blending.shard_parts import MANIFEST, part_path, shard_stem
 from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import atomic, read_json, write_json
+from scripts.common.files import atomic, read_json, read_table, write_json
+from scripts.inference.blend_reader import COUNTS, COUNTS_NAME
 from scripts.media.tarshard import index_path, shard_name
 
-UNITS, COUNTS = "units.idx", "counts.npy"
+UNITS = "units.idx"
 _FROM_PLAN = (
     "blend",
     "epoch",
@@ -56,8 +59,8 @@ def write_manifest(plan: Path, shards: int, out: Path) -> dict[str, Any]:
         raise UserError(f"{out} holds shards with {' and with '.join(forms)} images: build them again")
     with atomic(out / UNITS) as file:
         file.write(np.searchsorted(unit_ids(plan), np.arange(planned["units"] + 1)).astype("<u8").tobytes())
-    with atomic(out / COUNTS) as file:
-        np.save(file, read_counts(plan, sorted(planned["datasets"])), allow_pickle=False)
+    with atomic(out / COUNTS_NAME) as file:
+        np.save(file, _counts(plan, sorted(planned["datasets"])), allow_pickle=False)
     manifest = {
         "v": 1,
         **{key: planned[key] for key in _FROM_PLAN},
@@ -69,6 +72,15 @@ def write_manifest(plan: Path, shards: int, out: Path) -> dict[str, Any]:
     }
     write_json(out / MANIFEST, manifest)
     return manifest
+
+
+def _counts(plan: Path, datasets: list[str]) -> np.ndarray:
+    """What every row of a plan counts, (rows,) of `COUNTS`; `datasets` are numbered in their order."""
+    table = read_table(plan, columns=["dataset", "n_tokens", "n_labels"])
+    counts = np.empty(table.num_rows, COUNTS)
+    counts["dataset"] = pc.index_in(table["dataset"], pa.array(datasets)).to_numpy()
+    counts["tokens"], counts["labels"] = table["n_tokens"].to_numpy(), table["n_labels"].to_numpy()
+    return counts
 
 
 def _part(out: Path, shard: str, plan: str) -> dict[str, Any]:

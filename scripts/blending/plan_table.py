@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scripts.blending.conversations import Conversations
@@ -43,7 +42,6 @@ PLAN_SCHEMA = pa.schema(
         ("form", pa.string()),
     ]
 )
-COUNTS = np.dtype([("dataset", "<i4"), ("tokens", "<i4"), ("labels", "<i4")])
 SINGLE, CONCAT, JOINED = "single", "concat", "join"
 
 
@@ -124,19 +122,6 @@ def unit_ids(path: str | Path) -> np.ndarray:
         UserError: the plan is absent.
     """
     return read_table(_existing(path), columns=["pack"])["pack"].to_numpy()
-
-
-def read_counts(path: str | Path, datasets: Sequence[str]) -> np.ndarray:
-    """What every row of a plan counts, (rows,): the number of its dataset in `datasets`, tokens, supervised tokens.
-
-    Raises:
-        UserError: the plan is absent.
-    """
-    table = read_table(_existing(path), columns=["dataset", "n_tokens", "n_labels"])
-    counts = np.empty(table.num_rows, COUNTS)
-    counts["dataset"] = pc.index_in(table["dataset"], pa.array(datasets)).to_numpy()
-    counts["tokens"], counts["labels"] = table["n_tokens"].to_numpy(), table["n_labels"].to_numpy()
-    return counts
 
 
 def _existing(path: str | Path) -> Path:

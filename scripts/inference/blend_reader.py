@@ -27,6 +27,10 @@ import numpy as np
 from scripts.common.errors import UserError
 from scripts.common.files import read_json
 
+COUNTS_NAME = "counts.npy"
+COUNTS = np.dtype([("dataset", "<i4"), ("tokens", "<i4"), ("labels", "<i4")])
+"""A row of that file: the number of the conversation's dataset (in alphabetical order), tokens, supervised tokens."""
+
 _BLOCK = tarfile.BLOCKSIZE
 _HEAD = 8192
 """Bytes to read first where no images are needed: they nearly always hold the JSON member, which comes first."""
@@ -117,14 +121,14 @@ class BlendReader:
 
     @cached_property
     def _counts(self) -> np.ndarray:
-        path, remedy = self.folder / "counts.npy", "build the blend again (remove its manifest.json if necessary)"
+        path, remedy = self.folder / COUNTS_NAME, "build the blend again (remove its manifest.json if necessary)"
         try:
             counts: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise UserError(f"{path} is missing; {remedy}") from None
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path} is damaged ({error}); {remedy}") from None
-        if counts.ndim != 1 or counts.dtype.names != ("dataset", "tokens", "labels"):
+        if counts.ndim != 1 or counts.dtype != COUNTS:
             raise UserError(f"{path} is no table of counts, but {counts.dtype} {counts.shape}; {remedy}")
         if len(counts) != len(self):
             raise UserError(f"{path} has {len(counts)} rows for {len(self)} conversations; {remedy}")

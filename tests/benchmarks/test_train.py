@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks import train
-from benchmarks.train_candidates import Options, Step, TimedFeed, measurements
+from benchmarks.train_candidates import Options, Step, measurements
 from benchmarks.train_data import Lengths, Shape, load_processor, write_data, write_model
 
 TINY = Shape(width=64, layers=1, vocabulary=400, vision_width=64, vision_layers=1)
@@ -69,8 +69,3 @@ def test_measurements_leave_out_the_first_step():
     assert (found["all_labels"], found["first_loss"], found["last_loss"]) == (60, 5.0, 3.0)
     assert (found["memory"], found["added"]) == (300, 200)
     assert train.rate(found, "cpu_seconds", None) == 50.0 and train.rate(found, "flops", 5e9) == 0.5
-
-
-def test_the_feed_counts_what_its_user_waits():
-    feed = TimedFeed(iter([1, 2]))
-    assert list(feed) == [1, 2] and feed.waited > 0
