@@ -234,7 +234,8 @@ class VisualChatForConditionalGeneration(ImageMixin, TrainingMixin, VisualChatGe
         else:
             index = index.to(hidden.device)
             logits = self.get_output_embeddings()(index.select(hidden))
-            loss = F.cross_entropy(logits.float(), index.targets, reduction="sum")
+            logits_of_loss = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            loss = F.cross_entropy(logits_of_loss, index.targets, reduction="sum")
             loss = loss / (max(len(index.targets), 1) if num_items_in_batch is None else num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
@@ -277,6 +278,8 @@ class VisualChatForConditionalGeneration(ImageMixin, TrainingMixin, VisualChatGe
         given = input_ids if inputs_embeds is None else inputs_embeds
         assert given is not None
         length = given.shape[1]
+        if labels is not None and labels.shape != given.shape[:2]:
+            raise ValueError(f"labels {tuple(labels.shape)} must have the shape of the tokens {tuple(given.shape[:2])}")
         if modality is None:
             if past and not isinstance(past_key_values, ConversationCache):
                 raise ValueError("a forward that continues a cache needs the modality of all tokens in it")

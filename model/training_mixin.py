@@ -32,6 +32,8 @@ class TrainingMixin:
         Documents are counted in reading order over the whole batch; without `document_ids` that is the row. The other
         arguments are those of `forward`.
         """
+        if labels.shape != input_ids.shape:
+            raise ValueError(f"labels {tuple(labels.shape)} must have the shape of input_ids {tuple(input_ids.shape)}")
         if modality is None:
             modality = self.infer_modality(input_ids, attention_mask, None)
         layout = BatchLayout.build(modality, options=self.layout_options(), document_ids=document_ids)

@@ -14,7 +14,7 @@ from the plan where it exists; otherwise they are a guess, and marked as one.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +58,7 @@ class Estimate:
     counts: "ParameterCounts"
     sizes: "LayerSizes"
     largest: int
+    global_batch: int
 
     @classmethod
     def of(cls, configuration: settings.Settings, name: str) -> "Estimate":
@@ -79,13 +80,22 @@ class Estimate:
                 f"tokens.{section.tokens} counts {expected}; set its image_tokens to {model.config.image_tokens}"
             )
         sizes = LayerSizes.of(model, run, blend)
-        return cls(name, run, model, meta_model.count(model, run), sizes, meta_model.largest_layer(model))
+        return cls(
+            name, run, model, meta_model.count(model, run), sizes, meta_model.largest_layer(model), blend.global_batch
+        )
 
     def device(self, placement: "ZeroPlacement") -> dict[str, float]:
         """Bytes of a GPU by kind."""
         from scripts.estimation.memory import device_bytes
 
-        needed = device_bytes(self.counts, placement, self.run.precision, self.sizes, self.largest)
+        # Ranks share the global batch: with many of them a micro-batch holds fewer rows than the setting allows.
+        per_rank = -(-self.global_batch // placement.ranks)
+        rows = min(self.run.micro_batch, per_rank)
+        share = rows / self.run.micro_batch
+        sizes = replace(
+            self.sizes, padded_tokens=int(self.sizes.padded_tokens * share), images=int(self.sizes.images * share)
+        )
+        needed = device_bytes(self.counts, placement, self.run.precision, sizes, self.largest)
         return needed | ({"encoder outside": 0.0} if self.run.features else {})
 
     def host(self, placement: "ZeroPlacement", ranks_here: int) -> float:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from scripts.config.base import Section
 
@@ -149,6 +149,13 @@ class RunConfig(Section):
     """What the exported folders contain: `full`: all weights; `delta`: only the trained ones, with a verified reference
     to the base models, which must stay where they are. `delta` avoids copies of a large language model."""
 
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _check_checkpointing(cls, value: object) -> object:
+        if isinstance(value, bool) or (isinstance(value, int) and value >= 0):
+            return value
+        raise ValueError(f"{value!r} is none of: true (every layer), false (none), n (every n-th layer)")
+
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         least = {"none": 0, "optimizer": 2, "parameters": 3}[self.offload]
@@ -179,10 +186,15 @@ class RunConfig(Section):
     def _check_second_copy(self) -> None:
         if self.zero_hpz == 1:
             return
-        if self.zero != 3 or self.offload == "parameters":
+        if self.zero != 3:
             raise ValueError(
-                f"zero_hpz {self.zero_hpz} is a second copy of divided weights: it needs zero 3, not {self.zero}, and "
-                "weights that are not offloaded; set it to 1"
+                f"zero_hpz {self.zero_hpz} is a second copy of divided weights, which needs zero 3, not {self.zero}; "
+                "set it to 1"
+            )
+        if self.offload == "parameters":
+            raise ValueError(
+                f"zero_hpz {self.zero_hpz} is a second copy of the weights on the GPUs, and offload: parameters takes "
+                "them away from there; leave one of them out"
             )
         ranks_here = self.ranks // self.nodes
         if ranks_here % self.zero_hpz:

@@ -132,6 +132,10 @@ class BlendReader:
             raise UserError(f"{path} is no table of counts, but {counts.dtype} {counts.shape}; {remedy}")
         if len(counts) != len(self):
             raise UserError(f"{path} has {len(counts)} rows for {len(self)} conversations; {remedy}")
+        if len(counts) and not (counts["dataset"] < len(self.datasets)).all():
+            raise UserError(f"{path} counts datasets that the manifest does not name; {remedy}")
+        if len(counts) and min(counts[name].min() for name in COUNTS.names or ()) < 0:
+            raise UserError(f"{path} counts less than nothing; {remedy}")
         return counts
 
     def __getitem__(self, position: int) -> Sample:

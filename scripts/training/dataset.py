@@ -15,6 +15,7 @@ that it can begin with its first micro-batch. Everything in a batch that has a s
 that prepare it: the GPU never has to be asked.
 """
 
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -222,20 +223,26 @@ class MicroBatchDataset(Dataset[MicroBatch]):
         return MicroBatch(tensors, layout, index, label_datasets, datasets, pairs=pairs, head_chunks=self._chunks)
 
     def load(self, first_step: int, workers: int) -> Iterator[MicroBatch]:
-        """Yield the micro-batches from `first_step` on; `workers` > 0 processes prepare them ahead of time."""
+        """Yield the micro-batches from `first_step` on; `workers` > 0 processes prepare them ahead of time.
+
+        Raises:
+            UserError: as for `__getitem__`.
+        """
         # With a separate generator: the iterator draws a seed, which must not come from the model's random numbers.
-        order = range(first_step * self.accumulation, len(self))
-        return iter(
-            DataLoader(
-                self,
-                batch_size=None,
-                sampler=order,
-                num_workers=workers,
-                collate_fn=_unchanged,
-                generator=torch.Generator(),
-                pin_memory=torch.cuda.is_available(),
-            )
+        loader = DataLoader(
+            _ErrorsAsItems(self),
+            batch_size=None,
+            sampler=range(first_step * self.accumulation, len(self)),
+            num_workers=workers,
+            collate_fn=_unchanged,
+            generator=torch.Generator(),
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_ignore_signals,
         )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
     def _collate(self, documents: Sequence[_Document]) -> dict[str, Tensor]:
         tensors = self.processor.collate(documents, padding_side="right")
@@ -254,10 +261,15 @@ class MicroBatchDataset(Dataset[MicroBatch]):
             )
         if self._store is not None:
             return encoded, [self._store.get(sha256) for sha256 in sample.image_sha256]
-        try:
-            images = [self._images.get(*image) for image in zip(sample.image_sha256, sample.images, strict=True)]
-        except OSError as error:
-            raise UserError(f"{reader.folder}: an image of {'+'.join(sample.uids)} is damaged: {error}") from None
+        images = []
+        for number, image in enumerate(zip(sample.image_sha256, sample.images, strict=True), start=1):
+            try:
+                images.append(self._images.get(*image))
+            except OSError:
+                raise UserError(
+                    f"{reader.folder}: image {number} of {'+'.join(sample.uids)} (sha256 {image[0]}) is damaged and "
+                    "cannot be decoded; build the blend again, or where it refers to images the media shards"
+                ) from None
         return encoded, images
 
 
@@ -292,6 +304,25 @@ def _document_ids(rows: Sequence[Sequence[_Document]], shape: Sequence[int]) -> 
         lengths = torch.tensor([len(encoded) for encoded, _ in documents])
         row[: int(lengths.sum())] = torch.repeat_interleave(torch.arange(1, len(documents) + 1), lengths)
     return ids
+
+
+class _ErrorsAsItems(Dataset["MicroBatch | UserError"]):
+    """Gives an error in place of the item that has it: an error in another process is shown as a traceback."""
+
+    def __init__(self, batches: MicroBatchDataset) -> None:
+        self._batches = batches
+
+    def __getitem__(self, item: int) -> MicroBatch | UserError:
+        try:
+            return self._batches[item]
+        except UserError as error:
+            return error
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leave signals to the rank: torchrun sends those that ask a run to stop to all of its processes."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _unchanged(batch: Any) -> Any:

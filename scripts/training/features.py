@@ -6,6 +6,7 @@ from typing import Any
 
 from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
+from scripts.common.errors import UserError
 from scripts.common.files import read_json
 from scripts.config.run import RunConfig
 from scripts.media.feature_store import EncoderOutput, FeatureStore
@@ -34,6 +35,8 @@ def open_features(
     """
     if not settings.features:
         return None
+    if not manifests:
+        raise UserError("the run has features: true, but no feature store was given: name its shards with --features")
     expected = EncoderOutput(
         weights=read_json(folder / "manifest.json")["bases"]["vision"]["sha256"],
         layer=model.config.vision_feature_layer,

@@ -1,10 +1,12 @@
 """A step never waits for its device: neither the model, nor how micro-batches reach it, nor their losses."""
 
 import shutil
+import signal
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -140,3 +142,32 @@ def test_counts_that_do_not_belong_to_the_blend_are_refused(lab, reader, tmp_pat
         batches("other", lambda path: rewrite(path, more_labels))[0]
     with pytest.raises(UserError, match=r"counts.npy is damaged .*; build the blend again"):
         batches("cut", lambda path: path.write_bytes(path.read_bytes()[:200])).step_counts(0)
+
+
+def test_processes_of_the_loader_survive_the_signals_that_ask_a_run_to_stop(lab, reader):
+    """torchrun sends them to all processes of a rank, which still has to finish its step."""
+    model, processor = model_of(lab)
+    batches = MicroBatchDataset([reader], processor, model.layout_options(), global_batch=4, micro_batch=1)
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    feed = batches.load(0, 1)
+    read = [next(feed).tokens]
+    (worker,) = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        worker.send_signal(number)
+    read += [batch.tokens for batch in feed]
+    assert read == [batches[number].tokens for number in range(len(batches))]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_the_loader_is_its_message(lab, reader, tmp_path, workers):
+    model, processor = model_of(lab)
+    folder = shutil.copytree(reader.folder, tmp_path / "damaged")
+    for shard in folder.glob("*.tar"):
+        data = shard.read_bytes()
+        shard.write_bytes(data.replace(b"\xff\xd8\xff", b"\0\0\0"))  # the beginning of every JPEG
+    batches = MicroBatchDataset(
+        [BlendReader(folder, folder)], processor, model.layout_options(), global_batch=4, micro_batch=4
+    )
+    message = r"^\S+: image 1 of llava\S* \(sha256 \w{64}\) is damaged and cannot be decoded; build the blend again"
+    with pytest.raises(UserError, match=message):
+        list(batches.load(0, workers))
