@@ -22,7 +22,8 @@ _GROUPS = (
     ("tests/scripts/serving/", "tests/scripts/test_evaluate", "tests/scripts/test_serve", "tests/scripts/test_chat"),
 )
 
-# What starts ranks, a graph, a server or a browser, or builds several models: marked `integration`, no part of `units`.
+# What starts ranks, a graph, a server or a browser, builds several models, or interprets kernels: marked `integration`,
+# no part of `units`.
 _INTEGRATION = (
     "tests/benchmarks/test_gpu_check",
     "tests/benchmarks/test_train",
@@ -37,6 +38,8 @@ _INTEGRATION = (
     "tests/workflow/test_reruns",
     "tests/workflow/test_samples",
     "tests/workflow/test_subset",
+    "tests/model/test_fused_attention",
+    "tests/model/test_kernel_compilation",
     "tests/model/test_remote_code",
     "tests/model/test_transformers_api",
     "tests/scripts/estimation/",

@@ -9,6 +9,7 @@ from benchmarks import gpu_check
 from benchmarks.gpu_check import Part, Result, as_printed, check, make_environment, of_tests
 
 
+@pytest.mark.long
 def test_every_part_runs_without_a_gpu(tmp_path):
     out = tmp_path / "gpu-check.md"
     whole = check(out, tmp_path / "no-wheels", minutes=60, dry=True)

@@ -42,7 +42,7 @@ needs_interpreter = pytest.mark.skipif(
         {"backend": "sdpa", "unpad": True},
         {"weights": True},
         pytest.param({"backend": "triton"}, marks=[needs_interpreter, pytest.mark.long]),
-        pytest.param({"backend": "triton", "unpad": True}, marks=needs_interpreter),
+        pytest.param({"backend": "triton", "unpad": True}, marks=[needs_interpreter, pytest.mark.integration]),
     ],
     ids=lambda options: " ".join(map(str, options.values())),
 )

@@ -22,13 +22,13 @@ from scripts.preprocess_images import write_pixels
 from scripts.training.dataset import MicroBatchDataset
 from scripts.training.engine import LossModule
 from scripts.training.features import open_features
+from scripts.training.feed import MicroBatchFeed
 from scripts.training.precision import dtype_of
 from scripts.training.trainable import mark_trainable
 from tests.runs import STEPS, TrainingSetup, metrics, state_of
 from tests.tiny_models import IMAGE_TOKENS, make_bases
 
 SHARDS = ("coco-00000-of-00002", "coco-00001-of-00002")
-NAMES = ("input_ids", "labels", "modality", "document_ids", "pixel_values", "image_features")
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +122,8 @@ def test_batches_hold_features_and_no_image_is_read(lab, stores):
             assert not images
             return super().read(position, images)
 
-    _, processor = load_model(lab.model, lab.root, "mmca", check=False)
-    options = {"global_batch": 4, "micro_batch": 4}
+    model, processor = load_model(lab.model, lab.root, "mmca", check=False)
+    options = {"options": model.layout_options(), "global_batch": 4, "micro_batch": 4}
     plain = MicroBatchDataset([BlendReader(lab.blends[0], lab.root)], processor, **options)
     store = of_run(lab, stores["fp32"])
     stored = MicroBatchDataset([WithoutImages(lab.blends[0], lab.root)], processor, features=store, **options)
@@ -148,13 +148,15 @@ def test_losses_and_gradients_are_those_without_a_store(lab, stores, precision):
     for features in (None, of_run(lab, stores[precision], precision)):
         if features is not None:
             model.detach_vision_tower()
-        batches = MicroBatchDataset([reader], processor, global_batch=10, micro_batch=10, features=features)
+        batches = MicroBatchDataset(
+            [reader], processor, model.layout_options(), global_batch=10, micro_batch=10, features=features
+        )
         for batch in (batches[0], batches[3]):
-            inputs = {name: batch.tensors[name] for name in NAMES if name in batch.tensors}
+            inputs = MicroBatchFeed([batch], model.device).take().inputs
             model.zero_grad()
-            loss, by_document = LossModule(model.train())(**inputs)
+            loss, losses = LossModule(model.train())(**inputs)
             loss.backward()
-            found.append((by_document, next(model.projector.parameters()).grad.clone()))
+            found.append((losses, next(model.projector.parameters()).grad.clone()))
     for plain, stored in zip(found[:2], found[2:], strict=True):
         if precision == "bf16":
             assert all(torch.equal(one, two) for one, two in zip(plain, stored, strict=True))
@@ -211,7 +213,7 @@ def test_an_image_that_is_not_in_the_store_is_an_error(lab, stores):
     with pytest.raises(UserError, match=rf"the feature store lacks the image with the sha256 00.*; {COMMAND}"):
         of_run(lab, stores["fp32"]).get("0" * 64)
     process = lab.start(lab.root / "train/unencoded", features=True, ranks=1)
-    assert "the feature store lacks the image with the sha256" in process.communicate()[1]
+    assert "no feature store was given: name its shards with --features" in process.communicate()[1]
     assert process.returncode == 1
 
 

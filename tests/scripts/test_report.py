@@ -71,12 +71,11 @@ def write_run(folder: Path, name: str) -> None:
     write_json(state / "environment.json", {"libraries": {"torch": "2"}})
     speed = {"tokens_per_second": 1234.5, "supervised_tokens_per_second": 321.0, "data_wait": 0.125}
     speed |= {"flops_per_second": 4_000_000_000, "model_flops_utilisation": 0.375, "memory_bytes": 2**31}
-    write_json(state / "throughput.json", speed)
     steps = [{"step": step, "loss": 5 / step} for step in range(1, 41)]
     held = [{"step": step, "heldout_loss": 6 / (step + 1)} for step in (0, 20, 40)]
     (state / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps + held))
     store = {"images": 5280, "bytes": 2_768_240_640, "encoder_flops_per_epoch": 876e12, "encoder_share": 0.2345}
-    write_json(state / "throughput.json", {"tokens_per_second": 1.0} | ({"features": store} if name == "mmca" else {}))
+    write_json(state / "throughput.json", speed | ({"features": store} if name == "mmca" else {}))
 
 
 def write_media(folder: Path, blend: BlendReader) -> None:

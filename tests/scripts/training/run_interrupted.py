@@ -40,6 +40,7 @@ def main(root: Path, out: Path) -> None:
             heldout=root / "blend/tiny/heldout",
             blend=[root / "blend/tiny/epoch-000", root / "blend/tiny/epoch-001"],
             pixels=[],
+            features=[],
             state=out / name / "state" / ("f" * 16),
             deadline=None if left is None else time.time() + left,
             hang_timeout=60.0,

@@ -41,10 +41,13 @@ def test_every_nth_layer_is_computed_twice_and_no_bit_changes(every: int):
 
 
 def test_the_setting_is_a_number_or_a_switch():
-    for value, every in ((True, 1), (False, 0), (0, 0), (1, 1), (3, 3), ("true", 1)):
+    for value, every in ((True, 1), (False, 0), (0, 0), (1, 1), (3, 3)):
         assert int(RunConfig(model="m", blend="b", gradient_checkpointing=value).gradient_checkpointing) == every
-    with pytest.raises(ValueError, match="gradient_checkpointing"):
-        RunConfig(model="m", blend="b", gradient_checkpointing=-1)
+    for wrong in (-1, 2.5, "yes", None):
+        with pytest.raises(
+            ValueError, match=r"is none of: true \(every layer\), false \(none\), n \(every n-th layer\)"
+        ):
+            RunConfig(model="m", blend="b", gradient_checkpointing=wrong)
 
 
 def test_a_decoder_without_switches_in_its_layers_is_refused(monkeypatch):

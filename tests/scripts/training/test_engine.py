@@ -129,7 +129,7 @@ def test_deepspeeds_configuration_names_a_second_copy_where_there_is_one():
     ("changes", "message"),
     [
         ({"zero": 2, "zero_hpz": 2}, "needs zero 3, not 2"),
-        ({"zero": 3, "zero_hpz": 2, "offload": "parameters"}, "weights that are not offloaded"),
+        ({"zero": 3, "zero_hpz": 2, "offload": "parameters"}, "and offload: parameters takes them away"),
         ({"zero": 3, "zero_hpz": 8, "ranks": 8, "nodes": 2}, "does not divide the 4 ranks of a node; use 4"),
         ({"compile": True, "fused_layers": "liger"}, "replace the same operations"),
         ({"compile": True, "zero": 3}, "compile needs zero 0, 1 or 2"),
