@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .attention_plan import AttentionPlan, ImageRows, Merge
-from .documents import IMAGE, compute_position_ids
+from .documents import IMAGE, PAD, compute_position_ids
 from .row_permutation import RowPermutation
 from .template import IGNORE_INDEX
 from .tensor_maps import map_tensors
@@ -151,17 +151,22 @@ class LabelIndex:
     @classmethod
     @torch.compiler.disable  # sizes depend on the data
     def build(
-        cls, labels: Tensor, document_ids: Tensor | None = None, order: RowPermutation | None = None
+        cls,
+        labels: Tensor,
+        modality: Tensor,
+        document_ids: Tensor | None = None,
+        order: RowPermutation | None = None,
     ) -> LabelIndex:
         """Find the labels (B, T, not shifted, -100 where there is none) of a batch, on the CPU.
 
-        `order` is that of the attention plan, if the decoder's rows are not in the order of the batch.
+        `modality` and `document_ids` (B, T) are those of the model; `order` is that of the attention plan, if the
+        decoder's rows are not in the order of the batch.
 
-        Without `document_ids` every row of the batch is a document. The first token of a document is not predicted
-        from the one before.
+        Without `document_ids` every row of the batch is a document. The first token of a document is predicted neither
+        from the document before nor from padding.
         """
         labels = labels.detach().cpu()[:, 1:]
-        labelled = labels != IGNORE_INDEX
+        labelled = (labels != IGNORE_INDEX) & (modality.detach().cpu()[:, :-1] != PAD)
         if document_ids is None:
             documents = torch.arange(len(labels))[:, None].expand_as(labels)
         else:
@@ -169,9 +174,6 @@ class LabelIndex:
             starts = (ids.diff(dim=1, prepend=torch.zeros_like(ids[:, :1])) != 0) & (ids != 0)
             documents = (starts.flatten().cumsum(0) - 1).view_as(starts)[:, 1:]
             labelled = labelled & ~starts[:, 1:]
-        if order is not None and order.lost is not None:
-            # Nor is the first token behind padding predicted from that.
-            labelled = labelled & ~order.lost.view(len(labels), -1)[:, :-1]
         batch_rows, before = labelled.nonzero(as_tuple=True)
         total = labels.shape[0] * (labels.shape[1] + 1)
         rows = batch_rows * (labels.shape[1] + 1) + before

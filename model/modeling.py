@@ -291,7 +291,7 @@ class VisualChatForConditionalGeneration(ImageMixin, TrainingMixin, VisualChatGe
             if document_ids is not None or output_attentions or output_hidden_states:
                 raise ValueError("a conversation cache supports neither packed documents, attentions nor hidden states")
             embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-            index = None if labels is None else LabelIndex.build(labels)
+            index = None if labels is None else LabelIndex.build(labels, modality[:, past:])
             return self._decode_text(embeds, modality[:, past:], images, past_key_values), None, index
 
         config = self.config.text_config
@@ -307,7 +307,8 @@ class VisualChatForConditionalGeneration(ImageMixin, TrainingMixin, VisualChatGe
             unpad=not (use_cache or past_key_values is not None or output_attentions or output_hidden_states)
             and not config.output_hidden_states,
         )
-        index = None if labels is None else LabelIndex.build(labels, document_ids, layout.attention.order)
+        order = layout.attention.order
+        index = None if labels is None else LabelIndex.build(labels, modality[:, past:], document_ids, order)
         layout = layout.to(given.device)
         requested = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         if inputs_embeds is None:

@@ -37,7 +37,7 @@ class TrainingMixin:
         if modality is None:
             modality = self.infer_modality(input_ids, attention_mask, None)
         layout = BatchLayout.build(modality, options=self.layout_options(), document_ids=document_ids)
-        index = LabelIndex.build(labels, document_ids, layout.attention.order)
+        index = LabelIndex.build(labels, modality, document_ids, layout.attention.order)
         layout, index = layout.to(input_ids.device), index.to(input_ids.device)
         losses = self.label_losses(input_ids, layout, index, pixel_values=pixel_values, image_features=image_features)
         return losses, index.documents

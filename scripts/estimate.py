@@ -87,10 +87,10 @@ class Estimate:
     def device(self, placement: "ZeroPlacement") -> dict[str, float]:
         """Bytes of a GPU by kind."""
         from scripts.estimation.memory import device_bytes
+        from scripts.training.dataset import divide_batch
 
         # Ranks share the global batch: with many of them a micro-batch holds fewer rows than the setting allows.
-        per_rank = -(-self.global_batch // placement.ranks)
-        rows = min(self.run.micro_batch, per_rank)
+        _, rows = divide_batch(self.global_batch, placement.ranks, self.run.micro_batch)
         share = rows / self.run.micro_batch
         sizes = replace(
             self.sizes, padded_tokens=int(self.sizes.padded_tokens * share), images=int(self.sizes.images * share)

@@ -9,6 +9,7 @@ The pixel store and the feature store are such stores. Each has three files besi
 The JSON file is written last, so that a shard whose JSON file is there was written to its end.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ _HASHES = ".sha256"
 _HASH_BYTES = 32
 
 
-class ArrayStore:
+class ArrayStore(ABC):
     """The arrays of the images of some sources; all processes that read them share the mapped pages.
 
     It may be pickled: the other process maps the files again. Subclasses describe one kind of array.
@@ -120,9 +121,9 @@ class ArrayStore:
             f"not given; {self._remedy()}"
         )
 
+    @abstractmethod
     def _difference(self, facts: Mapping[str, Any]) -> str:
         """What a shard with these facts was made with, and what is expected, where its key is another."""
-        raise NotImplementedError
 
     @classmethod
     def _remedy(cls) -> str:

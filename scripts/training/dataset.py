@@ -128,9 +128,7 @@ class MicroBatchDataset(Dataset[MicroBatch]):
         names = names or sorted({name for reader in self.epochs for name in reader.datasets})
         self._numbers = {name: number for number, name in enumerate(names)} | {"": 0}
         self.global_batch, self.rank, self.ranks = global_batch, rank, ranks
-        per_rank = -(-global_batch // ranks)
-        self.accumulation = -(-per_rank // micro_batch)
-        self.micro_batch = -(-per_rank // self.accumulation)
+        self.accumulation, self.micro_batch = divide_batch(global_batch, ranks, micro_batch)
         # The same in every batch and on every rank, as sharded weights require; and reading it opens the counts.
         most_labels = self.micro_batch * max(reader.most_labels for reader in self.epochs)
         self._chunks = chunks_needed(most_labels, options.vocabulary)
@@ -217,7 +215,7 @@ class MicroBatchDataset(Dataset[MicroBatch]):
         if any(len(documents) > 1 for documents in rows):
             ids = tensors["document_ids"] = _document_ids(rows, tensors["input_ids"].shape)
         layout = BatchLayout.build(tensors["modality"], options=self.options, document_ids=ids)
-        index = LabelIndex.build(tensors["labels"], ids, layout.attention.order)
+        index = LabelIndex.build(tensors["labels"], tensors["modality"], ids, layout.attention.order)
         label_datasets = torch.tensor([self._numbers[name] for name in datasets])[index.documents]
         pairs = count_pairs(tensors["modality"], ids, self.options.image_rows)
         return MicroBatch(tensors, layout, index, label_datasets, datasets, pairs=pairs, head_chunks=self._chunks)
@@ -271,6 +269,13 @@ class MicroBatchDataset(Dataset[MicroBatch]):
                     "cannot be decoded; build the blend again, or where it refers to images the media shards"
                 ) from None
         return encoded, images
+
+
+def divide_batch(global_batch: int, ranks: int, micro_batch: int) -> tuple[int, int]:
+    """The micro-batches of a rank in a step, and the most units in each, at most `micro_batch`."""
+    per_rank = -(-global_batch // ranks)
+    accumulation = -(-per_rank // micro_batch)
+    return accumulation, -(-per_rank // accumulation)
 
 
 def count_pairs(modality: Tensor, document_ids: Tensor | None, image_rows: str) -> int:

@@ -27,7 +27,7 @@ def arguments(monkeypatch):
 
 
 def test_the_table_has_a_row_of_times_and_ratios_for_every_case(arguments, capsys):
-    attention.table(arguments())
+    assert attention.table(arguments())
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert rows[0][3:] == [*ON_CPU, "mmca to dense", "mmca to causal", "dattn to causal"]
     assert [row[:3] for row in rows[2:]] == [["1", "40", "296"], ["2", "30", "542"]]
@@ -61,6 +61,18 @@ def test_repetition_compares_bits(arguments, capsys, monkeypatch):
     monkeypatch.setattr(attention, "candidate", noisy)
     assert not attention.repetition(arguments("--deterministic"))
     assert "DIFFERENT" in capsys.readouterr().out
+
+
+def test_a_candidate_of_ours_that_does_not_run_fails_the_benchmark(arguments, capsys, monkeypatch):
+    def broken(name, modality, args):
+        if name == "mmca":
+            raise RuntimeError("the launch failed")
+        return candidate(name, modality, args)
+
+    monkeypatch.setattr(attention, "candidate", broken)
+    assert attention.table(arguments()) is False
+    assert attention.repetition(arguments()) is False
+    assert "the launch failed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ON_CPU)

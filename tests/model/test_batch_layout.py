@@ -42,7 +42,7 @@ def check(texts: list[str], options: LayoutOptions, unpad: bool) -> None:
     ]
 
     labels = torch.where((modality == TEXT) & (numbers % 3 > 0), numbers, -100)
-    index = LabelIndex.build(labels, ids, layout.attention.order)
+    index = LabelIndex.build(labels, modality, ids, layout.attention.order)
     starts = ids.diff(dim=1, prepend=torch.zeros_like(ids[:, :1])) != 0 if ids is not None else None
     first = torch.zeros_like(modality, dtype=torch.bool) if starts is None else starts
     expected = [
@@ -50,9 +50,8 @@ def check(texts: list[str], options: LayoutOptions, unpad: bool) -> None:
         for row, t in (labels >= 0).nonzero().tolist()
         if t > 0 and modality[row, t - 1] != PAD and not first[row, t]
     ]
-    if layout.attention.order is not None or all(modality[:, 0] != PAD):
-        found = zip((index.select(flat.view(1, -1, 1))[:, 0] + 1).tolist(), index.targets.tolist(), strict=True)
-        assert list(found) == expected
+    found = zip((index.select(flat.view(1, -1, 1))[:, 0] + 1).tolist(), index.targets.tolist(), strict=True)
+    assert list(found) == expected
 
 
 @pytest.mark.parametrize("unpad", [True, False])
@@ -87,6 +86,6 @@ def test_a_continuation_is_laid_out_for_its_own_tokens():
 def test_nothing_is_predicted_from_padding():
     modality = parse_modality(["..tt", "tttt"])
     layout = BatchLayout.build(modality, options=OPTIONS["mmca"])
-    index = LabelIndex.build(torch.arange(8).view(2, 4), order=layout.attention.order)
+    index = LabelIndex.build(torch.arange(8).view(2, 4), modality, order=layout.attention.order)
     assert index.targets.tolist() == [3, 5, 6, 7] and index.documents.tolist() == [0, 1, 1, 1]
     assert index.selection.source.tolist() == [0, 2, 3, 4]
