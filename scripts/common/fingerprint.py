@@ -1,39 +1,58 @@
 """Fingerprints of the code that a step uses, so that editing this code makes the step run again, and only this step.
 
-Snakemake sees a rule's shell command, not the modules behind it. The rules therefore pass
-`code_fingerprint("scripts.plan")` as a parameter. It covers the import closure of the program inside this repository;
-comments, docstrings, blank lines and the Python version do not count.
+Snakemake sees a rule's shell command, not the code behind it. The rules therefore pass
+`code_fingerprint("scripts.plan")` as a parameter. It covers the definitions (functions, classes, constants) of this
+repository that the program reaches by name, and what its modules do when they are imported. Comments, docstrings, blank
+lines and the Python version do not count, nor does a change of a function that the program does not reach.
+
+Some definitions cannot change the bytes of a result, because what they return or write is fixed by their description:
+they show progress, end a program, or move bytes that are given to them (`NEUTRAL`). They do not count either. Should a
+correction of such a definition ever change results, `EDITION` is raised, and every step runs again.
 """
 
-import ast
 import hashlib
-import io
-import tokenize
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-_PACKAGES = ("scripts", "model")
+from scripts.common.definitions import ROOT, Piece, module_file, read_module
+
+EDITION = 1
+"""Part of every fingerprint."""
+
+NEUTRAL: dict[str, frozenset[str] | None] = {
+    "scripts.common.atomic_folder": None,
+    "scripts.common.cli": None,
+    "scripts.common.errors": None,
+    "scripts.common.progress": None,
+    "scripts.common.files": frozenset(
+        {"atomic", "bytes_sha256", "file_sha256", "read_json", "read_table", "sync", "text_sha256"}
+    ),
+    "scripts.media.direct": None,
+}
+"""Module -> its definitions that do not count; None: all of them."""
+
+__all__ = ["ROOT", "asset_fingerprint", "code_files", "code_fingerprint", "import_closure", "imports"]
 
 
 def code_fingerprint(*modules: str) -> str:
-    """A hash, 16 hex digits, of the code of `modules` and of every module of this repository that they import.
+    """A hash, 16 hex digits, of the code that `modules` use.
 
     Args:
-        modules: dotted names; modules that are loaded dynamically (adapters) have to be listed as well.
+        modules: dotted names; modules that are loaded dynamically (adapters) have to be listed as well. Of these
+            modules everything counts, of others what they reach.
     """
-    digest = hashlib.sha256()
-    for name in sorted(import_closure(modules)):
-        digest.update(f"{name}\n{_normalised(_file(name))}\n".encode())
+    digest = hashlib.sha256(f"{EDITION}\n".encode())
+    for name, text in sorted(_code(modules).items()):
+        digest.update(f"{name}\n{text}\n".encode())
     return digest.hexdigest()[:16]
 
 
 def code_files(*modules: str) -> dict[str, str]:
-    """A hash, 16 hex digits, of each file in the import closure of `modules`, by its path in the repository."""
+    """A hash, 16 hex digits, of the code that `modules` use of each file, by its path in the repository."""
     return {
-        str(_file(name).relative_to(ROOT)): hashlib.sha256(_normalised(_file(name)).encode()).hexdigest()[:16]
-        for name in sorted(import_closure(modules))
+        str(module_file(name).relative_to(ROOT)): hashlib.sha256(text.encode()).hexdigest()[:16]
+        for name, text in sorted(_code(modules).items())
     }
 
 
@@ -63,51 +82,59 @@ def import_closure(modules: Iterable[str]) -> set[str]:
 @cache
 def imports(module: str) -> tuple[str, ...]:
     """The modules of this repository that `module` imports, also inside functions."""
-    package = module.split(".")[:-1]
-    names: list[str] = []
-    for node in _statements(_file(module)):
-        if isinstance(node, ast.Import):
-            names.extend(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            parent = ".".join([*base, *([node.module] if node.module else [])])
-            names.append(parent)
-            names.extend(f"{parent}.{alias.name}" for alias in node.names)
-    return tuple(name for name in dict.fromkeys(names) if name.split(".")[0] in _PACKAGES and _exists(name))
+    return tuple(sorted({imported.module for imported in read_module(module).imports.values()}))
 
 
-@cache
-def _statements(path: Path) -> list[ast.AST]:
-    """All statements of a file, those inside others as well. Expressions are not visited: most nodes are such."""
-    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
-    found = []
+def _code(modules: Iterable[str]) -> dict[str, str]:
+    """The text of all code that `modules` use, by module; modules of which nothing is used are left out."""
+    used: dict[str, set[Piece]] = defaultdict(set)
+    # A module and one of its names; "": all of them.
+    seen: set[tuple[str, str]] = set()
+    pending = [(name, "") for name in modules]
+    loaded: set[str] = set()
     while pending:
-        found.append(node := pending.pop())
-        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
-            pending.extend(getattr(node, field, ()))
+        name, wanted = pending.pop()
+        if (name, wanted) in seen:
+            continue
+        seen.add((name, wanted))
+        module = read_module(name)
+        pieces = _acting(name, loaded)
+        if wanted in module.imports:
+            pending.append((module.imports[wanted].module, module.imports[wanted].name))
+        elif not any(wanted in piece.names for piece in module.pieces):
+            # The module itself is meant, or a name that it gets in another way.
+            pieces += [(name, piece) for piece in module.pieces]
+            pending += [(imported.module, imported.name) for imported in module.imports.values()]
+        else:
+            pieces += [(name, piece) for piece in module.pieces if wanted in piece.names]
+        for owner, piece in pieces:
+            if piece not in used[owner] and not _is_neutral(owner, piece):
+                used[owner].add(piece)
+                known = read_module(owner)
+                pending += [
+                    (owner, mention)
+                    for mention in piece.mentions
+                    if mention in known.imports or any(mention in each.names for each in known.pieces)
+                ]
+    return {
+        name: "\n".join(piece.text for piece in read_module(name).pieces if piece in pieces)
+        for name, pieces in used.items()
+        if pieces
+    }
+
+
+def _acting(name: str, loaded: set[str]) -> list[tuple[str, Piece]]:
+    """What importing the module `name`, and the modules that it loads, does; modules in `loaded` are left out."""
+    if name in loaded:
+        return []
+    loaded.add(name)
+    module = read_module(name)
+    found = [(name, piece) for piece in module.pieces if piece.acts and not piece.text.startswith("if __name__")]
+    for each in sorted(module.loads):
+        found += _acting(each, loaded)
     return found
 
 
-def _exists(module: str) -> bool:
-    return _file(module).is_file()
-
-
-def _file(module: str) -> Path:
-    return ROOT.joinpath(*module.split(".")).with_suffix(".py")
-
-
-@cache
-def _normalised(path: Path) -> str:
-    """The source without comments, docstrings, trailing spaces and blank lines."""
-    source = path.read_text(encoding="utf-8")
-    lines = source.splitlines()
-    for node in _statements(path):
-        # A statement that is only a string is documentation: docstrings and the strings under configuration fields.
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            for number in range(node.lineno - 1, node.end_lineno or node.lineno):
-                lines[number] = ""
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+def _is_neutral(name: str, piece: Piece) -> bool:
+    names = NEUTRAL.get(name, frozenset())
+    return names is None or (bool(piece.names) and piece.names <= names)

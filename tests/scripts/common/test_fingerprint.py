@@ -1,6 +1,15 @@
 """The code fingerprint sees what a program does, not how it is commented."""
 
-from scripts.common import fingerprint
+import pytest
+
+from scripts.common import definitions, fingerprint
+
+
+@pytest.fixture(autouse=True)
+def _no_cache():
+    yield
+    fingerprint.imports.cache_clear()
+    definitions.read_module.cache_clear()
 
 
 def _write(root, files):
@@ -12,10 +21,9 @@ def _write(root, files):
 
 def _fingerprint(root, monkeypatch, files, *modules):
     _write(root, files)
-    monkeypatch.setattr(fingerprint, "ROOT", root)
+    monkeypatch.setattr(definitions, "ROOT", root)
     fingerprint.imports.cache_clear()
-    fingerprint._statements.cache_clear()
-    fingerprint._normalised.cache_clear()
+    definitions.read_module.cache_clear()
     return fingerprint.code_fingerprint(*modules)
 
 
@@ -24,7 +32,7 @@ BASE = {
         '"""Purpose."""\nfrom scripts.helper import work\nimport numpy\n\n\ndef main():\n    return work(1)\n'
     ),
     "scripts/helper.py": "from scripts.deep import thing\n\n\ndef work(x):\n    return thing(x)  # why\n",
-    "scripts/deep.py": "def thing(x):\n    return x\n",
+    "scripts/deep.py": "LIMIT = 3\n\n\ndef thing(x):\n    return x\n\n\ndef unused(x):\n    return LIMIT\n",
     "scripts/other.py": "A = 1\n",
 }
 
@@ -79,3 +87,54 @@ def test_templates_and_styles_count_by_their_bytes(tmp_path, monkeypatch):
     before = fingerprint.asset_fingerprint("scripts/*.css", "scripts/*.jinja")
     _write(tmp_path, {"scripts/page.css": "a { }"})
     assert fingerprint.asset_fingerprint("scripts/*.css", "scripts/*.jinja") != before
+
+
+HELPER = BASE["scripts/helper.py"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "counts"),
+    [
+        ("deep", "LIMIT = 4\n\n\ndef thing(x):\n    return x\n\n\ndef unused(x):\n    return -LIMIT\n", False),
+        ("deep", BASE["scripts/deep.py"] + "MORE = 1\n", False),
+        ("deep", "LIMIT = 4\n\n\ndef thing(x):\n    return x + LIMIT\n", True),
+        # The program itself counts whole, and so does what acts when it is imported.
+        ("step", BASE["scripts/step.py"] + "MORE = 1\n", True),
+        ("deep", BASE["scripts/deep.py"] + "print(LIMIT)\n", True),
+        ("deep", BASE["scripts/deep.py"] + "unused.limit = 1\n", True),
+        ("deep", BASE["scripts/deep.py"] + "\n\ndef mark(f):\n    return f\n\n\n@mark\ndef g():\n    pass\n", True),
+        ("deep", BASE["scripts/deep.py"] + "\n\n@cache\ndef g():\n    pass\n", False),
+        # By another name, as a module, in a function, for a type checker.
+        ("helper", HELPER.replace("import thing", "import unused as thing"), True),
+        ("helper", "from scripts import deep\n\n\ndef work(x):\n    return deep.thing(x)\n", True),
+        ("helper", HELPER + "\n\ndef other():\n    from scripts.other import A\n    return A\n", False),
+        ("helper", "import typing\nif typing.TYPE_CHECKING:\n    from scripts.other import A\n" + HELPER, False),
+    ],
+)
+def test_what_is_reached_counts_and_nothing_else(tmp_path, monkeypatch, file, text, counts):
+    before = _fingerprint(tmp_path, monkeypatch, BASE, "scripts.step")
+    assert (_fingerprint(tmp_path, monkeypatch, {f"scripts/{file}.py": text}, "scripts.step") != before) == counts
+
+
+def test_everything_counts_of_a_module_that_is_used_as_a_module(tmp_path, monkeypatch):
+    files = BASE | {"scripts/helper.py": "from scripts import deep\n\n\ndef work(x):\n    return deep.thing(x)\n"}
+    before = _fingerprint(tmp_path, monkeypatch, files, "scripts.step")
+    changed = {"scripts/deep.py": BASE["scripts/deep.py"].replace("LIMIT = 3", "LIMIT = 4")}
+    assert _fingerprint(tmp_path, monkeypatch, changed, "scripts.step") != before
+
+
+def test_what_cannot_change_a_result_does_not_count(tmp_path, monkeypatch):
+    text = "from scripts.common.files import atomic, write_json\n\n\ndef main():\n    atomic()\n    write_json()\n"
+    files = "def atomic():\n    return {0}\n\n\ndef write_json():\n    return {1}\n"
+    world = {"scripts/step.py": text, "scripts/common/files.py": files.format(1, 1)}
+    before = _fingerprint(tmp_path, monkeypatch, world, "scripts.step")
+    neutral = {"scripts/common/files.py": files.format(2, 1)}
+    assert _fingerprint(tmp_path, monkeypatch, neutral, "scripts.step") == before
+    counts = {"scripts/common/files.py": files.format(1, 2)}
+    assert _fingerprint(tmp_path, monkeypatch, counts, "scripts.step") != before
+
+
+def test_neutral_definitions_exist():
+    for name, names in fingerprint.NEUTRAL.items():
+        defined = {each for piece in definitions.read_module(name).pieces for each in piece.names}
+        assert defined and (names or set()) <= defined
