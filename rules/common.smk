@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from functools import cache
 from importlib.metadata import version
 
 sys.path.insert(0, str(workflow.basedir))
@@ -13,7 +14,8 @@ from scripts.common.errors import UserError
 from scripts.common.fingerprint import asset_fingerprint as assets
 from scripts.common.fingerprint import code_fingerprint as code
 from scripts.config.settings import load
-from scripts.workflow import graph, targets
+from scripts.workflow import early_cutoff, graph, preflight, targets
+from scripts.workflow.products import Products
 
 try:
     SETTINGS = load(config)
@@ -21,6 +23,11 @@ try:
     targets.check_root(ROOT, SETTINGS.name)
 except UserError as error:
     raise WorkflowError(str(error)) from None
+
+# What earlier runs have made. In the jobs of a cluster, which see a part of the graph, it is not looked at.
+PRODUCTS = Products(ROOT) if workflow.is_main_process else None
+if PRODUCTS:
+    preflight.set_times(PRODUCTS)
 
 CONDA = any(str(method) == "conda" for method in workflow.deployment_settings.deployment_method)
 shell.prefix(targets.shell_prefix(str(workflow.basedir), CONDA))
@@ -43,6 +50,18 @@ wildcard_constraints:
     model="|".join(SETTINGS.models),
     run="|".join(SETTINGS.runs) or "none",
     part=r"epoch-\d{3}|heldout",
+
+
+@cache
+def mend():
+    """No files: an input of the first rules of every graph, so that damaged steps are known before Snakemake plans."""
+    if PRODUCTS:
+        damaged = preflight.damaged_steps(PRODUCTS)
+        preflight.report(preflight.describe(damaged))
+        workflow.dag.forcefiles.update(damaged)
+        if workflow.dryrun:
+            early_cutoff.expect_equal(workflow.dag, workflow.persistence, PRODUCTS, damaged.keys())
+    return []
 
 
 def below_root(pattern, **lists):
@@ -86,7 +105,7 @@ def base_inputs(wildcards):
     """The manifests of the bases of a model that are made by the graph."""
     model = SETTINGS.models[wildcards.model]
     kinds = [kind for kind in ("vision", "language") if getattr(model, kind) == "miniature"]
-    return [f"{BASES}/{kind}/manifest.json" for kind in kinds] + tokenizer_input(model.tokens)
+    return mend() + [f"{BASES}/{kind}/manifest.json" for kind in kinds] + tokenizer_input(model.tokens)
 
 
 def training(resource):
@@ -131,8 +150,11 @@ def all_metrics(wildcards):
 
 onstart:
     targets.claim_root(ROOT, SETTINGS.name)
-    if workflow.is_main_process:
+    if PRODUCTS:
         graph.write(workflow.dag, ROOT, sys.argv)
+        preflight.remove_leftovers(ROOT)
+        PRODUCTS.compact()
+        early_cutoff.install(workflow.dag, workflow.persistence, PRODUCTS)
 
 
 onerror:

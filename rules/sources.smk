@@ -2,6 +2,8 @@
 
 
 rule miniature:
+    input:
+        lambda w: mend(),
     output:
         manifest=f"{ROOT}/raw/miniature/miniature.json",
         kinds=f"{ROOT}/raw/miniature/kinds.json",
@@ -49,6 +51,7 @@ rule select_subset:
 
 rule fetch:
     input:
+        mend=lambda w: mend(),
         miniature=lambda w: [] if SETTINGS.data_path or w.source in SETTINGS.custom else rules.miniature.output.manifest,
         subset=lambda w: rules.select_subset.output if w.source in targets.subset_sources(SETTINGS) else [],
     output:

@@ -67,8 +67,7 @@ def write_shard(
     record_store = RecordStore(records, flat(table, "uids").flatten().to_pylist())
     samples = _Samples(MediaStore(media), settings.images == "embedded", root)
 
-    # A manifest must never lie beside shards that it does not describe.
-    (out / MANIFEST).unlink(missing_ok=True)
+    _remove_other_manifest(out / MANIFEST, planned, settings)
     name = shard_name(shard_stem(planned), index, shards)
     progress = Progress(f"{planned['blend']} {planned['epoch']}, {name}: conversations", table.num_rows)
     with ShardWriter(out / name) as shard:
@@ -88,6 +87,17 @@ def write_shard(
     }
     write_json(part_path(out, name), part)
     return part
+
+
+def _remove_other_manifest(manifest: Path, planned: Mapping[str, Any], settings: BlendStorageConfig) -> None:
+    """Remove a manifest that does not describe the shards of this plan: it must never lie beside them."""
+    try:
+        described = read_json(manifest)
+        same = (described["plan"], described["images"]) == (planned["sha256"], settings.images)
+    except (UserError, KeyError, TypeError):
+        same = False
+    if not same:
+        manifest.unlink(missing_ok=True)
 
 
 def _rows(table: pa.Table, record_store: RecordStore) -> Iterator[tuple[dict[str, Any], dict[str, dict[str, Any]]]]:

@@ -6,7 +6,6 @@ first. Writes, below --out, `files` (a link to the data path), `files.parquet` (
 """
 
 import os
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +22,7 @@ from scripts.adapters.raw import (
 )
 from scripts.common.cli import hide_pandas, load_settings, parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import file_sha256, read_json, table_sha256, write_json, write_table
+from scripts.common.files import file_sha256, read_json, table_sha256, temporary_prefix, write_json, write_table
 from scripts.common.progress import track
 from scripts.config.custom import CustomDatasetConfig
 from scripts.config.registry import (
@@ -312,10 +311,10 @@ def _link(target: Path, link: Path) -> None:
     link_text = target if target.is_absolute() else os.path.relpath(target.resolve(), link.parent.resolve())
     if link.exists() and not link.is_symlink():
         raise UserError(f"{link} is not a link: remove it, then fetch again")
-    with tempfile.TemporaryDirectory(dir=link.parent, prefix=f".{link.name}.") as folder:
-        temporary = Path(folder) / link.name
-        temporary.symlink_to(link_text)
-        os.replace(temporary, link)
+    temporary = link.with_name(f"{temporary_prefix(link)}link.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(link_text)
+    os.replace(temporary, link)
 
 
 def _options(offline: bool) -> "FetchOptions":

@@ -8,6 +8,8 @@ inputs give equal hashes.
 import hashlib
 import json
 import os
+import re
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20
 
+TEMPORARY = re.compile(r"\..*\.(?P<pid>\d+)@(?P<host>[^/]*)\.[^.]+\.tmp", re.DOTALL)
+"""Names of the temporary files of `atomic`: process and machine of their owner are part of them."""
+_NAME_LENGTH = 100
+
 # mkstemp makes files private, so their mode is set again below. The umask can be read only by setting it, which is not
 # safe while other threads write files; so it is done once, on import.
 _UMASK = os.umask(0)
@@ -33,7 +39,7 @@ def atomic(path: str | Path, mode: str = "wb", **options: Any) -> Iterator[IO]:
     """Open a temporary file beside `path` and rename it to `path` when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=temporary_prefix(path), suffix=".tmp", dir=path.parent)
     if "b" not in mode:
         options.setdefault("encoding", "utf-8")
     try:
@@ -46,6 +52,23 @@ def atomic(path: str | Path, mode: str = "wb", **options: Any) -> Iterator[IO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def temporary_prefix(path: Path) -> str:
+    """The beginning of the name of a temporary file for `path`, which names this process and machine."""
+    return f".{path.name[:_NAME_LENGTH]}.{os.getpid()}@{socket.gethostname()}."
+
+
+def owner_of_temporary(name: str) -> tuple[int, str]:
+    """Process id and machine of the program that writes the temporary file `name`.
+
+    Raises:
+        ValueError: it is no temporary file of `atomic`.
+    """
+    match = TEMPORARY.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name} is not the name of a temporary file")
+    return int(match["pid"]), match["host"]
 
 
 def canonical_json(value: Any) -> str:

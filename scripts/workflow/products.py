@@ -1,0 +1,190 @@
+"""What the finished steps of a results folder have made, and of what: one record for every job.
+
+`<root>/logs/products.jsonl` has a line for every finished job, the last of which counts: its output files and the other
+files of its folders with their sizes, and the content of every input file at that time. So a file that is missing or
+cut off is seen, and a job whose inputs have the same content as before need not run again, whatever their times are.
+Without the file nothing is lost but this: Snakemake then judges by times alone.
+"""
+
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from scripts.common.files import atomic, canonical_json, file_sha256
+
+FILE = "logs/products.jsonl"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Product:
+    """A finished job.
+
+    Attributes:
+        rule: its name.
+        outputs: size of every declared output, in bytes. Paths are relative to the results folder, here and below.
+        extras: size of every other file that it has made.
+        inputs: content of every input file; see `Contents`.
+    """
+
+    rule: str
+    outputs: dict[str, int]
+    extras: dict[str, int]
+    inputs: dict[str, str]
+
+
+class Contents:
+    """Identifies the contents of files, reading each only once.
+
+    A file is identified by the hash of its bytes, a tar shard by its size alone: whoever reads a shard also reads its
+    index part, which holds the hash of the shard.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int, int], str] = {}
+
+    def __call__(self, path: str | Path) -> str:
+        """The identity of the file `path`; "" if there is none."""
+        try:
+            status = os.stat(path)
+        except OSError:
+            return ""
+        if str(path).endswith(".tar"):
+            return f"size {status.st_size}"
+        key = (str(path), status.st_size, status.st_mtime_ns)
+        if key not in self._known:
+            self._known[key] = file_sha256(path)
+        return self._known[key]
+
+
+class Products:
+    """The records of a results folder."""
+
+    def __init__(self, root: str | Path) -> None:
+        """Read the records of the results folder `root`; a line that is damaged or cut off is left out."""
+        self.root = Path(root)
+        self.contents = Contents()
+        self._by_output: dict[str, Product] = {}
+        for product in _read(self.root / FILE):
+            self._add(product)
+
+    def __iter__(self) -> Iterator[Product]:
+        """Every record once, in no particular order."""
+        return iter({id(product): product for product in self._by_output.values()}.values())
+
+    def relative(self, path: str | Path) -> str:
+        """How a record names a file: relative to the root, or as it is if it lies elsewhere."""
+        absolute = os.path.abspath(path)
+        below = os.path.relpath(absolute, os.path.abspath(self.root))
+        return absolute if below.startswith(os.pardir) else below
+
+    def path(self, name: str) -> Path:
+        """The file that a record names."""
+        return self.root / name
+
+    def of(self, outputs: Iterable[str | Path]) -> Product | None:
+        """The record of the job that has made exactly these outputs, if there is one."""
+        names = {self.relative(path) for path in outputs}
+        product = self._by_output.get(min(names, default=""))
+        return product if product is not None and product.outputs.keys() == names else None
+
+    def record(self, rule: str, outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
+        """Add the record of a job that has just finished."""
+        made = {self.relative(path): os.path.getsize(path) for path in outputs}
+        extras = {self.relative(path): os.path.getsize(path) for path in other_files(rule, self.root, made)}
+        product = Product(rule, made, {n: s for n, s in extras.items() if n not in made}, self._identities(inputs))
+        self._add(product)
+        path = self.root / FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(_line(product))
+
+    def has_same_inputs(
+        self, product: Product, inputs: Iterable[str | Path], same: Collection[str | Path] = ()
+    ) -> bool:
+        """Whether the input files of a job are those of its record, with the same contents.
+
+        The contents of those in `same` are not looked at.
+        """
+        names = {self.relative(path): path for path in inputs}
+        return names.keys() == product.inputs.keys() and all(
+            path in same or self.contents(path) == product.inputs[name] for name, path in names.items()
+        )
+
+    def fault(self, product: Product) -> str:
+        """The first of a job's files that is missing or has another size, and which; "" if there is none."""
+        for name, size in (product.outputs | product.extras).items():
+            try:
+                status = os.stat(self.path(name))
+            except OSError:
+                return f"{self.path(name)} is missing"
+            if status.st_size != size:
+                return f"{self.path(name)} has {status.st_size:,} bytes instead of {size:,}"
+        return ""
+
+    def compact(self) -> None:
+        """Write the file anew, with one line for every job."""
+        lines = sorted(_line(product) for product in self)
+        with atomic(self.root / FILE, "w") as file:
+            file.writelines(lines)
+
+    def _identities(self, inputs: Iterable[str | Path]) -> dict[str, str]:
+        return {self.relative(path): self.contents(path) for path in inputs}
+
+    def _add(self, product: Product) -> None:
+        for name in product.outputs:
+            self._by_output[name] = product
+
+
+def _read(path: Path) -> Iterator[Product]:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            value = json.loads(line)
+            if value.pop("v") == _VERSION:
+                yield Product(**value)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+
+
+def _line(product: Product) -> str:
+    return canonical_json({"v": _VERSION, **asdict(product)}) + "\n"
+
+
+def other_files(rule: str, root: Path, outputs: Iterable[str]) -> Iterator[Path]:
+    """The files that a job has made beside its declared outputs, where a rule does not declare all of them."""
+    if rule in _FOLDERS:
+        for folder in sorted({(root / name).parent for name in outputs}):
+            yield from _FOLDERS[rule](folder)
+
+
+def _all_files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder but hidden ones."""
+    for inner, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(inner, name) for name in names if not name.startswith("."))
+
+
+def _state_files(folder: Path) -> Iterator[Path]:
+    """What later steps read of a run's state: its description and the weights of its two results."""
+    finished = json.loads((folder / "finished.json").read_bytes())
+    yield from (folder / finished["state"] / name for name in ("settings.json", "inputs.json", "finished.json"))
+    yield from {folder / finished[which]["weights"] for which in ("final", "best")}
+
+
+_FOLDERS: dict[str, Callable[[Path], Iterator[Path]]] = {
+    "miniature": _all_files,
+    "pretrain_tokenizer": _all_files,
+    "pretrain_vision": _all_files,
+    "pretrain_language": _all_files,
+    "make_model": _all_files,
+    "train_run": _state_files,
+    "export": _all_files,
+    "evaluate_run": _all_files,
+}
+"""Rules that make more files than they declare -> the files below the folder of a declared one."""
