@@ -18,16 +18,16 @@ rule plan:
         settings=lambda w: targets.plan_rerun_key(SETTINGS, w.blend),
         tokens=lambda w: f"{ROOT}/tokens/{SETTINGS.blends[w.blend].tokens}",
         code=code("scripts.plan"),
-        records=folder(f"{ROOT}/records"),
-        split=folder(f"{ROOT}/split"),
-        media=" ".join(f"{source}={ROOT}/media/{source}" for source in IMAGE_SOURCES),
+        records=folder("records"),
+        split=folder("split"),
+        media=named_folders("media", IMAGE_SOURCES),
         out=subpath(output.manifest, parent=True),
     message:
         "Planning {wildcards.part} of the blend {wildcards.blend}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.plan --name {wildcards.blend} --settings {params.settings:q} "
-        "--epoch {wildcards.part} --records {params.records:q} --tokens {params.tokens:q} --split {params.split:q} "
-        "--media {params.media} --out {params.out:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.plan --name {wildcards.blend:q} --settings {params.settings:q} "
+        "--epoch {wildcards.part:q} --records {params.records:q} --tokens {params.tokens:q} --split {params.split:q} "
+        "--media {params.media:q} --out {params.out:q}"
 
 
 rule blend:
@@ -47,18 +47,18 @@ rule blend:
     conda:
         "../envs/data.yaml"
     params:
-        settings=lambda w: SETTINGS.blends[w.blend].rerun_key(only=("images", "tokens")),
+        settings=lambda w: SETTINGS.blends[w.blend].rerun_key(only=("images",)),
         code=code("scripts.blend"),
-        root=folder(ROOT),
-        records=folder(f"{ROOT}/records"),
-        media=" ".join(f"{source}={ROOT}/media/{source}" for source in IMAGE_SOURCES),
+        root=folder(),
+        records=folder("records"),
+        media=named_folders("media", IMAGE_SOURCES),
         out=subpath(output.tar, parent=True),
     message:
         "Writing shard {wildcards.number} of {wildcards.total} of {wildcards.part} of the blend {wildcards.blend}"
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.blend --plan {input.plan:q} --records {params.records:q} "
-        "--media {params.media} --settings {params.settings:q} --root {params.root:q} --shards {wildcards.total} "
-        "--index {wildcards.number} --out {params.out:q}"
+        "--media {params.media:q} --settings {params.settings:q} --root {params.root:q} --shards {wildcards.total:q} "
+        "--index {wildcards.number:q} --out {params.out:q}"
 
 
 rule blend_manifest:
@@ -85,7 +85,7 @@ rule blend_manifest:
     message:
         "Describing the shards of {wildcards.part} of the blend {wildcards.blend}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.blend_manifest --plan {input.plan:q} --shards {params.shards} "
+        "VISUALCHAT_LOG={log:q} python -m scripts.blend_manifest --plan {input.plan:q} --shards {params.shards:q} "
         "--out {params.out:q}"
 
 
@@ -108,9 +108,10 @@ rule preview:
     params:
         settings=lambda w: SETTINGS.tokens[SETTINGS.blends[w.blend].tokens].rerun_key(),
         tokenizer=lambda w: tokenizer_folder(SETTINGS.blends[w.blend].tokens),
+        digest=lambda w: targets.base_digest(tokenizer_folder(SETTINGS.blends[w.blend].tokens), ROOT, weights=False),
         code=code("scripts.preview"),
         assets=assets("scripts/blending/*.jinja"),
-        root=folder(ROOT),
+        root=folder(),
         blend=subpath(input.manifest, parent=True),
     message:
         "Rendering ten conversations of the blend {wildcards.blend}"

@@ -1,10 +1,8 @@
 # Shared by all rules: the validated configuration, its root, the shell prefix, and the lists of targets.
 
 import os
-import shlex
 import sys
 from functools import cache
-from importlib.metadata import version
 
 sys.path.insert(0, str(workflow.basedir))
 
@@ -16,11 +14,16 @@ from scripts.common.fingerprint import code_fingerprint as code
 from scripts.config.settings import load
 from scripts.workflow import early_cutoff, graph, preflight, targets
 from scripts.workflow.products import Products
+from scripts.workflow.targets import versions
+
+CONDA = any(str(method) == "conda" for method in workflow.deployment_settings.deployment_method)
 
 try:
     SETTINGS = load(config)
     ROOT = SETTINGS.results
     targets.check_root(ROOT, SETTINGS.name)
+    SUITE_INPUTS = targets.suite_inputs(SETTINGS, ROOT)
+    shell.prefix(targets.shell_prefix(str(workflow.basedir), CONDA))
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -29,26 +32,21 @@ PRODUCTS = Products(ROOT) if workflow.is_main_process else None
 if PRODUCTS:
     preflight.set_times(PRODUCTS)
 
-CONDA = any(str(method) == "conda" for method in workflow.deployment_settings.deployment_method)
-shell.prefix(targets.shell_prefix(str(workflow.basedir), CONDA))
-
 REGISTRY = SETTINGS.registry()
 IMAGE_SOURCES = targets.image_sources(SETTINGS)
 SUBSET_DATASETS = targets.subset_datasets(SETTINGS)
 SUBSET_ANNOTATION_SOURCES = sorted({source for name in SUBSET_DATASETS for source in REGISTRY.annotation_sources(name)})
 BASES = f"{ROOT}/bases/miniature"
-FEATURES = (
-    f"{ROOT}/features/{{encoder}}/layer{{layer}}-{{class_token}}-{{precision}}/{{source}}-{{number}}-of-{{total}}"
-)
+FEATURES = "features/{encoder}/layer{layer}-{class_token}-{precision}/{source}-{number}-of-{total}"
 
 
 wildcard_constraints:
-    source="|".join(sorted(REGISTRY.sources)),
-    dataset="|".join(sorted(REGISTRY.datasets)),
-    tokens="|".join(SETTINGS.tokens),
-    blend="|".join(SETTINGS.blends),
-    model="|".join(SETTINGS.models),
-    run="|".join(SETTINGS.runs) or "none",
+    source=targets.one_of(REGISTRY.sources),
+    dataset=targets.one_of(REGISTRY.datasets),
+    tokens=targets.one_of(SETTINGS.tokens),
+    blend=targets.one_of(SETTINGS.blends),
+    model=targets.one_of(SETTINGS.models),
+    run=targets.one_of(SETTINGS.runs),
     part=r"epoch-\d{3}|heldout",
 
 
@@ -64,19 +62,42 @@ def mend():
     return []
 
 
+# What a shell command gets is quoted (`:q`) everywhere. Of a list each element is quoted, so that arguments of which there
+# may be none or several are lists of words.
+
+
 def below_root(pattern, **lists):
     """Paths below the results root for all combinations of the given names."""
-    return expand(f"{ROOT}/{pattern}", **lists)
+    return [f"{ROOT}/{path}" for path in expand(pattern, **lists)]
 
 
-def folder(path):
-    """A folder as a parameter; a function, so that Snakemake's lint does not take it for a hard-coded path."""
-    return lambda wildcards: path.format(**wildcards)
+def folder(pattern=""):
+    """A folder below the results root, or the root, as a parameter; `pattern` may contain wildcards.
+
+    A function, so that Snakemake's lint does not take it for a hard-coded path.
+    """
+    return lambda wildcards: f"{ROOT}/{pattern.format(**wildcards)}" if pattern else ROOT
+
+
+def named_folders(kind, sources):
+    """The arguments SOURCE=FOLDER for folders `raw/<source>` or `media/<source>`."""
+    return [f"{source}={ROOT}/{kind}/{source}" for source in sources]
+
+
+def option(flag, values):
+    """An option and its values as words of a command; none if there is no value."""
+    words = [values] if isinstance(values, str) else [*values]
+    return [flag, *words] if any(words) else []
+
+
+def suite_options(wildcards):
+    """The options `--suite NAME=PATH` of all suites."""
+    return [f"--suite={name}={path}" for name, path in targets.suites(SETTINGS, ROOT).items()]
 
 
 def raw_folders(wildcards):
     """The argument of `--raw` for a dataset: the folders of all sources that it reads."""
-    return " ".join(f"{source}={ROOT}/raw/{source}" for source in REGISTRY.sources_of(wildcards.dataset))
+    return named_folders("raw", REGISTRY.sources_of(wildcards.dataset))
 
 
 def subset_input(wildcards):
@@ -115,7 +136,7 @@ def training(resource):
 
 def feature_pixels(wildcards):
     """The preprocessed images that a shard of features is computed from; none if the images are decoded for it."""
-    return targets.encoding_pixels(SETTINGS, f"{FEATURES.format(**wildcards)}.json")
+    return targets.encoding_pixels(SETTINGS, f"{ROOT}/{FEATURES.format(**wildcards)}.json")
 
 
 def records_inputs(wildcards):
@@ -126,7 +147,9 @@ def records_inputs(wildcards):
 def tokens_inputs(wildcards):
     """The manifests of the token tables of all datasets that a blend reads."""
     tokens = SETTINGS.blends[wildcards.blend].tokens
-    return below_root(f"tokens/{tokens}/{{dataset}}.json", dataset=targets.datasets_of(SETTINGS, wildcards.blend))
+    return below_root(
+        "tokens/{tokens}/{dataset}.json", tokens=tokens, dataset=targets.datasets_of(SETTINGS, wildcards.blend)
+    )
 
 
 def all_data(wildcards):

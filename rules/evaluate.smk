@@ -3,10 +3,10 @@
 
 rule evaluate_run:
     input:
-        model=expand(f"{ROOT}/exported/{{{{run}}}}/{{which}}/manifest.json", which=SETTINGS.evaluate.checkpoints),
+        model=below_root("exported/{{run}}/{which}/manifest.json", which=SETTINGS.evaluate.checkpoints),
         heldout=lambda w: f"{ROOT}/blend/{SETTINGS.runs[w.run].blend}/heldout/manifest.json",
         kinds=[] if SETTINGS.data_path else rules.miniature.output.kinds,
-        suites=targets.suite_inputs(SETTINGS, ROOT),
+        suites=SUITE_INPUTS,
     output:
         report(
             f"{ROOT}/evaluate/{{run}}/metrics.json",
@@ -22,17 +22,17 @@ rule evaluate_run:
     params:
         settings=SETTINGS.evaluate.rerun_key(),
         code=code("scripts.evaluate"),
-        model=folder(f"{ROOT}/exported/{{run}}"),
+        models=lambda w, input: [
+            f"--model={os.path.basename(os.path.dirname(path))}={os.path.dirname(path)}" for path in input.model
+        ],
         heldout=lambda w, input: os.path.dirname(input.heldout),
-        kinds=lambda w, input: f"--kinds {shlex.quote(input.kinds)}" if input.kinds else "",
-        suites=" ".join(
-            f"--suite {shlex.quote(f'{name}={path}')}" for name, path in targets.suites(SETTINGS, ROOT).items()
-        ),
-        root=folder(ROOT),
+        kinds=lambda w, input: option("--kinds", input.kinds),
+        suites=suite_options,
+        root=folder(),
         out=subpath(output[0], parent=True),
     message:
         "Evaluating {wildcards.run}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.evaluate --name {wildcards.run} --settings {params.settings:q} "
-        "--model {params.model:q} --heldout {params.heldout:q} {params.kinds} {params.suites} "
+        "VISUALCHAT_LOG={log:q} python -m scripts.evaluate --name {wildcards.run:q} --settings {params.settings:q} "
+        "{params.models:q} --heldout {params.heldout:q} {params.kinds:q} {params.suites:q} "
         "--root {params.root:q} --out {params.out:q}"

@@ -16,11 +16,11 @@ rule lock:
     conda:
         "../envs/train.yaml"
     params:
-        programs=lambda w: " ".join(targets.provenance_programs(SETTINGS, w.run)),
+        programs=lambda w: targets.provenance_programs(SETTINGS, w.run),
         code=lambda w: code("scripts.lock", *targets.provenance_programs(SETTINGS, w.run)),
-        root=folder(ROOT),
+        root=folder(),
     message:
         "Writing the provenance of {wildcards.run}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.lock --root {params.root:q} --run {wildcards.run} "
-        "--manifests {input:q} --programs {params.programs} --out {output:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.lock --root {params.root:q} --run {wildcards.run:q} "
+        "--manifests {input:q} --programs {params.programs:q} --out {output:q}"

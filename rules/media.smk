@@ -20,13 +20,14 @@ rule shard:
         # Archives are not hashed as a whole: without this, a change of one between two runs could go unnoticed.
         digest=lambda w: targets.raw_digest(SETTINGS, w.source),
         code=code("scripts.shard"),
-        raw=folder(f"{ROOT}/raw/{{source}}"),
+        libraries=versions("pillow"),
+        raw=folder("raw/{source}"),
         out=subpath(output.tar, parent=True),
     message:
         "Checking and packing images of {wildcards.source}, shard {wildcards.number} of {wildcards.total}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.shard --source {wildcards.source} --raw {params.raw:q} "
-        "--shards {wildcards.total} --index {wildcards.number} --out {params.out:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.shard --source {wildcards.source:q} --raw {params.raw:q} "
+        "--shards {wildcards.total:q} --index {wildcards.number:q} --out {params.out:q}"
 
 
 rule media_index:
@@ -49,14 +50,14 @@ rule media_index:
     params:
         code=code("scripts.media_index"),
         shards=lambda w, input: len(input.tars),
-        raw=folder(f"{ROOT}/raw/{{source}}"),
+        raw=folder("raw/{source}"),
         tolerance=SETTINGS.tolerance.images,
         out=subpath(output.manifest, parent=True),
     message:
         "Indexing the images of {wildcards.source}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.media_index --source {wildcards.source} --shards {params.shards} "
-        "--raw {params.raw:q} --tolerance {params.tolerance} --out {params.out:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.media_index --source {wildcards.source:q} --shards {params.shards:q} "
+        "--raw {params.raw:q} --tolerance {params.tolerance:q} --out {params.out:q}"
 
 
 rule holdout:
@@ -72,12 +73,12 @@ rule holdout:
     params:
         settings=SETTINGS.holdout.rerun_key(without=("mixed",)),
         code=code("scripts.holdout"),
-        media=" ".join(f"{source}={ROOT}/media/{source}" for source in IMAGE_SOURCES),
+        media=named_folders("media", IMAGE_SOURCES),
         out=subpath(output.manifest, parent=True),
     message:
         "Selecting the images that are held out for evaluation"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.holdout --settings {params.settings:q} --media {params.media} "
+        "VISUALCHAT_LOG={log:q} python -m scripts.holdout --settings {params.settings:q} --media {params.media:q} "
         "--out {params.out:q}"
 
 
@@ -99,16 +100,18 @@ rule preprocess_images:
         "../envs/train.yaml"
     params:
         processor=lambda w: targets.processor_folder(SETTINGS, w.encoder),
+        digest=lambda w: targets.base_digest(targets.processor_folder(SETTINGS, w.encoder), ROOT, weights=False),
         code=code("scripts.preprocess_images"),
-        pillow=version("pillow"),
-        folder=folder(f"{ROOT}/media/{{source}}"),
+        libraries=versions("pillow"),
+        folder=folder("media/{source}"),
+        shard=subpath(output.manifest, basename=True, strip_suffix=".json"),
         out=subpath(output.crops, parent=True),
     message:
         "Preprocessing images of {wildcards.source} for {wildcards.encoder}, shard {wildcards.number} of {wildcards.total}"
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.preprocess_images --processor {params.processor:q} "
-        "--source {wildcards.source} --media {params.folder:q} "
-        "--shard {wildcards.source}-{wildcards.number}-of-{wildcards.total} --out {params.out:q}"
+        "--source {wildcards.source:q} --media {params.folder:q} "
+        "--shard {params.shard:q} --out {params.out:q}"
 
 
 rule encode_images:
@@ -117,9 +120,9 @@ rule encode_images:
         encoder=lambda w: f"{BASES}/vision/manifest.json" if w.encoder == "miniature" else [],
         pixels=feature_pixels,
     output:
-        features=f"{FEATURES}.bf16",
-        hashes=f"{FEATURES}.sha256",
-        manifest=f"{FEATURES}.json",
+        features=f"{ROOT}/{FEATURES}.bf16",
+        hashes=f"{ROOT}/{FEATURES}.sha256",
+        manifest=f"{ROOT}/{FEATURES}.json",
     log:
         f"{ROOT}/logs/encode_images/{{encoder}}/layer{{layer}}-{{class_token}}-{{precision}}/{{source}}-{{number}}-of-{{total}}.log",
     wildcard_constraints:
@@ -137,16 +140,18 @@ rule encode_images:
         trainings=lambda w: 0 if w.precision == "fp32" else 1,
     params:
         encoder=lambda w: targets.processor_folder(SETTINGS, w.encoder),
+        digest=lambda w: targets.base_digest(targets.processor_folder(SETTINGS, w.encoder), ROOT),
         code=code("scripts.encode_images"),
-        pillow=version("pillow"),
-        folder=folder(f"{ROOT}/media/{{source}}"),
-        pixels=lambda w, input: f"--pixels {shlex.join(input.pixels)}" if input.pixels else "",
-        root=folder(ROOT),
+        libraries=versions("pillow"),
+        folder=folder("media/{source}"),
+        shard=subpath(output.manifest, basename=True, strip_suffix=".json"),
+        pixels=lambda w, input: option("--pixels", input.pixels),
+        root=folder(),
         out=subpath(output.features, parent=True),
     message:
         "Encoding images of {wildcards.source} with {wildcards.encoder}, shard {wildcards.number} of {wildcards.total}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.encode_images --encoder {params.encoder:q} --layer {wildcards.layer} "
-        "--class-token {wildcards.class_token} --precision {wildcards.precision} --source {wildcards.source} "
-        "--media {params.folder:q} --shard {wildcards.source}-{wildcards.number}-of-{wildcards.total} {params.pixels} "
+        "VISUALCHAT_LOG={log:q} python -m scripts.encode_images --encoder {params.encoder:q} --layer {wildcards.layer:q} "
+        "--class-token {wildcards.class_token:q} --precision {wildcards.precision:q} --source {wildcards.source:q} "
+        "--media {params.folder:q} --shard {params.shard:q} {params.pixels:q} "
         "--root {params.root:q} --out {params.out:q}"

@@ -30,15 +30,15 @@ for _base in BASE_FILES:
             settings=getattr(SETTINGS.pretrain, _base).rerun_key(),
             # Not scripts.pretrain, which imports all three: a base depends on its own code only.
             code=code(f"scripts.pretraining.{_base}"),
-            extra=lambda w, input: (
-                f"--tokenizer {BASES}/tokenizer" if input.tokenizer else f"--split {ROOT}/split" if input.split else ""
-            ),
+            libraries=versions("pillow") if _base == "vision" else versions("tokenizers"),
+            tokenizer=lambda w, input: option("--tokenizer", os.path.dirname(str(input.tokenizer))),
+            split=lambda w, input: option("--split", os.path.dirname(str(input.split))),
             out=subpath(output.manifest, parent=True),
         message:
             f"Making the miniature's {_base}"
         shell:
-            "VISUALCHAT_LOG={log:q} python -m scripts.pretrain {params.part} --world {params.world:q} "
-            "--settings {params.settings:q} {params.extra} --out {params.out:q}"
+            "VISUALCHAT_LOG={log:q} python -m scripts.pretrain {params.part:q} --world {params.world:q} "
+            "--settings {params.settings:q} {params.tokenizer:q} {params.split:q} --out {params.out:q}"
 
 
 rule make_model:
@@ -53,13 +53,18 @@ rule make_model:
     conda:
         "../envs/train.yaml"
     params:
-        settings=lambda w: SETTINGS.models[w.model].rerun_key(),
+        settings=lambda w: targets.model_rerun_key(SETTINGS, w.model),
         tokens=lambda w: SETTINGS.tokens[SETTINGS.models[w.model].tokens].rerun_key(),
         tokenizer=lambda w: tokenizer_folder(SETTINGS.models[w.model].tokens),
         vision=lambda w: base_folder(w.model, "vision"),
         language=lambda w: base_folder(w.model, "language"),
+        digests=lambda w: [
+            targets.base_digest(tokenizer_folder(SETTINGS.models[w.model].tokens), ROOT, weights=False),
+            *(targets.base_digest(base_folder(w.model, kind), ROOT) for kind in ("vision", "language")),
+        ],
         code=code("scripts.make_model"),
-        root=folder(ROOT),
+        libraries=versions("tokenizers"),
+        root=folder(),
         out=subpath(output.manifest, parent=True),
     message:
         "Assembling the model {wildcards.model}"

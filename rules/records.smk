@@ -23,15 +23,15 @@ rule convert:
         entry=lambda w: targets.dataset_rerun_key(SETTINGS, w.dataset),
         code=lambda w: code("scripts.convert", f"scripts.adapters.{REGISTRY.datasets[w.dataset].adapter}"),
         raw=raw_folders,
-        media=lambda w: " ".join(f"{source}={ROOT}/media/{source}" for source in REGISTRY.image_sources(w.dataset)),
+        media=lambda w: named_folders("media", REGISTRY.image_sources(w.dataset)),
         tolerance=SETTINGS.tolerance.rows,
-        subset=lambda w, input: f"--subset {input.subset}" if input.subset else "",
+        subset=lambda w, input: option("--subset", input.subset),
         out=subpath(output.report, parent=True),
     message:
         "Converting {wildcards.dataset} to records"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.convert --dataset {wildcards.dataset} --raw {params.raw} "
-        "--media {params.media} --tolerance {params.tolerance} {params.subset} --out {params.out:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.convert --dataset {wildcards.dataset:q} --raw {params.raw:q} "
+        "--media {params.media:q} --tolerance {params.tolerance:q} {params.subset:q} --out {params.out:q}"
 
 
 rule count_tokens:
@@ -49,12 +49,14 @@ rule count_tokens:
     params:
         settings=lambda w: SETTINGS.tokens[w.tokens].rerun_key(),
         tokenizer=lambda w: tokenizer_folder(w.tokens),
-        followups=lambda w: "--followups" if targets.needs_followups(SETTINGS, w.tokens, w.dataset) else "",
+        followups=lambda w: ["--followups"] if targets.needs_followups(SETTINGS, w.tokens, w.dataset) else [],
+        digest=lambda w: targets.base_digest(tokenizer_folder(w.tokens), ROOT, weights=False),
         code=code("scripts.count_tokens"),
+        libraries=versions("tokenizers"),
         out=subpath(output.manifest, parent=True),
     message:
         "Counting the tokens of {wildcards.dataset} ({wildcards.tokens})"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.count_tokens --dataset {wildcards.dataset} --records {input.table:q} "
-        "--report {input.report:q} --tokenizer {params.tokenizer:q} --settings {params.settings:q} {params.followups} "
+        "VISUALCHAT_LOG={log:q} python -m scripts.count_tokens --dataset {wildcards.dataset:q} --records {input.table:q} "
+        "--report {input.report:q} --tokenizer {params.tokenizer:q} --settings {params.settings:q} {params.followups:q} "
         "--out {params.out:q}"

@@ -20,15 +20,13 @@ rule report_page:
     params:
         title=SETTINGS.name,
         # Written when Snakemake starts (see common.smk): no rule makes it, so it cannot be an input.
-        graph=folder(f"{ROOT}/{graph.FILE}"),
+        graph=folder(graph.FILE),
         code=code("scripts.report"),
         assets=assets("scripts/reporting/*.jinja", "scripts/reporting/*.css"),
-        suites=" ".join(
-            f"--suite {shlex.quote(f'{name}={path}')}" for name, path in targets.suites(SETTINGS, ROOT).items()
-        ),
+        suites=suite_options,
     message:
         "Writing the report"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.report --records {input.records} --validated {input.validated} "
-        "--media {input.media} --plans {input.plans} --finished {input.finished} --metrics {input.metrics} "
-        "--locks {input.locks} {params.suites} --graph {params.graph:q} --title {params.title:q} --out {output:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.report --records {input.records:q} --validated {input.validated:q} "
+        "--media {input.media:q} --plans {input.plans:q} --finished {input.finished:q} --metrics {input.metrics:q} "
+        "--locks {input.locks:q} {params.suites:q} --graph {params.graph:q} --title {params.title:q} --out {output:q}"

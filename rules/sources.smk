@@ -8,7 +8,7 @@ rule miniature:
         manifest=f"{ROOT}/raw/miniature/miniature.json",
         kinds=f"{ROOT}/raw/miniature/kinds.json",
         dialogues=f"{ROOT}/raw/miniature/dialogues/dialogues.json",
-        tasks=expand(f"{ROOT}/raw/miniature/tasks/{{task}}.yaml", task=targets.TASKS),
+        tasks=below_root("raw/miniature/tasks/{task}.yaml", task=targets.TASKS),
     log:
         f"{ROOT}/logs/miniature.log",
     conda:
@@ -16,6 +16,7 @@ rule miniature:
     params:
         settings=SETTINGS.miniature.rerun_key(),
         code=code("scripts.miniature"),
+        libraries=versions("pillow"),
         out=subpath(output.manifest, parent=True),
     message:
         "Generating the miniature in the raw formats of the datasets"
@@ -35,9 +36,9 @@ rule select_subset:
         "../envs/data.yaml"
     params:
         settings=SETTINGS.subset.rerun_key() if SETTINGS.subset else "",
-        datasets=" ".join(SUBSET_DATASETS),
-        sources=" ".join(targets.subset_sources(SETTINGS)),
-        raw=" ".join(f"{source}={ROOT}/raw/{source}" for source in SUBSET_ANNOTATION_SOURCES),
+        datasets=SUBSET_DATASETS,
+        sources=targets.subset_sources(SETTINGS),
+        raw=named_folders("raw", SUBSET_ANNOTATION_SOURCES),
         code=code(
             "scripts.select_subset",
             *(f"scripts.adapters.{REGISTRY.datasets[name].adapter}" for name in SUBSET_DATASETS),
@@ -46,7 +47,7 @@ rule select_subset:
         "Selecting a subset of the images"
     shell:
         "VISUALCHAT_LOG={log:q} python -m scripts.select_subset --settings {params.settings:q} "
-        "--datasets {params.datasets} --sources {params.sources} --raw {params.raw} --out {output:q}"
+        "--datasets {params.datasets:q} --sources {params.sources:q} --raw {params.raw:q} --out {output:q}"
 
 
 rule fetch:
@@ -67,23 +68,21 @@ rule fetch:
         download=int(SETTINGS.download == "missing"),
     params:
         data_path=lambda w: targets.data_path(SETTINGS, w.source),
-        require=lambda w: " ".join(
-            f"--require {shlex.quote(path)}" for path in REGISTRY.requirements(w.source, SETTINGS.datasets())
-        ),
-        custom=lambda w: (
-            f"--custom {shlex.quote(SETTINGS.custom[w.source].rerun_key())}" if w.source in SETTINGS.custom else ""
+        require=lambda w: [f"--require={path}" for path in REGISTRY.requirements(w.source, SETTINGS.datasets())],
+        custom=lambda w: option(
+            "--custom", SETTINGS.custom[w.source].rerun_key() if w.source in SETTINGS.custom else []
         ),
         entry=lambda w: targets.source_rerun_key(SETTINGS, w.source),
         digest=lambda w: targets.raw_digest(SETTINGS, w.source),
-        download=lambda w: "--download" if SETTINGS.download == "missing" and w.source not in SETTINGS.custom else "",
-        subset=lambda w, input: f"--subset {input.subset}" if input.subset else "",
+        download=lambda w: ["--download"] if SETTINGS.download == "missing" and w.source not in SETTINGS.custom else [],
+        subset=lambda w, input: option("--subset", input.subset),
         code=code("scripts.fetch"),
         out=subpath(output.manifest, parent=True),
     message:
         "Listing the raw files of {wildcards.source}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.fetch --source {wildcards.source} {params.custom} {params.download} "
-        "{params.subset} --data-path {params.data_path:q} {params.require} --out {params.out:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.fetch --source {wildcards.source:q} {params.custom:q} {params.download:q} "
+        "{params.subset:q} --data-path {params.data_path:q} {params.require:q} --out {params.out:q}"
 
 
 rule validate_source:
@@ -97,11 +96,11 @@ rule validate_source:
         "../envs/data.yaml"
     params:
         code=code("scripts.validate"),
-        raw=subpath(input[0], parent=True),
+        raw=lambda w: named_folders("raw", [w.source]),
     message:
         "Validating the files of {wildcards.source}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.validate --source {wildcards.source} --raw {params.raw:q} "
+        "VISUALCHAT_LOG={log:q} python -m scripts.validate --source {wildcards.source:q} --raw {params.raw:q} "
         "--out {output:q}"
 
 
@@ -119,9 +118,9 @@ rule validate_dataset:
         entry=lambda w: targets.dataset_rerun_key(SETTINGS, w.dataset),
         code=lambda w: code("scripts.validate", f"scripts.adapters.{REGISTRY.datasets[w.dataset].adapter}"),
         raw=raw_folders,
-        subset=lambda w, input: f"--subset {input.subset}" if input.subset else "",
+        subset=lambda w, input: option("--subset", input.subset),
     message:
         "Validating the rows of {wildcards.dataset}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.validate --dataset {wildcards.dataset} --raw {params.raw} "
-        "{params.subset} --out {output:q}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.validate --dataset {wildcards.dataset:q} --raw {params.raw:q} "
+        "{params.subset:q} --out {output:q}"

@@ -37,22 +37,24 @@ rule train_run:
         # Minutes after which the run stops with a checkpoint, to be continued by another attempt; 0: no limit. Profiles
         # set it.
         runtime=0,
+        # Not a parameter: another number of ranks, which gives the same numbers, is no reason to train again.
+        execution=lambda w: targets.run_execution(SETTINGS, w.run),
     params:
-        settings=lambda w: SETTINGS.runs[w.run].rerun_key(),
+        settings=lambda w: targets.run_rerun_key(SETTINGS, w.run),
         code=code("scripts.train", "scripts.training.node_launcher", "scripts.training.worker"),
         model=lambda w, input: os.path.dirname(input.model),
-        parts=lambda w, input: " ".join(shlex.quote(os.path.dirname(part)) for part in input.parts),
+        parts=lambda w, input: [os.path.dirname(part) for part in input.parts],
         heldout=lambda w, input: os.path.dirname(input.heldout),
-        pixels=lambda w, input: f"--pixels {shlex.join(input.pixels)}" if input.pixels else "",
-        features=lambda w, input: f"--features {shlex.join(input.features)}" if input.features else "",
-        root=folder(ROOT),
+        pixels=lambda w, input: option("--pixels", input.pixels),
+        features=lambda w, input: option("--features", input.features),
+        root=folder(),
         out=subpath(output[0], parent=True),
     message:
         "Training {wildcards.run}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.train --name {wildcards.run} --settings {params.settings:q} "
-        "--model {params.model:q} --blend {params.parts} --heldout {params.heldout:q} {params.pixels} "
-        "{params.features} --root {params.root:q} --out {params.out:q} --minutes {resources.runtime}"
+        "VISUALCHAT_LOG={log:q} python -m scripts.train --name {wildcards.run:q} --settings {params.settings:q} "
+        "--execution {resources.execution:q} --model {params.model:q} --blend {params.parts:q} "
+        "--heldout {params.heldout:q} {params.pixels:q} {params.features:q} --root {params.root:q} --out {params.out:q} --minutes {resources.runtime:q}"
 
 
 rule export:
@@ -68,13 +70,13 @@ rule export:
         "../envs/train.yaml"
     params:
         code=code("scripts.export"),
-        run=folder(f"{ROOT}/train/{{run}}"),
+        run=folder("train/{run}"),
         model=lambda w, input: os.path.dirname(input.model),
         form=lambda w: SETTINGS.runs[w.run].export,
-        root=folder(ROOT),
-        out=folder(f"{ROOT}/exported/{{run}}"),
+        root=folder(),
+        out=folder("exported/{run}"),
     message:
         "Exporting {wildcards.run} as Hugging Face folders"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.export --form {params.form} --run {params.run:q} "
+        "VISUALCHAT_LOG={log:q} python -m scripts.export --form {params.form:q} --run {params.run:q} "
         "--model {params.model:q} --root {params.root:q} --out {params.out:q}"

@@ -56,9 +56,6 @@ def write_shard(
         UserError: inputs are missing or do not belong together.
     """
     packs, planned = unit_ids(plan), read_json(manifest_path(plan))
-    if planned["tokens_name"] != settings.tokens:
-        found = planned["tokens_name"]
-        raise UserError(f"{plan} was counted with the tokens {found!r}, not {settings.tokens!r}: run plan again")
     check_records(records, planned["records"])
     units = planned["units"]
     first, end = (units * edge // shards for edge in (index, index + 1))
@@ -183,7 +180,7 @@ def main() -> None:
     arguments.add_argument("--plan", required=True, type=Path, help="plan/<blend>/<part>.parquet, beside its manifest")
     arguments.add_argument("--records", required=True, type=Path, help="folder of the record tables")
     arguments.add_argument("--media", nargs="*", action="extend", default=[], metavar="SOURCE=FOLDER", help="all media")
-    arguments.add_argument("--settings", required=True, help="JSON: tokens and images of the blend; or @file")
+    arguments.add_argument("--settings", required=True, help="JSON: `images` of the blend; or @file")
     arguments.add_argument("--root", required=True, type=Path, help="results root, which references are relative to")
     arguments.add_argument("--shards", required=True, type=int, help="number of shards of the part")
     arguments.add_argument("--index", required=True, type=int, help="number of the shard to write, from 0")

@@ -112,8 +112,8 @@ def checkpoints_of(values: Sequence[str], names: Iterable[str]) -> dict[str, Pat
     folders: dict[str, Path] = {}
     for value in values:
         name, equals, path = value.partition("=")
-        if not equals and len(values) == 1:
-            folder = Path(value)
+        folder = Path(value)
+        if len(values) == 1 and (not equals or folder.is_dir()):  # a folder may have a "=" in its own name
             is_model = (folder / "config.json").is_file()
             return {"final": folder} if is_model else {name: folder / name for name in names}
         if not path or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in folders:

@@ -34,6 +34,7 @@ from scripts.config.registry import (
     Source,
     custom_dataset,
     custom_source,
+    glob_pattern,
 )
 from scripts.fetching.receipts import is_partial, valid
 from scripts.media.containers import FILE, ImageEntry, list_container
@@ -178,10 +179,16 @@ def find_images(
 
 def _matching(data_path: Path, pattern: str) -> list[str]:
     """The paths below `data_path` that match `pattern`, sorted."""
-    if "*" not in pattern:
-        return [pattern] if (data_path / pattern).is_file() else []
+    if (data_path / pattern).is_file():
+        return [pattern]
     folder, name = os.path.split(pattern)
-    found = (path for path in (data_path / folder).glob(name) if path.is_file() and not path.name.startswith("."))
+    if "*" not in name:
+        return []
+    found = (
+        path
+        for path in (data_path / folder).glob(glob_pattern(name))
+        if path.is_file() and not path.name.startswith(".")
+    )
     return sorted(_encodable(path.relative_to(data_path).as_posix()) for path in found)
 
 

@@ -267,6 +267,8 @@ def main() -> int:
     arguments = parser(__doc__)
     arguments.add_argument("--name", required=True, help="name of the run")
     arguments.add_argument("--settings", required=True, help="section `runs.<name>` as JSON, or @file")
+    help_execution = "further keys of the section as JSON, or @file: those that do not change the numbers"
+    arguments.add_argument("--execution", default="{}", help=help_execution)
     arguments.add_argument("--model", required=True, type=Path, help="folder models/<model>")
     blend = "blend folders, one per epoch; a single one repeats"
     arguments.add_argument("--blend", required=True, type=Path, nargs="+", help=blend)
@@ -287,7 +289,7 @@ def main() -> int:
     # Until the ranks run there is nothing to save.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: sys.exit(NOT_FINISHED))
-    return train(args, load_settings(RunConfig, args.settings))
+    return train(args, load_settings(RunConfig, args.settings, args.execution))
 
 
 def duration(text: str) -> float:

@@ -97,7 +97,6 @@ def make_plan(
         "blend": blend,
         "epoch": HELDOUT if epoch is None else epoch,
         "sha256": logical_sha256(table),
-        "tokens_name": settings.tokens,
         "tokens_identity": tokens.identity,
         "records": tokens.records,
         "seed": settings.seed,

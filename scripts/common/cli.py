@@ -5,6 +5,7 @@ its section (`scripts/config/`). `@path` reads the object from a file.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,18 +46,20 @@ def parser(description: str | None, **options: Any) -> argparse.ArgumentParser:
     )
 
 
-def load_settings(section: type[Section], text: str) -> Section:
-    """Validate `text` (JSON, or `@file`) as a `section`.
+def load_settings(section: type[Section], *texts: str) -> Section:
+    """Validate `texts` (each a JSON object, or `@file`) together as a `section`.
 
     Raises:
         UserError: the text is not JSON, or has an unknown key or a bad value; the message lists each of them.
     """
     from pydantic import ValidationError
 
-    if text.startswith("@"):
-        text = Path(text[1:]).read_text(encoding="utf-8")
+    parts = [Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text for text in texts]
     try:
-        return section.model_validate_json(text)
+        if len(parts) == 1:
+            return section.model_validate_json(parts[0])
+        merged = {key: value for part in parts for key, value in json.loads(part).items()}
+        return section.model_validate_json(json.dumps(merged))
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or '(settings)'}: {e['msg']}" for e in error.errors())
         raise UserError(f"bad --settings for {section.__name__}: {problems}") from None

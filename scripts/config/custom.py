@@ -5,16 +5,17 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from scripts.config.base import Section
+from scripts.config.paths import Below, Given
 
 
 class CustomDatasetConfig(Section):
     """Your conversations, in the form of LLaVA, ShareGPT or `messages`, and their images."""
 
-    folder: str
+    folder: Given
     """Folder with the files and images."""
-    files: Annotated[tuple[str, ...], Field(min_length=1)]
+    files: Annotated[tuple[Below, ...], Field(min_length=1)]
     """Files of conversations below `folder`: .json (a list), .jsonl or .parquet."""
-    images: str | None = None
+    images: Below | None = None
     """Folder of images below `folder`, ending in "/", or a .zip of them; rows name images by their path in it. Empty:
     there are none, and every row is text-only."""
     licence: str = "the user's own"

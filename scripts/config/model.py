@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from scripts.config.base import Section
+from scripts.config.paths import FolderOrName
 
 
 def _projectors() -> dict[str, str]:
@@ -44,9 +45,9 @@ Projector = Annotated[
 class ModelConfig(Section):
     """A vision encoder and a language model, connected by a new projector."""
 
-    vision: str
+    vision: FolderOrName
     """Vision encoder: `miniature`, a folder, or a hub name such as `openai/clip-vit-large-patch14`."""
-    language: str
+    language: FolderOrName
     """Language model: `miniature`, a folder, or a hub name. A chat model should get its own prompt template."""
     tokens: str
     """Entry of `tokens` with the tokenizer, prompt template and tokens per image of this model."""

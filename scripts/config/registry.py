@@ -34,6 +34,11 @@ Below = Annotated[str, AfterValidator(_below)]
 """A path below the data path: relative and without "..". If it ends in "/" it is a folder."""
 
 
+def glob_pattern(name: str) -> str:
+    """The pattern for `glob` of a file name in which `*` stands for any characters and all others for themselves."""
+    return name.translate({ord("?"): "[?]", ord("["): "[[]"})
+
+
 class Address(Section):
     """Where a file is published."""
 

@@ -22,6 +22,7 @@ from scripts.config.holdout import HoldoutConfig
 from scripts.config.licences import LicencesConfig
 from scripts.config.miniature import MiniatureConfig
 from scripts.config.model import ModelConfig
+from scripts.config.paths import Declared, Given, Results
 from scripts.config.pretrain import PretrainConfig
 from scripts.config.registry import REGISTRY, Registry, custom_dataset, custom_source
 from scripts.config.run import RunConfig
@@ -44,9 +45,9 @@ class Settings(Section):
 
     name: Name
     """Name of this configuration. A results folder belongs to one configuration, by name; any other is refused."""
-    results: str = "results"
+    results: Results = "results"
     """Folder of all outputs. Each configuration has its own; to move it, use a symlink or `--directory`."""
-    data_path: str | None = None
+    data_path: Given | None = None
     """Folder with the raw datasets, in the layout of the original project. Empty: the miniature is generated
     instead."""
     download: Literal["never", "missing"] = "never"
@@ -78,7 +79,7 @@ class Settings(Section):
     """Training runs. `extends: NAME` copies the settings of another run, except those that are given as well."""
     evaluate: EvaluationConfig = EvaluationConfig()
     """How the trained models are evaluated."""
-    suites: dict[Name, str] = Field(default={})
+    suites: dict[Name, Declared] = Field(default={})
     """Evaluation suites by name: paths of dialogues (JSON, in the original's format) or task files (YAML,
     docs/evaluation.md). `miniature`: the dialogues of the miniature; `miniature/choices` and `miniature/orders`: its
     task files."""
@@ -114,6 +115,8 @@ def load(config: Mapping[str, Any]) -> Settings:
     problems = [*_custom_problems(settings), *_blend_problems(settings), *_run_problems(settings)]
     if settings.download == "missing" and not settings.data_path:
         problems.append("download: needs a `data_path`, the folder to download into")
+    if "heldout" in settings.suites:
+        problems.append("suites.heldout: this is the name of the questions about held-out images; choose another")
     synthetic = [path for path in settings.suites.values() if path.split("/")[0] == "miniature"]
     if settings.data_path and synthetic:
         problems.append(f"suites: the suite {synthetic[0]!r} exists only with the miniature (without data_path)")
@@ -193,9 +196,9 @@ def _unknown(path: str, word: str, known: Collection[str]) -> list[str]:
 
 def _custom_problems(settings: Settings) -> list[str]:
     """Problems of `custom` and `media`."""
-    taken = {*REGISTRY.sources, *REGISTRY.datasets}
+    taken = {*REGISTRY.sources, *REGISTRY.datasets, "miniature"}
     problems = [
-        f"custom.{name}: this is the name of a published source or dataset; choose another"
+        f"custom.{name}: this is the name of the miniature, or of a published source or dataset; choose another"
         for name in settings.custom
         if name in taken
     ]

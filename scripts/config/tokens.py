@@ -6,6 +6,7 @@ from pydantic import Field
 
 from model.template import Template
 from scripts.config.base import Section
+from scripts.config.paths import FolderOrName
 
 _DEFAULT = Template()
 
@@ -36,7 +37,7 @@ class TemplateTexts(Section):
 class TokensConfig(Section):
     """How conversations become tokens. Blends and models name it; a model whose processor differs is refused."""
 
-    tokenizer: str
+    tokenizer: FolderOrName
     """`miniature` (made by the workflow), or the folder or hub name of the language model's tokenizer."""
     image_tokens: Annotated[int, Field(ge=1)]
     """Tokens per image: as many as the vision encoder and projector of the model produce (CLIP ViT-L/14 at 224 pixels:

@@ -13,6 +13,7 @@ its folder.
     dialogues     {"test name": [["question", "image.jpg ..."], ...]}: `test_name`, `messages`, `answers`
 """
 
+import glob
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,11 +95,11 @@ def data_files(dataset_path: str, options: Mapping[str, Any], split: str, base: 
         files = [file for each in patterns for file in _matching(base, each)]
         searched = ", ".join(patterns)
     else:
-        path = base / dataset_path
+        path, name = base / dataset_path, glob.escape(split)
         files = [path] if path.is_file() else []
         for suffix in _SUFFIXES:
             if not files and path.is_dir():
-                files = sorted([*path.glob(f"{split}{suffix}"), *path.glob(f"**/{split}-*{suffix}")])
+                files = sorted([*path.glob(f"{name}{suffix}"), *path.glob(f"**/{name}-*{suffix}")])
         searched = f"{path}, {path}/{split}.json and similar names"
     missing = next((file for file in files if not file.is_file()), None)
     if not files or missing:
@@ -111,7 +112,7 @@ def data_files(dataset_path: str, options: Mapping[str, Any], split: str, base: 
 
 def _matching(base: Path, pattern: str) -> list[Path]:
     """The files that match a pattern; a path without wildcards is returned whether or not it exists."""
-    if not any(mark in pattern for mark in "*?["):
+    if (base / pattern).is_file() or not any(mark in pattern for mark in "*?["):
         return [base / pattern]
     return sorted(Path(base.anchor or ".").glob(pattern.lstrip("/")) if pattern.startswith("/") else base.glob(pattern))
 

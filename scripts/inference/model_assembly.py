@@ -63,8 +63,8 @@ def make_model(
         raise UserError(f"{bases['vision']} and {bases['language']} cannot be joined: {error}") from None
     if model.config.image_tokens != tokens.image_tokens:
         raise UserError(
-            f"{bases['vision']} makes {model.config.image_tokens} tokens of an image, but tokens.{settings.tokens} "
-            f"counts {tokens.image_tokens}; set its image_tokens to {model.config.image_tokens}"
+            f"{bases['vision']} makes {model.config.image_tokens} tokens of an image, but the model's entry of "
+            f"`tokens` counts {tokens.image_tokens}; set its image_tokens to {model.config.image_tokens}"
         )
 
     with atomic_folder(out) as draft:

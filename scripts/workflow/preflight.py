@@ -27,15 +27,14 @@ _FOREIGN_SECONDS = 86400
 
 
 def damaged_steps(products: Products) -> dict[str, str]:
-    """Steps of whose files one is missing or has another size: one of their outputs, and what is wrong.
+    """Steps of whose files one is missing or has another size: an output as the rules name it, and what is wrong.
 
     A step whose declared outputs are all gone was removed on purpose, or by Snakemake; it has no result to mend.
     """
     found: dict[str, str] = {}
     for product in products:
-        outputs = [products.path(name) for name in product.outputs]
-        if any(path.exists() for path in outputs) and (fault := products.fault(product)):
-            found[os.path.relpath(min(outputs))] = fault
+        if any(products.path(name).exists() for name in product.outputs) and (fault := products.fault(product)):
+            found[f"{products.root}/{min(product.outputs)}"] = fault
     return found
 
 

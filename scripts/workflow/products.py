@@ -64,10 +64,10 @@ class Products:
 
     def __init__(self, root: str | Path) -> None:
         """Read the records of the results folder `root`; a line that is damaged or cut off is left out."""
-        self.root = Path(root)
+        self.root = str(root)
         self.contents = Contents()
         self._by_output: dict[str, Product] = {}
-        for product in _read(self.root / FILE):
+        for product in _read(self.path(FILE)):
             self._add(product)
 
     def __iter__(self) -> Iterator[Product]:
@@ -82,7 +82,7 @@ class Products:
 
     def path(self, name: str) -> Path:
         """The file that a record names."""
-        return self.root / name
+        return Path(self.root, name)
 
     def of(self, outputs: Iterable[str | Path]) -> Product | None:
         """The record of the job that has made exactly these outputs, if there is one."""
@@ -93,10 +93,10 @@ class Products:
     def record(self, rule: str, outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
         """Add the record of a job that has just finished."""
         made = {self.relative(path): os.path.getsize(path) for path in outputs}
-        extras = {self.relative(path): os.path.getsize(path) for path in other_files(rule, self.root, made)}
+        extras = {self.relative(path): os.path.getsize(path) for path in other_files(rule, Path(self.root), made)}
         product = Product(rule, made, {n: s for n, s in extras.items() if n not in made}, self._identities(inputs))
         self._add(product)
-        path = self.root / FILE
+        path = self.path(FILE)
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
             file.write(_line(product))
@@ -127,7 +127,7 @@ class Products:
     def compact(self) -> None:
         """Write the file anew, with one line for every job."""
         lines = sorted(_line(product) for product in self)
-        with atomic(self.root / FILE, "w") as file:
+        with atomic(self.path(FILE), "w") as file:
             file.writelines(lines)
 
     def _identities(self, inputs: Iterable[str | Path]) -> dict[str, str]:

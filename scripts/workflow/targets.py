@@ -8,12 +8,18 @@ import glob
 import hashlib
 import os
 import re
+import shlex
 import sys
+from collections.abc import Iterable
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, write_json
+from scripts.common.files import file_sha256, read_json, write_json
+from scripts.config.paths import declared
+from scripts.config.registry import glob_pattern
+from scripts.config.run import RunConfig
 from scripts.config.settings import Settings
 from scripts.evaluation.task_files import task_data
 from scripts.fetching.receipts import is_partial, valid
@@ -23,9 +29,11 @@ HELDOUT = "heldout"
 MINIATURE_SUITE = "raw/miniature/dialogues/dialogues.json"
 _SECONDS_TO_SAVE = 300
 _GB_PER_RANK = 4
+_SMALL = 64 << 20
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 _TO_THE_LOG = (
-    'if [ -n "${{VISUALCHAT_LOG_ONLY-}}" ]; then '
-    'python() {{ exec >> "$VISUALCHAT_LOG" 2>&1; unset VISUALCHAT_LOG; exec python "$@"; }}; fi; '
+    'if [ -n "${VISUALCHAT_LOG_ONLY-}" ]; then '
+    'python() { exec >> "$VISUALCHAT_LOG" 2>&1; unset VISUALCHAT_LOG; exec python "$@"; }; fi; '
 )
 
 
@@ -77,8 +85,12 @@ def blend_shards(settings: Settings, blend: str, part: str, inner: str = "") -> 
 
 
 def encoder_name(vision: str) -> str:
-    """The hub name or path of a vision encoder as the name of a folder."""
-    return re.sub(r"[^\w.-]+", "--", vision).strip("-")
+    """The hub name or path of a vision encoder as the name of a folder; no two of them share one."""
+    hub_name = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", vision)
+    if hub_name and "--" not in vision and len(vision) < 100:
+        return vision.replace("/", "--")
+    readable = re.sub(r"[^\w.-]+", "--", vision).strip("-.")[-40:] or "encoder"
+    return f"{readable}-{hashlib.sha256(vision.encode()).hexdigest()[:12]}"
 
 
 def processor_folder(settings: Settings, encoder: str) -> str:
@@ -206,16 +218,44 @@ def _suite(path: str, root: str) -> str:
 
 
 def suite_inputs(settings: Settings, root: str) -> list[str]:
-    """The files of all suites, and the data files that task files of the user name."""
+    """The files of all suites, and the data files that task files of the user name.
+
+    Raises:
+        UserError: a data file with a name that Snakemake cannot take; and see `task_data`.
+    """
     files = suites(settings, root)
     of_user = [path for name, path in files.items() if path == settings.suites[name]]
     data = [str(file) for path in of_user if path.endswith((".yaml", ".yml")) for file in task_data(path)]
+    for path in data:
+        try:
+            declared(path)
+        except ValueError as error:
+            raise UserError(f"{path}, which a task file of `suites` names, {error}") from None
     return [*files.values(), *data]
 
 
 def plan_rerun_key(settings: Settings, blend: str) -> str:
-    """The settings that determine the rows of a blend, without those of its storage."""
-    return settings.blends[blend].rerun_key(without=("images", "shards"), mixed=settings.holdout.mixed)
+    """The settings that determine the rows of a blend, without those of its storage.
+
+    Its entry of `tokens` counts by the token tables, not by its name.
+    """
+    key = settings.blends[blend].rerun_key(without=("images", "shards"), tokens="", mixed=settings.holdout.mixed)
+    return key
+
+
+def model_rerun_key(settings: Settings, model: str) -> str:
+    """The settings of a model. Its entry of `tokens` counts by what it contains, not by its name."""
+    return settings.models[model].rerun_key(tokens="")
+
+
+def run_rerun_key(settings: Settings, run: str) -> str:
+    """The settings of a run that change its numbers."""
+    return settings.runs[run].rerun_key(without=RunConfig.RESULT_NEUTRAL)
+
+
+def run_execution(settings: Settings, run: str) -> str:
+    """The settings of a run that do not change its numbers: how its work is divided, and what else is kept of it."""
+    return settings.runs[run].rerun_key(only=RunConfig.RESULT_NEUTRAL)
 
 
 def world_rerun_key(settings: Settings) -> str:
@@ -330,6 +370,29 @@ def provenance_programs(settings: Settings, run: str) -> list[str]:
 
 
 @cache
+def base_digest(folder: str, root: str, weights: bool = True) -> str:
+    """A hash, 16 hex digits, of a folder with a model or tokenizer of the user: replacing its files is a cause.
+
+    Small files count by their content, large ones by size and time of change. It is "" for a folder below the results
+    folder `root`, which rules depend on by its manifest, and for a hub name. Without `weights` these do not count.
+    """
+    if not os.path.isdir(folder) or Path(folder).resolve().is_relative_to(Path(root).resolve()):
+        return ""
+    digest = hashlib.sha256()
+    for path in _walk(folder):
+        if os.path.isfile(path) and (weights or not path.endswith(_WEIGHTS)):
+            status = os.stat(path)
+            content = file_sha256(path) if status.st_size <= _SMALL else f"{status.st_size} {status.st_mtime_ns}"
+            digest.update(f"{os.path.relpath(path, folder)}\0{content}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def versions(*libraries: str) -> str:
+    """The installed versions of libraries that decide bytes of a step's results."""
+    return " ".join(f"{name}=={version(name)}" for name in libraries)
+
+
+@cache
 def folder_digest(folder: str, patterns: tuple[str, ...]) -> str:
     """A hash, 16 hex digits, of (name, size, time of change) of the files that match `patterns` below `folder`.
 
@@ -337,14 +400,17 @@ def folder_digest(folder: str, patterns: tuple[str, ...]) -> str:
 
     Args:
         folder: in which to look.
-        patterns: paths, folders ending in "/", or glob patterns.
+        patterns: paths, folders ending in "/", or paths with `*` in the file's name.
     """
     digest = hashlib.sha256()
     for pattern in patterns:
         if pattern.endswith("/"):
             files = [] if is_partial(Path(folder), pattern) else _walk(os.path.join(folder, pattern))
+        elif os.path.isfile(os.path.join(folder, pattern)):
+            files = [os.path.join(folder, pattern)]
         else:
-            files = sorted(glob.glob(f"{folder}/{pattern}"))
+            inner, name = os.path.split(os.path.join(folder, pattern))
+            files = sorted(os.path.join(inner, found) for found in glob.glob(glob_pattern(name), root_dir=inner))
         for path in files:
             if os.path.isfile(path) and not valid(Path(folder), os.path.relpath(path, folder)):
                 status = os.stat(path)
@@ -357,12 +423,27 @@ def _walk(folder: str) -> list[str]:
 
 
 def shell_prefix(basedir: str, conda: bool) -> str:
-    """The beginning of every shell command of the rules.
+    """The beginning of every shell command of the rules, as a pattern for Snakemake, which formats it.
 
     It makes the repository importable from any working directory, without a folder `scripts` of the user shadowing it.
     The interpreter that runs Snakemake also runs the steps, unless conda provides one. With VISUALCHAT_LOG_ONLY set,
-    all output of a step, warnings of libraries included, goes to its log file and not to the terminal. Braces are
-    doubled, because Snakemake formats the text.
+    all output of a step, warnings of libraries included, goes to its log file and not to the terminal.
+
+    Raises:
+        UserError: a folder with a character in its path that cannot work.
     """
-    path = "" if conda else f'export PATH="{os.path.dirname(sys.executable)}:$PATH"; '
-    return f'export PYTHONSAFEPATH=1 PYTHONPATH="{basedir}"; {path}{_TO_THE_LOG}set -euo pipefail; '
+    interpreter = os.path.dirname(sys.executable)
+    if os.pathsep in basedir + interpreter or "{" in basedir or "}" in basedir:
+        raise UserError(
+            f"the repository ({basedir}) and the interpreter ({interpreter}) cannot lie in folders with {os.pathsep!r} "
+            "in their names, at which lists of folders are split, nor the repository in one with braces, in which "
+            "Snakemake looks for wildcards; move it"
+        )
+    path = "" if conda else f'export PATH={shlex.quote(interpreter)}:"$PATH"; '
+    prefix = f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(basedir)}; {path}{_TO_THE_LOG}set -euo pipefail; "
+    return prefix.replace("{", "{{").replace("}", "}}")
+
+
+def one_of(names: Iterable[str]) -> str:
+    """A regular expression for a wildcard that stands for one of `names`; without names it matches nothing."""
+    return "|".join(re.escape(name) for name in sorted(names)) or r"(?!)"

@@ -1,6 +1,7 @@
 """What the rules ask about a configuration."""
 
 import os
+import subprocess
 import time
 
 import pytest
@@ -209,3 +210,64 @@ def test_suites_are_the_miniatures_or_the_users_with_their_data(tiny, tmp_path):
         "talk": "out/raw/miniature/dialogues/dialogues.json",
     }
     assert targets.suite_inputs(given, "out") == [*targets.suites(given, "out").values(), str(tmp_path / "rows.jsonl")]
+
+
+def test_in_the_names_of_a_users_files_only_a_star_is_a_pattern(tmp_path):
+    folder = tmp_path / "data [1] *"
+    (folder / "a*b").mkdir(parents=True)
+    for name in ("rows[1].json", "rows1.json", "a*b/part-1.parquet", "a*b/part-2.parquet", "w?.json"):
+        (folder / name).write_text("[]")
+
+    def counts(pattern, changed):
+        targets.folder_digest.cache_clear()
+        before = targets.folder_digest(str(folder), (pattern,))
+        (folder / changed).write_text((folder / changed).read_text() + " ")
+        targets.folder_digest.cache_clear()
+        return targets.folder_digest(str(folder), (pattern,)) != before
+
+    assert counts("rows[1].json", "rows[1].json") and not counts("rows[1].json", "rows1.json")
+    assert counts("a*b/part-*.parquet", "a*b/part-2.parquet") and counts("w?.json", "w?.json")
+    assert counts("rows[*.json", "rows[1].json") and not counts("rows[*.json", "rows1.json")
+
+
+def test_the_environment_of_a_step_is_that_of_its_repository(tmp_path):
+    """The text is formatted by Snakemake, then run by a shell."""
+    folder = tmp_path / 'it\'s $HOME `x` "y" [z]'
+    prefix = targets.shell_prefix(str(folder), conda=True).format()
+    command = ["bash", "-c", f'{prefix} printf "%s" "$PYTHONPATH"']
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == str(folder)
+    for name in ("a:b", "a{b", "a}b"):
+        with pytest.raises(UserError, match="move it"):
+            targets.shell_prefix(str(tmp_path / name), conda=True)
+
+
+def test_no_two_encoders_share_a_folder():
+    names = [
+        "a/b",
+        "a--b",
+        "a b",
+        "/a/b",
+        "./a/b",
+        "a/b/",
+        "a//b",
+        "miniature",
+        "./miniature",
+        "é",
+        "e\u0301",
+        "..",
+        "@",
+    ]
+    names += ["中" * 90, "x" * 300, "y" + "x" * 299]
+    folders = [targets.encoder_name(name) for name in names]
+    assert len(set(folders)) == len(folders) and folders[0] == "a--b" and folders[7] == "miniature"
+    assert all(len(folder.encode()) < 255 and folder.strip(".-") == folder and "/" not in folder for folder in folders)
+
+
+def test_a_task_file_names_no_data_that_snakemake_cannot_take(tiny, tmp_path):
+    (tmp_path / "rows{run}.jsonl").write_text("{}\n")
+    (tmp_path / "task.yaml").write_text(
+        "task: t\ndataset_path: json\ndataset_kwargs: {data_files: {test: 'rows{run}.jsonl'}}\ndoc_to_text: q\n"
+    )
+    given = tiny.model_copy(update={"suites": {"own": str(tmp_path / "task.yaml")}})
+    with pytest.raises(UserError, match=r"rows\{run\}\.jsonl, .* contains '\{run\}'"):
+        targets.suite_inputs(given, "out")
