@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 
 from scripts.blending.plan_summary import padding
 from scripts.blending.ragged import nested, starts_from_lengths
-from scripts.blending.table_hash import logical_sha256
 from scripts.common.files import write_json, write_table
 from scripts.common.records import RECORD_SCHEMA
+from scripts.common.table_hash import table_sha256
 from scripts.count_tokens import TOKENS_SCHEMA
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,7 +110,7 @@ def draw(name: str, conversations: int, images: int, folder: Path) -> None:
         schema=RECORD_SCHEMA,
     )
     write_table(folder / f"records/{name}.parquet", table)
-    sha256 = logical_sha256(table)
+    sha256 = table_sha256(table)
     write_json(folder / f"records/{name}.report.json", {"v": 1, "sha256": sha256})
 
     def counts(size: int, mean: float) -> pa.ListArray:

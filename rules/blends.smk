@@ -108,7 +108,7 @@ rule preview:
     params:
         settings=lambda w: SETTINGS.tokens[SETTINGS.blends[w.blend].tokens].rerun_key(),
         tokenizer=lambda w: tokenizer_folder(SETTINGS.blends[w.blend].tokens),
-        digest=lambda w: targets.base_digest(tokenizer_folder(SETTINGS.blends[w.blend].tokens), ROOT, weights=False),
+        digest=lambda w: base_digest(tokenizer_folder(SETTINGS.blends[w.blend].tokens), ROOT, weights=False),
         code=code("scripts.preview"),
         assets=assets("scripts/blending/*.jinja"),
         root=folder(),

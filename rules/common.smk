@@ -13,6 +13,7 @@ from scripts.common.fingerprint import asset_fingerprint as assets
 from scripts.common.fingerprint import code_fingerprint as code
 from scripts.config.settings import load
 from scripts.workflow import early_cutoff, graph, preflight, targets
+from scripts.workflow.folder_digest import base_digest
 from scripts.workflow.products import Products
 from scripts.workflow.targets import versions
 
@@ -100,6 +101,12 @@ def raw_folders(wildcards):
     return named_folders("raw", REGISTRY.sources_of(wildcards.dataset))
 
 
+def raw_digest(wildcards):
+    """The user's raw files of a source as a cause. Only the main process compares and records causes; the processes of
+    jobs, three for each on Slurm, need not look at 100,000 images again."""
+    return targets.raw_digest(SETTINGS, wildcards.source) if workflow.is_main_process else ""
+
+
 def subset_input(wildcards):
     """The selected images, if the images of the dataset are limited to a subset."""
     return f"{ROOT}/raw/subset.json" if wildcards.dataset in SUBSET_DATASETS else []
@@ -175,6 +182,7 @@ onstart:
     targets.claim_root(ROOT, SETTINGS.name)
     if PRODUCTS:
         graph.write(workflow.dag, ROOT, sys.argv)
+        targets.remember_raw(SETTINGS)
         preflight.remove_leftovers(ROOT)
         PRODUCTS.compact()
         early_cutoff.install(workflow.dag, workflow.persistence, PRODUCTS)

@@ -18,7 +18,7 @@ rule shard:
         "../envs/data.yaml"
     params:
         # Archives are not hashed as a whole: without this, a change of one between two runs could go unnoticed.
-        digest=lambda w: targets.raw_digest(SETTINGS, w.source),
+        digest=raw_digest,
         code=code("scripts.shard"),
         libraries=versions("pillow"),
         raw=folder("raw/{source}"),
@@ -100,7 +100,7 @@ rule preprocess_images:
         "../envs/train.yaml"
     params:
         processor=lambda w: targets.processor_folder(SETTINGS, w.encoder),
-        digest=lambda w: targets.base_digest(targets.processor_folder(SETTINGS, w.encoder), ROOT, weights=False),
+        digest=lambda w: base_digest(targets.processor_folder(SETTINGS, w.encoder), ROOT, weights=False),
         code=code("scripts.preprocess_images"),
         libraries=versions("pillow"),
         folder=folder("media/{source}"),
@@ -140,7 +140,7 @@ rule encode_images:
         trainings=lambda w: 0 if w.precision == "fp32" else 1,
     params:
         encoder=lambda w: targets.processor_folder(SETTINGS, w.encoder),
-        digest=lambda w: targets.base_digest(targets.processor_folder(SETTINGS, w.encoder), ROOT),
+        digest=lambda w: base_digest(targets.processor_folder(SETTINGS, w.encoder), ROOT),
         code=code("scripts.encode_images"),
         libraries=versions("pillow"),
         folder=folder("media/{source}"),

@@ -59,8 +59,8 @@ rule make_model:
         vision=lambda w: base_folder(w.model, "vision"),
         language=lambda w: base_folder(w.model, "language"),
         digests=lambda w: [
-            targets.base_digest(tokenizer_folder(SETTINGS.models[w.model].tokens), ROOT, weights=False),
-            *(targets.base_digest(base_folder(w.model, kind), ROOT) for kind in ("vision", "language")),
+            base_digest(tokenizer_folder(SETTINGS.models[w.model].tokens), ROOT, weights=False),
+            *(base_digest(base_folder(w.model, kind), ROOT) for kind in ("vision", "language")),
         ],
         code=code("scripts.make_model"),
         libraries=versions("tokenizers"),

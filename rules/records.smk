@@ -50,7 +50,7 @@ rule count_tokens:
         settings=lambda w: SETTINGS.tokens[w.tokens].rerun_key(),
         tokenizer=lambda w: tokenizer_folder(w.tokens),
         followups=lambda w: ["--followups"] if targets.needs_followups(SETTINGS, w.tokens, w.dataset) else [],
-        digest=lambda w: targets.base_digest(tokenizer_folder(w.tokens), ROOT, weights=False),
+        digest=lambda w: base_digest(tokenizer_folder(w.tokens), ROOT, weights=False),
         code=code("scripts.count_tokens"),
         libraries=versions("tokenizers"),
         out=subpath(output.manifest, parent=True),

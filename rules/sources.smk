@@ -73,7 +73,7 @@ rule fetch:
             "--custom", SETTINGS.custom[w.source].rerun_key() if w.source in SETTINGS.custom else []
         ),
         entry=lambda w: targets.source_rerun_key(SETTINGS, w.source),
-        digest=lambda w: targets.raw_digest(SETTINGS, w.source),
+        digest=raw_digest,
         download=lambda w: ["--download"] if SETTINGS.download == "missing" and w.source not in SETTINGS.custom else [],
         subset=lambda w, input: option("--subset", input.subset),
         code=code("scripts.fetch"),

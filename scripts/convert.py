@@ -17,8 +17,9 @@ from scripts.adapters.raw import RawFiles
 from scripts.adapters.statistics import Statistics
 from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import read_json, table_sha256, write_json, write_table
+from scripts.common.files import read_json, write_json, write_table
 from scripts.common.records import RECORD_SCHEMA, Record, to_batch
+from scripts.common.table_hash import table_sha256
 from scripts.media.source_folders import add_folders, named_folders
 
 _BATCH = 4096

@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 from model.template import TokenCounter
 from scripts.blending.ragged import Ragged, flat, list_starts, nested, starts_from_lengths
 from scripts.blending.slots import has_slots, name_image, render_slots
-from scripts.blending.table_hash import logical_sha256
 from scripts.blending.tokens_identity import load_tokenizer, tokens_identity
 from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import read_json, write_json, write_table
 from scripts.common.progress import track
+from scripts.common.table_hash import table_sha256
 from scripts.config.tokens import TokensConfig
 
 _COUNTS = pa.list_(pa.list_(pa.int32()))
@@ -137,7 +137,7 @@ def count_tokens(
         "end": counter.end(),
         "rows": table.num_rows,
         "records_sha256": records_sha256,
-        "sha256": logical_sha256(table),
+        "sha256": table_sha256(table),
     }
     write_json(out / f"{dataset}.json", manifest)
     return manifest

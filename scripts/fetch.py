@@ -2,28 +2,24 @@
 
 Reads the files of --source below --data-path, where they stay; with --download, missing files are downloaded there
 first. Writes, below --out, `files` (a link to the data path), `files.parquet` (path, bytes and sha256 of every file),
-`images.parquet` (every image, also inside of archives) and, last, `source.json`, the manifest of the source.
+`images.parquet` (every image with its key, also inside of archives, sorted by key) and, last, `source.json`, the
+manifest of the source.
 """
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from scripts.adapters.raw import (
-    DATA_LINK,
-    FILES_SCHEMA,
-    FILES_TABLE,
-    IMAGES_SCHEMA,
-    IMAGES_TABLE,
-    SOURCE_MANIFEST,
-)
+from scripts.adapters.raw import DATA_LINK, SOURCE_MANIFEST
 from scripts.common.cli import hide_pandas, load_settings, parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import file_sha256, read_json, table_sha256, temporary_prefix, write_json, write_table
+from scripts.common.files import file_sha256, read_json, temporary_prefix, write_json, write_table
 from scripts.common.progress import track
+from scripts.common.table_hash import table_sha256
 from scripts.config.custom import CustomDatasetConfig
 from scripts.config.registry import (
     REGISTRY,
@@ -36,13 +32,23 @@ from scripts.config.registry import (
     custom_source,
     glob_pattern,
 )
-from scripts.fetching.receipts import is_partial, valid
-from scripts.media.containers import FILE, ImageEntry, list_container
+from scripts.fetching.receipts import is_partial, recorded, valid
+from scripts.media.containers import list_container
 from scripts.media.keys import is_image
+from scripts.media.listing import (
+    FILES_SCHEMA,
+    FILES_TABLE,
+    IMAGES_TABLE,
+    entries_table,
+    image_listing,
+    separate_images,
+)
 
 if TYPE_CHECKING:
     # The download libraries take a second to import, and most runs find all files present.
     from scripts.fetching.connection import FetchOptions
+
+_ROWS_AT_ONCE = 1 << 14
 
 
 def fetch(
@@ -80,18 +86,20 @@ def fetch(
     found_sets = [find_images(source, data_path, images, subset) for images in sets]
     optional = [path for path in source.optional_files if (data_path / path).is_file()]
 
+    with_receipt = recorded(data_path)
     separate = {path for found in found_sets for path in found.separate}
     rows = {path for annotation in annotations.values() for path in annotation["found"]} | set(optional)
-    listed = _hashed(source.name, data_path, sorted(rows | separate))
-    entries = [ImageEntry(row["path"], "", FILE, 0, row["bytes"]) for row in listed if row["path"] in separate]
+    hashed = _hashed(source.name, data_path, sorted(rows | separate), with_receipt)
+    others = pa.array(sorted(rows - separate), pa.string())
+    entries = [separate_images(hashed.filter(pc.invert(pc.is_in(hashed["path"], others))))]
+    containers = []
     for found in found_sets:
         for container in found.containers:
             in_container = list_container(data_path / container, container, found.folder)
-            entries += [entry for entry in in_container if subset is None or entry.path in subset]
-            listed.append(_container(source, data_path, container))
-    table = pa.Table.from_pylist(sorted(listed, key=lambda row: row["path"]), FILES_SCHEMA)
-    columns = zip(*sorted(entries), strict=True) if entries else [()] * len(IMAGES_SCHEMA)
-    images = pa.Table.from_arrays([pa.array(column) for column in columns], schema=IMAGES_SCHEMA)
+            entries.append(entries_table(entry for entry in in_container if subset is None or entry.path in subset))
+            containers.append(_container(source, data_path, container))
+    table = pa.concat_tables([hashed, pa.Table.from_pylist(containers, FILES_SCHEMA)]).sort_by("path")
+    images = image_listing(pa.concat_tables(entries))
     write_table(out / FILES_TABLE, table)
     write_table(out / IMAGES_TABLE, images)
     _link(data_path, out / DATA_LINK)
@@ -103,15 +111,15 @@ def fetch(
         "terms": list(source.terms),
         "provided_by": "miniature" if (data_path / "miniature.json").is_file() else "data_path",
         "required": required,
-        "published": _published(source, listed),
+        "published": _published(source, table),
         "annotations": annotations,
         "image_sets": {found.folder: _image_set(source, found) for found in found_sets},
         "optional_files": optional,
-        "fetched": _fetched(data_path, listed),
+        "fetched": _fetched(data_path, table, with_receipt),
         "subset": subset is not None,
         "files": table.num_rows,
         "images": images.num_rows,
-        "bytes": sum(row["bytes"] for row in listed),
+        "bytes": pc.sum(table["bytes"]).as_py() or 0,
         "sha256": table_sha256(table),
     }
     if dataset is not None:
@@ -275,23 +283,33 @@ def _known_hash(data_path: Path, path: str) -> str | None:
     return receipt.sha256 if receipt else None
 
 
-def _fetched(data_path: Path, listed: list[dict[str, Any]]) -> dict[str, str]:
+def _fetched(data_path: Path, table: pa.Table, with_receipt: Collection[str]) -> dict[str, str]:
     """The addresses of the listed files that were downloaded as a whole."""
-    receipts = {row["path"]: valid(data_path, row["path"]) for row in listed}
+    receipts = {path: valid(data_path, path) for path in _listed_among(table, with_receipt)}
     return {path: receipt.address for path, receipt in sorted(receipts.items()) if receipt}
 
 
-def _hashed(source: str, data_path: Path, paths: list[str]) -> list[dict[str, Any]]:
-    """The rows of the table of files for `paths`."""
-    rows = []
+def _listed_among(table: pa.Table, paths: Iterable[str]) -> list[str]:
+    """Those of `paths` that are in the table of files."""
+    listed = pc.is_in(table["path"], value_set=pa.array(sorted(paths), pa.string()))
+    return table["path"].filter(listed).to_pylist()
+
+
+def _hashed(source: str, data_path: Path, paths: list[str], with_receipt: Collection[str]) -> pa.Table:
+    """The rows of the table of files for `paths`; only those in `with_receipt` may have been hashed already."""
+    parts = []
+    rows: list[dict[str, Any]] = []
     for path in track(paths, f"{source}: files read", len(paths)):
         full_path = data_path / path
         try:
-            sha256 = _known_hash(data_path, path) or file_sha256(full_path)
-            rows.append({"path": path, "bytes": full_path.stat().st_size, "sha256": sha256})
+            known = _known_hash(data_path, path) if path in with_receipt else None
+            rows.append({"path": path, "bytes": full_path.stat().st_size, "sha256": known or file_sha256(full_path)})
         except OSError as error:
             raise UserError(f"{full_path} cannot be read: {error.strerror}") from None
-    return rows
+        if len(rows) == _ROWS_AT_ONCE:
+            parts.append(pa.Table.from_pylist(rows, FILES_SCHEMA))
+            rows.clear()
+    return pa.concat_tables([*parts, pa.Table.from_pylist(rows, FILES_SCHEMA)])
 
 
 def _annotation(file: AnnotationFile, found: list[str]) -> dict[str, Any]:
@@ -302,10 +320,10 @@ def _annotation(file: AnnotationFile, found: list[str]) -> dict[str, Any]:
     return {"found": found, **layout}
 
 
-def _published(source: Source, listed: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _published(source: Source, table: pa.Table) -> dict[str, dict[str, Any]]:
     """Published size and hash of those of the listed files for which they are known."""
     known = {item.path: {"bytes": item.bytes, "sha256": item.sha256} for item in source.downloads}
-    return {row["path"]: known[row["path"]] for row in listed if row["path"] in known}
+    return {path: known[path] for path in _listed_among(table, known)}
 
 
 def _image_set(source: Source, found: FoundImages) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import read_table, table_sha256, write_json, write_table
+from scripts.common.files import read_table, write_json, write_table
+from scripts.common.table_hash import table_sha256
 from scripts.config.holdout import HoldoutConfig
 from scripts.media.source_folders import add_folders, named_folders
 from scripts.media.store import INDEX, MANIFEST

@@ -16,7 +16,8 @@ from scripts.adapters.raw import SOURCE_MANIFEST
 from scripts.adapters.statistics import summary
 from scripts.common.cli import hide_pandas, parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import read_json, read_table, table_sha256, write_json, write_table
+from scripts.common.files import read_json, read_table, write_json, write_table
+from scripts.common.table_hash import table_sha256
 from scripts.media.parts import PART_SCHEMA, SHARD_BYTES, SHARD_SHA256, part_path
 from scripts.media.store import INDEX, INDEX_SCHEMA, MANIFEST, REJECTED, REJECTED_SCHEMA
 from scripts.media.tarshard import read_index, shard_name

@@ -11,42 +11,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from scripts.adapters.raw import DATA_LINK, FILES_TABLE, IMAGES_SCHEMA, IMAGES_TABLE, changed
+from scripts.adapters.raw import DATA_LINK, changed
 from scripts.common.cli import hide_pandas, parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import bytes_sha256, read_table, write_table
+from scripts.common.files import bytes_sha256, write_table
 from scripts.common.progress import track
 from scripts.media.containers import ImageEntry
 from scripts.media.image_check import UnreadableImageError, check_image
-from scripts.media.keys import keys_of
+from scripts.media.listing import listed_files, share
 from scripts.media.parts import PART_SCHEMA, SHARD_BYTES, SHARD_SHA256, part_path
 from scripts.media.raw_images import RawImageReader
 from scripts.media.tarshard import ShardWriter, shard_name
-
-
-def candidates(raw: Path) -> list[tuple[str, ImageEntry]]:
-    """The images of a source and their keys, sorted by key."""
-    columns = read_table(raw / IMAGES_TABLE, schema=IMAGES_SCHEMA).to_pydict()
-    entries = list(map(ImageEntry._make, zip(*columns.values(), strict=True)))
-    # Two members of an archive may have the same path; the first one is used, and the others are rejected under the
-    # key.
-    keys = keys_of(entry.path for entry in entries)
-    return sorted((keys[entry.path], entry) for entry in entries)
-
-
-def share(rows: list[tuple[str, ImageEntry]], shards: int, index: int) -> list[tuple[str, ImageEntry]]:
-    """Those of `rows` that belong to shard `index`.
-
-    The concatenated bytes of all images are cut into `shards` equal parts; an image belongs to the part in which it
-    begins.
-    """
-    total = max(1, sum(entry.length for _, entry in rows))
-    selected, offset = [], 0
-    for key, entry in rows:
-        if min(offset * shards // total, shards - 1) == index:
-            selected.append((key, entry))
-        offset += entry.length
-    return selected
 
 
 def write_shard(source: str, raw: Path, shards: int, index: int, out: Path) -> pa.Table:
@@ -56,10 +31,10 @@ def write_shard(source: str, raw: Path, shards: int, index: int, out: Path) -> p
         UserError: a file has changed since fetch has listed it.
     """
     name = shard_name(source, index, shards)
-    rows = share(candidates(raw), shards, index)
-    listed = read_table(raw / FILES_TABLE).to_pylist()
-    hashes = {row["path"]: row["sha256"] for row in listed}
-    sizes = {row["path"]: row["bytes"] for row in listed}
+    rows = share(raw, shards, index)
+    listed = listed_files(raw, {entry.container or entry.path for _, entry in rows})
+    sizes = {path: file.bytes for path, file in listed.items()}
+    hashes = {path: file.sha256 for path, file in listed.items() if file.sha256}
     reader = RawImageReader(raw / DATA_LINK, sizes, [entry for _, entry in rows])
     part = []
     with ShardWriter(out / name) as writer:

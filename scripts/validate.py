@@ -5,16 +5,18 @@ result, in which the rows that will be dropped are counted. Data from which noth
 file, no usable row) is an error.
 """
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from scripts.adapters.conversion import Conversion, dataset_entry
 from scripts.adapters.image_lookup import ImageLookup
-from scripts.adapters.raw import FILES_TABLE, IMAGES_TABLE, RawFiles
+from scripts.adapters.raw import RawFiles
 from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import read_json, read_table, write_json
+from scripts.media.listing import IMAGES_TABLE, ListedFile, listed_files
 from scripts.media.source_folders import add_folders, named_folders
 
 _EXAMPLES = 20
@@ -32,11 +34,11 @@ def validate_source(source: str, raw: Path) -> dict[str, Any]:
     """
     raw_files = RawFiles({source: raw})
     manifest = raw_files.manifest(source)
-    listed = {row["path"]: row for row in read_table(raw / FILES_TABLE).to_pylist()}
+    listed = listed_files(raw, manifest["published"])
     images = read_table(raw / IMAGES_TABLE, columns=["path", "fault"])
-    faults = Counter(fault for fault in images["fault"].to_pylist() if fault)
+    faults = {entry["values"]: entry["counts"] for entry in pc.value_counts(images["fault"]).to_pylist()}
     sets = {
-        folder: {"images": sum(path.startswith(folder) for path in images["path"].to_pylist()), **entry}
+        folder: {"images": pc.sum(pc.starts_with(images["path"], folder)).as_py() or 0, **entry}
         for folder, entry in manifest["image_sets"].items()
     }
     files = {
@@ -54,22 +56,20 @@ def validate_source(source: str, raw: Path) -> dict[str, Any]:
         "files": files,
         "images": images.num_rows,
         "image_sets": sets,
-        "faults": dict(sorted(faults.items())),
+        "faults": {fault: count for fault, count in sorted(faults.items()) if fault},
         "notes": [f"{note.reason}: {note.example}" for note in raw_files.notes[:_EXAMPLES]],
         "problems": [] if synthetic else [*_differences(manifest["published"], listed), *_shortfalls(sets)],
     }
 
 
-def _differences(published: dict[str, dict], listed: dict[str, dict]) -> list[str]:
+def _differences(published: dict[str, dict], listed: dict[str, ListedFile]) -> list[str]:
     """Files that differ from the published ones, which is worth knowing but no error."""
     problems = []
     for path, known in sorted(published.items()):
         found = listed[path]
-        if known["bytes"] not in (None, found["bytes"]):
-            problems.append(
-                f"{path} is not the published file: it has {found['bytes']} bytes instead of {known['bytes']}"
-            )
-        elif found["sha256"] and known["sha256"] not in (None, found["sha256"]):
+        if known["bytes"] not in (None, found.bytes):
+            problems.append(f"{path} is not the published file: it has {found.bytes} bytes instead of {known['bytes']}")
+        elif found.sha256 and known["sha256"] not in (None, found.sha256):
             problems.append(f"{path} is not the published file (its sha256 is another)")
     return problems
 

@@ -4,10 +4,11 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from scripts.adapters.base import RowError
-from scripts.adapters.raw import IMAGES_TABLE, RawFiles
+from scripts.adapters.raw import RawFiles
 from scripts.common.errors import UserError
 from scripts.common.files import read_table
 from scripts.common.records import ImageRef
+from scripts.media.listing import IMAGES_TABLE
 from scripts.media.store import INDEX, REJECTED
 
 OUTSIDE_SUBSET = "outside_subset"

@@ -15,26 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, read_table
+from scripts.common.files import read_json
 from scripts.media.containers import embedded_id, image_bytes
+from scripts.media.listing import ListedFile, listed_files
 
 DATA_LINK = "files"
-FILES_TABLE = "files.parquet"
-IMAGES_TABLE = "images.parquet"
 SOURCE_MANIFEST = "source.json"
-
-FILES_SCHEMA = pa.schema([("path", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())])
-IMAGES_SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),
-        ("container", pa.string()),
-        ("kind", pa.string()),
-        ("offset", pa.int64()),
-        ("length", pa.int64()),
-        ("crc", pa.int64()),
-        ("fault", pa.string()),
-    ]
-)
 
 
 class Note(NamedTuple):
@@ -84,9 +70,9 @@ class RawFiles:
         for name in layout["found"]:
             file_path, listed = self.folder(source) / DATA_LINK / name, self._listed(source, name)
             if file_path.suffix == ".parquet":
-                rows += parquet_rows(file_path, listed["bytes"])
+                rows += parquet_rows(file_path, listed.bytes)
             else:
-                rows += read_rows(read_listed(file_path, listed["sha256"]), file_path, layout, self.notes)
+                rows += read_rows(read_listed(file_path, listed.sha256), file_path, layout, self.notes)
         self.rows_read += len(rows)
         return rows
 
@@ -126,9 +112,8 @@ class RawFiles:
             "this file required, and add it with --raw SOURCE=FOLDER"
         )
 
-    def _listed(self, source: str, path: str) -> dict[str, Any]:
-        files = read_table(self.folder(source) / FILES_TABLE)
-        return files.slice(files["path"].to_pylist().index(path), 1).to_pylist()[0]
+    def _listed(self, source: str, path: str) -> ListedFile:
+        return listed_files(self.folder(source), [path])[path]
 
 
 def read_listed(file_path: Path, sha256: str) -> bytes:

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from scripts.blending.conversations import Conversations
 from scripts.blending.corpus import Corpus
 from scripts.blending.ragged import Ragged, nested
-from scripts.blending.table_hash import logical_sha256
 from scripts.blending.truncation import Truncated
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, read_table
+from scripts.common.table_hash import table_sha256
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -110,7 +110,7 @@ def read_plan(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
     """
     path = _existing(path)
     manifest, table = read_json(manifest_path(path)), read_table(path)
-    if table.schema != PLAN_SCHEMA or logical_sha256(table) != manifest["sha256"]:
+    if table.schema != PLAN_SCHEMA or table_sha256(table) != manifest["sha256"]:
         raise UserError(f"{path} is not the table that {manifest_path(path)} describes: run plan again")
     return table, manifest
 

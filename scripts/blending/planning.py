@@ -29,9 +29,9 @@ from scripts.blending.selection import (
     judge_training,
     requested_count,
 )
-from scripts.blending.table_hash import logical_sha256
 from scripts.blending.truncation import Truncated, truncate
 from scripts.common.errors import UserError
+from scripts.common.table_hash import table_sha256
 from scripts.config.blend import BlendDatasetConfig, PlanConfig
 
 HELDOUT = "heldout"
@@ -96,7 +96,7 @@ def make_plan(
         "v": 1,
         "blend": blend,
         "epoch": HELDOUT if epoch is None else epoch,
-        "sha256": logical_sha256(table),
+        "sha256": table_sha256(table),
         "tokens_identity": tokens.identity,
         "records": tokens.records,
         "seed": settings.seed,

@@ -142,14 +142,6 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def table_sha256(table: "pa.Table") -> str:
-    """Hash of a table's logical content: independent of chunks, compression and the file layout of pyarrow versions."""
-    digest = hashlib.sha256(canonical_json([[field.name, str(field.type)] for field in table.schema]).encode())
-    for batch in table.combine_chunks().to_batches(max_chunksize=4096):
-        digest.update(canonical_json(batch.to_pylist()).encode())
-    return digest.hexdigest()
-
-
 def file_sha256(path: str | Path) -> str:
     """The sha256 of a file, as hex; the file is read in chunks."""
     digest = hashlib.sha256()

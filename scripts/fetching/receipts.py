@@ -7,6 +7,7 @@
 - `archives/`: central directories of remote archives, and partially downloaded archives
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -60,6 +61,18 @@ def write_receipt(data_path: Path, path: str, address: str, fetched: Fetched) ->
     receipt = Receipt(address, fetched.bytes, below(data_path, path).stat().st_mtime_ns, fetched.sha256)
     _write(_record_file(data_path, path, "json"), asdict(receipt))
     return receipt
+
+
+def recorded(data_path: Path) -> frozenset[str]:
+    """The paths of all files that have a receipt, valid or not, found in one pass over the records.
+
+    With it, a program that looks at many files opens no record of files that were never downloaded.
+    """
+    root = data_path / _FOLDER
+    records = (os.path.join(folder, name) for folder, _, names in os.walk(root) for name in names)
+    paths = (os.path.relpath(record, root)[:-5] for record in records if record.endswith(".json"))
+    # No listed file has a name that is not valid UTF-8.
+    return frozenset(path for path in paths if path.encode("utf-8", "ignore").decode() == path)
 
 
 def valid(data_path: Path, path: str) -> Receipt | None:

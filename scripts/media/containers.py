@@ -52,8 +52,10 @@ class ImageEntry(NamedTuple):
     fault: str = ""
 
 
-def list_container(file_path: Path, container: str, folder: str) -> list[ImageEntry]:
+def list_container(file_path: Path, container: str, folder: str) -> Iterator[ImageEntry]:
     """The images in a container, in its order. It is not hashed as a whole: every image that is read from it will be.
+
+    They are yielded while the container is read, because a list of millions would take gigabytes.
 
     Args:
         file_path: the container.
@@ -64,16 +66,14 @@ def list_container(file_path: Path, container: str, folder: str) -> list[ImageEn
         UserError: the file is damaged, or is not a container of images.
     """
     readers = {".zip": _zip_entries, ".json": _json_entries, ".parquet": _parquet_entries}
+    seen: set[str] = set()
     try:
-        entries = list(readers[file_path.suffix.lower()](file_path, container, folder))
+        for entry in readers[file_path.suffix.lower()](file_path, container, folder):
+            repeated = entry.path in seen and not entry.fault
+            seen.add(entry.path)
+            yield entry._replace(fault="duplicate_name") if repeated else entry
     except (OSError, zipfile.BadZipFile, pa.ArrowException) as error:
         raise UserError(f"{file_path} is damaged or cut off, get it again: {error}") from None
-    seen: set[str] = set()
-    for number, entry in enumerate(entries):
-        if entry.path in seen and not entry.fault:
-            entries[number] = entry._replace(fault="duplicate_name")
-        seen.add(entry.path)
-    return entries
 
 
 def _named(folder: str, name: str) -> tuple[str, str]:

@@ -8,14 +8,19 @@ a key with a readable beginning and a hash of the path.
 import hashlib
 import posixpath
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections import defaultdict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 MAX_KEY_BYTES = 90
 _IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-_SAFE = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
+_SAFE = r"\A[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*\z"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_/-]+")
 _HASH_DIGITS = 16
+_EXTENSION = r"\.[^./]*\z"
+_ONLY_DOTS_BEFORE = r"(\A|/)\.+[^./]*\z"
 
 
 def is_image(path: str) -> bool:
@@ -24,18 +29,49 @@ def is_image(path: str) -> bool:
     return posixpath.splitext(name)[1].lower() in _IMAGE_EXTENSIONS and not name.startswith(".")
 
 
-def keys_of(paths: Iterable[str]) -> dict[str, str]:
-    """The key of each of `paths`; different paths have different keys.
+def keys_of(paths: pa.StringArray) -> pa.StringArray:
+    """The key of each of `paths`; different paths have different keys, and equal paths the same.
 
-    Two files that differ only in their extension, or in the case of letters, both get a hash.
+    Two files that differ only in their extension, or in the case of letters, both get a hash. Works on columns: a
+    source may have millions of images, nearly all of which have plain names.
     """
-    stems = {path: posixpath.splitext(path)[0] for path in paths}
-    uses = Counter(stem.lower() for stem in stems.values())
-    return {path: stem if _is_safe(stem) and uses[stem.lower()] == 1 else _hashed(path) for path, stem in stems.items()}
+    stems = _stems(paths)
+    plain = pc.and_(pc.match_substring_regex(stems, _SAFE), pc.less_equal(pc.binary_length(stems), MAX_KEY_BYTES))
+    hashed = np.flatnonzero(~(plain.to_numpy(zero_copy_only=False) & _is_unique(stems, paths)))
+    if not len(hashed):
+        return stems
+    keys = pa.array([_hashed(path) for path in paths.take(pa.array(hashed)).to_pylist()], pa.string())
+    mask = np.zeros(len(paths), np.bool_)
+    mask[hashed] = True
+    return pc.replace_with_mask(stems, pa.array(mask), keys)
 
 
-def _is_safe(stem: str) -> bool:
-    return len(stem) <= MAX_KEY_BYTES and _SAFE.fullmatch(stem) is not None
+def _stems(paths: pa.StringArray) -> pa.StringArray:
+    """`paths` without their extensions, as `posixpath.splitext` defines them: a name like ".jpg" has none."""
+    without = pc.replace_substring_regex(paths, _EXTENSION, "")
+    return pc.if_else(pc.match_substring_regex(paths, _ONLY_DOTS_BEFORE), paths, without)
+
+
+def _is_unique(stems: pa.StringArray, paths: pa.StringArray) -> np.ndarray:
+    """Whether no other path has the same stem, whatever the case of its letters, (paths,) bool."""
+    numbers = pc.dictionary_encode(_lower(stems)).indices.to_numpy()
+    unique = np.bincount(numbers, minlength=1)[numbers] == 1
+    repeated = np.flatnonzero(~unique)
+    # The same path may be listed twice, which makes no two of them.
+    spellings = defaultdict(set)
+    for number, path in zip(numbers[repeated].tolist(), paths.take(pa.array(repeated)).to_pylist(), strict=True):
+        spellings[number].add(path)
+    unique[repeated] = [len(spellings[number]) == 1 for number in numbers[repeated].tolist()]
+    return unique
+
+
+def _lower(texts: pa.StringArray) -> pa.StringArray:
+    """`texts` in lower case as `str.lower` defines it, which knows more letters than Arrow."""
+    lower = pc.ascii_lower(texts)
+    other = pc.invert(pc.string_is_ascii(texts))
+    if not pc.any(other).as_py():
+        return lower
+    return pc.replace_with_mask(lower, other, pa.array([text.lower() for text in texts.filter(other).to_pylist()]))
 
 
 def _hashed(path: str) -> str:

@@ -4,33 +4,27 @@ Functions of `Settings` that can be imported and tested without Snakemake, so th
 All paths are relative to the working directory.
 """
 
-import glob
-import hashlib
 import os
 import re
 import shlex
 import sys
 from collections.abc import Iterable
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 from scripts.common.errors import UserError
-from scripts.common.files import file_sha256, read_json, write_json
+from scripts.common.files import read_json, write_json
 from scripts.config.paths import declared
-from scripts.config.registry import glob_pattern
 from scripts.config.run import RunConfig
 from scripts.config.settings import Settings
 from scripts.evaluation.task_files import task_data
-from scripts.fetching.receipts import is_partial, valid
 from scripts.synthetic.tasks import TASKS
+from scripts.workflow.folder_digest import folder_digest, remember
 
 HELDOUT = "heldout"
 MINIATURE_SUITE = "raw/miniature/dialogues/dialogues.json"
 _SECONDS_TO_SAVE = 300
 _GB_PER_RANK = 4
-_SMALL = 64 << 20
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 _TO_THE_LOG = (
     'if [ -n "${VISUALCHAT_LOG_ONLY-}" ]; then '
     'python() { exec >> "$VISUALCHAT_LOG" 2>&1; unset VISUALCHAT_LOG; exec python "$@"; }; fi; '
@@ -239,8 +233,7 @@ def plan_rerun_key(settings: Settings, blend: str) -> str:
 
     Its entry of `tokens` counts by the token tables, not by its name.
     """
-    key = settings.blends[blend].rerun_key(without=("images", "shards"), tokens="", mixed=settings.holdout.mixed)
-    return key
+    return settings.blends[blend].rerun_key(without=("images", "shards"), tokens="", mixed=settings.holdout.mixed)
 
 
 def model_rerun_key(settings: Settings, model: str) -> str:
@@ -285,13 +278,26 @@ def raw_digest(settings: Settings, source: str) -> str:
 
     Missing files are skipped: fetch reports them. The miniature's files are outputs of a rule and need no hash.
     """
-    if not settings.data_path and source not in settings.custom:
-        return ""
+    return folder_digest(*_raw_files(settings, source)) if settings.data_path or source in settings.custom else ""
+
+
+def remember_raw(settings: Settings) -> None:
+    """Keep sizes and times of the user's raw files, so that a file that is only touched is no cause."""
+    registry = settings.registry()
+    for source in {source for dataset in settings.datasets() for source in registry.sources_of(dataset)}:
+        if settings.data_path or source in settings.custom:
+            remember(*_raw_files(settings, source))
+
+
+def _raw_files(settings: Settings, source: str) -> tuple[str, tuple[str, ...], str, str]:
+    """The arguments of `folder_digest` for a source."""
     entry = settings.registry().sources[source]
     required = settings.registry().requirements(source, settings.datasets())
     paths = [form for file in entry.files if file.path in required for form in file.forms()]
     paths += [path for images in entry.images for path in (images.folder, *images.containers)]
-    return folder_digest(data_path(settings, source), tuple(sorted({*paths, *entry.optional_files})))
+    folder, root = data_path(settings, source), settings.results
+    arguments = (folder, tuple(sorted({*paths, *entry.optional_files})), f"{root}/raw/{source}/files.parquet")
+    return (*arguments, f"{root}/logs/raw/{source}.jsonl")
 
 
 def subset_sources(settings: Settings) -> list[str]:
@@ -369,57 +375,9 @@ def provenance_programs(settings: Settings, run: str) -> list[str]:
     return [f"scripts.{step}" for step in steps]
 
 
-@cache
-def base_digest(folder: str, root: str, weights: bool = True) -> str:
-    """A hash, 16 hex digits, of a folder with a model or tokenizer of the user: replacing its files is a cause.
-
-    Small files count by their content, large ones by size and time of change. It is "" for a folder below the results
-    folder `root`, which rules depend on by its manifest, and for a hub name. Without `weights` these do not count.
-    """
-    if not os.path.isdir(folder) or Path(folder).resolve().is_relative_to(Path(root).resolve()):
-        return ""
-    digest = hashlib.sha256()
-    for path in _walk(folder):
-        if os.path.isfile(path) and (weights or not path.endswith(_WEIGHTS)):
-            status = os.stat(path)
-            content = file_sha256(path) if status.st_size <= _SMALL else f"{status.st_size} {status.st_mtime_ns}"
-            digest.update(f"{os.path.relpath(path, folder)}\0{content}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()[:16]
-
-
 def versions(*libraries: str) -> str:
     """The installed versions of libraries that decide bytes of a step's results."""
     return " ".join(f"{name}=={version(name)}" for name in libraries)
-
-
-@cache
-def folder_digest(folder: str, patterns: tuple[str, ...]) -> str:
-    """A hash, 16 hex digits, of (name, size, time of change) of the files that match `patterns` below `folder`.
-
-    Downloaded files are skipped: they depend on the registry, and do not exist yet when the first digest is computed.
-
-    Args:
-        folder: in which to look.
-        patterns: paths, folders ending in "/", or paths with `*` in the file's name.
-    """
-    digest = hashlib.sha256()
-    for pattern in patterns:
-        if pattern.endswith("/"):
-            files = [] if is_partial(Path(folder), pattern) else _walk(os.path.join(folder, pattern))
-        elif os.path.isfile(os.path.join(folder, pattern)):
-            files = [os.path.join(folder, pattern)]
-        else:
-            inner, name = os.path.split(os.path.join(folder, pattern))
-            files = sorted(os.path.join(inner, found) for found in glob.glob(glob_pattern(name), root_dir=inner))
-        for path in files:
-            if os.path.isfile(path) and not valid(Path(folder), os.path.relpath(path, folder)):
-                status = os.stat(path)
-                digest.update(f"{os.path.relpath(path, folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def _walk(folder: str) -> list[str]:
-    return sorted(os.path.join(inner, name) for inner, _, names in os.walk(folder) for name in names)
 
 
 def shell_prefix(basedir: str, conda: bool) -> str:

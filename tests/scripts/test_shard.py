@@ -14,11 +14,10 @@ from scripts.common.errors import UserError
 from scripts.common.files import file_sha256, read_json
 from scripts.config.registry import SOURCES
 from scripts.fetch import fetch
-from scripts.media.containers import ImageEntry
 from scripts.media.store import MediaStore
 from scripts.media.tarshard import ShardWriter, read_index
 from scripts.media_index import write_index
-from scripts.shard import share, write_shard
+from scripts.shard import write_shard
 from tests.synthetic_data import build_media, make_synthetic_data
 
 
@@ -78,15 +77,6 @@ def test_every_fault_ends_in_its_reason(world, tmp_path):
     odd = store.lookup("coco", base + "g")
     assert (odd.format, odd.flags) == ("gif", ["palette", "extension"])
     assert store.read("coco", base + "g") == gif.getvalue()
-
-
-def test_an_image_goes_where_its_first_byte_falls():
-    def rows(*sizes):
-        return [(str(number), ImageEntry(str(number), "", "file", 0, size)) for number, size in enumerate(sizes)]
-
-    parts = [[key for key, _ in share(rows(10, 10, 0, 60, 10, 10), 4, index)] for index in range(4)]
-    assert parts == [["0", "1", "2", "3"], [], [], ["4", "5"]]
-    assert [len(share(rows(0, 0), 2, index)) for index in range(2)] == [2, 0]
 
 
 def test_more_shards_than_images(tmp_path):

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 
 from scripts.blending.corpus import load_corpus
-from scripts.blending.table_hash import logical_sha256
 from scripts.common.files import write_json, write_table
 from scripts.common.records import RECORD_SCHEMA
+from scripts.common.table_hash import table_sha256
 from scripts.config.blend import PlanConfig
 from scripts.config.tokens import TokensConfig
 from scripts.count_tokens import count_tokens
@@ -117,7 +117,7 @@ class PlanWorkspace:
         """Write one dataset's records and report, as `convert` does."""
         table = pa.Table.from_pylist(rows, RECORD_SCHEMA)
         write_table(self.folder / f"records/{name}.parquet", table)
-        write_json(self.folder / f"records/{name}.report.json", {"v": 1, "sha256": logical_sha256(table)})
+        write_json(self.folder / f"records/{name}.report.json", {"v": 1, "sha256": table_sha256(table)})
 
     def count(self, name: str, settings: TokensConfig = TOKENS) -> dict:
         """Count one dataset's tokens with the real program."""

@@ -38,6 +38,14 @@ def test_a_file_of_another_size_is_another(fetched):
     assert receipts.valid(fetched, "coco/a.zip") is None
 
 
+def test_all_files_with_a_receipt_are_found_in_one_pass(fetched, tmp_path):
+    (fetched / "coco/b.zip").write_bytes(b"data")
+    receipts.mark_partial(fetched, "coco/train/")
+    (fetched / ".fetched/coco/\udcff.json").write_text("{}")
+    assert receipts.recorded(fetched) == {"coco/a.zip"}
+    assert receipts.recorded(tmp_path / "nothing") == frozenset()
+
+
 def test_no_file_or_no_receipt(fetched):
     (fetched / "coco/b.zip").write_bytes(b"data")
     assert receipts.valid(fetched, "coco/b.zip") is None

@@ -34,7 +34,7 @@ IMAGES = {f"SD_IMG_{number:05d}_{side}": _png(2 * number + side) for number in r
 
 def _listed(tmp_path, name, folder=FOLDER):
     place = tmp_path / name
-    return list_container(place, name, folder)
+    return list(list_container(place, name, folder))
 
 
 def _read(tmp_path, entries):
@@ -182,13 +182,13 @@ def test_a_damaged_container_is_one_clear_error(tmp_path, name, content):
         content = (tmp_path / name).read_bytes()[:-100]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=name):
-        list_container(tmp_path / name, name, FOLDER)
+        list(list_container(tmp_path / name, name, FOLDER))
 
 
 def test_a_table_without_images_names_its_columns(tmp_path):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r"\['a'\]"):
-        list_container(tmp_path / "x.parquet", "x.parquet", FOLDER)
+        list(list_container(tmp_path / "x.parquet", "x.parquet", FOLDER))
 
 
 def test_a_container_that_changed_is_an_error(tmp_path):
@@ -216,7 +216,7 @@ def test_the_scanner_reads_what_a_json_parser_reads(tmp_path_factory, images, in
     place = tmp_path_factory.mktemp("json") / "x.json"
     text = json.dumps({name: _text(data) for name, data in images.items()}, indent=indent, ensure_ascii=False)
     place.write_text(text, encoding="utf-8")
-    entries = list_container(place, "x.json", FOLDER)
+    entries = list(list_container(place, "x.json", FOLDER))
     kept = {entry.path: entry for entry in entries if entry.fault == ""}
     expected = {FOLDER + name: data for name, data in images.items() if name not in (".", "..")}
     assert _read(place.parent, list(kept.values())) == expected

@@ -57,26 +57,6 @@ def test_the_number_of_images_is_no_cause_of_the_bases(tiny):
     assert targets.world_rerun_key(tiny) != targets.world_rerun_key(tiny.model_copy(update={"miniature": richer}))
 
 
-def test_a_users_folder_counts_by_name_size_and_time(tmp_path):
-    (tmp_path / "images/deep").mkdir(parents=True)
-    (tmp_path / "images/deep/a.jpg").write_bytes(b"1")
-    (tmp_path / "rows.json").write_text("[]")
-    (tmp_path / "other.json").write_text("[]")
-
-    def digest():
-        targets.folder_digest.cache_clear()
-        return targets.folder_digest(str(tmp_path), ("images/", "rows.json", "absent.json"))
-
-    before = digest()
-    (tmp_path / "other.json").write_text("[1]")
-    assert digest() == before
-    os.utime(tmp_path / "images/deep/a.jpg", ns=(time.time_ns(), 1))
-    after = digest()
-    assert after != before
-    (tmp_path / "images/deep/b.jpg").write_bytes(b"1")
-    assert digest() != after
-
-
 def test_a_root_belongs_to_one_configuration(tmp_path):
     targets.check_root(str(tmp_path / "results"), "one")
     targets.claim_root(str(tmp_path / "results"), "one")

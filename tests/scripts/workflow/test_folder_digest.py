@@ -1,0 +1,93 @@
+"""The raw files of a user count by name, size and time, at the cost of one look at each."""
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.common.files import bytes_sha256
+from scripts.fetching.receipts import mark_partial, write_receipt
+from scripts.fetching.verification import Fetched
+from scripts.workflow.folder_digest import folder_digest
+
+PATTERNS = ("images/", "rows.json", "absent.json", "parts/*.parquet")
+
+
+@pytest.fixture
+def data(tmp_path):
+    for name in ("images/deep/a.jpg", "images/b.jpg", "images/deep.jpg", "rows.json", "other.json", "parts/1.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"1")
+    return tmp_path
+
+
+def digest(folder):
+    folder_digest.cache_clear()
+    return folder_digest(str(folder), PATTERNS)
+
+
+def test_name_size_and_time_of_every_file_count(data):
+    expected = hashlib.sha256()
+    for path in ("images/b.jpg", "images/deep.jpg", "images/deep/a.jpg", "rows.json", "parts/1.parquet"):
+        expected.update(f"{path}\0{1}\0{(data / path).stat().st_mtime_ns}\n".encode())
+    assert digest(data) == expected.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: os.utime(data / "images/deep/a.jpg", ns=(time.time_ns(), 1)),
+        lambda data: (data / "images/deep/b.jpg").write_bytes(b"1"),
+        lambda data: (data / "rows.json").write_bytes(b"12"),
+        lambda data: (data / "images/b.jpg").rename(data / "images/c.jpg"),
+        lambda data: (data / "images/deep/a.jpg").unlink(),
+        lambda data: (data / "parts/2.parquet").write_bytes(b""),
+        lambda data: (data / "absent.json").symlink_to("other.json"),
+    ],
+)
+def test_every_change_is_noticed(data, change):
+    before = digest(data)
+    change(data)
+    assert digest(data) != before
+
+
+def test_what_is_no_file_or_of_no_pattern_does_not_count(data):
+    before = digest(data)
+    (data / "other.json").write_text("[1]")
+    os.mkfifo(data / "images/pipe.jpg")
+    (data / "images/dangling.jpg").symlink_to("nothing")
+    (data / "images/loop").symlink_to("deep")
+    (data / "parts/folder.parquet").mkdir()
+    (data / "images/empty").mkdir()
+    assert digest(data) == before
+
+
+def test_a_name_that_is_not_utf8_counts(data):
+    before = digest(data)
+    Path(os.fsdecode(bytes(data / "images") + b"/\xff.jpg")).write_bytes(b"1")
+    assert digest(data) != before
+
+
+def test_downloaded_files_are_no_cause_until_they_are_edited(data):
+    before = digest(data)
+    (data / "images/got.jpg").write_bytes(b"data")
+    write_receipt(data, "images/got.jpg", "http://x/got.jpg", Fetched(4, bytes_sha256(b"data")))
+    assert digest(data) == before
+    os.utime(data / "images/got.jpg", ns=(1, 1))
+    assert digest(data) != before
+    mark_partial(data, "images/")
+    assert digest(data) != before
+
+
+def test_every_folder_is_listed_once_every_file_looked_at_once_and_no_file_opened(data, monkeypatch):
+    for number in range(50):
+        (data / f"images/{number}.png").write_bytes(b"1")
+    opened = []
+    monkeypatch.setattr(Path, "read_bytes", opened.append)
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(os.path.relpath(path, data)) or scandir(path))
+    digest(data)
+    assert opened == [] and listed.count("images") == listed.count("images/deep") == 1
