@@ -41,6 +41,7 @@ from scripts.training.runlock import RunLock
 from scripts.training.trackers import check_installed
 
 NOT_FINISHED = 75
+_DESCRIPTION = ("settings.json", "inputs.json", "plans.json", "environment.json")
 _LIBRARIES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
 
 
@@ -184,8 +185,8 @@ def check_identity(model: Path, parts: list[BlendReader]) -> None:
 
 
 def is_finished(state: Path) -> bool:
-    """Whether the run of this state has finished and its weights still exist undamaged."""
-    if not (state / "finished.json").exists():
+    """Whether the run of this state has finished, and its description and undamaged weights still exist."""
+    if not all((state / name).is_file() for name in ("finished.json", *_DESCRIPTION)):
         return False
     finished = read_json(state / "finished.json")
     for entry in (finished["final"], finished["best"]):

@@ -12,8 +12,8 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import file_sha256, read_json
+from scripts.workflow.products import STATE_FILES
 
-STATE_FILES = ("settings.json", "inputs.json", "plans.json", "finished.json")
 MINIATURE = "raw/miniature"
 
 

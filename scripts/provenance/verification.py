@@ -1,7 +1,8 @@
-"""Compares a results root with the lock files of its runs, file by file.
+"""Compares a results root with the lock files of its runs and the records of its steps, file by file.
 
-A difference is one sentence: the file, what was found, and what the lock file of which run expects. Files that several
-runs share are read once. Raw files are checked against the tables that list them, if these tables are unchanged.
+A difference is one sentence: the file, what was found, and what is expected by the lock file of which run, or by the
+record of which step. Files that several runs share are read once. Raw files are checked against the tables that list
+them, if these tables are unchanged.
 """
 
 import os
@@ -15,31 +16,48 @@ from scripts.common.errors import UserError
 from scripts.common.files import file_sha256, read_json, read_table
 from scripts.common.fingerprint import ROOT, code_files
 from scripts.provenance.locking import ENVIRONMENT, libraries, lock_sha256
+from scripts.workflow.products import Products
 
 
 @dataclass(frozen=True)
 class ExpectedFile:
-    """What the lock file of `run` expects of a file: its path, size and sha256 ("" if only the size is known)."""
+    """What is expected of a file: its path, size and sha256 ("" if only the size is known).
+
+    `run` is the run whose lock file expects it, or "" if the record of the rule `rule` does. A raw file of the user was
+    made by no step, and has `made=False`.
+    """
 
     path: Path
     bytes: int
     sha256: str
-    run: str
+    run: str = ""
+    rule: str = ""
+    made: bool = True
+
+    @property
+    def origin(self) -> str:
+        """Where this is written."""
+        return f"lock file of {self.run}" if self.run else f"record of {self.rule}"
 
 
 @dataclass
 class VerificationResult:
-    """The runs, files and bytes that were checked. `differences` are errors; `notes` are changes outside the root."""
+    """The runs, files and bytes that were checked. `differences` are errors; `notes` are changes outside the root.
+
+    `damaged` are the files of the differences that a step has made, and `foreign` those that none has made.
+    """
 
     runs: list[str] = field(default_factory=list)
     files: int = 0
     bytes: int = 0
     differences: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    damaged: list[Path] = field(default_factory=list)
+    foreign: list[Path] = field(default_factory=list)
 
 
 def verify_root(root: Path, quick: bool = False, raw: Path | None = None) -> VerificationResult:
-    """Check every file below `root` that a lock file names.
+    """Check every file below `root` that a lock file names or a step has recorded.
 
     Args:
         root: the results root.
@@ -47,10 +65,11 @@ def verify_root(root: Path, quick: bool = False, raw: Path | None = None) -> Ver
         raw: the folder of the user's raw files, to check these too.
 
     Raises:
-        UserError: there is no lock file, or one is malformed.
+        UserError: there is neither a lock file nor a record, or one is malformed.
     """
     paths = sorted((root / "train").glob("*/lock.json"))
-    if not paths:
+    recorded = list(_recorded_files(root, with_raw=not paths))
+    if not paths and not recorded:
         raise UserError(f"no train/*/lock.json below {root}: no run is finished, or it is not a results root")
     result = VerificationResult()
     expected_files: dict[Path, ExpectedFile] = {}
@@ -61,6 +80,7 @@ def verify_root(root: Path, quick: bool = False, raw: Path | None = None) -> Ver
             result.differences.append(
                 f"{path}: was changed after it was written; its sha256 does not match its content"
             )
+            result.damaged.append(path)
         for expected in _expected_files(root, lock):
             known = expected_files.setdefault(expected.path, expected)
             if known.sha256 != expected.sha256:
@@ -69,6 +89,14 @@ def verify_root(root: Path, quick: bool = False, raw: Path | None = None) -> Ver
                     "run snakemake again, which rebuilds the older run"
                 )
         result.notes += _changes(lock)
+    for expected in recorded:
+        known = expected_files.get(expected.path)
+        if known is None:
+            expected_files[expected.path] = expected
+        elif (expected.bytes, expected.sha256 or known.sha256) != (known.bytes, known.sha256):
+            # The step has run again since the lock file was written.
+            result.notes.append(f"{expected.path} was made again after the {known.origin} was written")
+            expected_files[expected.path] = expected
     _compare(expected_files.values(), quick, result)
     listed = {} if quick else _listed(root, paths, raw, result)
     _compare(listed.values(), quick, result)
@@ -85,16 +113,41 @@ def _read(path: Path) -> dict[str, Any]:
     return lock
 
 
+def _recorded_files(root: Path, with_raw: bool) -> Iterator[ExpectedFile]:
+    """The files that the records of finished steps name, with the hashes of shards from the manifests beside them.
+
+    Without `with_raw` the files of the miniature are left out: lock files list them as raw files.
+    """
+    shards: dict[Path, dict[str, str]] = {}
+    for product in Products(root):
+        extras = product.extras if with_raw or product.rule != "miniature" else {}
+        for name, (size, sha256) in (product.outputs | extras).items():
+            path = _inside(root, name, product.rule)
+            if not sha256 and path.suffix == ".tar":
+                if path.parent not in shards:
+                    shards[path.parent] = _shard_hashes(path.parent / "manifest.json")
+                sha256 = shards[path.parent].get(path.name, "")
+            if size >= 0:
+                yield ExpectedFile(path, size, sha256, rule=product.rule)
+
+
+def _shard_hashes(manifest: Path) -> dict[str, str]:
+    try:
+        return {shard["name"]: shard["sha256"] for shard in read_json(manifest)["shards"]}
+    except (UserError, KeyError, TypeError):
+        return {}
+
+
 def _expected_files(root: Path, lock: dict[str, Any]) -> Iterator[ExpectedFile]:
     for name, entry in lock["files"].items():
         yield ExpectedFile(_inside(root, name, lock["run"]), entry["bytes"], entry["sha256"], lock["run"])
 
 
-def _inside(folder: Path, name: str, run: str) -> Path:
-    """The path of a file that a lock file or a table names. It must not lead out of its folder."""
+def _inside(folder: Path, name: str, origin: str) -> Path:
+    """The path of a file that a lock file, record or table names. It must not lead out of its folder."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts:
-        raise UserError(f"the lock file of {run} names {name!r}, which does not lie below {folder}")
+        raise UserError(f"the lock file or record of {origin} names {name!r}, which does not lie below {folder}")
     return folder / pure
 
 
@@ -107,20 +160,21 @@ def _compare(expected_files: Iterable[ExpectedFile], quick: bool, result: Verifi
             result.bytes += expected.bytes
             if fault:
                 result.differences.append(f"{expected.path}: {fault}")
+                (result.damaged if expected.made else result.foreign).append(expected.path)
 
 
 def _fault(expected: ExpectedFile, quick: bool) -> str:
     try:
         size = expected.path.stat().st_size
     except OSError:
-        return f"is missing; the run {expected.run} needs it"
+        return f"is missing; {f'the run {expected.run} needs it' if expected.run else f'{expected.rule} has made it'}"
     if size != expected.bytes:
-        return f"has {size:,} bytes, and {expected.bytes:,} in the lock file of {expected.run}"
+        return f"has {size:,} bytes, and {expected.bytes:,} in the {expected.origin}"
     if quick or not expected.sha256:
         return ""
     found = file_sha256(expected.path)
     if found != expected.sha256:
-        return f"has the sha256 {found[:16]}..., and {expected.sha256[:16]}... in the lock file of {expected.run}"
+        return f"has the sha256 {found[:16]}..., and {expected.sha256[:16]}... in the {expected.origin}"
     return ""
 
 
@@ -135,7 +189,7 @@ def _listed(root: Path, locks: list[Path], raw: Path | None, result: Verificatio
                 continue
             for row in read_table(table, columns=["path", "bytes", "sha256"]).to_pylist():
                 path = _inside(folder, row["path"], lock["run"])
-                listed.setdefault(path, ExpectedFile(path, row["bytes"], row["sha256"], lock["run"]))
+                listed.setdefault(path, ExpectedFile(path, row["bytes"], row["sha256"], lock["run"], made=bool(below)))
     return listed
 
 

@@ -90,7 +90,6 @@ def base_digest(folder: str, root: str, weights: bool = True) -> str:
     return digest.hexdigest()[:16]
 
 
-@cache
 def _files(folder: str, patterns: tuple[str, ...]) -> list[_File]:
     """The files that match `patterns` and were not downloaded."""
     with_receipt = recorded(Path(folder))

@@ -1,21 +1,26 @@
 """What the finished steps of a results folder have made, and of what: one record for every job.
 
 `<root>/logs/products.jsonl` has a line for every finished job, the last of which counts: its output files and the other
-files of its folders with their sizes, and the content of every input file at that time. So a file that is missing or
+files of its folders with size and hash, and the content of every input file at that time. So a file that is missing or
 cut off is seen, and a job whose inputs have the same content as before need not run again, whatever their times are.
 Without the file nothing is lost but this: Snakemake then judges by times alone.
 """
 
 import json
 import os
+import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from scripts.adapters.raw import DATA_LINK
 from scripts.common.files import atomic, canonical_json, file_sha256
 
 FILE = "logs/products.jsonl"
 _VERSION = 1
+_MOST_BYTES = 64 << 20
+STATE_FILES = ("settings.json", "inputs.json", "plans.json", "finished.json")
+"""The files of a run's state that describe it."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +29,15 @@ class Product:
 
     Attributes:
         rule: its name.
-        outputs: size of every declared output, in bytes. Paths are relative to the results folder, here and below.
-        extras: size of every other file that it has made.
+        outputs: size in bytes and sha256 of every declared output. The hash is "" for files of more than 64 MB, which
+            have one elsewhere (a shard in its manifest). Paths are relative to the results folder, here and below.
+        extras: the same of every other file that it has made; the size of a link to a folder is -1.
         inputs: content of every input file; see `Contents`.
     """
 
     rule: str
-    outputs: dict[str, int]
-    extras: dict[str, int]
+    outputs: dict[str, tuple[int, str]]
+    extras: dict[str, tuple[int, str]]
     inputs: dict[str, str]
 
 
@@ -51,8 +57,11 @@ class Contents:
             status = os.stat(path)
         except OSError:
             return ""
-        if str(path).endswith(".tar"):
-            return f"size {status.st_size}"
+        return f"size {status.st_size}" if str(path).endswith(".tar") else self.sha256(path)
+
+    def sha256(self, path: str | Path) -> str:
+        """The sha256 of the file `path`."""
+        status = os.stat(path)
         key = (str(path), status.st_size, status.st_mtime_ns)
         if key not in self._known:
             self._known[key] = file_sha256(path)
@@ -92,9 +101,10 @@ class Products:
 
     def record(self, rule: str, outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
         """Add the record of a job that has just finished."""
-        made = {self.relative(path): os.path.getsize(path) for path in outputs}
-        extras = {self.relative(path): os.path.getsize(path) for path in other_files(rule, Path(self.root), made)}
-        product = Product(rule, made, {n: s for n, s in extras.items() if n not in made}, self._identities(inputs))
+        made = self._described(outputs)
+        others = self._described(other_files(rule, Path(self.root), made))
+        extras = {name: described for name, described in others.items() if name not in made}
+        product = Product(rule, made, extras, {self.relative(path): self.contents(path) for path in inputs})
         self._add(product)
         path = self.path(FILE)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,13 +125,13 @@ class Products:
 
     def fault(self, product: Product) -> str:
         """The first of a job's files that is missing or has another size, and which; "" if there is none."""
-        for name, size in (product.outputs | product.extras).items():
+        for name, (size, _) in (product.outputs | product.extras).items():
             try:
-                status = os.stat(self.path(name))
+                found = _size(self.path(name))
             except OSError:
                 return f"{self.path(name)} is missing"
-            if status.st_size != size:
-                return f"{self.path(name)} has {status.st_size:,} bytes instead of {size:,}"
+            if found != size:
+                return f"{self.path(name)} has {found:,} bytes instead of {size:,}"
         return ""
 
     def compact(self) -> None:
@@ -130,12 +140,23 @@ class Products:
         with atomic(self.path(FILE), "w") as file:
             file.writelines(lines)
 
-    def _identities(self, inputs: Iterable[str | Path]) -> dict[str, str]:
-        return {self.relative(path): self.contents(path) for path in inputs}
+    def _described(self, paths: Iterable[str | Path]) -> dict[str, tuple[int, str]]:
+        """Size and hash of files, by their names in a record."""
+        found = {}
+        for path in paths:
+            size = _size(path)
+            found[self.relative(path)] = (size, self.contents.sha256(path) if 0 <= size <= _MOST_BYTES else "")
+        return found
 
     def _add(self, product: Product) -> None:
         for name in product.outputs:
             self._by_output[name] = product
+
+
+def _size(path: str | Path) -> int:
+    """The size of a file in bytes; -1 for a folder or a link to one."""
+    status = os.stat(path)
+    return -1 if stat.S_ISDIR(status.st_mode) else status.st_size
 
 
 def _read(path: Path) -> Iterator[Product]:
@@ -146,10 +167,15 @@ def _read(path: Path) -> Iterator[Product]:
     for line in lines:
         try:
             value = json.loads(line)
-            if value.pop("v") == _VERSION:
-                yield Product(**value)
+            if value["v"] == _VERSION:
+                outputs, extras = (_pairs(value[key]) for key in ("outputs", "extras"))
+                yield Product(value["rule"], outputs, extras, value["inputs"])
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
+
+
+def _pairs(described: dict[str, list]) -> dict[str, tuple[int, str]]:
+    return {name: (size, sha256) for name, (size, sha256) in described.items()}
 
 
 def _line(product: Product) -> str:
@@ -158,9 +184,8 @@ def _line(product: Product) -> str:
 
 def other_files(rule: str, root: Path, outputs: Iterable[str]) -> Iterator[Path]:
     """The files that a job has made beside its declared outputs, where a rule does not declare all of them."""
-    if rule in _FOLDERS:
-        for folder in sorted({(root / name).parent for name in outputs}):
-            yield from _FOLDERS[rule](folder)
+    for folder in sorted({(root / name).parent for name in outputs}) if rule in _FOLDERS else ():
+        yield from _FOLDERS[rule](folder)
 
 
 def _all_files(folder: Path) -> Iterator[Path]:
@@ -170,15 +195,26 @@ def _all_files(folder: Path) -> Iterator[Path]:
         yield from (Path(inner, name) for name in names if not name.startswith("."))
 
 
+def _link_to_files(folder: Path) -> Iterator[Path]:
+    """The link to the raw files of a source."""
+    yield folder / DATA_LINK
+
+
+def _of_the_graph(folder: Path) -> Iterator[Path]:
+    """What Snakemake writes before the first job."""
+    yield from (folder / name for name in ("configuration.json", "graph.json"))
+
+
 def _state_files(folder: Path) -> Iterator[Path]:
     """What later steps read of a run's state: its description and the weights of its two results."""
     finished = json.loads((folder / "finished.json").read_bytes())
-    yield from (folder / finished["state"] / name for name in ("settings.json", "inputs.json", "finished.json"))
+    yield from (folder / finished["state"] / name for name in (*STATE_FILES, "environment.json"))
     yield from {folder / finished[which]["weights"] for which in ("final", "best")}
 
 
 _FOLDERS: dict[str, Callable[[Path], Iterator[Path]]] = {
     "miniature": _all_files,
+    "fetch": _link_to_files,
     "pretrain_tokenizer": _all_files,
     "pretrain_vision": _all_files,
     "pretrain_language": _all_files,
@@ -186,5 +222,6 @@ _FOLDERS: dict[str, Callable[[Path], Iterator[Path]]] = {
     "train_run": _state_files,
     "export": _all_files,
     "evaluate_run": _all_files,
+    "report_page": _of_the_graph,
 }
 """Rules that make more files than they declare -> the files below the folder of a declared one."""

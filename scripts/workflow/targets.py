@@ -4,6 +4,7 @@ Functions of `Settings` that can be imported and tested without Snakemake, so th
 All paths are relative to the working directory.
 """
 
+import hashlib
 import os
 import re
 import shlex

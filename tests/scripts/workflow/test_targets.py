@@ -1,8 +1,6 @@
 """What the rules ask about a configuration."""
 
-import os
 import subprocess
-import time
 
 import pytest
 import yaml
