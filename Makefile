@@ -49,7 +49,7 @@ lint: $(READY_LINT)  ## the part of the gate that runs none of the code
 	$(BIN)/ruff format --quiet --check
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint
-	git ls-files -z '*.sh' .ci/run | xargs -0 $(BIN)/shellcheck
+	git ls-files -z '*.sh' .ci/run 'profiles/kubernetes/bin/*' | xargs -0 $(BIN)/shellcheck
 	$(BIN)/mypy
 
 units: $(READY_TEST)  ## the tests that start no ranks, graph, server or browser
@@ -68,7 +68,7 @@ test-cluster: $(READY_TEST)  ## the tests on a Slurm of two nodes that is starte
 	@PATH="$$PATH:/usr/sbin"; { command -v slurmctld && command -v munged; } > /dev/null || \
 		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge; }
 	$(BIN)/python -m pip install --quiet -r envs/requirements-cluster.txt
-	$(BIN)/python -m pytest tests/cluster tests/workflow/test_recipes.py
+	$(BIN)/python -m pytest tests/cluster tests/workflow/test_recipes.py tests/workflow/test_kubernetes.py
 
 # Other tools that read our shards, each in an environment of its own: what they need does not fit together.
 neighbours: .neighbours/datasets/.ready .neighbours/energon/.ready  ## environments of other tools that read our shards

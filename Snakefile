@@ -19,7 +19,7 @@ min_version("9.25")
 # A recipe given with --configfile is complete: keys of the default configuration must not leak into it.
 if not workflow.config_settings.configfiles:
 
-    configfile: f"{workflow.basedir}/config.yaml"
+    configfile: f"{workflow.current_basedir}/config.yaml"
 
 
 report: "rules/captions/workflow.rst"

@@ -31,14 +31,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import PIL
 
 from benchmarks.convert import picture
-from scripts.blend_manifest import UNITS
-from scripts.common.files import canonical_json, write_json
+from scripts.common.files import canonical_json, file_sha256, write_json
+from scripts.inference.blend_reader import COUNTS, COUNTS_NAME, UNITS
 from scripts.media.pixel_store import PixelStore, pixels_key
 from scripts.media.tarshard import ShardWriter, shard_name
 
@@ -187,7 +188,8 @@ def prepare(folder: Path, count: int, width: int, height: int, distinct: int) ->
         picture(number, width, height, 18.0).save(buffer, "JPEG", quality=90)
         pictures.append(buffer.getvalue())
     hashes = [hashlib.sha256(data).hexdigest() for data in pictures]
-    names = []
+    names: list[str] = []
+    checksums: dict[str, list[int]] = {"embedded": [], "refs": []}
     with ShardWriter(folder / "media/one/one-00000-of-00001.tar") as media:
         offsets = [media.add(f"{number:06d}", [("jpg", data)])[0] for number, data in enumerate(pictures)]
     with (
@@ -208,15 +210,22 @@ def prepare(folder: Path, count: int, width: int, height: int, distinct: int) ->
                 "position": position,
             }
             reference = {"ref": ["media/one/one-00000-of-00001.tar", offsets[number], len(pictures[number])]}
-            embedded.add(f"e000-{position:09d}", [("json", _json(sample, image)), ("i0.jpg", pictures[number])])
-            refs.add(f"e000-{position:09d}", [("json", _json(sample, image | reference))])
+            texts = {"embedded": _json(sample, image), "refs": _json(sample, image | reference)}
+            embedded.add(f"e000-{position:09d}", [("json", texts["embedded"]), ("i0.jpg", pictures[number])])
+            refs.add(f"e000-{position:09d}", [("json", texts["refs"])])
+            for form, text in texts.items():
+                checksums[form].append(zlib.crc32(text))
     write_json(folder / "files.json", names)
     for form, shard in (("embedded", embedded), ("refs", refs)):
         np.arange(count + 1, dtype="<u8").tofile(folder / form / UNITS)
+        counts = [(0, 1, 1, checksum) for checksum in checksums[form]]
+        np.save(folder / form / COUNTS_NAME, np.array(counts, COUNTS))
         listed = {"name": shard.path.name, "bytes": shard.bytes, "conversations": count, "units": count}
+        listed["index_sha256"] = shard.index_sha256
+        files = {name: file_sha256(folder / form / name) for name in (COUNTS_NAME, UNITS)}
         manifest = {"plan": "", "global_batch": BATCH, "units": count, "conversations": count, "datasets": {"one": {}}}
         images = {"images": "embedded" if form == "embedded" else "referenced"}
-        write_json(folder / form / "manifest.json", manifest | images | {"shards": [listed]})
+        write_json(folder / form / "manifest.json", manifest | images | {"shards": [listed], "files": files})
     scope: dict = {}
     exec(COMMON.split("def batches")[0].replace("sys.argv[1], int(sys.argv[2]), int(sys.argv[3])", "0, 0, 0"), scope)
     facts = {"key": pixels_key({"side": SIDE}), "pillow": PIL.__version__}

@@ -14,15 +14,12 @@ from torch import Tensor, nn
 
 def padded(reader: Any, processor: Any, rows: range) -> dict[str, Tensor]:
     """Read, decode and pad the conversations `rows`, in this process."""
-    from scripts.media.opening import open_image
+    from scripts.media.opening import decode_image
 
     encoded = []
     for position in rows:
         sample = reader[position]
-        images = []
-        for data in sample.images:
-            with open_image(data) as picture:
-                images.append(processor.preprocess_image(picture))
+        images = [processor.preprocess_image(decode_image(data)) for data in sample.images]
         encoded.append((processor.encode(sample.messages), images))
     return processor.collate(encoded, padding_side="right")
 

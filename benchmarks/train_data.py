@@ -7,6 +7,7 @@ parameters costs neither disk nor minutes.
 import hashlib
 import io
 import random
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from scripts.common.files import canonical_json, read_json, write_json
+from scripts.common.files import canonical_json, file_sha256, read_json, write_json
 
 IMAGE_SIDE, IMAGE_TOKENS = 224, 256
 WORDS = (
@@ -104,10 +105,11 @@ def write_blend(
     folder: Path, samples: list, pictures: list[bytes], packs: list[list[int]], order: Sequence[int]
 ) -> None:
     """Write a blend folder whose units are `packs`, with the conversations in `order`."""
-    from scripts.inference.blend_reader import COUNTS, COUNTS_NAME
+    from scripts.inference.blend_reader import COUNTS, COUNTS_NAME, UNITS
     from scripts.media.tarshard import ShardWriter, shard_name
 
     folder.mkdir(parents=True)
+    checksums = []
     with ShardWriter(folder / shard_name("train", 0, 1)) as shard:
         for position, number in enumerate(order):
             sample = dict(samples[number]) | {"position": position}
@@ -116,17 +118,21 @@ def write_blend(
             data = pictures[first : first + shown]
             hashes = [hashlib.sha256(image).hexdigest() for image in data]
             sample["images"] = [{"source": "one", "key": f"{h[:9]}", "sha256": h} for h in hashes]
-            members = [("json", canonical_json(sample).encode())] + [
-                (f"i{n}.jpg", image) for n, image in enumerate(data)
-            ]
-            shard.add(f"e000-{position:09d}", members)
-    np.cumsum([0, *map(len, packs)]).astype("<u8").tofile(folder / "units.idx")
-    counts = [(0, samples[number]["n_tokens"], samples[number]["n_labels"]) for number in order]
+            text = canonical_json(sample).encode()
+            checksums.append(zlib.crc32(text))
+            shard.add(f"e000-{position:09d}", [("json", text)] + [(f"i{n}.jpg", image) for n, image in enumerate(data)])
+    np.cumsum([0, *map(len, packs)]).astype("<u8").tofile(folder / UNITS)
+    counts = [
+        (0, samples[number]["n_tokens"], samples[number]["n_labels"], checksum)
+        for number, checksum in zip(order, checksums, strict=True)
+    ]
     np.save(folder / COUNTS_NAME, np.array(counts, COUNTS))
     units = len(packs)
     listed = {"name": shard.path.name, "bytes": shard.bytes, "conversations": len(samples), "units": units}
+    listed["index_sha256"] = shard.index_sha256
     facts = {"plan": "", "units": units, "conversations": len(samples), "datasets": {"one": {}}, "shards": [listed]}
-    write_json(folder / "manifest.json", facts | {"images": "embedded"})
+    files = {name: file_sha256(folder / name) for name in (COUNTS_NAME, UNITS)}
+    write_json(folder / "manifest.json", facts | {"images": "embedded", "files": files})
 
 
 def write_model(folder: Path, shape: Shape) -> None:

@@ -7,14 +7,18 @@ Only the Pillow back-end of image processors is used, so that pixels are the sam
 
 from __future__ import annotations
 
+import base64
 import math
+import os
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from huggingface_hub.utils import httpx
+from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoProcessor,
@@ -23,11 +27,14 @@ from transformers import (
     ProcessorMixin,
     SiglipImageProcessorPil,
 )
-from transformers.image_utils import load_image
 
 from .configuration import VisualChatConfig
+from .cropping import processed_pixels
 from .template import IGNORE_INDEX, IMAGE_TOKEN, EncodedConversation, Template, count_segments, end_ids, render
 from .template import encode as encode_messages
+
+_SECONDS = 60
+"""How long a download of an image may wait."""
 
 
 class VisualChatProcessor(ProcessorMixin):
@@ -59,9 +66,11 @@ class VisualChatProcessor(ProcessorMixin):
         return cls(load_image_processor(vision_folder), tokenizer, image_tokens, template)
 
     def preprocess_image(self, image: Image.Image) -> np.ndarray:
-        """Convert an image of any mode into the input of the encoder: uint8 (3, height, width), resized and cropped."""
-        batch = self.image_processor(to_rgb(image), do_rescale=False, do_normalize=False)
-        return np.asarray(batch["pixel_values"][0], dtype=np.uint8)
+        """Convert an image of any mode into the input of the encoder: uint8 (3, height, width), resized and cropped.
+
+        Raises ValueError for an image that the image processor would enlarge without bound, see `processed_pixels`.
+        """
+        return processed_pixels(self.image_processor, image)
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> EncodedConversation:
         """Encode a conversation as tokens, see `template.encode`."""
@@ -176,7 +185,7 @@ class VisualChatProcessor(ProcessorMixin):
             if any(not 0 <= index < len(gallery) for index in encoded.image_indices):
                 raise ValueError(f"a conversation shows images {encoded.image_indices}, but {len(gallery)} were given")
         ready = [
-            (encoded, [self.preprocess_image(load_image(image)) for image in gallery]) for encoded, gallery in samples
+            (encoded, [self.preprocess_image(_opened(image)) for image in gallery]) for encoded, gallery in samples
         ]
         batch = self.collate(ready, padding_side)
         del batch["labels"]
@@ -199,13 +208,29 @@ class VisualChatProcessor(ProcessorMixin):
         return [load_image_processor(folder, **kwargs), AutoTokenizer.from_pretrained(folder, **kwargs)]
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Rotate an image by its EXIF orientation and convert it to RGB; transparency is dropped, 16 bits become 8."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and np.asarray(image).max() > 255):
-        # Pillow would clip every value above 255.
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+def _opened(image: Image.Image | str) -> Image.Image:
+    """An image, or the one at a URL, at a path or in base64, in its own mode.
+
+    `load_image` of `transformers` converts to RGB, and so drops transparency and clips 16 bits.
+
+    Raises ValueError for a text that is none of these, TypeError for anything else.
+    """
+    if isinstance(image, Image.Image):
+        return image
+    if not isinstance(image, str):
+        raise TypeError(f"an image must be a PIL image, or its URL, path or base64 text, not {type(image).__name__}")
+    if image.startswith(("http://", "https://")):
+        response = httpx.get(image, timeout=_SECONDS, follow_redirects=True)
+        return Image.open(BytesIO(response.raise_for_status().content))
+    if os.path.isfile(image):
+        return Image.open(image)
+    text = image.partition(",")[2] if image.startswith("data:image/") else image
+    try:
+        return Image.open(BytesIO(base64.b64decode(text, validate=True)))
+    except ValueError as error:
+        raise ValueError(f"{image[:80]!r} is neither a URL, nor a file, nor an image in base64: {error}") from None
+    except OSError:
+        raise ValueError(f"{image[:80]!r} is neither a URL, nor a file, nor an image in base64") from None
 
 
 def load_image_processor(folder: str | Path, **kwargs: Any) -> Any:

@@ -25,7 +25,8 @@ rule plan:
     message:
         "Planning {wildcards.part} of the blend {wildcards.blend}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.plan --name {wildcards.blend:q} --settings {params.settings:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.plan --name {wildcards.blend:q} --settings {params.settings:q} "
         "--epoch {wildcards.part:q} --records {params.records:q} --tokens {params.tokens:q} --split {params.split:q} "
         "--media {params.media:q} --out {params.out:q}"
 
@@ -47,7 +48,7 @@ rule blend:
     conda:
         "../envs/data.yaml"
     params:
-        settings=lambda w: SETTINGS.blends[w.blend].rerun_key(only=("images",)),
+        settings=lambda w: SETTINGS.blends[w.blend].rerun_key(only=("images",), tokens=""),
         code=code("scripts.blend"),
         root=folder(),
         records=folder("records"),
@@ -56,7 +57,8 @@ rule blend:
     message:
         "Writing shard {wildcards.number} of {wildcards.total} of {wildcards.part} of the blend {wildcards.blend}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.blend --plan {input.plan:q} --records {params.records:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.blend --plan {input.plan:q} --records {params.records:q} "
         "--media {params.media:q} --settings {params.settings:q} --root {params.root:q} --shards {wildcards.total:q} "
         "--index {wildcards.number:q} --out {params.out:q}"
 
@@ -85,7 +87,8 @@ rule blend_manifest:
     message:
         "Describing the shards of {wildcards.part} of the blend {wildcards.blend}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.blend_manifest --plan {input.plan:q} --shards {params.shards:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.blend_manifest --plan {input.plan:q} --shards {params.shards:q} "
         "--out {params.out:q}"
 
 
@@ -108,7 +111,7 @@ rule preview:
     params:
         settings=lambda w: SETTINGS.tokens[SETTINGS.blends[w.blend].tokens].rerun_key(),
         tokenizer=lambda w: tokenizer_folder(SETTINGS.blends[w.blend].tokens),
-        digest=lambda w: base_digest(tokenizer_folder(SETTINGS.blends[w.blend].tokens), ROOT, weights=False),
+        digest=lambda w: base_digest(tokenizer_folder(SETTINGS.blends[w.blend].tokens), PREFIXED_ROOT, weights=False),
         code=code("scripts.preview"),
         assets=assets("scripts/blending/*.jinja"),
         root=folder(),
@@ -116,5 +119,6 @@ rule preview:
     message:
         "Rendering ten conversations of the blend {wildcards.blend}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.preview --blend {params.blend:q} --root {params.root:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.preview --blend {params.blend:q} --root {params.root:q} "
         "--tokenizer {params.tokenizer:q} --settings {params.settings:q} --out {output:q}"

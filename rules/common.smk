@@ -4,15 +4,28 @@ import os
 import sys
 from functools import cache
 
-sys.path.insert(0, str(workflow.basedir))
-
 from snakemake.exceptions import WorkflowError
+
+# This repository, which is not the folder of the main Snakefile if another workflow uses this one as a module.
+if not workflow.current_basedir.is_local:
+    raise WorkflowError(
+        "VisualChat's programs lie beside its rules: clone it, and give the module the path of its Snakefile"
+    )
+REPOSITORY = os.path.dirname(str(workflow.current_basedir))
+sys.path.insert(0, REPOSITORY)
+
+import scripts
+
+if not any(os.path.samefile(os.path.dirname(path), REPOSITORY) for path in scripts.__path__):
+    raise WorkflowError(
+        f"the package `scripts` of {REPOSITORY} is needed, but another one is loaded: {scripts.__path__}"
+    )
 
 from scripts.common.errors import UserError
 from scripts.common.fingerprint import asset_fingerprint as assets
 from scripts.common.fingerprint import code_fingerprint as code
 from scripts.config.settings import load
-from scripts.workflow import early_cutoff, graph, preflight, targets
+from scripts.workflow import early_cutoff, graph, k8s_cluster, preflight, targets
 from scripts.workflow.folder_digest import base_digest
 from scripts.workflow.products import Products
 from scripts.workflow.targets import versions
@@ -21,15 +34,24 @@ CONDA = any(str(method) == "conda" for method in workflow.deployment_settings.de
 
 try:
     SETTINGS = load(config)
+    # The results root in paths of inputs and outputs, and as programs get it: Snakemake adds the `prefix:` of a module to
+    # inputs and outputs, but not to parameters.
     ROOT = SETTINGS.results
-    targets.check_root(ROOT, SETTINGS.name)
-    SUITE_INPUTS = targets.suite_inputs(SETTINGS, ROOT)
-    shell.prefix(targets.shell_prefix(str(workflow.basedir), CONDA))
+    PREFIXED_ROOT = str(workflow.modifier.modify_path(f"{ROOT}/")).rstrip("/")
+    targets.check_root(PREFIXED_ROOT, SETTINGS.name)
+    SUITE_INPUTS = [
+        # `local`: a path of the user, to which no prefix belongs.
+        path if path.startswith(f"{ROOT}/") else local(path)
+        for path in targets.suite_inputs(SETTINGS, ROOT)
+    ]
+    shell.prefix(targets.shell_prefix(REPOSITORY, CONDA))
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
+k8s_cluster.offer_commands()
+
 # What earlier runs have made. In the jobs of a cluster, which see a part of the graph, it is not looked at.
-PRODUCTS = Products(ROOT) if workflow.is_main_process else None
+PRODUCTS = Products(PREFIXED_ROOT) if workflow.is_main_process else None
 if PRODUCTS:
     preflight.set_times(PRODUCTS)
 
@@ -77,12 +99,12 @@ def folder(pattern=""):
 
     A function, so that Snakemake's lint does not take it for a hard-coded path.
     """
-    return lambda wildcards: f"{ROOT}/{pattern.format(**wildcards)}" if pattern else ROOT
+    return lambda wildcards: f"{PREFIXED_ROOT}/{pattern.format(**wildcards)}" if pattern else PREFIXED_ROOT
 
 
 def named_folders(kind, sources):
     """The arguments SOURCE=FOLDER for folders `raw/<source>` or `media/<source>`."""
-    return [f"{source}={ROOT}/{kind}/{source}" for source in sources]
+    return [f"{source}={PREFIXED_ROOT}/{kind}/{source}" for source in sources]
 
 
 def option(flag, values):
@@ -93,7 +115,7 @@ def option(flag, values):
 
 def suite_options(wildcards):
     """The options `--suite NAME=PATH` of all suites."""
-    return [f"--suite={name}={path}" for name, path in targets.suites(SETTINGS, ROOT).items()]
+    return [f"--suite={name}={path}" for name, path in targets.suites(SETTINGS, PREFIXED_ROOT).items()]
 
 
 def raw_folders(wildcards):
@@ -104,7 +126,7 @@ def raw_folders(wildcards):
 def raw_digest(wildcards):
     """The user's raw files of a source as a cause. Only the main process compares and records causes; the processes of
     jobs, three for each on Slurm, need not look at 100,000 images again."""
-    return targets.raw_digest(SETTINGS, wildcards.source) if workflow.is_main_process else ""
+    return targets.raw_digest(SETTINGS, wildcards.source, PREFIXED_ROOT) if workflow.is_main_process else ""
 
 
 def subset_input(wildcards):
@@ -115,7 +137,7 @@ def subset_input(wildcards):
 def tokenizer_folder(tokens):
     """The tokenizer of a `tokens` entry: made by the graph, or a folder or hub name."""
     name = SETTINGS.tokens[tokens].tokenizer
-    return f"{BASES}/tokenizer" if name == "miniature" else name
+    return f"{PREFIXED_ROOT}/bases/miniature/tokenizer" if name == "miniature" else name
 
 
 def tokenizer_input(tokens):
@@ -126,7 +148,7 @@ def tokenizer_input(tokens):
 def base_folder(model, kind):
     """A base of a model: made by the graph, or a folder or hub name."""
     name = getattr(SETTINGS.models[model], kind)
-    return f"{BASES}/{kind}" if name == "miniature" else name
+    return f"{PREFIXED_ROOT}/bases/miniature/{kind}" if name == "miniature" else name
 
 
 def base_inputs(wildcards):
@@ -179,11 +201,11 @@ def all_metrics(wildcards):
 
 
 onstart:
-    targets.claim_root(ROOT, SETTINGS.name)
+    targets.claim_root(PREFIXED_ROOT, SETTINGS.name)
     if PRODUCTS:
-        graph.write(workflow.dag, ROOT, sys.argv)
-        targets.remember_raw(SETTINGS)
-        preflight.remove_leftovers(ROOT)
+        graph.write(workflow.dag, PREFIXED_ROOT, sys.argv)
+        targets.remember_raw(SETTINGS, PREFIXED_ROOT)
+        preflight.remove_leftovers(PREFIXED_ROOT)
         PRODUCTS.compact()
         early_cutoff.install(workflow.dag, workflow.persistence, PRODUCTS)
 

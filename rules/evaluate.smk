@@ -33,6 +33,7 @@ rule evaluate_run:
     message:
         "Evaluating {wildcards.run}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.evaluate --name {wildcards.run:q} --settings {params.settings:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.evaluate --name {wildcards.run:q} --settings {params.settings:q} "
         "{params.models:q} --heldout {params.heldout:q} {params.kinds:q} {params.suites:q} "
         "--root {params.root:q} --out {params.out:q}"

@@ -22,5 +22,6 @@ rule lock:
     message:
         "Writing the provenance of {wildcards.run}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.lock --root {params.root:q} --run {wildcards.run:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.lock --root {params.root:q} --run {wildcards.run:q} "
         "--manifests {input:q} --programs {params.programs:q} --out {output:q}"

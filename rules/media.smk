@@ -26,7 +26,8 @@ rule shard:
     message:
         "Checking and packing images of {wildcards.source}, shard {wildcards.number} of {wildcards.total}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.shard --source {wildcards.source:q} --raw {params.raw:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.shard --source {wildcards.source:q} --raw {params.raw:q} "
         "--shards {wildcards.total:q} --index {wildcards.number:q} --out {params.out:q}"
 
 
@@ -56,7 +57,8 @@ rule media_index:
     message:
         "Indexing the images of {wildcards.source}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.media_index --source {wildcards.source:q} --shards {params.shards:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.media_index --source {wildcards.source:q} --shards {params.shards:q} "
         "--raw {params.raw:q} --tolerance {params.tolerance:q} --out {params.out:q}"
 
 
@@ -78,7 +80,8 @@ rule holdout:
     message:
         "Selecting the images that are held out for evaluation"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.holdout --settings {params.settings:q} --media {params.media:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.holdout --settings {params.settings:q} --media {params.media:q} "
         "--out {params.out:q}"
 
 
@@ -89,6 +92,7 @@ rule preprocess_images:
     output:
         crops=f"{ROOT}/pixels/{{encoder}}/{{source}}-{{number}}-of-{{total}}.u8",
         hashes=f"{ROOT}/pixels/{{encoder}}/{{source}}-{{number}}-of-{{total}}.sha256",
+        sums=f"{ROOT}/pixels/{{encoder}}/{{source}}-{{number}}-of-{{total}}.sums",
         manifest=f"{ROOT}/pixels/{{encoder}}/{{source}}-{{number}}-of-{{total}}.json",
     log:
         f"{ROOT}/logs/preprocess_images/{{encoder}}/{{source}}-{{number}}-of-{{total}}.log",
@@ -99,8 +103,10 @@ rule preprocess_images:
     conda:
         "../envs/train.yaml"
     params:
-        processor=lambda w: targets.processor_folder(SETTINGS, w.encoder),
-        digest=lambda w: base_digest(targets.processor_folder(SETTINGS, w.encoder), ROOT, weights=False),
+        processor=lambda w: targets.processor_folder(SETTINGS, w.encoder, PREFIXED_ROOT),
+        digest=lambda w: base_digest(
+            targets.processor_folder(SETTINGS, w.encoder, PREFIXED_ROOT), PREFIXED_ROOT, weights=False
+        ),
         code=code("scripts.preprocess_images"),
         libraries=versions("pillow"),
         folder=folder("media/{source}"),
@@ -109,7 +115,8 @@ rule preprocess_images:
     message:
         "Preprocessing images of {wildcards.source} for {wildcards.encoder}, shard {wildcards.number} of {wildcards.total}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.preprocess_images --processor {params.processor:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.preprocess_images --processor {params.processor:q} "
         "--source {wildcards.source:q} --media {params.folder:q} "
         "--shard {params.shard:q} --out {params.out:q}"
 
@@ -122,6 +129,7 @@ rule encode_images:
     output:
         features=f"{ROOT}/{FEATURES}.bf16",
         hashes=f"{ROOT}/{FEATURES}.sha256",
+        sums=f"{ROOT}/{FEATURES}.sums",
         manifest=f"{ROOT}/{FEATURES}.json",
     log:
         f"{ROOT}/logs/encode_images/{{encoder}}/layer{{layer}}-{{class_token}}-{{precision}}/{{source}}-{{number}}-of-{{total}}.log",
@@ -139,8 +147,8 @@ rule encode_images:
         gpu=lambda w: None if w.precision == "fp32" else 1,
         trainings=lambda w: 0 if w.precision == "fp32" else 1,
     params:
-        encoder=lambda w: targets.processor_folder(SETTINGS, w.encoder),
-        digest=lambda w: base_digest(targets.processor_folder(SETTINGS, w.encoder), ROOT),
+        encoder=lambda w: targets.processor_folder(SETTINGS, w.encoder, PREFIXED_ROOT),
+        digest=lambda w: base_digest(targets.processor_folder(SETTINGS, w.encoder, PREFIXED_ROOT), PREFIXED_ROOT),
         code=code("scripts.encode_images"),
         libraries=versions("pillow"),
         folder=folder("media/{source}"),
@@ -151,7 +159,8 @@ rule encode_images:
     message:
         "Encoding images of {wildcards.source} with {wildcards.encoder}, shard {wildcards.number} of {wildcards.total}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.encode_images --encoder {params.encoder:q} --layer {wildcards.layer:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.encode_images --encoder {params.encoder:q} --layer {wildcards.layer:q} "
         "--class-token {wildcards.class_token:q} --precision {wildcards.precision:q} --source {wildcards.source:q} "
         "--media {params.folder:q} --shard {params.shard:q} {params.pixels:q} "
         "--root {params.root:q} --out {params.out:q}"

@@ -37,7 +37,8 @@ for _base in BASE_FILES:
         message:
             f"Making the miniature's {_base}"
         shell:
-            "VISUALCHAT_LOG={log:q} python -m scripts.pretrain {params.part:q} --world {params.world:q} "
+            "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+            "python -m scripts.pretrain {params.part:q} --world {params.world:q} "
             "--settings {params.settings:q} {params.tokenizer:q} {params.split:q} --out {params.out:q}"
 
 
@@ -59,8 +60,8 @@ rule make_model:
         vision=lambda w: base_folder(w.model, "vision"),
         language=lambda w: base_folder(w.model, "language"),
         digests=lambda w: [
-            base_digest(tokenizer_folder(SETTINGS.models[w.model].tokens), ROOT, weights=False),
-            *(base_digest(base_folder(w.model, kind), ROOT) for kind in ("vision", "language")),
+            base_digest(tokenizer_folder(SETTINGS.models[w.model].tokens), PREFIXED_ROOT, weights=False),
+            *(base_digest(base_folder(w.model, kind), PREFIXED_ROOT) for kind in ("vision", "language")),
         ],
         code=code("scripts.make_model"),
         libraries=versions("tokenizers"),
@@ -69,6 +70,7 @@ rule make_model:
     message:
         "Assembling the model {wildcards.model}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.make_model --settings {params.settings:q} --tokens {params.tokens:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.make_model --settings {params.settings:q} --tokens {params.tokens:q} "
         "--vision {params.vision:q} --language {params.language:q} --tokenizer {params.tokenizer:q} "
         "--root {params.root:q} --out {params.out:q}"

@@ -30,7 +30,8 @@ rule convert:
     message:
         "Converting {wildcards.dataset} to records"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.convert --dataset {wildcards.dataset:q} --raw {params.raw:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.convert --dataset {wildcards.dataset:q} --raw {params.raw:q} "
         "--media {params.media:q} --tolerance {params.tolerance:q} {params.subset:q} --out {params.out:q}"
 
 
@@ -50,13 +51,14 @@ rule count_tokens:
         settings=lambda w: SETTINGS.tokens[w.tokens].rerun_key(),
         tokenizer=lambda w: tokenizer_folder(w.tokens),
         followups=lambda w: ["--followups"] if targets.needs_followups(SETTINGS, w.tokens, w.dataset) else [],
-        digest=lambda w: base_digest(tokenizer_folder(w.tokens), ROOT, weights=False),
+        digest=lambda w: base_digest(tokenizer_folder(w.tokens), PREFIXED_ROOT, weights=False),
         code=code("scripts.count_tokens"),
         libraries=versions("tokenizers"),
         out=subpath(output.manifest, parent=True),
     message:
         "Counting the tokens of {wildcards.dataset} ({wildcards.tokens})"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.count_tokens --dataset {wildcards.dataset:q} --records {input.table:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.count_tokens --dataset {wildcards.dataset:q} --records {input.table:q} "
         "--report {input.report:q} --tokenizer {params.tokenizer:q} --settings {params.settings:q} {params.followups:q} "
         "--out {params.out:q}"

@@ -10,7 +10,7 @@ rule report_page:
         finished=below_root("train/{run}/finished.json", run=SETTINGS.runs),
         metrics=below_root("evaluate/{run}/metrics.json", run=SETTINGS.runs),
         locks=below_root("train/{run}/lock.json", run=SETTINGS.runs),
-        suites=list(targets.suites(SETTINGS, ROOT).values()),
+        suites=[path for path in SUITE_INPUTS if path in targets.suites(SETTINGS, ROOT).values()],
     output:
         report(f"{ROOT}/report.html", caption="captions/report.rst", category="Report"),
     log:
@@ -27,6 +27,7 @@ rule report_page:
     message:
         "Writing the report"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.report --records {input.records:q} --validated {input.validated:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.report --records {input.records:q} --validated {input.validated:q} "
         "--media {input.media:q} --plans {input.plans:q} --finished {input.finished:q} --metrics {input.metrics:q} "
         "--locks {input.locks:q} {params.suites:q} --graph {params.graph:q} --title {params.title:q} --out {output:q}"

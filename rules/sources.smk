@@ -21,7 +21,8 @@ rule miniature:
     message:
         "Generating the miniature in the raw formats of the datasets"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.miniature --settings {params.settings:q} --out {params.out:q}"
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.miniature --settings {params.settings:q} --out {params.out:q}"
 
 
 # The images of a subset are selected from the annotations, before any image is downloaded.
@@ -46,7 +47,8 @@ rule select_subset:
     message:
         "Selecting a subset of the images"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.select_subset --settings {params.settings:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.select_subset --settings {params.settings:q} "
         "--datasets {params.datasets:q} --sources {params.sources:q} --raw {params.raw:q} --out {output:q}"
 
 
@@ -67,7 +69,7 @@ rule fetch:
         # Limits how many sources are downloaded at once; profiles/default sets the limit.
         download=int(SETTINGS.download == "missing"),
     params:
-        data_path=lambda w: targets.data_path(SETTINGS, w.source),
+        data_path=lambda w: targets.data_path(SETTINGS, w.source, PREFIXED_ROOT),
         require=lambda w: [f"--require={path}" for path in REGISTRY.requirements(w.source, SETTINGS.datasets())],
         custom=lambda w: option(
             "--custom", SETTINGS.custom[w.source].rerun_key() if w.source in SETTINGS.custom else []
@@ -81,7 +83,8 @@ rule fetch:
     message:
         "Listing the raw files of {wildcards.source}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.fetch --source {wildcards.source:q} {params.custom:q} {params.download:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.fetch --source {wildcards.source:q} {params.custom:q} {params.download:q} "
         "{params.subset:q} --data-path {params.data_path:q} {params.require:q} --out {params.out:q}"
 
 
@@ -100,7 +103,8 @@ rule validate_source:
     message:
         "Validating the files of {wildcards.source}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.validate --source {wildcards.source:q} --raw {params.raw:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.validate --source {wildcards.source:q} --raw {params.raw:q} "
         "--out {output:q}"
 
 
@@ -122,5 +126,6 @@ rule validate_dataset:
     message:
         "Validating the rows of {wildcards.dataset}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.validate --dataset {wildcards.dataset:q} --raw {params.raw:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.validate --dataset {wildcards.dataset:q} --raw {params.raw:q} "
         "{params.subset:q} --out {output:q}"

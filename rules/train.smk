@@ -52,9 +52,11 @@ rule train_run:
     message:
         "Training {wildcards.run}"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.train --name {wildcards.run:q} --settings {params.settings:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.train --name {wildcards.run:q} --settings {params.settings:q} "
         "--execution {resources.execution:q} --model {params.model:q} --blend {params.parts:q} "
-        "--heldout {params.heldout:q} {params.pixels:q} {params.features:q} --root {params.root:q} --out {params.out:q} --minutes {resources.runtime:q}"
+        "--heldout {params.heldout:q} {params.pixels:q} {params.features:q} --root {params.root:q} --out {params.out:q} "
+        "--minutes {resources.runtime:q}"
 
 
 rule export:
@@ -78,5 +80,6 @@ rule export:
     message:
         "Exporting {wildcards.run} as Hugging Face folders"
     shell:
-        "VISUALCHAT_LOG={log:q} python -m scripts.export --form {params.form:q} --run {params.run:q} "
+        "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
+        "python -m scripts.export --form {params.form:q} --run {params.run:q} "
         "--model {params.model:q} --root {params.root:q} --out {params.out:q}"

@@ -2,7 +2,8 @@
 
 Reads   a plan, records/<dataset>.parquet, media/<source>
 Writes  blend/<blend>/<part>/train-00000-of-00008.tar, .tar.idx       (heldout-00000-of-00001.tar for the held-out part)
-        blend/<blend>/<part>/parts/train-00000-of-00008.json           what the shard holds; read by `blend_manifest`
+        blend/<blend>/<part>/parts/train-00000-of-00008.json           what the shard holds, and the CRC-32 of the JSON
+                                                                       of every sample; read by `blend_manifest`
 
 A sample is `<key>.json` with the messages and, with `images: embedded`, the original bytes of its images as
 `<key>.i0.jpg`, ... With `images: referenced` the JSON refers to them by shard below the root, offset and length.
@@ -12,6 +13,7 @@ and a build that was killed continues with those that are missing. A pack is nev
 
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +58,10 @@ def write_shard(
         UserError: inputs are missing or do not belong together.
     """
     packs, planned = unit_ids(plan), read_json(manifest_path(plan))
+    names = planned["tokens_name"], settings.tokens
+    # The rules give no name: an entry of `tokens` that is renamed is the same.
+    if all(names) and names[0] != names[1]:
+        raise UserError(f"{plan} was counted with the tokens {names[0]!r}, not {names[1]!r}: run plan again")
     check_records(records, planned["records"])
     units = planned["units"]
     first, end = (units * edge // shards for edge in (index, index + 1))
@@ -74,13 +80,21 @@ def write_shard(
             progress.advance()
     progress.close()
     samples.store.close()
-    described = {"name": name, "sha256": shard.sha256, "bytes": shard.bytes}
+    described = {
+        "name": name,
+        "sha256": shard.sha256,
+        "bytes": shard.bytes,
+        "index_sha256": shard.index_sha256,
+        "units": end - first,
+        "conversations": table.num_rows,
+    }
     part = {
         "v": 1,
         "plan": planned["sha256"],
         "images": settings.images,
         "content": f"{samples.content:064x}",
-        "shard": described | {"units": end - first, "conversations": table.num_rows},
+        "shard": described,
+        "crc32": samples.crc32.hex(),
     }
     write_json(part_path(out, name), part)
     return part
@@ -118,12 +132,13 @@ class _Samples:
     """Turns plan rows into the members of a WebDataset sample.
 
     `content` is the sum of the hashes of all conversations so far: the same however the images are stored and however
-    many shards there are.
+    many shards there are. `crc32` is the checksum of the JSON member of every sample so far, four bytes each, the
+    highest first: what else a sample holds has a sha256 in this member.
     """
 
     def __init__(self, store: MediaStore, embed: bool, root: Path) -> None:
         self.store, self.embed, self.root = store, embed, root
-        self.content = 0
+        self.content, self.crc32 = 0, bytearray()
 
     def sample(
         self, row: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]
@@ -150,7 +165,9 @@ class _Samples:
         # After hashing: the content is the same wherever its images lie.
         content["images"] = [image.described | image.reference for image in images]
         embedded = [image.member for image in images if image.member]
-        return f"e{row['epoch']:03d}-{row['position']:09d}", [("json", canonical_json(content).encode()), *embedded]
+        text = canonical_json(content).encode()
+        self.crc32 += zlib.crc32(text).to_bytes(4, "big")
+        return f"e{row['epoch']:03d}-{row['position']:09d}", [("json", text), *embedded]
 
     def _image(self, index: int, source: str, key: str) -> _Image:
         """The image with the number `index` of a sample.
@@ -180,7 +197,7 @@ def main() -> None:
     arguments.add_argument("--plan", required=True, type=Path, help="plan/<blend>/<part>.parquet, beside its manifest")
     arguments.add_argument("--records", required=True, type=Path, help="folder of the record tables")
     arguments.add_argument("--media", nargs="*", action="extend", default=[], metavar="SOURCE=FOLDER", help="all media")
-    arguments.add_argument("--settings", required=True, help="JSON: `images` of the blend; or @file")
+    arguments.add_argument("--settings", required=True, help="JSON: tokens and images of the blend; or @file")
     arguments.add_argument("--root", required=True, type=Path, help="results root, which references are relative to")
     arguments.add_argument("--shards", required=True, type=int, help="number of shards of the part")
     arguments.add_argument("--index", required=True, type=int, help="number of the shard to write, from 0")

@@ -4,8 +4,8 @@ Reads   a plan, and what `blend` has written: blend/<blend>/<part>/parts/*.json 
 Writes  blend/<blend>/<part>/units.idx       where each unit begins among the conversations (little-endian uint64)
         blend/<blend>/<part>/counts.npy      of every conversation its dataset (a number: they are in alphabetical
                                              order), tokens and supervised tokens: what a step of training knows of
-                                             all its batches before it reads them
-        blend/<blend>/<part>/manifest.json   last; the interface of all that follows
+                                             all its batches before it reads them; and the CRC-32 of its JSON
+        blend/<blend>/<part>/manifest.json   last; the interface of all that follows, with the sha256 of both files
 """
 
 from pathlib import Path
@@ -18,12 +18,11 @@ import pyarrow.compute as pc
 from scripts.blending.plan_table import read_plan, unit_ids
 from scripts.blending.shard_parts import MANIFEST, part_path, shard_stem
 from scripts.common.cli import parser
-from scripts.common.errors import UserError, run_program
-from scripts.common.files import atomic, read_json, read_table, write_json
-from scripts.inference.blend_reader import COUNTS, COUNTS_NAME
+from scripts.common.errors import UserError, damaged, run_program
+from scripts.common.files import atomic, file_sha256, read_json, read_table, write_json
+from scripts.inference.blend_reader import COUNTS, COUNTS_NAME, UNITS
 from scripts.media.tarshard import index_path, shard_name
 
-UNITS = "units.idx"
 _FROM_PLAN = (
     "blend",
     "epoch",
@@ -60,7 +59,7 @@ def write_manifest(plan: Path, shards: int, out: Path) -> dict[str, Any]:
     with atomic(out / UNITS) as file:
         file.write(np.searchsorted(unit_ids(plan), np.arange(planned["units"] + 1)).astype("<u8").tobytes())
     with atomic(out / COUNTS_NAME) as file:
-        np.save(file, _counts(plan, sorted(planned["datasets"])), allow_pickle=False)
+        np.save(file, _counts(plan, sorted(planned["datasets"]), parts), allow_pickle=False)
     manifest = {
         "v": 1,
         **{key: planned[key] for key in _FROM_PLAN},
@@ -69,17 +68,22 @@ def write_manifest(plan: Path, shards: int, out: Path) -> dict[str, Any]:
         "images": forms[0],
         "n_images": planned["images"],
         "shards": [part["shard"] for part in parts],
+        "files": {name: file_sha256(out / name) for name in (COUNTS_NAME, UNITS)},
     }
     write_json(out / MANIFEST, manifest)
     return manifest
 
 
-def _counts(plan: Path, datasets: list[str]) -> np.ndarray:
-    """What every row of a plan counts, (rows,) of `COUNTS`; `datasets` are numbered in their order."""
+def _counts(plan: Path, datasets: list[str], parts: list[dict[str, Any]]) -> np.ndarray:
+    """What every row of a plan counts, (rows,) of `COUNTS`; `datasets` are numbered in their order.
+
+    `parts` are the descriptions of all shards.
+    """
     table = read_table(plan, columns=["dataset", "n_tokens", "n_labels"])
     counts = np.empty(table.num_rows, COUNTS)
     counts["dataset"] = pc.index_in(table["dataset"], pa.array(datasets)).to_numpy()
     counts["tokens"], counts["labels"] = table["n_tokens"].to_numpy(), table["n_labels"].to_numpy()
+    counts["crc32"] = np.frombuffer(bytes.fromhex("".join(part["crc32"] for part in parts)), ">u4")
     return counts
 
 
@@ -94,7 +98,7 @@ def _part(out: Path, shard: str, plan: str) -> dict[str, Any]:
     sizes = {out / shard: part["shard"]["bytes"], index_path(out / shard): 8 * (part["shard"]["conversations"] + 1)}
     for file, size in sizes.items():
         if not file.is_file() or file.stat().st_size != size:
-            raise UserError(f"{file} is missing or has another size: run blend for {shard} again")
+            raise damaged(file, "is missing or has another size")
     return part
 
 

@@ -110,7 +110,9 @@ def main() -> None:
     add_folders(arguments, "--raw", "raw/<source> of every source that the dataset reads")
     add_folders(arguments, "--media", "media/<source> of every image source of the dataset")
     arguments.add_argument("--out", type=Path, required=True, help="folder to write into: records")
-    arguments.add_argument("--tolerance", type=float, default=1.0, help="share of rows that may be dropped")
+    arguments.add_argument(
+        "--tolerance", type=float, default=0.1, help="share of rows that may be dropped (default: %(default)s)"
+    )
     arguments.add_argument("--subset", type=Path, help="raw/subset.json: use only the images listed in it")
     args = arguments.parse_args()
     raw, media = named_folders(args.raw, "--raw"), named_folders(args.media, "--media")
@@ -118,6 +120,12 @@ def main() -> None:
     report = convert(args.dataset, raw, media, args.out, args.tolerance, subset)
     lost = report["rows"] - report["kept"]
     print(f"{args.dataset}: {report['rows']} rows, {report['records']} records, {lost} rows dropped")
+    if lost:
+        reasons = ", ".join(f"{entry['count']} {reason}" for reason, entry in report["dropped"].items())
+        print(
+            f"WARNING: {lost} of {report['rows']} rows of {args.dataset} ({lost / report['rows']:.1%}) are not used: "
+            f"{reasons}. Examples: {args.out / args.dataset}.report.json"
+        )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from model.template import TokenCounter
 from scripts.blending.ragged import Ragged, flat, list_starts, nested, starts_from_lengths
@@ -24,7 +23,7 @@ from scripts.blending.slots import has_slots, name_image, render_slots
 from scripts.blending.tokens_identity import load_tokenizer, tokens_identity
 from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import read_json, write_json, write_table
+from scripts.common.files import open_table, read_json, write_json, write_table
 from scripts.common.progress import track
 from scripts.common.table_hash import table_sha256
 from scripts.config.tokens import TokensConfig
@@ -144,13 +143,13 @@ def count_tokens(
 
 
 def _count(path: Path, counter: TextCounter, dataset: str, followups: bool) -> pa.Table:
-    file = pq.ParquetFile(path)
-    batches = file.iter_batches(_BATCH, columns=["uid", "images", "rounds", "system"])
-    total = -(-file.metadata.num_rows // _BATCH)
-    tables = [
-        count_batch(pa.Table.from_batches([batch]), counter, followups)
-        for batch in track(batches, f"counting {dataset} ({_BATCH} records at a time)", total)
-    ]
+    with open_table(path) as file:
+        batches = file.iter_batches(_BATCH, columns=["uid", "images", "rounds", "system"])
+        total = -(-file.metadata.num_rows // _BATCH)
+        tables = [
+            count_batch(pa.Table.from_batches([batch]), counter, followups)
+            for batch in track(batches, f"counting {dataset} ({_BATCH} records at a time)", total)
+        ]
     return pa.concat_tables(tables) if tables else TOKENS_SCHEMA.empty_table()
 
 

@@ -1,7 +1,8 @@
 """Encode every image of a media shard once with a frozen vision encoder, so that training does not have to do it.
 
     reads   media/<source>, a vision encoder; with --pixels its preprocessed images, which are then not decoded again
-    writes  features/<encoder>/<output>/<source>-00003-of-00016.bf16, .sha256, .json    scripts/media/feature_store.py
+    writes  features/<encoder>/<output>/<source>-00003-of-00016.bf16, .sha256, .sums, .json
+            (see scripts/media/feature_store.py)
 
 The features are what the model's vision tower returns: those of the selected layer, with or without the class token,
 rounded to bf16. They are computed on a GPU where there is one. Shards are independent of each other and can be made in
@@ -19,6 +20,7 @@ import numpy as np
 from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.progress import track
+from scripts.common.verified_folder import check_folder
 from scripts.media.feature_store import EncoderOutput, FeatureStore
 from scripts.media.pixel_store import PixelStore, pixels_key
 
@@ -43,16 +45,18 @@ def load_encoder(name: str, root: Path, layer: int, class_token: str, precision:
         UserError: there is none, or it cannot be used.
     """
     import torch
+    from safetensors import SafetensorError
 
     from model.encoder_loading import load_vision_tower
     from model.processing import image_side
     from scripts.inference.base_folders import find_base, folder_sha256
 
     folder = find_base(name, root)
+    check_folder(folder)
     options = {"vision_feature_layer": layer, "vision_class_token": class_token}
     try:
         tower, image_processor = load_vision_tower(folder, getattr(torch, _DTYPES[precision]), **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{name} cannot be used as a vision encoder: {str(error).splitlines()[0]}") from None
     output = EncoderOutput(
         weights=folder_sha256(folder),

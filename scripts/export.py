@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.common.cli import parser
-from scripts.common.errors import UserError, run_program
+from scripts.common.errors import UserError, damaged, run_program
 from scripts.common.files import canonical_json, file_sha256, read_json, text_sha256, write_json
+from scripts.common.verified_folder import check_folder
 from scripts.config.run import RunConfig
 
 if TYPE_CHECKING:
@@ -36,17 +37,16 @@ def export(run: Path, model: Path, root: Path, out: Path, form: str = "full") ->
     """
     finished = read_json(run / "finished.json")
     _check_model(run, finished, model)
+    check_folder(model)
     for which in ("final", "best"):
         entry = finished[which]
         if not (run / entry["weights"]).is_file() or file_sha256(run / entry["weights"]) != entry["sha256"]:
-            raise UserError(
-                f"{run / entry['weights']} is missing or has changed; run train again, which writes it anew"
-            )
+            raise damaged(run / entry["weights"], "is missing or damaged")
 
-    from safetensors.torch import load_file
     from transformers.utils import logging
 
     from scripts.common.atomic_folder import atomic_folder
+    from scripts.common.tensors import read_tensors
     from scripts.inference.lora import merge_weights
     from scripts.inference.model_assembly import load_model, write_delta
     from scripts.training.precision import dtype_of
@@ -55,7 +55,7 @@ def export(run: Path, model: Path, root: Path, out: Path, form: str = "full") ->
     settings = RunConfig.model_validate(read_json(run / finished["state"] / "settings.json"))
     dtype = dtype_of(finished["precision"])
     for which in ("final", "best"):
-        weights = load_file(run / finished[which]["weights"])
+        weights = read_tensors(run / finished[which]["weights"])
         with atomic_folder(out / which) as draft:
             if form == "delta":
                 write_delta(draft, out / which, model, root, finished["attention"], dtype, weights, settings.lora_scale)

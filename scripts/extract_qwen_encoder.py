@@ -153,18 +153,21 @@ def read_tensors(path: Path, names: set[str] | None) -> Iterator[tuple[str, "Ten
     `names` are those to read; None: all of the encoder.
 
     Raises:
-        UserError: a PyTorch file cannot be read, or holds other objects.
+        UserError: a file cannot be read, or holds other objects.
     """
     import torch
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     def selected(name: str) -> bool:
         return name in names if names is not None else name.startswith(PREFIX)
 
     if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            stored = file.keys()
-            yield from ((name, file.get_tensor(name)) for name in stored if selected(name))
+        try:
+            with safe_open(path, framework="pt") as file:
+                stored = file.keys()
+                yield from ((name, file.get_tensor(name)) for name in stored if selected(name))
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged or cut off, get it again: {error}") from None
         return
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -33,8 +33,8 @@ from scripts.config.registry import (
     glob_pattern,
 )
 from scripts.fetching.receipts import is_partial, recorded, valid
-from scripts.media.containers import list_container
-from scripts.media.keys import is_image
+from scripts.media.containers import FILE, ImageEntry, list_container, zip_root
+from scripts.media.keys import is_hidden, is_image, is_image_data
 from scripts.media.listing import (
     FILES_SCHEMA,
     FILES_TABLE,
@@ -84,6 +84,9 @@ def fetch(
         _download_missing(source, data_path, files, sets, subset, download)
     annotations = {file.path: _annotation(file, find_rows(source, data_path, file)) for file in files}
     found_sets = [find_images(source, data_path, images, subset) for images in sets]
+    if dataset is not None:
+        # Rows of a user name images as their archive does; published ones name them without its folders.
+        found_sets = [found._replace(root=_root(data_path, found)) for found in found_sets]
     optional = [path for path in source.optional_files if (data_path / path).is_file()]
 
     with_receipt = recorded(data_path)
@@ -94,8 +97,10 @@ def fetch(
     entries = [separate_images(hashed.filter(pc.invert(pc.is_in(hashed["path"], others))))]
     containers = []
     for found in found_sets:
+        unusable = (ImageEntry(path, "", FILE, 0, 0, fault=fault) for path, fault in found.faults.items())
+        entries.append(entries_table(unusable))
         for container in found.containers:
-            in_container = list_container(data_path / container, container, found.folder)
+            in_container = list_container(data_path / container, container, found.folder, found.root)
             entries.append(entries_table(entry for entry in in_container if subset is None or entry.path in subset))
             containers.append(_container(source, data_path, container))
     table = pa.concat_tables([hashed, pa.Table.from_pylist(containers, FILES_SCHEMA)]).sort_by("path")
@@ -147,11 +152,15 @@ class FoundImages(NamedTuple):
         folder: of the set, below the data path.
         separate: paths of images that are files.
         containers: paths of container files.
+        faults: why other files with the name of an image cannot be used, by path.
+        root: of the containers, see `list_container`.
     """
 
     folder: str
     separate: list[str]
     containers: list[str]
+    faults: dict[str, str]
+    root: str | None = None
 
 
 def find_images(
@@ -172,14 +181,17 @@ def find_images(
     """
     folder = data_path / images.folder
     usable = folder.is_dir() and (subset is not None or not is_partial(data_path, images.folder))
-    separate = [path for path in _images_in(data_path, folder) if subset is None or path in subset] if usable else []
+    files = dict(_images_in(data_path, folder)) if usable else {}
+    if subset is not None:
+        files = {path: fault for path, fault in files.items() if path in subset}
+    separate = [path for path, fault in files.items() if not fault]
     if separate:
-        return FoundImages(images.folder, separate, [])
+        return FoundImages(images.folder, separate, [], {path: fault for path, fault in files.items() if fault})
     for pattern in images.containers:
         if found := _matching(data_path, pattern):
-            return FoundImages(images.folder, [], found)
+            return FoundImages(images.folder, [], found, {})
     if images.optional:
-        return FoundImages(images.folder, [], [])
+        return FoundImages(images.folder, [], [], {})
     if usable:
         raise UserError(f"source {source.name!r}: {folder} contains no image. To get them: {source.how_to_get}")
     raise missing(source, images.folder, folder)
@@ -200,12 +212,57 @@ def _matching(data_path: Path, pattern: str) -> list[str]:
     return sorted(_encodable(path.relative_to(data_path).as_posix()) for path in found)
 
 
-def _images_in(data_path: Path, root: Path) -> Iterator[str]:
-    for folder, folders, names in os.walk(root, onerror=_refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if is_image(name):
-                yield _encodable((Path(folder) / name).relative_to(data_path).as_posix())
+def _images_in(data_path: Path, root: Path) -> Iterator[tuple[str, str]]:
+    """The path of every image file below `root`, and why it cannot be used, or ""."""
+    folders = [root]
+    while folders:
+        try:
+            entries = list(os.scandir(folders.pop()))
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
+                continue
+            fault = _fault(entry)
+            if is_image(entry.name) or (not fault and is_image_data(_beginning(entry.path))):
+                path = Path(entry.path).relative_to(data_path).as_posix()
+                # Bytes that are not UTF-8 are written as escapes, so that tables can list the file.
+                yield path.encode("utf-8", "backslashreplace").decode(), fault or _undecodable(path)
+
+
+def _fault(entry: os.DirEntry[str]) -> str:
+    """Why an entry of a folder is not a file that can be read, or ""; neither a pipe nor a device is opened."""
+    try:
+        return "" if entry.is_file() else "broken_link" if not os.path.exists(entry.path) else "not_a_file"
+    except OSError:
+        # Links that lead to each other.
+        return "broken_link"
+
+
+def _undecodable(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "invalid_utf8"
+    return ""
+
+
+def _beginning(path: str) -> bytes:
+    """The first bytes of a file; b"" if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(32)
+    except OSError:
+        return b""
+
+
+def _root(data_path: Path, found: FoundImages) -> str | None:
+    """The folder that the archives of a set have in common; None if its containers are of another kind."""
+    archives = [data_path / path for path in found.containers if path.lower().endswith(".zip")]
+    return zip_root(archives) if archives else None
 
 
 def missing(source: Source, path: str, full_path: Path) -> UserError:
@@ -215,10 +272,6 @@ def missing(source: Source, path: str, full_path: Path) -> UserError:
         f"source {source.name!r}: {path} is not there (looked at {full_path}). It is needed by {', '.join(users)}. "
         f"To get it: {source.how_to_get}; paths are below your data path"
     )
-
-
-def _refuse(error: OSError) -> None:
-    raise UserError(f"{error.filename} cannot be read: {error.strerror}")
 
 
 def _encodable(path: str) -> str:
@@ -328,7 +381,7 @@ def _published(source: Source, table: pa.Table) -> dict[str, dict[str, Any]]:
 
 def _image_set(source: Source, found: FoundImages) -> dict[str, Any]:
     expected = next(images.expected for images in source.images if images.folder == found.folder)
-    return {"containers": found.containers, "expected": expected}
+    return {"containers": found.containers, "expected": expected} | ({"root": found.root} if found.root else {})
 
 
 def _link(target: Path, link: Path) -> None:

@@ -10,13 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from scripts.adapters.raw import SOURCE_MANIFEST
 from scripts.adapters.statistics import summary
 from scripts.common.cli import hide_pandas, parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import read_json, read_table, write_json, write_table
+from scripts.common.files import open_table, read_json, read_table, write_json, write_table
 from scripts.common.table_hash import table_sha256
 from scripts.media.parts import PART_SCHEMA, SHARD_BYTES, SHARD_SHA256, part_path
 from scripts.media.store import INDEX, INDEX_SCHEMA, MANIFEST, REJECTED, REJECTED_SCHEMA
@@ -82,7 +81,8 @@ def _part(out: Path, name: str) -> pa.Table:
 def _shard(out: Path, name: str, images: int) -> dict[str, Any]:
     """The manifest's entry of a shard, checked against its index and its part."""
     samples = len(read_index(out / name)) - 1
-    metadata = pq.read_schema(part_path(out, name)).metadata
+    with open_table(part_path(out, name)) as part:
+        metadata = part.schema_arrow.metadata
     expected_size, sha256 = int(metadata[SHARD_BYTES]), metadata[SHARD_SHA256].decode()
     try:
         size = (out / name).stat().st_size
@@ -99,7 +99,9 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--source", required=True, help="name of the source of the shards")
     arguments.add_argument("--raw", type=Path, required=True, help="raw/<source>, as written by scripts.fetch")
-    arguments.add_argument("--tolerance", type=float, default=1.0, help="share of images that may be unreadable")
+    arguments.add_argument(
+        "--tolerance", type=float, default=0.1, help="share of images that may be unreadable (default: %(default)s)"
+    )
     arguments.add_argument("--shards", type=int, required=True, help="number of shards of the source")
     arguments.add_argument(
         "--out", type=Path, required=True, help="folder of the shards, to write into: media/<source>"
@@ -108,6 +110,12 @@ def main() -> None:
     manifest = write_index(args.source, args.shards, args.raw, args.out, args.tolerance)
     rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(manifest["rejected"].items()))
     print(f"{args.source}: {manifest['images']} images in {args.shards} shards; rejected: {rejected or 'none'}")
+    if rejected:
+        lost = sum(manifest["rejected"].values())
+        print(
+            f"WARNING: {lost} of {lost + manifest['images']} images of {args.source} "
+            f"({lost / (lost + manifest['images']):.1%}) are not used: {rejected}. All: {args.out / REJECTED}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Decode and resize every image of a media shard once, so that training does not have to do it in every epoch.
 
 Reads   media/<source>, an image processor
-Writes  pixels/<encoder>/<source>-00003-of-00016.u8, .sha256, .json      see scripts/media/pixel_store.py
+Writes  pixels/<encoder>/<source>-00003-of-00016.u8, .sha256, .sums, .json    see scripts/media/pixel_store.py
 
 The crops are those that training would compute: uint8, not yet normalised. Shards are independent of each other and can
 be made in parallel.

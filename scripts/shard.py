@@ -17,8 +17,9 @@ from scripts.common.errors import UserError, run_program
 from scripts.common.files import bytes_sha256, write_table
 from scripts.common.progress import track
 from scripts.media.containers import ImageEntry
-from scripts.media.image_check import UnreadableImageError, check_image
+from scripts.media.image_check import check_image
 from scripts.media.listing import listed_files, share
+from scripts.media.opening import UnreadableImageError
 from scripts.media.parts import PART_SCHEMA, SHARD_BYTES, SHARD_SHA256, part_path
 from scripts.media.raw_images import RawImageReader
 from scripts.media.tarshard import ShardWriter, shard_name

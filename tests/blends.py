@@ -11,6 +11,7 @@ import json
 import random
 import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from tests.tiny_models import IMAGE_TOKENS
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "white": (250, 250, 250)}
+COUNTS = [("dataset", "<i4"), ("tokens", "<i4"), ("labels", "<i4"), ("crc32", "<u4")]
 _DATASETS = ("llava", "llava_dial")
 
 
@@ -65,7 +67,7 @@ def write_blend(
     firsts = [*range(0, n, pack), n]
     units_of = [(len(firsts) - 1) * edge // shards for edge in range(shards + 1)]
     listed, sizes = [], [firsts[end] - firsts[begin] for begin, end in itertools.pairwise(units_of)]
-    position = 0
+    position, checksums = 0, []
     for index, size in enumerate(sizes):
         samples = []
         for colours, messages, tokens, labels, raw_id in units[position : position + size]:
@@ -90,14 +92,16 @@ def write_blend(
             if images == "embedded":
                 members += [(f"{key}.i{i}.jpg", pictures[colour]) for i, colour in enumerate(colours)]
             samples.append(members)
+            checksums.append(zlib.crc32(members[0][1]))
             position += 1
         path = folder / f"{stem}-{index:05d}-of-{shards:05d}.tar"
         _write_shard(path, samples)
         listed.append({"name": path.name, "sha256": _sha256(path), "bytes": path.stat().st_size, "conversations": size})
         listed[-1]["units"] = units_of[index + 1] - units_of[index]
+        listed[-1]["index_sha256"] = _sha256(Path(f"{path}.idx"))
     (folder / "units.idx").write_bytes(struct.pack(f"<{len(firsts)}Q", *firsts))
-    counts = [(position % 2, unit[2], unit[3]) for position, unit in enumerate(units)]
-    np.save(folder / "counts.npy", np.array(counts, [("dataset", "<i4"), ("tokens", "<i4"), ("labels", "<i4")]))
+    counts = [(position % 2, unit[2], unit[3], checksums[position]) for position, unit in enumerate(units)]
+    np.save(folder / "counts.npy", np.array(counts, COUNTS))
 
     manifest = {
         "v": 1,
@@ -125,6 +129,7 @@ def write_blend(
             for first, name in enumerate(_DATASETS)
         },
         "shards": listed,
+        "files": {name: _sha256(folder / name) for name in ("units.idx", "counts.npy")},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, sort_keys=True, indent=1))
     return folder

@@ -32,6 +32,7 @@ _INTEGRATION = (
     "tests/workflow/test_commands",
     "tests/workflow/test_first_hour",
     "tests/workflow/test_graph",
+    "tests/workflow/test_kubernetes",
     "tests/workflow/test_output",
     "tests/workflow/test_provenance",
     "tests/workflow/test_recipes",

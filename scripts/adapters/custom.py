@@ -12,6 +12,7 @@ sentence also becomes the name of the image ("image 1"). Rows without images are
 "system", replaces the system text of the template.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | N
     """The conversations of all files of the dataset."""
     (source,) = raw.folders
     manifest = raw.manifest(source)
-    folders = list(manifest["image_sets"])
+    roots = {folder: found.get("root", "") for folder, found in manifest["image_sets"].items()}
     for path in manifest["dataset"]["files"]:
 
         def convert(row: RawRow, path: str = path) -> Iterator[Record | Note]:
@@ -51,8 +52,8 @@ def records(raw: RawFiles, images: ImageLookup) -> Iterator[Record | Dropped | N
                 yield Note("unanswered_question", f"{path} row {row.id}: the last of {len(turns)} turns is left out")
                 turns = turns[:-1]
             names, rounds = _rounds(turns, listed)
-            found = tuple(_find(images, source, folders, name) for name in names)
-            id_ = text(str(row.value.get("id", f"{path}-{row.id}")), "'id'")
+            found = tuple(_find(images, source, roots, name) for name in names)
+            id_ = _id(row.value, f"{path}-{row.id}")
             yield Record(id_, found, rounds, system=system)
 
         yield from convert_rows(raw.rows(path), convert, path)
@@ -108,6 +109,22 @@ def _parts(content: list, turn: int) -> tuple[str, list[str]]:
         else:
             raise RowError("bad_row", f"turn {turn} has a part of type {kind!r:.40}")
     return "\n".join(texts), images
+
+
+def _id(row: dict, otherwise: str) -> str:
+    """The id of a row: a text or a number.
+
+    Raises:
+        RowError: bad_row (anything else, NaN or infinity).
+    """
+    value = row.get("id")
+    if value is None:
+        return otherwise
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise RowError("bad_row", f"'id' is not a text or a number but {type(value).__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RowError("bad_row", f"'id' is {value}")
+    return text(str(value), "'id'")
 
 
 def _listed(row: dict) -> list[str]:
@@ -179,7 +196,9 @@ def _with_names(question: str, first: int) -> str:
     return re.sub(_PLACEHOLDER, named, question)
 
 
-def _find(images: ImageLookup, source: str, folders: list[str], name: str) -> ImageRef:
-    if not folders:
+def _find(images: ImageLookup, source: str, roots: dict[str, str], name: str) -> ImageRef:
+    """The image `name`, which rows may give with or without the folder that contains all of their archive (`roots`)."""
+    if not roots:
         raise RowError("missing_image", f"{name}: `custom.{source}` in the configuration has no `images`")
-    return images.find(source, *(folder + name for folder in folders), name)
+    exact = [folder + name.removeprefix(root) for folder, root in roots.items() if name.startswith(root)]
+    return images.find(source, *exact, *(folder + name for folder in roots), name)

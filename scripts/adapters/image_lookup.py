@@ -1,5 +1,6 @@
 """Looking up the images of conversations by their path below the data path."""
 
+import posixpath
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from scripts.media.store import INDEX, REJECTED
 
 OUTSIDE_SUBSET = "outside_subset"
 """The reason of rows that are left out because they show images outside of the configured subset; they are not bad."""
+
+
+_EXPLAINED = 20
+"""How many missing images are explained with those of the same name, and how many of these are named."""
+_CANDIDATES = 4
 
 
 class ImageLookup:
@@ -38,6 +44,8 @@ class ImageLookup:
         """
         self._keys, self._rejected = keys, rejected
         self._subset = {source: frozenset(paths) for source, paths in (subset or {}).items()}
+        self._ambiguous: dict[str, dict[str, list[str]]] = {}
+        self._explained = 0
         self.named: set[str] = set()
         self.found: set[str] = set()
 
@@ -78,7 +86,8 @@ class ImageLookup:
         """The image of `source` at the first of `paths` that exists.
 
         Raises:
-            RowError: missing_image, unreadable_image (with the reason of its rejection), or outside_subset.
+            RowError: missing_image, ambiguous_image (an archive has it in several folders), unreadable_image (with the
+                reason of its rejection), or outside_subset.
             UserError: the images of `source` were not given.
         """
         if source not in self._keys:
@@ -95,4 +104,25 @@ class ImageLookup:
             return ImageRef(source, keys[path])
         if path in rejected:
             raise RowError("unreadable_image", f"{path} ({rejected[path]})")
-        raise RowError("missing_image", path)
+        raise self._missing(source, path)
+
+    def _missing(self, source: str, path: str) -> RowError:
+        """The error for an image that is not there; it names those that have its name and lie in other folders."""
+        name = posixpath.basename(path)
+        if source not in self._ambiguous:
+            self._ambiguous[source] = {}
+            for other, reason in self._rejected.get(source, {}).items():
+                if reason == "ambiguous_name":
+                    self._ambiguous[source].setdefault(posixpath.basename(other), []).append(other)
+        if others := self._ambiguous[source].get(name):
+            return RowError("ambiguous_image", f"{path} may be any of {', '.join(others[:_CANDIDATES])}")
+        self._explained += 1
+        # Only for the examples of a report: all images are looked through.
+        others = [] if self._explained > _EXPLAINED else [each for each in self._keys[source] if _ends(each, name)]
+        if others:
+            return RowError("missing_image", f"{path}; others with its name are {', '.join(others[:_CANDIDATES])}")
+        return RowError("missing_image", path)
+
+
+def _ends(path: str, name: str) -> bool:
+    return path.endswith(name) and posixpath.basename(path) == name

@@ -156,9 +156,8 @@ def read_rows(data: bytes, file_path: Path, layout: Mapping[str, Any], notes: li
         if not rows:
             raise UserError(f"{file_path} has no rows: it is empty. Get the file again, or leave the dataset out")
         return rows
-    parser = _Parser()
     try:
-        value = json.loads(text, object_pairs_hook=parser.object)
+        value, parser = _parsed(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{file_path} is not valid JSON: {error}. The file is damaged: get it again") from None
     notes += parser.notes(file_path.name)
@@ -177,6 +176,35 @@ def read_rows(data: bytes, file_path: Path, layout: Mapping[str, Any], notes: li
     if isinstance(value, list):
         return [RawRow(str(number), row) for number, row in enumerate(value)]
     return [RawRow(key, row) for key, row in (value.pairs if isinstance(value, _RepeatedKeys) else value.items())]
+
+
+class HugeNumber:
+    """In place of an integer with more digits than Python reads; of no type that a field may have."""
+
+
+def _parsed(text: str) -> tuple[Any, "_Parser"]:
+    """The JSON value of a text, and the parser with its repeated keys; integers may have any number of digits.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON.
+        RecursionError: it is nested too deeply.
+    """
+    parser = _Parser()
+    try:
+        return json.loads(text, object_pairs_hook=parser.object), parser
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        # An integer is too long. Only now: a function for every integer makes parsing slower.
+        parser = _Parser()
+        return json.loads(text, object_pairs_hook=parser.object, parse_int=_integer), parser
+
+
+def _integer(digits: str) -> int | HugeNumber:
+    try:
+        return int(digits)
+    except ValueError:
+        return HugeNumber()
 
 
 def _only_list(value: Any) -> Any:
@@ -219,11 +247,12 @@ def _lines(text: str, file_path: Path, notes: list[Note]) -> Iterator[RawRow]:
     for number, line in enumerate(text.split("\n")):
         if not line.strip():
             continue
-        parser = _Parser()
         try:
-            yield RawRow(str(number), json.loads(line, object_pairs_hook=parser.object))
+            value, parser = _parsed(line)
         except (json.JSONDecodeError, RecursionError) as error:
             yield RawRow(str(number), Broken("invalid_json", str(error)))
+            continue
+        yield RawRow(str(number), value)
         notes += parser.notes(f"{file_path.name} line {number + 1}")
 
 

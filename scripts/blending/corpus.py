@@ -15,11 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from scripts.blending.ragged import Ragged, chunked, flat, list_starts
 from scripts.common.errors import UserError
-from scripts.common.files import read_table
+from scripts.common.files import open_table, read_table
 
 PERMUTE = "permute"
 _SEPARATOR = "\0"
@@ -178,13 +177,23 @@ class _Tables:
         for name, path in self.paths.items():
             if not path.exists():
                 raise UserError(f"the blend needs {name}, but {path} does not exist: run {step} for this dataset first")
-        self.sizes = [pq.read_metadata(path).num_rows for path in self.paths.values()]
+        self.sizes = [_rows_of(path) for path in self.paths.values()]
 
     def column(self, name: str, field: str | None = None) -> pa.Array:
         """A column of all tables as one array; of a list of structs only one `field`."""
         columns = [name if field is None else f"{name}.list.element.{field}"]
-        parts = [flat(pq.ParquetFile(path).read(columns=columns), name) for path in self.paths.values()]
+        parts = [flat(_read(path, columns), name) for path in self.paths.values()]
         return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+
+
+def _rows_of(path: Path) -> int:
+    with open_table(path) as table:
+        return table.metadata.num_rows
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    with open_table(path) as table:
+        return table.read(columns)
 
 
 def _mismatched_tables(rows: _Tables, counts: _Tables) -> str:

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from scripts.blending.conversations import Conversations
 from scripts.blending.corpus import Corpus
 from scripts.blending.ragged import Ragged, nested
 from scripts.blending.truncation import Truncated
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, read_table
+from scripts.common.files import open_table, read_json, read_table
 from scripts.common.table_hash import table_sha256
 
 PLAN_SCHEMA = pa.schema(
@@ -132,7 +131,7 @@ def _existing(path: str | Path) -> Path:
 
 def read_rows(path: str | Path, first: int, end: int) -> pa.Table:
     """The rows [first, end) of a plan, without reading all of it."""
-    with pq.ParquetFile(path) as file:
+    with open_table(path) as file:
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         starts = np.concatenate([[0], np.cumsum(sizes)])
         groups = [group for group, size in enumerate(sizes) if starts[group] < end and starts[group] + size > first]

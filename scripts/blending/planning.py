@@ -97,6 +97,7 @@ def make_plan(
         "blend": blend,
         "epoch": HELDOUT if epoch is None else epoch,
         "sha256": table_sha256(table),
+        "tokens_name": settings.tokens,
         "tokens_identity": tokens.identity,
         "records": tokens.records,
         "seed": settings.seed,

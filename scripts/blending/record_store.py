@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from scripts.common.errors import UserError
+from scripts.common.files import open_table
 from scripts.common.records import RECORD_SCHEMA
 
 
@@ -34,8 +34,9 @@ class RecordStore:
             path = Path(folder) / f"{dataset}.parquet"
             if not path.exists():
                 raise UserError(f"{path} does not exist: run convert for {dataset} first")
-            for batch in pq.ParquetFile(path).iter_batches(columns=RECORD_SCHEMA.names):
-                self._add(batch.filter(pc.is_in(batch["uid"], value_set=requested)))
+            with open_table(path) as table:
+                for batch in table.iter_batches(columns=RECORD_SCHEMA.names):
+                    self._add(batch.filter(pc.is_in(batch["uid"], value_set=requested)))
         for uid in requested.to_pylist():
             if uid not in self._rows:
                 raise UserError(f"the plan names the record {uid}, which {folder} does not hold: run plan again")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from model.template import IMAGE_TOKEN, Template
 from scripts.common.errors import UserError
 from scripts.common.files import canonical_json, text_sha256
+from scripts.common.verified_folder import check_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,10 +22,11 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """A tokenizer from a folder or the hub, with the image placeholder that a language model's own lacks.
 
     Raises:
-        UserError: there is none, or it cannot be loaded.
+        UserError: there is none, or it is damaged or cannot be loaded.
     """
     from transformers import AutoTokenizer
 
+    check_folder(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:

@@ -3,6 +3,9 @@
 Every output of every program goes through `atomic`: it is written beside its final name, flushed to disk and renamed.
 JSON is canonical (sorted keys, no times, no absolute paths) and Parquet is written with fixed options, so that equal
 inputs give equal hashes.
+
+Tables are checked when they are read: every page of a Parquet file that `write_table` writes has its checksum (CRC-32),
+as the format provides, and so has the footer, in the eight bytes before it, which belong to no page.
 """
 
 import hashlib
@@ -10,19 +13,25 @@ import json
 import os
 import re
 import socket
+import struct
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from scripts.common.errors import UserError
+from scripts.common.errors import UserError, damaged, mark_writing
 
 if TYPE_CHECKING:
     # Most programs read JSON alone, and pyarrow is the largest of our dependencies.
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _CHUNK = 1 << 20
+_FOOTER_MARK = b"FCRC"
+_TAIL = struct.Struct("<I4s")
+"""The end of a Parquet file: the length of its footer, and the magic bytes."""
 
 TEMPORARY = re.compile(r"\..*\.(?P<pid>\d+)@(?P<host>[^/]*)\.[^.]+\.tmp", re.DOTALL)
 """Names of the temporary files of `atomic`: process and machine of their owner are part of them."""
@@ -36,10 +45,18 @@ os.umask(_UMASK)
 
 @contextmanager
 def atomic(path: str | Path, mode: str = "wb", **options: Any) -> Iterator[IO]:
-    """Open a temporary file beside `path` and rename it to `path` when the block ends without an error."""
+    """Open a temporary file beside `path` and rename it to `path` when the block ends without an error.
+
+    Raises:
+        OSError: it cannot be written; `filename` is `path`.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=temporary_prefix(path), suffix=".tmp", dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=temporary_prefix(path), suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        mark_writing(error, path)
+        raise
     if "b" not in mode:
         options.setdefault("encoding", "utf-8")
     try:
@@ -49,7 +66,10 @@ def atomic(path: str | Path, mode: str = "wb", **options: Any) -> Iterator[IO]:
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_UMASK)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
+        # Errors of `write` name no file. One that names another file was raised while reading that.
+        if isinstance(error, OSError) and error.filename in (None, name, handle):
+            mark_writing(error, path)
         Path(name).unlink(missing_ok=True)
         raise
 
@@ -76,6 +96,23 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+def parse_json(data: str | bytes, name: str | Path) -> Any:
+    """Parse JSON; `name` is what error messages call it.
+
+    Raises:
+        UserError: it is not JSON, or has a number of thousands of digits or thousands of nested brackets.
+    """
+    try:
+        return json.loads(data)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{name} is not valid JSON: {error}") from None
+    except ValueError:
+        # Python limits the digits of an integer, because converting them takes quadratic time.
+        raise UserError(f"{name} is JSON with a number of thousands of digits, which nothing here can be") from None
+    except RecursionError:
+        raise UserError(f"{name} is JSON that is nested too deeply") from None
+
+
 def read_json(path: str | Path) -> Any:
     """Parse a JSON file.
 
@@ -83,11 +120,10 @@ def read_json(path: str | Path) -> Any:
         UserError: the file is absent or is not JSON; the message names the file and, for broken JSON, the line.
     """
     try:
-        return json.loads(Path(path).read_bytes())
+        data = Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
+    return parse_json(data, path)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -101,8 +137,63 @@ def write_table(path: str | Path, table: "pa.Table") -> None:
     """Write a Parquet file atomically; with one version of pyarrow, equal tables give equal bytes."""
     import pyarrow.parquet as pq
 
-    with atomic(path) as file:
-        pq.write_table(table, file, compression="zstd", row_group_size=65536, store_schema=True)
+    options = {"compression": "zstd", "row_group_size": 65536, "store_schema": True, "write_page_checksum": True}
+    with atomic(path, "w+b") as file:
+        pq.write_table(table, file, **options)
+        _check_footer(file)
+
+
+def _check_footer(file: IO[bytes]) -> None:
+    """Put the checksum of a Parquet file's footer before it: readers find the footer from the end of the file."""
+    file.seek(-_TAIL.size, os.SEEK_END)
+    length = _TAIL.unpack(file.read())[0]
+    start = file.seek(-length - _TAIL.size, os.SEEK_END)
+    footer = file.read()
+    file.seek(start)
+    file.write(_FOOTER_MARK + struct.pack("<I", zlib.crc32(footer)) + footer)
+
+
+def _footer_is_whole(file: IO[bytes]) -> bool:
+    """Whether a footer has its checksum; files of other programs have none, and pass."""
+    size = file.seek(0, os.SEEK_END)
+    if size < _TAIL.size:
+        return False
+    file.seek(size - _TAIL.size)
+    length, magic = _TAIL.unpack(file.read())
+    start = size - _TAIL.size - length - 8
+    if magic != b"PAR1" or start < 0:
+        return False
+    file.seek(start)
+    mark, checksum = struct.unpack("<4sI", file.read(8))
+    return mark != _FOOTER_MARK or checksum == zlib.crc32(file.read())
+
+
+@contextmanager
+def open_table(path: str | Path) -> Iterator["pq.ParquetFile"]:
+    """Open a Parquet file that one of our programs wrote, to read parts of it; what is read is checked.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is damaged or not a Parquet file; raised where it is read, inside the block, too.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with open(path, "rb") as file:
+        try:
+            if not _footer_is_whole(file):
+                raise damaged(path, "is damaged or not a Parquet file: its footer does not have its checksum")
+            file.seek(0)
+            with pq.ParquetFile(file, page_checksum_verification=True) as stored:
+                yield stored
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise damaged(path, f"is damaged or not a Parquet file ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def read_table(path: str | Path, columns: list[str] | None = None, schema: "pa.Schema | None" = None) -> "pa.Table":
@@ -113,24 +204,17 @@ def read_table(path: str | Path, columns: list[str] | None = None, schema: "pa.S
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: the file is not Parquet, or lacks a column.
+        UserError: the file is damaged or not Parquet, or lacks a column.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     names = schema.names if schema else columns
-    with open(path, "rb") as file:
-        try:
-            with pq.ParquetFile(file) as stored:
-                absent = sorted(set(names or ()) - set(stored.schema_arrow.names))
-                if absent:
-                    raise UserError(f"{path} has no column {absent[0]!r}: build it again")
-                table = stored.read(names)
-            # `read` returns columns in the order of the file.
-            table = table if names is None else table.select(names)
-            return table.cast(schema) if schema else table
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path} is damaged or not a Parquet file, build it again: {error}") from None
+    with open_table(path) as stored:
+        absent = sorted(set(names or ()) - set(stored.schema_arrow.names))
+        if absent:
+            raise damaged(path, f"has no column {absent[0]!r}: it is damaged, or of another version of this project")
+        table = stored.read(names)
+        # `read` returns columns in the order of the file.
+        table = table if names is None else table.select(names)
+        return table.cast(schema) if schema else table
 
 
 def sync(path: Path) -> None:

@@ -1,10 +1,12 @@
-"""Writing named tensors as safetensors files, atomically."""
+"""Named tensors in safetensors files: written atomically, and read with an error that names the file."""
 
 from pathlib import Path
 
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from scripts.common.errors import damaged
 from scripts.common.files import atomic, sync
 
 
@@ -16,3 +18,17 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     with atomic(path) as file:
         file.write(save({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}))
     sync(path.parent)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        UserError: it is missing, cut off or damaged.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise damaged(path, "is missing") from None
+    except SafetensorError as error:
+        raise damaged(path, f"is damaged or no safetensors file ({error})") from None

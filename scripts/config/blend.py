@@ -57,6 +57,8 @@ _JOIN_OPTIONS = ("followup", "conversations", "rounds", "followups")
 class BlendStorageConfig(Section):
     """How a blend is stored, independent of its content (read by `blend`)."""
 
+    tokens: str
+    """Entry of `tokens` with which the lengths of conversations are counted."""
     images: Literal["referenced", "embedded"] = "referenced"
     """`referenced`: shards refer to the media shards, which have to be kept; `embedded`: shards contain the images, for
     object stores and for other tools."""
@@ -67,8 +69,6 @@ class BlendStorageConfig(Section):
 class BlendConfig(BlendStorageConfig):
     """A mixture of datasets: fixed for every epoch by a table (the plan), then written as shards."""
 
-    tokens: str
-    """Entry of `tokens` with which the lengths of conversations are counted."""
     seed: int = 0
     """Another seed gives other samples, other choices and another order."""
     datasets: Annotated[dict[str, BlendDatasetConfig], Field(min_length=1)]

@@ -28,10 +28,12 @@ from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from PIL import Image
 
+from model.pixels import to_rgb
 from scripts.common.files import bytes_sha256
 from scripts.config.evaluate import EvaluationConfig
 from scripts.inference.answering import ModelRunner, Prompt
 from scripts.inference.generation import GenerationOptions
+from scripts.inference.image_files import read_image_file
 
 _GENERATION = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams")
 
@@ -277,13 +279,13 @@ def _reader(data: list[bytes]) -> Callable[[], list[bytes]]:
 def _encoded(image: Any) -> bytes:
     """The encoded bytes of an image: those of its file, or a PNG of a decoded one."""
     if isinstance(image, str | Path):
-        return Path(image).read_bytes()
+        return read_image_file(Path(image), str(image))
     if isinstance(image, dict) and image.get("bytes"):
         return image["bytes"]
     if not isinstance(image, Image.Image):
         raise ValueError(f"an image must be a file, bytes or a Pillow image, not {type(image).__name__}")
     buffer = BytesIO()
-    image.save(buffer, "PNG")
+    to_rgb(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -23,11 +23,11 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_json
 from scripts.evaluation.suites import ANSWERS_FILE, image_names
 from scripts.inference.image_files import find_image_root, split_paths
+from scripts.media.keys import is_image
 
 BUILDERS = {"json": (".json", ".jsonl"), "csv": (".csv", ".tsv"), "parquet": (".parquet",)}
 _SUFFIXES = [suffix for suffixes in BUILDERS.values() for suffix in suffixes]
 IMAGEFOLDER, DIALOGUES = "imagefolder", "dialogues"
-_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 Documents = list[dict[str, Any]]
 
@@ -157,7 +157,7 @@ def _json_lines(file: Path) -> Documents:
         if line.strip():
             try:
                 documents.append(json.loads(line))
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{file}, line {number} is not valid JSON: {error}") from None
     return documents
 
@@ -174,7 +174,7 @@ def _image_folder(folder: Path, metadata: list[Path], where: str) -> Documents:
         if not all(isinstance(row, dict) and row.get("file_name") for row in rows):
             raise UserError(f"{where}: every row of {metadata[0]} needs a file_name")
         return [row | {"image": row["file_name"]} for row in rows]
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES and path.is_file())
+    images = sorted(path for path in folder.rglob("*") if is_image(path.name) and path.is_file())
     if not images:
         raise UserError(f"{where}: there are no images and no metadata in {folder}")
     names = [path.relative_to(folder).as_posix() for path in images]

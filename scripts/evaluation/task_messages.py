@@ -6,6 +6,7 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any
 
+from model.pixels import to_rgb
 from scripts.common.errors import UserError
 from scripts.evaluation.suites import SuiteImage, SuiteRound, image_bytes, image_file
 from scripts.evaluation.task_templates import Function, render, text_of
@@ -156,7 +157,7 @@ def _image(value: Any, root: Path, allow_outside: bool, base: Path, where: str) 
             return _image(value["path"], root, allow_outside, base, where)
         if hasattr(value, "save"):
             buffer = BytesIO()
-            value.convert("RGB").save(buffer, "PNG")
+            to_rgb(value).save(buffer, "PNG")
             return image_bytes(buffer.getvalue(), "made")
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

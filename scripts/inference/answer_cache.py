@@ -27,7 +27,7 @@ class AnswerCache:
         """
         self.path = path
         self._outputs: dict[str, list] = {}
-        header = canonical_json({"v": 1, "identity": text_sha256(canonical_json(identity))})
+        header = canonical_json({"v": 2, "identity": text_sha256(canonical_json(identity))})
         complete = _complete_lines(path)
         kept = complete if complete and complete[0] == header else [header]
         # Rewritten, because a line that was cut off by a kill must not run into the next one.

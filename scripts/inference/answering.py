@@ -23,7 +23,9 @@ from scripts.config.evaluate import EvaluationConfig
 from scripts.inference.answer_cache import AnswerCache
 from scripts.inference.decoded_images import DecodedImageCache
 from scripts.inference.generation import GenerationOptions
+from scripts.inference.image_files import unreadable
 from scripts.inference.model_loading import load_model
+from scripts.media.opening import UnreadableImageError
 
 
 @dataclass(frozen=True)
@@ -204,9 +206,12 @@ class ModelRunner:
     def _pixels(self, prompt: Prompt, blank: bool) -> list[np.ndarray]:
         if not prompt.hashes:
             return []
-        images = [
-            self._images.get(sha256, data) for sha256, data in zip(prompt.hashes, prompt.read_images(), strict=True)
-        ]
+        try:
+            images = [
+                self._images.get(sha256, data) for sha256, data in zip(prompt.hashes, prompt.read_images(), strict=True)
+            ]
+        except UnreadableImageError as error:
+            raise unreadable(error, f"of {prompt.name}") from None
         return [self._blanked(image) for image in images] if blank else images
 
     def _blanked(self, image: np.ndarray) -> np.ndarray:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from scripts.common.errors import UserError
-from scripts.common.files import canonical_json, file_sha256, text_sha256
+from scripts.common.files import canonical_json, text_sha256
+from scripts.common.verified_folder import remembered_sha256
 
 _HASHED = {".json", ".safetensors", ".model", ".txt", ".jinja"}
 _NOT_HASHED = {"manifest.json"}
@@ -35,4 +36,4 @@ def folder_sha256(folder: Path) -> str:
     files = [
         path for path in folder.iterdir() if path.is_file() and path.suffix in _HASHED and path.name not in _NOT_HASHED
     ]
-    return text_sha256(canonical_json({path.name: file_sha256(path) for path in files}))
+    return text_sha256(canonical_json({path.name: remembered_sha256(path) for path in files}))

@@ -2,19 +2,22 @@
 
 A blend folder holds tar shards in plan order, an `.idx` beside each (little-endian uint64 offsets of every
 conversation and of the end), `units.idx` (the first conversation of every unit, and the end), `counts.npy`
-(dataset, tokens and supervised tokens of every conversation) and `manifest.json`, which counts the conversations of
-each shard. So the offset of conversation i is computed, and it is read with one `pread`, in any order, from any
-process, with no iterator state to save. A unit is one conversation or a pack of several. Images lie in the shard itself
-(`embedded`) or in the media shards that the JSON member names (`referenced`).
+(dataset, tokens, supervised tokens and checksum of every conversation) and `manifest.json`, which counts the
+conversations of each shard. So the offset of conversation i is computed, and it is read with one `pread`, in any order,
+from any process, with no iterator state to save. A unit is one conversation or a pack of several. Images lie in the
+shard itself (`embedded`) or in the media shards that the JSON member names (`referenced`).
 
-Opening a folder checks that all its files exist with their size: a run of days must not fail on its last shard.
+Opening a folder checks that all its files exist with their size: a run of days must not fail on its last shard. And
+whatever is read is checked: `.idx`, `units.idx` and `counts.npy` have their sha256 in the manifest, the JSON member of
+a conversation has its CRC-32 in `counts.npy`, and an image has its sha256 in that member.
 """
 
 import bisect
+import io
 import itertools
-import json
 import os
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,12 +27,14 @@ from typing import Any
 
 import numpy as np
 
-from scripts.common.errors import UserError
-from scripts.common.files import read_json
+from scripts.common.errors import UserError, damaged
+from scripts.common.files import bytes_sha256, parse_json, read_json
 
+UNITS = "units.idx"
 COUNTS_NAME = "counts.npy"
-COUNTS = np.dtype([("dataset", "<i4"), ("tokens", "<i4"), ("labels", "<i4")])
-"""A row of that file: the number of the conversation's dataset (in alphabetical order), tokens, supervised tokens."""
+COUNTS = np.dtype([("dataset", "<i4"), ("tokens", "<i4"), ("labels", "<i4"), ("crc32", "<u4")])
+"""A row of that file: the number of the conversation's dataset (in alphabetical order), tokens, supervised tokens, and
+the CRC-32 of its JSON member."""
 
 _BLOCK = tarfile.BLOCKSIZE
 _HEAD = 8192
@@ -60,10 +65,14 @@ class BlendReader:
         """Open `folder`; references to media shards are relative to the results root `root`.
 
         Raises:
-            UserError: the manifest, a shard or its index is missing or has another size than the manifest says.
+            UserError: the manifest, a shard or its index is missing or is not what the manifest describes.
         """
         self.folder, self.root = Path(folder), Path(root)
         self.manifest: dict[str, Any] = read_json(self.folder / "manifest.json")
+        if "files" not in self.manifest:
+            raise UserError(
+                f"{self.folder} was written before blends had checksums: run blend and blend_manifest again"
+            )
         self.plan: str = self.manifest["plan"]
         self.global_batch: int = self.manifest["global_batch"]
         shards = self.manifest["shards"]
@@ -75,7 +84,10 @@ class BlendReader:
             raise UserError(
                 f"{self.folder}/manifest.json counts {expected} conversations, its shards {self._starts[-1]}"
             )
-        self._units = _numbers(self.folder / "units.idx", self.manifest["units"] + 1)
+        units = self.folder / UNITS
+        self._units = _numbers(units, self.manifest["units"] + 1, self.manifest["files"][UNITS])
+        self._counts = self._read_counts()
+        self._crc32 = self._counts["crc32"].tolist()
         if self.manifest["images"] == "referenced":
             _check_media(self.root)
 
@@ -99,11 +111,7 @@ class BlendReader:
         return range(int(self._units[unit]), int(self._units[unit + 1]))
 
     def counts(self, units: range) -> tuple[Counter[str], int]:
-        """The supervised tokens of consecutive units by dataset, and all their tokens.
-
-        Raises:
-            UserError: the table of counts is missing or belongs to another blend.
-        """
+        """The supervised tokens of consecutive units by dataset, and all their tokens."""
         counts = self._counts[int(self._units[units.start]) : int(self._units[units.stop])]
         labels = np.bincount(counts["dataset"], counts["labels"], minlength=len(self.datasets))
         found = Counter({name: int(number) for name, number in zip(self.datasets, labels, strict=True) if number})
@@ -111,31 +119,21 @@ class BlendReader:
 
     @cached_property
     def most_labels(self) -> int:
-        """The most supervised tokens of a unit; 0 without units.
-
-        Raises:
-            UserError: as for `counts`.
-        """
+        """The most supervised tokens of a unit; 0 without units."""
         before = np.concatenate([[0], np.cumsum(self._counts["labels"], dtype=np.int64)])
         return int(np.diff(before[self._units.astype(np.int64)]).max(initial=0))
 
-    @cached_property
-    def _counts(self) -> np.ndarray:
-        path, remedy = self.folder / COUNTS_NAME, "build the blend again (remove its manifest.json if necessary)"
+    def _read_counts(self) -> np.ndarray:
+        path = self.folder / COUNTS_NAME
+        data = _checked_bytes(path, self.manifest["files"][COUNTS_NAME])
         try:
-            counts: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError:
-            raise UserError(f"{path} is missing; {remedy}") from None
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} is damaged ({error}); {remedy}") from None
-        if counts.ndim != 1 or counts.dtype != COUNTS:
-            raise UserError(f"{path} is no table of counts, but {counts.dtype} {counts.shape}; {remedy}")
-        if len(counts) != len(self):
-            raise UserError(f"{path} has {len(counts)} rows for {len(self)} conversations; {remedy}")
-        if len(counts) and not (counts["dataset"] < len(self.datasets)).all():
-            raise UserError(f"{path} counts datasets that the manifest does not name; {remedy}")
-        if len(counts) and min(counts[name].min() for name in COUNTS.names or ()) < 0:
-            raise UserError(f"{path} counts less than nothing; {remedy}")
+            counts: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise damaged(path, f"is no table of counts ({error})") from None
+        if counts.ndim != 1 or counts.dtype != COUNTS or len(counts) != len(self):
+            raise damaged(
+                path, f"is no table of counts of {len(self)} conversations, but {counts.dtype} {counts.shape}"
+            )
         return counts
 
     def __getitem__(self, position: int) -> Sample:
@@ -154,7 +152,7 @@ class BlendReader:
         """
         content, embedded = self._read(position, images)
         data = [
-            self._referenced(image["ref"]) if "ref" in image else embedded[index]
+            self._checked_image(position, image, embedded.get(index))
             for index, image in enumerate(content["images"] if images else ())
         ]
         return Sample(
@@ -176,75 +174,106 @@ class BlendReader:
         """Return the JSON of a conversation and, if requested, its embedded images by number."""
         if not 0 <= position < len(self):
             raise IndexError(f"conversation {position} of {len(self)} in {self.folder}")
-        shard = bisect.bisect_right(self._starts, position) - 1
+        shard = self._shard(position)
         index = position - self._starts[shard]
         begin, end = map(int, self._offsets[shard][index : index + 2])
         try:
-            members: dict[str, bytes] = {}
+            text, embedded = None, {}
             if not images:
-                members = dict(_members(_pread(self._paths[shard], begin, min(end - begin, _HEAD)), partial=True))
-            if not any(name.endswith(".json") for name in members):
+                head = _pread(self._paths[shard], begin, min(end - begin, _HEAD))
+                text = next((data for name, data in _members(head, partial=True) if name.endswith(".json")), None)
+            if text is None:
                 members = dict(_members(_pread(self._paths[shard], begin, end - begin)))
-            text = next(data for name, data in members.items() if name.endswith(".json"))
-            embedded = {
-                int(name.split(".")[1][1:]): data for name, data in members.items() if not name.endswith(".json")
-            }
-            return json.loads(text), embedded
+                text = members.pop(next(name for name in members if name.endswith(".json")))
+                embedded = {int(name.split(".")[1][1:]): data for name, data in members.items()}
         except (StopIteration, ValueError, IndexError) as error:
-            raise UserError(
-                f"conversation {position} of {self._paths[shard]} is damaged ({type(error).__name__}: {error}); remove "
-                "the shard and run blend again"
-            ) from None
+            reason = "it has no JSON member" if isinstance(error, StopIteration) else str(error)
+            raise damaged(self._paths[shard], f"is damaged at conversation {position}: {reason}") from None
+        if zlib.crc32(text) != self._crc32[position]:
+            reason = f"the JSON of conversation {position} does not have its checksum"
+            raise damaged(self._paths[shard], f"is damaged: {reason}")
+        return parse_json(text, f"conversation {position} of {self._paths[shard]}"), embedded
 
-    def _referenced(self, reference: Sequence[Any]) -> bytes:
-        """Read an image in a media shard; `reference`: path below the root, offset, length in bytes."""
-        path, offset, length = reference
-        pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts:
-            raise UserError(f"{self.folder} refers to an image outside the results root: {path}")
-        try:
-            data = _pread(self.root / pure, offset, length)
-        except OSError as error:
-            raise UserError(f"{self.folder} needs {self.root / pure}, which cannot be read: {error}") from None
-        if len(data) != length:
-            raise UserError(f"{self.root / pure} is shorter than {self.folder} expects; build the media shards again")
+    def _shard(self, position: int) -> int:
+        """The number of the shard of a conversation."""
+        return bisect.bisect_right(self._starts, position) - 1
+
+    def _checked_image(self, position: int, image: dict[str, Any], embedded: bytes | None) -> bytes:
+        """The bytes of an image, `embedded` or referenced, once they have the sha256 that the JSON names."""
+        path = self._paths[self._shard(position)]
+        what, needed_by = (
+            f"the image {image['key']} of {image['source']}",
+            f"conversation {position} of {path} shows it",
+        )
+        if "ref" in image:
+            path, data = self._referenced(image["ref"], needed_by)
+        elif embedded is None:
+            raise damaged(path, f"is damaged: {what} is missing", needed_by)
+        else:
+            data = embedded
+        if bytes_sha256(data) != image["sha256"]:
+            raise damaged(path, f"is damaged: {what} does not have its sha256", needed_by)
         return data
+
+    def _referenced(self, reference: Sequence[Any], needed_by: str) -> tuple[Path, bytes]:
+        """Read an image in a media shard; `reference`: path below the root, offset, length in bytes."""
+        name, offset, length = reference
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts:
+            raise UserError(f"{self.folder} refers to an image outside the results root: {name}")
+        path = self.root / pure
+        try:
+            data = _pread(path, offset, length)
+        except FileNotFoundError:
+            raise damaged(path, "is missing", needed_by) from None
+        if len(data) != length:
+            raise damaged(path, "is damaged: it ends before an image does", needed_by)
+        return path, data
 
 
 def _checked_offsets(path: Path, shard: dict[str, Any]) -> np.ndarray:
-    """Return the offsets of a shard's conversations, after checking the sizes of it and its index."""
+    """Return the offsets of a shard's conversations, after checking the size of the shard and its index."""
     _check_size(path, shard["bytes"])
-    return _numbers(Path(f"{path}.idx"), shard["conversations"] + 1)
+    return _numbers(Path(f"{path}.idx"), shard["conversations"] + 1, shard["index_sha256"])
 
 
-def _numbers(path: Path, count: int) -> np.ndarray:
+def _numbers(path: Path, count: int, sha256: str) -> np.ndarray:
     """Read a file of `count` little-endian uint64."""
     _check_size(path, 8 * count)
-    return np.fromfile(path, "<u8")
+    return np.frombuffer(_checked_bytes(path, sha256), "<u8")
 
 
-def _check_size(path: Path, size: int) -> None:
+def _checked_bytes(path: Path, sha256: str) -> bytes:
+    """The content of a file."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise damaged(path, "is missing") from None
+    if bytes_sha256(data) != sha256:
+        raise damaged(path, "is damaged: it does not have the sha256 of its manifest")
+    return data
+
+
+def _check_size(path: Path, size: int, needed_by: str = "") -> None:
     found = path.stat().st_size if path.is_file() else None
     if found != size:
-        state = "is missing" if found is None else f"has {found} bytes instead of {size}"
-        raise UserError(f"{path} {state}; build the blend again (remove {path.parent}/manifest.json if necessary)")
+        raise damaged(path, "is missing" if found is None else f"has {found} bytes instead of {size}", needed_by)
 
 
 def _check_media(root: Path) -> None:
     """Check presence and size of every media shard below `root` that a media manifest lists."""
     for manifest in sorted(root.glob("media/*/manifest.json")):
         for shard in read_json(manifest)["shards"]:
-            path = manifest.parent / shard["name"]
-            found = path.stat().st_size if path.is_file() else None
-            if found != shard["bytes"]:
-                state = "is missing" if found is None else f"has {found} bytes instead of {shard['bytes']}"
-                raise UserError(f"{path} {state}, and the blend's images lie there; build the media shards again")
+            _check_size(manifest.parent / shard["name"], shard["bytes"], "the blend's images lie there")
 
 
 def _pread(path: Path, offset: int, length: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return os.pread(descriptor, length, offset)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(descriptor)
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from model.processing import VisualChatProcessor
-from scripts.media.opening import open_image
+from scripts.media.opening import UnreadableImageError, decode_image
 
 _CACHE_BYTES = 256 << 20
 
@@ -23,12 +23,14 @@ class DecodedImageCache:
         """Return the image of these bytes as the model's input, uint8 (3, H, W).
 
         Raises:
-            OSError: it cannot be decoded.
+            UnreadableImageError: it cannot be decoded, or is too large for the processor.
         """
         if sha256 in self._images:
             return self._images[sha256]
-        with open_image(data) as picture:
-            image = self._processor.preprocess_image(picture)
+        try:
+            image = self._processor.preprocess_image(decode_image(data))
+        except ValueError as error:
+            raise UnreadableImageError("too_large", str(error)) from None
         if image.nbytes <= self._free_bytes:
             self._free_bytes -= image.nbytes
             self._images[sha256] = image

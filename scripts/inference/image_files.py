@@ -4,7 +4,6 @@ Used by evaluation suites, whose paths come from files that may be untrusted, by
 """
 
 import shlex
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,8 @@ from scripts.common.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from scripts.media.opening import UnreadableImageError
 
 _MAX_LEVELS_UP = 3
 
@@ -62,34 +63,39 @@ def decode_image(data: bytes, name: str) -> "Image":
     Raises:
         UserError: the bytes are not a readable image; the message names it and the reason.
     """
-    from PIL import Image, UnidentifiedImageError
+    from scripts.media.opening import UnreadableImageError
+    from scripts.media.opening import decode_image as decode
 
-    from scripts.media.opening import MAX_PIXELS, open_image
-
-    if not data:
-        raise UserError(f"image {name} is empty (zero bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with open_image(data) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise UserError(f"image {name} is too large ({image.width} x {image.height} pixels)")
-                image.load()
-                return image.copy()
-    except UnidentifiedImageError:
-        raise UserError(f"{name} is not an image that can be read") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"image {name} is damaged: {error}") from None
+        return decode(data)
+    except UnreadableImageError as error:
+        raise unreadable(error, name) from None
+
+
+def unreadable(error: "UnreadableImageError", name: str) -> UserError:
+    """The message for an image that cannot be read; it names the image and the reason."""
+    messages = {
+        "zero_bytes": f"image {name} is empty (zero bytes)",
+        "too_large": f"image {name} is too large ({error.detail})",
+        "not_an_image": f"{name} is not an image that can be read",
+        "not_a_file": f"image {name} is not a file, but a folder, pipe, socket or device",
+        "unsupported_format": f"image {name} has a format that is not supported ({error.detail})",
+    }
+    return UserError(messages.get(error.reason, f"image {name} is damaged: {error.detail}"))
 
 
 def read_image_file(path: Path, name: str) -> bytes:
     """Read an image file; `name` is what error messages call it.
 
     Raises:
-        UserError: it does not exist or cannot be read.
+        UserError: it does not exist, cannot be read, is not a file or too large.
     """
+    from scripts.media.opening import UnreadableImageError, read_image
+
     try:
-        return path.read_bytes()
+        return read_image(path)
+    except UnreadableImageError as error:
+        raise unreadable(error, name) from None
     except FileNotFoundError:
         raise UserError(f"image {name} does not exist (looked at {path})") from None
     except OSError as error:

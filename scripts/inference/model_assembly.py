@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.blending.tokens_identity import load_tokenizer, tokens_identity
-from scripts.common.errors import UserError
-from scripts.common.files import read_json, write_json
+from scripts.common.errors import UserError, damaged
+from scripts.common.files import file_sha256, read_json, write_json
+from scripts.common.verified_folder import check_folder
 from scripts.config.model import ModelConfig
 from scripts.config.tokens import TokensConfig
 from scripts.inference.base_folders import find_base, folder_sha256
@@ -39,12 +40,15 @@ def make_model(
         UserError: a base is missing or cannot be used, or an image does not become as many tokens as `tokens` counts.
     """
     import torch
+    from safetensors import SafetensorError
 
     from model.modeling import VisualChatForConditionalGeneration
     from model.processing import VisualChatProcessor
     from scripts.common.atomic_folder import atomic_folder
 
     folders = {kind: find_base(name, root) for kind, name in bases.items()}
+    for folder in folders.values():
+        check_folder(folder)
     template = tokens.template.template()
     tokenizer = load_tokenizer(str(folders["tokenizer"]))
     identity = tokens_identity(tokenizer, template, tokens.image_tokens)
@@ -59,7 +63,7 @@ def make_model(
             dtype=torch.float32,
             **settings.projector_options(),
         )
-    except ValueError as error:
+    except (ValueError, SafetensorError) as error:
         raise UserError(f"{bases['vision']} and {bases['language']} cannot be joined: {error}") from None
     if model.config.image_tokens != tokens.image_tokens:
         raise UserError(
@@ -71,8 +75,10 @@ def make_model(
         model.config.save_pretrained(draft)
         processor.save_pretrained(draft)
         _write_new_weights(model, _rows_of_language(folders["language"]), draft / _WEIGHTS)
+        files = {path.name: file_sha256(path) for path in sorted(draft.iterdir())}
         manifest = {
             "v": 1,
+            "files": files,
             "bases": {
                 kind: {"path": _stored_path(bases[kind], folders[kind], root), "sha256": folder_sha256(folders[kind])}
                 for kind in sorted(bases)
@@ -110,8 +116,10 @@ def load_model(
 
     manifest = read_json(folder / "manifest.json")
     folders = _bases(manifest["bases"], root, folder, check)
+    if check:
+        check_folder(folder)
     if check and folder_sha256(folder) != manifest["sha256"]:
-        raise UserError(f"{folder} has changed since it was made; make the model again")
+        raise damaged(folder, "has changed since it was made")
     return _join(folder, folders, attention, dtype or torch.float32, keep_language_dtype)
 
 
@@ -123,6 +131,8 @@ def _bases(bases: dict[str, dict[str, str]], root: Path, folder: Path, check: bo
     """
     folders = {kind: find_base(base["path"], root) for kind, base in bases.items()}
     for kind, path in folders.items():
+        if check:
+            check_folder(path)
         if check and folder_sha256(path) != bases[kind]["sha256"]:
             raise UserError(f"{path} has changed since {folder} was made from it; make the model again")
     return folders
@@ -133,10 +143,10 @@ def _join(
 ) -> "tuple[VisualChatForConditionalGeneration, VisualChatProcessor]":
     """Join the bases in `folders` as `folder` describes it, with its new weights."""
     import torch
-    from safetensors.torch import load_file
 
     from model.modeling import VisualChatForConditionalGeneration
     from model.processing import VisualChatProcessor
+    from scripts.common.tensors import read_tensors
 
     config = read_json(folder / "config.json")
     processor = VisualChatProcessor.from_pretrained(folder)
@@ -152,7 +162,7 @@ def _join(
     )
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, value in load_file(folder / _WEIGHTS).items():
+        for name, value in read_tensors(folder / _WEIGHTS).items():
             rows = name.startswith(_ROWS)
             parameter = parameters[name.removeprefix(_ROWS)]
             (parameter[-len(value) :] if rows else parameter).copy_(value)
@@ -198,15 +208,15 @@ def load_delta(folder: Path) -> "tuple[VisualChatForConditionalGeneration, Visua
         UserError: a base is missing or is not the one that the weights were trained with.
     """
     import torch
-    from safetensors.torch import load_file
 
+    from scripts.common.tensors import read_tensors
     from scripts.inference.lora import merge_weights
 
     facts = read_json(folder / "delta.json")
     folders = _bases(facts["bases"], folder, folder)
     attention = read_json(folder / "config.json")["attention"]
     model, processor = _join(folder, folders, attention, getattr(torch, facts["dtype"]))
-    merge_weights(model, load_file(folder / DELTA), facts["lora_scale"])
+    merge_weights(model, read_tensors(folder / DELTA), facts["lora_scale"])
     return model, processor
 
 

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 
 from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
 from scripts.common.errors import UserError
+from scripts.common.verified_folder import check_folder
 from scripts.inference.model_assembly import DELTA, load_delta
 
 
@@ -25,11 +27,12 @@ def load_model(
         bits: 8 or 4 to load the language model's linear layers in that many bits (bitsandbytes); `None` for all bits.
 
     Raises:
-        UserError: the folder holds no exported model, the device is not available, or a delta is to be spread or
-            quantised.
+        UserError: the folder holds no exported model or a damaged one, the device is not available, or a delta is to be
+            spread or quantised.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"there is no model in {folder}: name a folder that `export` wrote, such as exported/RUN/final")
+    check_folder(folder)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
@@ -47,7 +50,7 @@ def load_model(
         else:
             processor = VisualChatProcessor.from_pretrained(folder)
             model = VisualChatForConditionalGeneration.from_pretrained(folder, dtype="auto", **options)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"the model in {folder} cannot be loaded: {error}") from None
     return (model if options else model.to(device)).eval(), processor
 

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
-from model.processing import load_image_processor, to_rgb
+from model.cropping import processed_pixels
+from model.processing import load_image_processor
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, read_table
-from scripts.media.opening import open_image
+from scripts.common.verified_folder import check_folder
+from scripts.media.opening import UnreadableImageError, decode_image
 from scripts.media.store import INDEX, MANIFEST, MediaStore
 
 
@@ -25,8 +27,9 @@ def image_processor_of(encoder: str | Path) -> Any:
     """Load the image processor of a vision encoder, a folder or hub name.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the folder is damaged.
     """
+    check_folder(encoder)
     try:
         return load_image_processor(encoder)
     except (OSError, ValueError) as error:
@@ -50,12 +53,17 @@ def shard_images(source: str, media: Path, shard: str) -> list[StoredImage]:
 
 
 def crops(image_processor: Any, source: str, media: Path, images: Sequence[StoredImage]) -> Iterator[np.ndarray]:
-    """Decode images of the folder `media` one by one: uint8 (3, height, width), not yet normalised."""
+    """Decode images of the folder `media` one by one: uint8 (3, height, width), not yet normalised.
+
+    Raises:
+        UserError: an image cannot be decoded, or is too large for the image processor.
+    """
     store = MediaStore({source: media})
     try:
         for stored in images:
-            with open_image(store.read(source, stored.key)) as image:
-                batch = image_processor(to_rgb(image), do_rescale=False, do_normalize=False)
-            yield np.asarray(batch["pixel_values"][0], dtype=np.uint8)
+            try:
+                yield processed_pixels(image_processor, decode_image(store.read(source, stored.key)))
+            except (UnreadableImageError, ValueError) as error:
+                raise UserError(f"{media}: the image {stored.key} cannot be preprocessed: {error}") from None
     finally:
         store.close()

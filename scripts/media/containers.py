@@ -10,10 +10,11 @@ import mmap
 import os
 import posixpath
 import re
-import stat
-import struct
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +23,14 @@ import pyarrow.parquet as pq
 
 from scripts.common.errors import UserError
 from scripts.common.files import bytes_sha256
-from scripts.media.keys import is_image
+from scripts.media import zip_directory
+from scripts.media.keys import is_hidden, is_image, is_image_data
+from scripts.media.opening import MAX_BYTES
 
 FILE, STORED, DEFLATED, BASE64, PARQUET = "file", "stored", "deflated", "base64", "parquet"
 
 _WINDOW = 32 << 20
-_LOCAL_HEADER = 30
+_SIGNATURE_BYTES = 512
 _BATCH = 4096
 
 
@@ -52,7 +55,7 @@ class ImageEntry(NamedTuple):
     fault: str = ""
 
 
-def list_container(file_path: Path, container: str, folder: str) -> Iterator[ImageEntry]:
+def list_container(file_path: Path, container: str, folder: str, root: str | None = None) -> Iterator[ImageEntry]:
     """The images in a container, in its order. It is not hashed as a whole: every image that is read from it will be.
 
     They are yielded while the container is read, because a list of millions would take gigabytes.
@@ -61,18 +64,49 @@ def list_container(file_path: Path, container: str, folder: str) -> Iterator[Ima
         file_path: the container.
         container: its path below the data path.
         folder: the folder that it stands for, below the data path, ending in "/".
+        root: of a zip: the folder inside of it that `folder` stands for, ending in "/", or "" (see `zip_root`); None:
+            the base names of its members are the names of the images.
 
     Raises:
         UserError: the file is damaged, or is not a container of images.
     """
-    readers = {".zip": _zip_entries, ".json": _json_entries, ".parquet": _parquet_entries}
+    readers: dict[str, Callable[[Path, str, str], Iterator[ImageEntry]]] = {
+        ".zip": partial(_zip_entries, root=root),
+        ".json": _json_entries,
+        ".parquet": _parquet_entries,
+    }
     seen: set[str] = set()
     try:
         for entry in readers[file_path.suffix.lower()](file_path, container, folder):
             repeated = entry.path in seen and not entry.fault
             seen.add(entry.path)
             yield entry._replace(fault="duplicate_name") if repeated else entry
-    except (OSError, zipfile.BadZipFile, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file_path} is damaged or cut off, get it again: {error}") from None
+
+
+def zip_root(file_paths: Iterable[Path]) -> str:
+    """The folder that contains all images of all of these archives, ending in "/"; "" if they have none in common.
+
+    Raises:
+        UserError: an archive is damaged.
+    """
+    roots: set[str] = set()
+    for file_path in file_paths:
+        with _opened(file_path) as file:
+            names = [member.name for member in _image_members(file) if not member.fault and not _leads_out(member.name)]
+        roots |= {posixpath.dirname(posixpath.normpath(name)) for name in names}
+    common = posixpath.commonpath(roots) if roots else ""
+    return f"{common}/" if common else ""
+
+
+@contextmanager
+def _opened(file_path: Path) -> Iterator[int]:
+    """A container, open for reading; errors that its bytes cause become a UserError."""
+    try:
+        with file_path.open("rb") as file:
+            yield file.fileno()
+    except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{file_path} is damaged or cut off, get it again: {error}") from None
 
 
@@ -87,33 +121,68 @@ def _named(folder: str, name: str) -> tuple[str, str]:
     return folder + name, ""
 
 
-def _zip_entries(file_path: Path, container: str, folder: str) -> Iterator[ImageEntry]:
-    """The images of a zip by their base names, because archives differ in the folders inside of them."""
-    with zipfile.ZipFile(file_path) as archive, file_path.open("rb") as file:
-        for member in archive.infolist():
-            if member.is_dir() or not is_image(member.filename):
-                continue
-            path, fault = _named(folder, posixpath.basename(member.filename))
-            if member.filename.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", member.filename):
-                path, fault = f"{folder}{member.filename!r:.100}", "unsafe_path"
-            elif stat.S_ISLNK(member.external_attr >> 16):
-                fault = "symlink"
-            elif member.flag_bits & 1:
-                fault = "encrypted"
-            elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                fault = "unsupported_compression"
-            kind = STORED if member.compress_type == zipfile.ZIP_STORED else DEFLATED
-            offset = _data_offset(file.fileno(), member)
-            yield ImageEntry(path, container, kind, offset, member.compress_size, member.CRC, fault)
+def _zip_entries(file_path: Path, container: str, folder: str, root: str | None) -> Iterator[ImageEntry]:
+    """The images of a zip.
+
+    With a `root`, by their paths below it. Without, by their base names, because published archives differ in the
+    folders inside of them; a base name that several folders have then belongs to none of them, unless one of the
+    folders is that of the set itself.
+    """
+    with _opened(file_path) as file:
+        found = list(_image_members(file))
+    folders: dict[str, set[str]] = {}
+    for member in found:
+        parent, name = posixpath.split(member.name)
+        if not member.fault and not _leads_out(member.name):
+            folders.setdefault(name, set()).add(parent)
+    for member in found:
+        parent, name = posixpath.split(member.name)
+        fault = member.fault
+        if _leads_out(member.name):
+            path, fault = f"{folder}{member.name!r:.100}", "unsafe_path"
+        elif root is not None:
+            path = folder + posixpath.normpath(member.name).removeprefix(root)
+        elif len(folders.get(name, ())) < 2 or _is_folder_of(folder, parent, folders[name]):
+            path, unsafe = _named(folder, name)
+            fault = unsafe or fault
+        else:
+            path, fault = folder + member.name, "ambiguous_name"
+        kind = STORED if member.method == zip_directory.STORED else DEFLATED
+        yield ImageEntry(path, container, kind, member.offset, member.length, member.crc, fault)
 
 
-def _data_offset(file: int, member: zipfile.ZipInfo) -> int:
-    """Offset of a member's data: after its local header, whose length may differ from that in the central directory."""
-    header = os.pread(file, _LOCAL_HEADER, member.header_offset)
-    if len(header) < _LOCAL_HEADER or header[:4] != b"PK\x03\x04":
-        raise zipfile.BadZipFile(f"no member where {member.filename!r} should begin")
-    name, extra = struct.unpack_from("<HH", header, 26)
-    return member.header_offset + _LOCAL_HEADER + name + extra
+def _leads_out(name: str) -> bool:
+    """Whether the name of a member is not that of a file below the folder into which the archive is unpacked."""
+    return name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/")
+
+
+def _is_folder_of(folder: str, parent: str, parents: Iterable[str]) -> bool:
+    """Whether `parent` is the only one of the folders `parents` of an archive that is a set's `folder`, or its end."""
+
+    def matches(each: str) -> bool:
+        return bool(each) and f"/{folder}".endswith(f"/{each}/")
+
+    return matches(parent) and sum(map(matches, parents)) == 1
+
+
+def _image_members(file: int) -> Iterator[zip_directory.Member]:
+    """The members of an archive that are images: by the ending of their name, or else by their first bytes."""
+    for member in zip_directory.members(file):
+        if is_image(member.name) or (not is_hidden(member.name) and is_image_data(_beginning(file, member))):
+            yield member
+
+
+def _beginning(file: int, member: zip_directory.Member) -> bytes:
+    """The first bytes of the content of a member."""
+    if member.fault:
+        return b""
+    stored = os.pread(file, min(member.length, _SIGNATURE_BYTES), member.offset)
+    if member.method == zip_directory.STORED:
+        return stored
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, _SIGNATURE_BYTES)
+    except zlib.error:
+        return b""
 
 
 _COLON = re.compile(rb"\s*:\s*")
@@ -170,6 +239,8 @@ def _scan(data: mmap.mmap, file_path: Path, container: str, folder: str) -> Iter
         following = _NEXT.match(data, after) if after > 0 else None
         if following is None:
             raise broken(value, "an image, then ',' or '}'")
+        # Base64 has four characters for three bytes.
+        fault = fault or ("too_large" if end - value > MAX_BYTES // 3 * 4 else "")
         yield ImageEntry(path, container, BASE64, value, end - value, fault=fault)
         at = following.start(1) if following[1] == b"}" else following.end()
         if at - released >= _WINDOW:

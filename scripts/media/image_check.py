@@ -1,29 +1,32 @@
 """Checking that training can read an image, by decoding it completely.
 
-The header is not enough: that of a truncated JPEG is intact. An image that passes decodes to RGB in training.
+The header is not enough: that of a truncated JPEG is intact. An image that passes is decoded and converted to RGB in
+training, evaluation, chat and server by the same functions as here.
 """
 
 import os
 import warnings
 from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from scripts.media.opening import LONG_TEXT, MAX_PIXELS, open_image
+from model.pixels import convert, orientation
+from scripts.media.opening import LONG_TEXT, UnreadableImageError, damaged, decode_image
 
 _FORMATS = {
-    "JPEG": ("jpg", {".jpg", ".jpeg"}),
+    "JPEG": ("jpg", {".jpg", ".jpeg", ".jpe", ".jfif", ".jif"}),
     # Phones write JPEG files with further images appended.
-    "MPO": ("jpg", {".jpg", ".jpeg"}),
-    "PNG": ("png", {".png"}),
+    "MPO": ("jpg", {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"}),
+    "PNG": ("png", {".png", ".apng"}),
     "WEBP": ("webp", {".webp"}),
     "GIF": ("gif", {".gif"}),
     "BMP": ("bmp", {".bmp"}),
     "TIFF": ("tif", {".tif", ".tiff"}),
+    "AVIF": ("avif", {".avif", ".avifs"}),
+    "JPEG2000": ("jp2", {".jp2", ".j2k", ".jpx", ".j2c", ".jpc", ".jpf"}),
 }
 """Pillow's name of a format -> the extension used in shards, and the usual extensions of such files."""
 
-_ORIENTATION = 0x0112
 _MODES = {
     "CMYK": "cmyk",
     "P": "palette",
@@ -34,8 +37,8 @@ _MODES = {
     "RGBa": "alpha",
     "L": "grey",
     "1": "grey",
-    "I": "16-bit",
-    "F": "16-bit",
+    "I": "grey",
+    "F": "grey",
 }
 """Pillow's mode -> the flag of an image that is not RGB."""
 
@@ -49,9 +52,12 @@ class ImageInfo:
         format: its extension in shards.
         mode: Pillow's mode.
         orientation: that of EXIF; 1 without one.
-        flags: what is unusual but harmless: "cmyk", "palette", "alpha", "grey", "16-bit" or "other-colours" (not RGB),
-            "extension" (the file name has that of another format), "frames" (more than one), "rotated" (by EXIF),
-            "long-text" (a PNG with more text than Pillow accepts by default).
+        flags: what is unusual but harmless.
+            Its mode: "cmyk", "palette", "alpha", "grey" or "other-colours" (not RGB).
+            What was done to its values (see model/pixels.py): "on-white" (transparent pixels are composited on white),
+            "12-bit" (or another number), "16-bit", "32-bit" or "float" (scaled to 8 bits).
+            Others: "extension" (the file name has that of another format), "frames" (of several, the first is used),
+            "rotated" (by EXIF), "long-text" (a PNG with more text than Pillow accepts by default).
     """
 
     width: int
@@ -62,69 +68,47 @@ class ImageInfo:
     flags: tuple[str, ...]
 
 
-class UnreadableImageError(Exception):
-    """The bytes are not a usable image; `reason` is the name under which the report counts it."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
-
-
 def check_image(data: bytes, path: str) -> ImageInfo:
-    """Decode `data`, the bytes of the file `path`.
+    """Decode `data`, the bytes of the file `path`, and convert them to RGB.
 
     Raises:
         UnreadableImageError: zero_bytes, not_an_image, unsupported_format, one_pixel, too_large, truncated or corrupt.
     """
-    if not data:
-        raise UnreadableImageError("zero_bytes")
+    image = decode_image(data)
+    width, height, mode = image.width, image.height, image.mode
+    if width <= 1 or height <= 1:
+        raise UnreadableImageError("one_pixel", f"{width} x {height}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = open_image(data)
-        except UnidentifiedImageError:
-            raise UnreadableImageError("not_an_image", _beginning(data)) from None
-        except Image.DecompressionBombError as error:
-            raise UnreadableImageError("too_large", str(error)) from None
-        except Exception as error:  # noqa: BLE001 - Pillow's plugins raise anything on damaged data
-            raise _broken(error) from None
-        with image:
-            return _decode(image, path)
-
-
-def _decode(image: Image.Image, path: str) -> ImageInfo:
-    width, height = image.size
-    if image.format not in _FORMATS:
-        raise UnreadableImageError("unsupported_format", str(image.format))
-    if width <= 1 or height <= 1:
-        raise UnreadableImageError("one_pixel", f"{width} x {height}")
-    if width * height > MAX_PIXELS:
-        raise UnreadableImageError("too_large", f"{width} x {height}")
-    extension, usual_suffixes = _FORMATS[image.format]
-    mode, frames = image.mode, getattr(image, "n_frames", 1)
-    try:
-        image.load()
-        orientation = image.getexif().get(_ORIENTATION, 1)
-        if mode != "RGB":
-            image.convert("RGB")
-    except Exception as error:  # noqa: BLE001 - Pillow's decoders raise anything on damaged data
-        raise _broken(error) from None
-    upright = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+            changes = convert(image).changes
+            upright, frames = orientation(image), _has_frames(image)
+        except Exception as error:  # noqa: BLE001 - Pillow raises anything on damaged data
+            raise damaged(error) from None
+    extension, usual_suffixes = _FORMATS[str(image.format)]
     suffix = os.path.splitext(path)[1].lower()
     flags = [
-        *([] if mode == "RGB" else [_MODES.get(mode, "16-bit" if mode.startswith("I;16") else "other-colours")]),
+        *_of_mode(mode, changes),
+        *changes,
         *(["extension"] if suffix and suffix not in usual_suffixes else []),
-        *(["frames"] if frames > 1 else []),
+        *(["frames"] if frames else []),
         *(["rotated"] if upright != 1 else []),
         *(["long-text"] if any(len(text) > LONG_TEXT for text in getattr(image, "text", {}).values()) else []),
     ]
     return ImageInfo(width, height, extension, mode, upright, tuple(flags))
 
 
-def _beginning(data: bytes) -> str:
-    return f"{len(data)} bytes that begin with {data[:16]!r}"
+def _of_mode(mode: str, changes: tuple[str, ...]) -> list[str]:
+    """The flag of a mode; of grey images with more than 8 bits, what was done is enough."""
+    if mode == "RGB" or (changes and (mode in ("I", "F") or mode.startswith("I;16"))):
+        return []
+    return [_MODES.get(mode, "other-colours")]
 
 
-def _broken(error: Exception) -> UnreadableImageError:
-    message = f"{type(error).__name__}: {error}"[:200]
-    return UnreadableImageError("truncated" if "truncated" in message.lower() else "corrupt", message)
+def _has_frames(image: Image.Image) -> bool:
+    """Whether an image has more than one frame; counting them would read all of a file with any number of them."""
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    return True

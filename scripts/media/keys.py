@@ -15,7 +15,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 MAX_KEY_BYTES = 90
-_IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+_IMAGE_EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+    | {".avif", ".avifs", ".heic", ".heif", ".jp2", ".j2k", ".jpx", ".j2c", ".jpc", ".jpf"}
+)
+_SIGNATURES = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF87a",
+    b"GIF89a",
+    b"II*\0",
+    b"MM\0*",
+    b"II+\0",
+    b"MM\0+",
+    b"\0\0\0\x0cjP  \r\n\x87\n",
+    b"\xff\x4f\xff\x51",
+)
+"""First bytes of JPEG, PNG, GIF, TIFF and JPEG 2000."""
+_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1")
+"""Of AVIF and HEIF."""
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
+"""Sizes of the second header of a BMP: two letters alone are no signature."""
 _SAFE = r"\A[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*\z"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_/-]+")
 _HASH_DIGITS = 16
@@ -25,8 +45,22 @@ _ONLY_DOTS_BEFORE = r"(\A|/)\.+[^./]*\z"
 
 def is_image(path: str) -> bool:
     """Whether a file has the extension of an image and is not hidden."""
-    name = posixpath.basename(path)
-    return posixpath.splitext(name)[1].lower() in _IMAGE_EXTENSIONS and not name.startswith(".")
+    return posixpath.splitext(path)[1].lower() in _IMAGE_EXTENSIONS and not is_hidden(path)
+
+
+def is_hidden(path: str) -> bool:
+    """Whether the name of a file begins with a dot."""
+    return posixpath.basename(path).startswith(".")
+
+
+def is_image_data(beginning: bytes) -> bool:
+    """Whether the first bytes of a file (32 or more) are those of an image, for a name that does not show it."""
+    return (
+        beginning.startswith(_SIGNATURES)
+        or (beginning[:4] == b"RIFF" and beginning[8:12] == b"WEBP")
+        or (beginning[4:8] == b"ftyp" and beginning[8:12] in _BRANDS)
+        or (beginning[:2] == b"BM" and int.from_bytes(beginning[14:18], "little") in _BMP_HEADERS)
+    )
 
 
 def keys_of(paths: pa.StringArray) -> pa.StringArray:

@@ -16,7 +16,7 @@ import PIL
 from scripts.common.files import canonical_json, text_sha256
 from scripts.media.array_store import ArrayStore
 
-_VERSION = 1
+_VERSION = 2
 # Names of classes and files: they differ between a processor and its saved copy and have no influence on pixels.
 _NOT_PIXELS = ("processor_class", "image_processor_type", "_processor_class", "auto_map", "name_or_path")
 

@@ -26,11 +26,8 @@ from scripts.media.containers import (
     image_bytes,
     parquet_form,
 )
-from scripts.media.image_check import UnreadableImageError
-from scripts.media.opening import MAX_PIXELS
+from scripts.media.opening import MAX_BYTES, UnreadableImageError, read_image
 
-_MAX_BYTES = 4 * MAX_PIXELS
-"""An image never unpacks to more than its decoded pixels could take."""
 _BATCH = 64
 
 
@@ -83,7 +80,7 @@ class RawImageReader:
 
     def _file(self, path: str) -> bytes:
         try:
-            return (self.root / path).read_bytes()
+            return read_image(self.root / path)
         except OSError as error:
             raise UserError(f"{self.root / path} cannot be read: {error.strerror}; was it moved? Fetch again") from None
 
@@ -163,9 +160,9 @@ def _base64(text: bytes) -> bytes:
 def _inflate(data: bytes) -> bytes:
     unpack = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        unpacked = unpack.decompress(data, _MAX_BYTES)
+        unpacked = unpack.decompress(data, MAX_BYTES)
     except zlib.error as error:
         raise UnreadableImageError("corrupt", str(error)) from None
     if unpack.unconsumed_tail:
-        raise UnreadableImageError("too_large", f"unpacks to more than {_MAX_BYTES} bytes")
+        raise UnreadableImageError("too_large", f"unpacks to more than {MAX_BYTES} bytes")
     return unpacked

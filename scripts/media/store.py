@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from scripts.common.errors import UserError
-from scripts.common.files import read_json, read_table
+from scripts.common.errors import UserError, damaged
+from scripts.common.files import bytes_sha256, read_json, read_table
 
 INDEX = "index.parquet"
 REJECTED = "rejected.parquet"
@@ -98,21 +98,28 @@ class MediaStore:
 
         Raises:
             KeyError: the source has no such image.
-            UserError: the shard is missing or shorter than its index requires.
+            UserError: the shard is missing, or the image does not have the sha256 of the index.
         """
-        return self.read_at(*self.reference(source, key))
-
-    def read_at(self, shard: Path, offset: int, length: int) -> bytes:
-        """`length` bytes of `shard` from `offset` on; the shard stays open for the next call."""
-        if shard not in self._open:
-            try:
-                self._open[shard] = os.open(shard, os.O_RDONLY)
-            except FileNotFoundError:
-                raise UserError(f"media shard {shard} does not exist: build it again") from None
-        data = os.pread(self._open[shard], length, offset)
-        if len(data) != length:
-            raise UserError(f"media shard {shard} is shorter than its index requires: build it again")
+        row = self.lookup(source, key)
+        if row is None:
+            raise KeyError(f"{source}/{key}")
+        shard = self._shards[source][row.shard]
+        data = self._read_at(shard, row.offset, row.length)
+        if bytes_sha256(data) != row.sha256:
+            raise damaged(shard, f"is damaged: the image {key} of {source} does not have its sha256")
         return data
+
+    def _read_at(self, shard: Path, offset: int, length: int) -> bytes:
+        """`length` bytes of `shard` from `offset` on, or those up to its end; it stays open for the next call."""
+        try:
+            if shard not in self._open:
+                self._open[shard] = os.open(shard, os.O_RDONLY)
+            return os.pread(self._open[shard], length, offset)
+        except FileNotFoundError:
+            raise damaged(shard, "is missing") from None
+        except OSError as error:
+            error.filename = str(shard)
+            raise
 
     def close(self) -> None:
         """Close all open shards."""

@@ -14,8 +14,8 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 
-from scripts.common.errors import UserError
-from scripts.common.files import atomic
+from scripts.common.errors import damaged
+from scripts.common.files import atomic, bytes_sha256
 from scripts.media.direct import DirectWriter
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -40,11 +40,13 @@ class ShardWriter:
     Attributes:
         path: of the shard.
         bytes: written so far; after the block, the size of the archive.
+        index_sha256: after the block, the sha256 of the index.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.bytes = 0
+        self.index_sha256 = ""
         self._digest = hashlib.sha256()
         self._offsets: list[int] = []
 
@@ -95,7 +97,7 @@ class ShardWriter:
         # Two empty blocks end an archive; tar pads it to a multiple of its record size.
         self._write(bytes(2 * _BLOCK + -(end + 2 * _BLOCK) % _RECORD))
         self._out.finish()
-        write_index(self.path, [*self._offsets, end])
+        self.index_sha256 = write_index(self.path, [*self._offsets, end])
 
     def _add_member(self, name: str, data: bytes) -> int:
         self._write(_header(name, len(data)))
@@ -126,13 +128,14 @@ def _header(name: str, size: int) -> bytes:
     return b"%b%06o\0 %b" % (before, checksum, after)
 
 
-def write_index(shard: str | Path, offsets: Sequence[int]) -> None:
-    """Write the offsets of a shard's samples, and of their end, to its index."""
+def write_index(shard: str | Path, offsets: Sequence[int]) -> str:
+    """Write the offsets of a shard's samples, and of their end, to its index; return the sha256 of the file."""
     values = array("Q", offsets)
     if sys.byteorder == "big":
         values.byteswap()
     with atomic(index_path(shard)) as file:
         file.write(values.tobytes())
+    return bytes_sha256(values.tobytes())
 
 
 def read_index(shard: str | Path) -> list[int]:
@@ -146,9 +149,9 @@ def read_index(shard: str | Path) -> list[int]:
     try:
         values.frombytes(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: build the shard again") from None
+        raise damaged(path, "is missing") from None
     except ValueError:
-        raise UserError(f"{path} is damaged: build the shard again") from None
+        raise damaged(path, "is damaged: it is no list of offsets") from None
     if sys.byteorder == "big":
         values.byteswap()
     return values.tolist()

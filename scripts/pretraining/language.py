@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from model.template import IGNORE_INDEX, Template, encode
+from scripts.common.verified_folder import check_folder
 from scripts.config.miniature import MiniatureConfig
 from scripts.config.pretrain import PretrainLanguageConfig
 from scripts.pretraining.train_loop import fit
@@ -32,6 +33,7 @@ def make_language(
     Returns the mean loss per answer token of the last 50 steps.
     """
     torch.manual_seed(settings.seed)
+    check_folder(tokenizer_folder)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     decoder = LlamaForCausalLM(
         LlamaConfig(

@@ -85,9 +85,9 @@ def _same_name(*suffixes: str) -> Callable[[Path, Any], Files]:
 
     def files(path: Path, manifest: Any) -> Files:
         yield path, None
-        stem = path.name.removesuffix(".json").removesuffix(".report")
+        stem, hashes = path.name.removesuffix(".json").removesuffix(".report"), manifest.get("files", {})
         for suffix in suffixes:
-            yield path.with_name(f"{stem}{suffix}"), None
+            yield path.with_name(f"{stem}{suffix}"), hashes.get(f"{stem}{suffix}")
 
     return files
 
@@ -103,12 +103,12 @@ def _shards(path: Path, manifest: dict[str, Any]) -> Files:
     for shard in manifest["shards"]:
         tar = path.with_name(shard["name"])
         yield tar, shard["sha256"]
-        yield tar.with_name(f"{tar.name}.idx"), None
+        yield tar.with_name(f"{tar.name}.idx"), shard.get("index_sha256")
         parts = sorted((path.parent / "parts").glob(f"{tar.stem}.*"))
         yield from ((part, None) for part in parts)
     for name in ("index.parquet", "rejected.parquet", "units.idx", "counts.npy"):
         if path.with_name(name).is_file():
-            yield path.with_name(name), None
+            yield path.with_name(name), manifest.get("files", {}).get(name)
 
 
 def _folder(path: Path, manifest: dict[str, Any]) -> Files:
@@ -144,8 +144,8 @@ _STAGES: dict[str, Callable[[Path, Any], Files]] = {
     "tokens": _same_name(".parquet"),
     "plan": _same_name(".parquet"),
     "blend": _shards,
-    "pixels": _same_name(".u8", ".sha256"),
-    "features": _same_name(".bf16", ".sha256"),
+    "pixels": _same_name(".u8", ".sha256", ".sums"),
+    "features": _same_name(".bf16", ".sha256", ".sums"),
     "bases": _folder,
     "models": _folder,
     "train": _run,

@@ -90,12 +90,10 @@ def verify_root(root: Path, quick: bool = False, raw: Path | None = None) -> Ver
                 )
         result.notes += _changes(lock)
     for expected in recorded:
-        known = expected_files.get(expected.path)
-        if known is None:
-            expected_files[expected.path] = expected
-        elif (expected.bytes, expected.sha256 or known.sha256) != (known.bytes, known.sha256):
+        locked = expected_files.setdefault(expected.path, expected)
+        if (expected.bytes, expected.sha256 or locked.sha256) != (locked.bytes, locked.sha256):
             # The step has run again since the lock file was written.
-            result.notes.append(f"{expected.path} was made again after the {known.origin} was written")
+            result.notes.append(f"{expected.path} was made again after the {locked.origin} was written")
             expected_files[expected.path] = expected
     _compare(expected_files.values(), quick, result)
     listed = {} if quick else _listed(root, paths, raw, result)

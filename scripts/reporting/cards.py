@@ -9,12 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from scripts.blending.plan_table import read_plan
 from scripts.blending.record_store import RecordStore
 from scripts.blending.render import messages as render_messages
-from scripts.common.files import read_json
+from scripts.common.files import open_table, read_json
 from scripts.common.formatting import format_count, humanize
 from scripts.config.registry import DATASETS
 from scripts.evaluation.results import HELDOUT
@@ -95,7 +93,7 @@ def _reasons(entries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _samples(table: Path, report_images: ReportImages) -> Iterator[list[dict[str, Any]]]:
     """A few conversations of a table of records, chosen by hash, with the first option of every choice group."""
-    with pq.ParquetFile(table) as file:
+    with open_table(table) as file:
         batch = next(file.iter_batches(_ROWS_READ), None)
     rows = batch.to_pylist() if batch is not None else []
     for record in sorted(rows, key=lambda row: hashlib.sha256(row["uid"].encode()).digest())[:SAMPLES]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_table
-from scripts.inference.image_files import decode_image, find_image_root
+from scripts.inference.image_files import decode_image, find_image_root, read_image_file
 
 if TYPE_CHECKING:
     from scripts.media.store import MediaStore
@@ -68,8 +68,8 @@ class ReportImages:
             return None
         folder = self._suite_folders[suite]
         try:
-            data = (find_image_root(folder, [name]) / name).read_bytes()
-        except OSError:
+            data = read_image_file(find_image_root(folder, [name]) / name, name)
+        except UserError:
             return None
         # The hash decides and not the path: a suite may name any file, and only what the model saw may be shown.
         return data if hashlib.sha256(data).hexdigest() == sha256 else None
@@ -102,10 +102,10 @@ def data_uri(data: bytes) -> tuple[str | None, bool]:
 
     Always re-encoded, so that no scripts or metadata of the file reach the page. (None, False) if it is not an image.
     """
-    from PIL import ImageOps
+    from model.pixels import to_rgb
 
     try:
-        image = ImageOps.exif_transpose(decode_image(data, "image")).convert("RGB")
+        image = to_rgb(decode_image(data, "image"))
     except UserError:
         return None, False
     small = max(image.size) <= PIXEL_ART

@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from scripts.common.errors import UserError
 from scripts.common.files import file_sha256, read_json, sync, write_json
-from scripts.common.tensors import write_tensors
+from scripts.common.tensors import read_tensors, write_tensors
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """The error numbers of a full disk and of a full quota."""
@@ -101,7 +100,7 @@ class Checkpoints:
 
     def load(self, step: int) -> dict[str, Tensor]:
         """Return the tensors of the checkpoint of `step`."""
-        return load_file(self._path(step) / "state.safetensors")
+        return read_tensors(self._path(step) / "state.safetensors")
 
     def steps(self) -> list[int]:
         """The steps of which there are checkpoints, oldest first."""

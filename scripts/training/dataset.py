@@ -32,10 +32,11 @@ from model.label_loss import chunks_needed
 from model.processing import VisualChatProcessor
 from model.template import IGNORE_INDEX, TEXT, EncodedConversation
 from model.tensor_maps import map_tensors
-from scripts.common.errors import UserError
-from scripts.inference.blend_reader import BlendReader, Sample
+from scripts.common.errors import UserError, damaged, machine_error
+from scripts.inference.blend_reader import COUNTS_NAME, BlendReader, Sample
 from scripts.inference.decoded_images import DecodedImageCache
 from scripts.media.feature_store import FeatureStore
+from scripts.media.opening import UnreadableImageError
 from scripts.media.pixel_store import PixelStore
 
 MODEL_INPUTS = ("input_ids", "pixel_values", "image_features")
@@ -175,10 +176,7 @@ class MicroBatchDataset(Dataset[MicroBatch]):
                 of_unit[sample.dataset] += sample.n_labels
                 length += sample.n_tokens
             if reader.counts(range(unit, unit + 1)) != (of_unit, length):
-                raise UserError(
-                    f"{reader.folder}/counts.npy does not count what unit {unit} holds; build the blend again "
-                    "(remove its manifest.json if necessary)"
-                )
+                raise damaged(reader.folder / COUNTS_NAME, f"does not count what unit {unit} holds")
             rows.append(documents)
             labels += of_unit
             tokens += length
@@ -263,11 +261,11 @@ class MicroBatchDataset(Dataset[MicroBatch]):
         for number, image in enumerate(zip(sample.image_sha256, sample.images, strict=True), start=1):
             try:
                 images.append(self._images.get(*image))
-            except OSError:
-                raise UserError(
-                    f"{reader.folder}: image {number} of {'+'.join(sample.uids)} (sha256 {image[0]}) is damaged and "
-                    "cannot be decoded; build the blend again, or where it refers to images the media shards"
-                ) from None
+            except UnreadableImageError as error:
+                what = (
+                    f"image {number} of {'+'.join(sample.uids)} (sha256 {image[0]}), which cannot be decoded ({error})"
+                )
+                raise damaged(reader.folder, f"holds {what}") from None
         return encoded, images
 
 
@@ -322,6 +320,11 @@ class _ErrorsAsItems(Dataset["MicroBatch | UserError"]):
             return self._batches[item]
         except UserError as error:
             return error
+        except (OSError, MemoryError) as error:
+            message = machine_error(error)
+            if message is None:
+                raise
+            return UserError(message)
 
 
 def _ignore_signals(worker: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.cli import load_settings
-from scripts.common.errors import UserError
+from scripts.common.errors import UserError, machine_error
 from scripts.common.files import write_json
 from scripts.config.run import RunConfig
 from scripts.training.launch import redirect_output
@@ -154,9 +154,11 @@ def main() -> int:
 
 
 def disk_error(error: OSError, state: Path) -> dict[str, Any]:
-    """How a rank ended that could not read or write: a full disk is an error of its own, anything else a crash."""
+    """How a rank ended that could not read or write: an error of the machine has its message, anything else crashed."""
     from scripts.training.checkpoints import DISK_FULL, Checkpoints
 
+    if error.errno not in DISK_FULL and (message := machine_error(error)):
+        return {"status": "error", "message": message, "permanent": False}
     if error.errno not in DISK_FULL:
         traceback.print_exception(error)
         return {"status": "crash", "message": "".join(traceback.format_exception(error, limit=-3))}

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from scripts.common.files import write_json
 
 FILE = "graph.json"
-LAST = "report_page"
+LAST = "report"
 
 
 class Rule(Protocol):
@@ -47,7 +47,7 @@ class Graph(Protocol):
 def write(graph: Graph, root: str, command: Sequence[str]) -> None:
     """Write `<root>/graph.json` if the graph contains the report; `command` is the command line of Snakemake."""
     rules = describe(graph)
-    if LAST in rules:
+    if any(rule["program"] == LAST for rule in rules.values()):
         value = {"v": 1, "command": printable_command(command), "snakemake": version("snakemake"), "rules": rules}
         write_json(Path(root) / FILE, value)
 
@@ -62,16 +62,16 @@ def describe(graph: Graph) -> dict[str, dict[str, Any]]:
     rules: dict[str, dict[str, Any]] = {}
     for job in graph.jobs:
         rule = job.rule
-        if rule.shellcmd is None:
+        programs = re.findall(r"-m scripts\.(\w+)", rule.shellcmd or "")
+        if not programs:
             continue
-        programs = re.findall(r"-m scripts\.(\w+)", rule.shellcmd)
         entry = rules.setdefault(
             rule.name,
             {
                 "jobs": 0,
                 "reads": Counter(),
                 "stage": Path(rule.snakefile).stem,
-                "program": programs[0] if programs else "",
+                "program": programs[0],
                 "message": rule.message or "",
             },
         )

@@ -1,29 +1,42 @@
-"""Run steps as Kubernetes jobs: submit, query and cancel them (`profiles/kubernetes`).
+"""Submit a step as a Kubernetes job (`profiles/kubernetes`).
 
-    python -m scripts.workflow.k8s_submit submit JOBSCRIPT      creates a job, prints its name
-    python -m scripts.workflow.k8s_submit status NAME           prints running, success or failed
-    python -m scripts.workflow.k8s_submit cancel NAME ...       deletes jobs
+    python -m scripts.workflow.k8s_submit JOBSCRIPT      creates the job, prints its name
 
 All pods and Snakemake itself mount one volume (ReadWriteMany) as their working directory, at the same path, and use the
 same image, so that checkpoints, referenced shards and logs are available everywhere, as on any cluster. The settings of
 the cluster are read from the JSON file that VISUALCHAT_K8S names; `ClusterConfig` defines its keys.
 
+The name of a job is a hash of the run and its job script, so that a request can be repeated if its answer is lost: the
+second one finds the first one's job. `k8s_watch` queries the jobs and deletes them when Snakemake ends.
+
 The first process of a pod forwards SIGTERM to all processes in the pod, which bash alone would not do: a training then
 has `grace_seconds` to save a checkpoint, and the next attempt continues.
 """
 
+import fcntl
 import json
 import os
 import re
-import subprocess
+import signal
+import sys
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
-from scripts.common.cli import load_settings, parser
+from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
-from scripts.config.base import Section
+from scripts.common.files import text_sha256
+from scripts.workflow.k8s_cluster import (
+    RUN_LABEL,
+    STATE_VARIABLE,
+    ClusterConfig,
+    RefusedError,
+    UnavailableError,
+    cluster_settings,
+    kubectl,
+    pauses,
+)
+from scripts.workflow.k8s_watch import accepts_jobs
 
 _INIT = """trap 'kill -TERM -1' TERM
 bash -c "$0" &
@@ -32,34 +45,14 @@ exit $status
 """
 
 
-class ClusterConfig(Section):
-    """Settings of a Kubernetes cluster."""
-
-    namespace: str = "default"
-    """Namespace of the jobs."""
-    image: str
-    """Container image with the environment of envs/; the same in which Snakemake itself runs."""
-    claim: str
-    """PersistentVolumeClaim (ReadWriteMany) with repository, data and results."""
-    mount: Annotated[str, Field(pattern="^/.+")] = "/data"
-    """Mount path of the claim in every pod; Snakemake is started below it."""
-    gpu: str = "nvidia.com/gpu"
-    """Resource name of a GPU."""
-    selector: dict[str, str] = Field(default={})
-    """Labels of the nodes that may run jobs with GPUs, such as `cloud.google.com/gke-accelerator`."""
-    shared_memory_gb: Annotated[int, Field(ge=1)] = 32
-    """Size of /dev/shm in pods with GPUs: NCCL and the processes that decode images use it."""
-    grace_seconds: Annotated[int, Field(ge=1)] = 300
-    """Time that an evicted pod has to save a checkpoint."""
-
-
-def manifest(cluster: ClusterConfig, properties: dict[str, Any], script: str) -> dict[str, Any]:
+def manifest(cluster: ClusterConfig, properties: dict[str, Any], script: str, run: str) -> dict[str, Any]:
     """The Kubernetes job that runs a job script.
 
     Args:
         cluster: its settings.
         properties: of the job, as Snakemake gives them: rule, jobid, threads, resources.
         script: the text of the job script.
+        run: the value of the label that all jobs of one Snakemake process have.
 
     Raises:
         UserError: the step needs several nodes.
@@ -92,11 +85,12 @@ def manifest(cluster: ClusterConfig, properties: dict[str, Any], script: str) ->
     job: dict[str, Any] = {"backoffLimit": 0, "ttlSecondsAfterFinished": 86400}
     if minutes := resources.get("runtime"):
         job["activeDeadlineSeconds"] = 60 * int(minutes)
-    name = re.sub("[^a-z0-9]+", "-", rule.lower()).strip("-")
+    name = re.sub("[^a-z0-9]+", "-", rule.lower()).strip("-")[:32]
+    unique = text_sha256(f"{run}\n{script}")[:12]
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"generateName": f"visualchat-{name[:40]}-", "labels": {"app": "visualchat"}},
+        "metadata": {"name": f"visualchat-{name}-{unique}", "labels": {"app": "visualchat", RUN_LABEL: run}},
         "spec": job | {"template": {"spec": pod | {"containers": [container], "volumes": volumes}}},
     }
 
@@ -115,51 +109,62 @@ def properties_of(script: str) -> dict[str, Any]:
     return json.loads(match[1])
 
 
-def submit(cluster: ClusterConfig, path: Path) -> str:
-    """Create the Kubernetes job of a job script; return its name."""
-    script = path.read_text(encoding="utf-8")
-    job = manifest(cluster, properties_of(script), script)
-    return kubectl(cluster, "create", "-f", "-", "-o", "jsonpath={.metadata.name}", stdin=json.dumps(job)).strip()
+def submit(cluster: ClusterConfig, path: Path, state: Path) -> str:
+    """Create the Kubernetes job of a job script, or find the one that an earlier request created; return its name.
 
-
-def status(cluster: ClusterConfig, name: str) -> str:
-    """The status of a job as Snakemake's cluster-generic executor expects it: running, success or failed."""
-    reported = json.loads(kubectl(cluster, "get", "job", name, "-o", "jsonpath={.status}") or "{}")
-    ended = {condition["type"] for condition in reported.get("conditions", ()) if condition["status"] == "True"}
-    return "success" if "Complete" in ended else "failed" if "Failed" in ended else "running"
-
-
-def kubectl(cluster: ClusterConfig, *arguments: str, stdin: str = "") -> str:
-    """Run kubectl; return its standard output.
+    Args:
+        cluster: its settings.
+        path: the job script.
+        state: the folder of the watcher, see `k8s_watch`.
 
     Raises:
-        UserError: it is not installed, or fails.
+        UserError: the script is not Snakemake's, the cluster refuses the job, it cannot be reached for `retry_seconds`,
+            or Snakemake has ended.
     """
-    command = ["kubectl", "--namespace", cluster.namespace, *arguments]
-    try:
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"kubectl cannot be run: {error}") from None
-    if done.returncode:
-        raise UserError(f"{' '.join(command[:4])} failed: {done.stderr.strip()}")
-    return done.stdout
+    script = path.read_text(encoding="utf-8")
+    job = manifest(cluster, properties_of(script), script, state.name)
+    deadline, later = time.monotonic() + cluster.retry_seconds, pauses()
+    # kubectl inherits the lock: the watcher waits for it even if this process is killed.
+    with open(state / "submitting", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        while accepts_jobs(state):
+            try:
+                kubectl(cluster, "create", "--filename", "-", stdin=json.dumps(job), inherit=[lock.fileno()])
+            except RefusedError as refused:
+                if "(AlreadyExists)" not in str(refused):
+                    raise
+            except UnavailableError as error:
+                if time.monotonic() > deadline:
+                    raise UserError(f"the API did not answer for {cluster.retry_seconds} s: {error}") from None
+                print(f"the job could not be created yet: {error}", file=sys.stderr)
+                _wait(next(later), state)
+                continue
+            return job["metadata"]["name"]
+    raise UserError("Snakemake has ended, so the job was not created")
+
+
+def _wait(seconds: float, state: Path) -> None:
+    """Wait, but not longer than Snakemake runs."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and accepts_jobs(state):
+        time.sleep(0.2)
 
 
 def main() -> None:
     """Run the program."""
     arguments = parser(__doc__)
-    arguments.add_argument("action", choices=["submit", "status", "cancel"])
-    arguments.add_argument("what", nargs="+", help="job script to submit, or names of jobs")
+    arguments.add_argument("jobscript", type=Path, metavar="JOBSCRIPT", help="job script that Snakemake has written")
     options = arguments.parse_args()
-    if "VISUALCHAT_K8S" not in os.environ:
-        raise UserError("VISUALCHAT_K8S must name the JSON file with the settings of the cluster (docs/kubernetes.md)")
-    cluster = load_settings(ClusterConfig, "@" + os.environ["VISUALCHAT_K8S"])
-    if options.action == "cancel":
-        kubectl(cluster, "delete", "job", "--ignore-not-found", "--wait=false", *options.what)
-    elif options.action == "submit":
-        print(submit(cluster, Path(options.what[-1])))
-    else:
-        print(status(cluster, options.what[-1]))
+    # A request that is under way is finished, so that the watcher can delete what it created.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cluster = cluster_settings()
+    state = Path(os.environ.get(STATE_VARIABLE, ""))
+    if not (state / "submitting").is_file():
+        raise UserError(
+            "the watcher of the jobs (cluster-generic-sidecar-cmd of profiles/kubernetes) does not run; its own "
+            "message above says why"
+        )
+    print(submit(cluster, options.jobscript, state))
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ MINIATURE_SUITE = "raw/miniature/dialogues/dialogues.json"
 _SECONDS_TO_SAVE = 300
 _GB_PER_RANK = 4
 _TO_THE_LOG = (
-    'if [ -n "${VISUALCHAT_LOG_ONLY-}" ]; then '
-    'python() { exec >> "$VISUALCHAT_LOG" 2>&1; unset VISUALCHAT_LOG; exec python "$@"; }; fi; '
+    'if [ -n "${VISUALCHAT_LOG_ONLY-}" ]; then python() { '
+    'if [ -n "${VISUALCHAT_LOG-}" ]; then exec >> "$VISUALCHAT_LOG" 2>&1; unset VISUALCHAT_LOG; exec python "$@"; fi; '
+    'command python "$@"; }; fi; '
 )
 
 
@@ -88,15 +89,16 @@ def encoder_name(vision: str) -> str:
     return f"{readable}-{hashlib.sha256(vision.encode()).hexdigest()[:12]}"
 
 
-def processor_folder(settings: Settings, encoder: str) -> str:
-    """The folder or hub name of the vision encoder whose folder name is `encoder`."""
+def processor_folder(settings: Settings, encoder: str, root: str) -> str:
+    """The folder or hub name of the vision encoder whose folder name is `encoder`; `root` is the results root."""
     visions = {encoder_name(model.vision): model.vision for model in settings.models.values()}
-    return f"{settings.results}/bases/miniature/vision" if encoder == "miniature" else visions[encoder]
+    return f"{root}/bases/miniature/vision" if encoder == "miniature" else visions[encoder]
 
 
 def processor_input(settings: Settings, encoder: str) -> list[str]:
     """The file to depend on if the encoder is made by the graph: one that changes less often than the weights."""
-    return [f"{processor_folder(settings, encoder)}/preprocessor_config.json"] if encoder == "miniature" else []
+    folder = processor_folder(settings, encoder, settings.results)
+    return [f"{folder}/preprocessor_config.json"] if encoder == "miniature" else []
 
 
 def pixel_manifests(settings: Settings, run: str) -> list[str]:
@@ -257,11 +259,11 @@ def world_rerun_key(settings: Settings) -> str:
     return settings.miniature.rerun_key(without=("images", "rows", "faults"))
 
 
-def data_path(settings: Settings, source: str) -> str:
-    """The folder with the raw files of a source."""
+def data_path(settings: Settings, source: str, root: str) -> str:
+    """The folder with the raw files of a source; `root` is the results root."""
     if source in settings.custom:
         return settings.custom[source].folder
-    return settings.data_path or f"{settings.results}/raw/miniature"
+    return settings.data_path or f"{root}/raw/miniature"
 
 
 def source_rerun_key(settings: Settings, source: str) -> str:
@@ -274,31 +276,32 @@ def dataset_rerun_key(settings: Settings, dataset: str) -> str:
     return settings.registry().datasets[dataset].rerun_key()
 
 
-def raw_digest(settings: Settings, source: str) -> str:
+def raw_digest(settings: Settings, source: str, root: str) -> str:
     """A hash of (name, size, time of change) of all files of the user that fetch may read from a source.
 
     Missing files are skipped: fetch reports them. The miniature's files are outputs of a rule and need no hash.
     """
-    return folder_digest(*_raw_files(settings, source)) if settings.data_path or source in settings.custom else ""
+    if not settings.data_path and source not in settings.custom:
+        return ""
+    return folder_digest(*_raw_files(settings, source, root))
 
 
-def remember_raw(settings: Settings) -> None:
+def remember_raw(settings: Settings, root: str) -> None:
     """Keep sizes and times of the user's raw files, so that a file that is only touched is no cause."""
     registry = settings.registry()
     for source in {source for dataset in settings.datasets() for source in registry.sources_of(dataset)}:
         if settings.data_path or source in settings.custom:
-            remember(*_raw_files(settings, source))
+            remember(*_raw_files(settings, source, root))
 
 
-def _raw_files(settings: Settings, source: str) -> tuple[str, tuple[str, ...], str, str]:
+def _raw_files(settings: Settings, source: str, root: str) -> tuple[str, tuple[str, ...], str, str]:
     """The arguments of `folder_digest` for a source."""
     entry = settings.registry().sources[source]
     required = settings.registry().requirements(source, settings.datasets())
     paths = [form for file in entry.files if file.path in required for form in file.forms()]
     paths += [path for images in entry.images for path in (images.folder, *images.containers)]
-    folder, root = data_path(settings, source), settings.results
-    arguments = (folder, tuple(sorted({*paths, *entry.optional_files})), f"{root}/raw/{source}/files.parquet")
-    return (*arguments, f"{root}/logs/raw/{source}.jsonl")
+    folder, patterns = data_path(settings, source, root), tuple(sorted({*paths, *entry.optional_files}))
+    return folder, patterns, f"{root}/raw/{source}/files.parquet", f"{root}/logs/raw/{source}.jsonl"
 
 
 def subset_sources(settings: Settings) -> list[str]:
@@ -384,7 +387,8 @@ def versions(*libraries: str) -> str:
 def shell_prefix(basedir: str, conda: bool) -> str:
     """The beginning of every shell command of the rules, as a pattern for Snakemake, which formats it.
 
-    It makes the repository importable from any working directory, without a folder `scripts` of the user shadowing it.
+    It makes the repository importable from any working directory. The commands of the rules set PYTHONSAFEPATH, so that
+    no folder `scripts` of the user shadows it; commands of a workflow that uses these rules as a module keep theirs.
     The interpreter that runs Snakemake also runs the steps, unless conda provides one. With VISUALCHAT_LOG_ONLY set,
     all output of a step, warnings of libraries included, goes to its log file and not to the terminal.
 
@@ -399,7 +403,7 @@ def shell_prefix(basedir: str, conda: bool) -> str:
             "Snakemake looks for wildcards; move it"
         )
     path = "" if conda else f'export PATH={shlex.quote(interpreter)}:"$PATH"; '
-    prefix = f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(basedir)}; {path}{_TO_THE_LOG}set -euo pipefail; "
+    prefix = f"export PYTHONPATH={shlex.quote(basedir)}; {path}{_TO_THE_LOG}set -euo pipefail; "
     return prefix.replace("{", "{{").replace("}", "}}")
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from model.processing import VisualChatProcessor, to_rgb
+from model.pixels import to_rgb
+from model.processing import VisualChatProcessor
 from model.template import EncodedConversation, Template
 from model.vision import VisionTower
 from tests.tiny_models import user
@@ -68,6 +71,18 @@ def test_a_photo_lying_on_its_side_is_put_upright(processor):
     lying.getexif()[0x0112] = 6  # to be turned by 270 degrees counter-clockwise
     assert np.array_equal(np.asarray(to_rgb(lying)), np.asarray(upright))
     assert np.array_equal(processor.preprocess_image(lying), processor.preprocess_image(upright))
+
+
+def test_every_way_to_pass_an_image_gives_the_same_pixels(processor, tmp_path):
+    icon = Image.new("RGBA", (30, 20), (0, 0, 0, 0))
+    icon.save(tmp_path / "icon.png")
+    data = base64.b64encode((tmp_path / "icon.png").read_bytes()).decode()
+    expected = processor.preprocess_image(Image.new("RGB", (30, 20), "white"))
+    for image in (icon, str(tmp_path / "icon.png"), data, f"data:image/png;base64,{data}"):
+        assert np.array_equal(processor("What is <image>?", [image])["pixel_values"][0], expected)
+    for wrong, error in (("no such file.png", ValueError), ("bm8gaW1hZ2U=", ValueError), (7, TypeError)):
+        with pytest.raises(error, match=r"base64"):
+            processor("What is <image>?", [wrong])
 
 
 def test_a_batch(processor):

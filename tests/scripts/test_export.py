@@ -144,6 +144,6 @@ def test_what_does_not_belong_together_is_refused(lab: TrainingSetup, undisturbe
         export(undisturbed, other, lab.root, tmp_path / "out")
     run = shutil.copytree(undisturbed, tmp_path / "run")
     (run / finished(run)["best"]["weights"]).write_bytes(b"other")
-    with pytest.raises(UserError, match="is missing or has changed"):
+    with pytest.raises(UserError, match="is missing or damaged"):
         export(run, lab.model, lab.root, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -176,3 +176,41 @@ def test_a_missing_file_names_the_configuration(tmp_path):
     own = CustomDatasetConfig(folder=str(tmp_path), files=("lost.json",))
     with pytest.raises(UserError, match=r"lost.json is not there .*custom.pets"):
         fetch(custom_source("pets", own), tmp_path, tmp_path / "raw")
+
+
+GOOD = chat("Who?", "Me.")
+NUMBER = "HUGE"
+
+
+@pytest.mark.parametrize("file", ["chats.json", "chats.jsonl"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *(5, True, None, 1.5, "text", [], ["text"], [5], {}, float("nan"), float("inf"), NUMBER),
+        *({"messages": value} for value in (5, True, None, "text", {}, [], [5, True], [None, []], [[], []])),
+        *(GOOD | {"id": value} for value in (True, [], {}, ["a"], float("nan"), float("-inf"), NUMBER)),
+        *(GOOD | {"images": value} for value in (5, True, {}, [5], [True], [None], [[]], [{"path": 5}], NUMBER)),
+        *(
+            {"messages": [{"role": "user", "content": content}, GOOD["messages"][1]]}
+            for content in (5, True, None, {}, [5], [None], ["text"], [[]], [{"type": 5}], [{"type": "text"}])
+        ),
+        *(
+            {"messages": [{"role": "user", "content": [{"type": "image", "image": image}]}, GOOD["messages"][1]]}
+            for image in (5, True, [], ["a.jpg"], {"url": 5}, {"url": []}, NUMBER)
+        ),
+    ],
+    ids=lambda value: f"{value!r:.60}",
+)
+def test_a_row_of_any_type_costs_itself(tmp_path, bad, file):
+    rows = [json.dumps(row).replace(f'"{NUMBER}"', "7" * 5000) for row in (GOOD, bad, GOOD)]
+    text = "\n".join(rows) if file.endswith("l") else f"[{', '.join(rows)}]"
+    records, dropped, _ = convert(tmp_path, text.encode(), file)
+    assert len(records) == 2 and sum(dropped.values()) == 1, dropped
+
+
+def test_numbers_that_nothing_reads_cost_nothing(tmp_path):
+    text = json.dumps(
+        [GOOD | {"size": "HUGE", "score": float("nan"), "id": 7}, GOOD | {"id": 1.5}, GOOD | {"id": None}]
+    )
+    records, dropped, _ = convert(tmp_path, text.replace('"HUGE"', "7" * 5000).encode())
+    assert [record.id for record in records] == ["7", "1.5", "chats.json-2"] and not dropped

@@ -86,7 +86,7 @@ def write_blend(
     tokens: str = "tiny",
 ) -> dict:
     """Write all shards of a plan, in no particular order, and their manifest."""
-    settings = BlendStorageConfig(images=images, shards=shards)
+    settings = BlendStorageConfig(tokens=tokens, images=images, shards=shards)
     shards = 1 if plan.stem == "heldout" else shards
     for index in reversed(range(shards)):
         write_shard(plan, records, media, settings, root, out, index, shards)

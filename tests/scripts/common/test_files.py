@@ -75,7 +75,7 @@ def test_a_table_that_is_absent_damaged_or_another_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"t\.parquet"):
         read_table(path)
     write_table(path, pa.table({"a": [1]}))
-    with pytest.raises(UserError, match=r"t\.parquet has no column 'b': build it again"):
+    with pytest.raises(UserError, match=r"t\.parquet has no column 'b'.*scripts\.verify"):
         read_table(path, ["a", "b"])
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"t\.parquet is damaged or not a Parquet file"):

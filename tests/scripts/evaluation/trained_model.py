@@ -8,17 +8,20 @@ import json
 import shutil
 import struct
 import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from tests.blends import COLOURS, write_blend
+from scripts.common.files import file_sha256
+from tests.blends import COLOURS, COUNTS, write_blend
 from tests.tiny_models import make_model
 
 STEPS, BATCH, CONVERSATIONS = 110, 16, 64
@@ -78,14 +81,16 @@ def rewritten(blend: Path, out: Path, change: Callable[[dict], dict | None]) -> 
     with tarfile.open(path) as tar:
         for member in tar.getmembers():
             samples.setdefault(member.name.partition(".")[0], []).append((member.name, tar.extractfile(member).read()))
-    offsets = []
+    offsets, counts = [], []
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for (name, content), *images in samples.values():
             changed = change(json.loads(content))
             if changed is None:
                 continue
             offsets.append(tar.offset)
-            for member, data in [(name, json.dumps(changed).encode()), *images]:
+            text = json.dumps(changed).encode()
+            counts.append((0, changed["n_tokens"], changed["n_labels"], zlib.crc32(text)))
+            for member, data in [(name, text), *images]:
                 header = tarfile.TarInfo(member)
                 header.size = len(data)
                 tar.addfile(header, BytesIO(data))
@@ -93,8 +98,11 @@ def rewritten(blend: Path, out: Path, change: Callable[[dict], dict | None]) -> 
     Path(f"{path}.idx").write_bytes(struct.pack(f"<{len(offsets)}Q", *offsets))
     count = len(offsets) - 1
     (out / "units.idx").write_bytes(struct.pack(f"<{count + 1}Q", *range(count + 1)))
+    np.save(out / "counts.npy", np.array(counts, COUNTS))
     manifest["shards"][0] |= {"bytes": path.stat().st_size, "units": count, "conversations": count}
-    manifest |= {"units": count, "conversations": count}
+    manifest["shards"][0]["index_sha256"] = file_sha256(f"{path}.idx")
+    files = {name: file_sha256(out / name) for name in ("units.idx", "counts.npy")}
+    manifest |= {"units": count, "conversations": count, "files": files}
     (out / "manifest.json").write_text(json.dumps(manifest))
     return out
 

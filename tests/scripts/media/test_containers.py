@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import struct
 import zipfile
 
 import pandas as pd
@@ -16,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scripts.common.errors import UserError
-from scripts.media.containers import ImageEntry, list_container
-from scripts.media.image_check import UnreadableImageError
+from scripts.media.containers import ImageEntry, list_container, zip_root
+from scripts.media.opening import UnreadableImageError
 from scripts.media.raw_images import RawImageReader
 
 FOLDER = "MIMIC-IT/SD/"
@@ -123,7 +124,7 @@ def test_what_cannot_be_the_name_of_a_file_is_a_fault(tmp_path):
             archive.writestr(name, IMAGES["SD_IMG_00000_1"])
         archive.writestr(link, "/etc/passwd")
     faults = [entry.fault for entry in _listed(tmp_path, "x.zip")]
-    assert faults == ["unsafe_path", "unsafe_path", "unsafe_path", "", "duplicate_name", "symlink"]
+    assert faults == ["unsafe_path", "unsafe_path", "unsafe_path", *["ambiguous_name"] * 2, "symlink"]
     names = ["../up", "a/b", "..", "", "fine", "null", "number"]
     values = [*(_text(b"x") for _ in names[:5]), None, 12.5]
     (tmp_path / "x.json").write_text(json.dumps(dict(zip(names, values, strict=True))))
@@ -132,6 +133,106 @@ def test_what_cannot_be_the_name_of_a_file_is_a_fault(tmp_path):
     assert (faults["fine"], faults["null"], faults["number"]) == ("", "not_base64", "not_base64")
     (tmp_path / "y.json").write_bytes(b'{"twice": "eA==", "twice": "eQ==", "bad\xff": "eA=="}')
     assert [entry.fault for entry in _listed(tmp_path, "y.json")] == ["", "duplicate_name", "invalid_utf8"]
+
+
+def _directory_record(data, name):
+    """Where the record of a member begins in the central directory."""
+    at = data.index(b"PK\x01\x02")
+    while data[at + 46 : at + 46 + len(name)] != name:
+        at = data.index(b"PK\x01\x02", at + 4)
+    return at
+
+
+def _lying_zip(path, changes, extra=b""):
+    """A zip of three images, with `changes` (bytes by position) in the record of the second, and its extra field."""
+    _zip(path, {f"{name}.png": IMAGES["SD_IMG_00000_1"] for name in "abc"})
+    data = bytearray(path.read_bytes())
+    at = _directory_record(data, b"b.png")
+    for position, value in changes.items():
+        data[at + position : at + position + len(value)] = value
+    data[at + 51 : at + 51] = extra
+    struct.pack_into("<H", data, at + 30, len(extra))
+    end = data.rindex(b"PK\x05\x06")
+    struct.pack_into("<I", data, end + 12, struct.unpack_from("<I", data, end + 12)[0] + len(extra))
+    path.write_bytes(data)
+
+
+_FLAGS, _SIZE, _OFFSET, _NAME = 8, 20, 42, 46
+"""Positions in a record of the directory."""
+PETABYTE = struct.pack("<HHQQ", 1, 16, 1 << 50, 1 << 50)
+FAR = struct.pack("<HHQ", 1, 8, (1 << 64) - 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "extra", "fault"),
+    [
+        ({_SIZE: b"\xff" * 8}, PETABYTE, "too_large"),
+        ({_SIZE: b"\xff" * 8}, b"", "too_large"),
+        ({_SIZE: b"\xff" * 8}, PETABYTE[:9], "too_large"),
+        ({_SIZE: b"\0\0\x10\0"}, b"", "corrupt"),
+        ({_OFFSET: b"\xff" * 4}, FAR, "corrupt"),
+        ({_OFFSET: b"\x01\0\0\0"}, b"", "corrupt"),
+        ({_NAME: b"\xff"}, b"", ""),
+        ({_NAME: b"\xff", _FLAGS: b"\0\x08"}, b"", "invalid_utf8"),
+    ],
+    ids=["petabyte", "no field", "short field", "length", "far offset", "offset", "cp437", "utf8"],
+)
+def test_a_member_that_lies_costs_one_member(tmp_path, changes, extra, fault):
+    _lying_zip(tmp_path / "x.zip", changes, extra)
+    entries = _listed(tmp_path, "x.zip")
+    assert [entry.fault for entry in entries] == ["", fault, ""]
+    assert sum(entry.length for entry in entries) <= (tmp_path / "x.zip").stat().st_size
+    assert list(_read(tmp_path, [entries[0], entries[2]]).values()) == [IMAGES["SD_IMG_00000_1"]] * 2
+    if fault:
+        with pytest.raises(UnreadableImageError, match=fault):
+            _read(tmp_path, entries[1:2])
+
+
+def test_a_member_with_too_short_a_length_is_corrupt(tmp_path):
+    _lying_zip(tmp_path / "x.zip", {_SIZE: b"\x10\0\0\0"})
+    with pytest.raises(UnreadableImageError, match="checksum"):
+        _read(tmp_path, _listed(tmp_path, "x.zip")[1:2])
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["zip", "zip64"])
+@pytest.mark.parametrize("before", [b"", b"#!/bin/sh\n"], ids=["plain", "self-extracting"])
+def test_archives_of_all_kinds_are_listed_as_by_the_library(tmp_path, monkeypatch, wide, before):
+    if wide:
+        monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 10)
+        monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.comment = b"a comment"
+        for name, data in IMAGES.items():
+            archive.writestr(f"f\u00fcr/{name}.png", data)
+    (tmp_path / "x.zip").write_bytes(before + (tmp_path / "x.zip").read_bytes())
+    assert list(_read(tmp_path, _listed(tmp_path, "x.zip")).values()) == list(IMAGES.values())
+
+
+def test_the_same_name_in_two_folders_belongs_to_the_folder_of_the_set_or_to_none(tmp_path):
+    data = list(IMAGES.values())
+    _zip(tmp_path / "x.zip", {"augmented/solo.png": data[0], "SD/solo.png": data[1], "SD/other.png": data[2]})
+    by_path = {entry.path: entry for entry in _listed(tmp_path, "x.zip")}
+    assert by_path.pop(f"{FOLDER}augmented/solo.png").fault == "ambiguous_name"
+    assert _read(tmp_path, by_path.values()) == {f"{FOLDER}solo.png": data[1], f"{FOLDER}other.png": data[2]}
+
+
+def test_with_a_root_images_keep_their_folders(tmp_path):
+    data = list(IMAGES.values())
+    _zip(tmp_path / "x.zip", {"top/augmented/solo.png": data[0], "./top/solo.png": data[1], "top/notes.txt": b"x"})
+    assert zip_root([tmp_path / "x.zip"]) == "top/"
+    entries = list(list_container(tmp_path / "x.zip", "x.zip", "own/", "top/"))
+    assert _read(tmp_path, entries) == {"own/augmented/solo.png": data[0], "own/solo.png": data[1]}
+    _zip(tmp_path / "y.zip", {"solo.png": data[0]})
+    assert zip_root([tmp_path / "x.zip", tmp_path / "y.zip"]) == "" == zip_root([tmp_path / "y.zip"])
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_members_without_the_ending_of_an_image_are_known_by_their_content(tmp_path, compression):
+    data = IMAGES["SD_IMG_00000_1"]
+    members = {"none": data, "x.jfif": data, "y.bin": data, "words": b"BM only words", ".hidden": data, "z.json": b"{}"}
+    _zip(tmp_path / "x.zip", members, compression)
+    entries = _listed(tmp_path, "x.zip")
+    assert _read(tmp_path, entries) == {f"{FOLDER}{name}": data for name in ("none", "x.jfif", "y.bin")}
 
 
 def test_damage_inside_is_found_when_it_is_read(tmp_path):
@@ -154,7 +255,7 @@ def test_damage_inside_is_found_when_it_is_read(tmp_path):
 
 
 def test_a_member_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.media.raw_images._MAX_BYTES", 10_000)
+    monkeypatch.setattr("scripts.media.raw_images.MAX_BYTES", 10_000)
     _zip(tmp_path / "bomb.zip", {"a.png": bytes(1_000_000)}, zipfile.ZIP_DEFLATED)
     entries = _listed(tmp_path, "bomb.zip")
     with pytest.raises(UnreadableImageError, match="too_large"):

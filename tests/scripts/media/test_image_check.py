@@ -9,7 +9,8 @@ import zlib
 import pytest
 from PIL import Image, PngImagePlugin
 
-from scripts.media.image_check import UnreadableImageError, check_image
+from scripts.media.image_check import check_image
+from scripts.media.opening import UnreadableImageError
 
 
 def _encode(format_, size=(40, 30), mode="RGB", **options):

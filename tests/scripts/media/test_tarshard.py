@@ -105,7 +105,7 @@ def test_keys_that_readers_misread_are_refused(tmp_path, key):
 
 
 def test_a_missing_or_damaged_index_is_named(tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="is missing"):
         read_index(tmp_path / "x.tar")
     index_path(tmp_path / "x.tar").write_bytes(b"12345")
     with pytest.raises(UserError, match="damaged"):

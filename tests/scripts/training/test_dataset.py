@@ -133,7 +133,7 @@ def test_a_damaged_image_names_its_conversation(readers, processor):
             return dataclasses.replace(sample, images=[data[:100] for data in sample.images])
 
     reader = Damaged(readers[0].folder, readers[0].root)
-    with pytest.raises(UserError, match=r"image 1 of llava\S* \(sha256 \w{64}\) is damaged"):
+    with pytest.raises(UserError, match=r"image 1 of llava\S* \(sha256 \w{64}\), which cannot be decoded"):
         cut([reader], processor)[0]
 
 

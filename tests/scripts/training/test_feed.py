@@ -1,5 +1,6 @@
 """A step never waits for its device: neither the model, nor how micro-batches reach it, nor their losses."""
 
+import json
 import shutil
 import signal
 import time
@@ -12,6 +13,7 @@ import torch
 
 from model.modeling import VisualChatForConditionalGeneration
 from scripts.common.errors import UserError
+from scripts.common.files import file_sha256
 from scripts.config.run import RunConfig
 from scripts.inference.blend_reader import BlendReader
 from scripts.inference.model_assembly import load_model
@@ -129,18 +131,21 @@ def test_counts_that_do_not_belong_to_the_blend_are_refused(lab, reader, tmp_pat
 
     def rewrite(path: Path, change) -> None:
         np.save(path, change(np.load(path)))
+        manifest = json.loads(path.with_name("manifest.json").read_text())
+        manifest["files"]["counts.npy"] = file_sha256(path)
+        path.with_name("manifest.json").write_text(json.dumps(manifest))
 
     def more_labels(counts: np.ndarray) -> np.ndarray:
         counts["labels"] += 1
         return counts
 
-    with pytest.raises(UserError, match=r"counts.npy is missing; build the blend again"):
+    with pytest.raises(UserError, match=r"counts.npy is missing. Run .*scripts\.verify"):
         batches("missing", lambda path: path.unlink()).step_counts(0)
-    with pytest.raises(UserError, match="has 23 rows for 24 conversations"):
+    with pytest.raises(UserError, match=r"counts.npy is no table of counts of 24 conversations, but .*\(23,\)"):
         batches("short", lambda path: rewrite(path, lambda counts: counts[1:])).step_counts(0)
     with pytest.raises(UserError, match=r"counts.npy does not count what unit 0 holds"):
         batches("other", lambda path: rewrite(path, more_labels))[0]
-    with pytest.raises(UserError, match=r"counts.npy is damaged .*; build the blend again"):
+    with pytest.raises(UserError, match=r"counts.npy is damaged: it does not have the sha256"):
         batches("cut", lambda path: path.write_bytes(path.read_bytes()[:200])).step_counts(0)
 
 
@@ -168,6 +173,8 @@ def test_an_error_of_the_loader_is_its_message(lab, reader, tmp_path, workers):
     batches = MicroBatchDataset(
         [BlendReader(folder, folder)], processor, model.layout_options(), global_batch=4, micro_batch=4
     )
-    message = r"^\S+: image 1 of llava\S* \(sha256 \w{64}\) is damaged and cannot be decoded; build the blend again"
+    message = (
+        r"^\S+\.tar is damaged: the image \w+ of coco does not have its sha256 .*scripts\.verify --root \S+ --repair"
+    )
     with pytest.raises(UserError, match=message):
         list(batches.load(0, workers))

@@ -1,42 +1,19 @@
-"""Kubernetes jobs: what the cluster is asked for, and a kubectl that runs what it is given."""
+"""Kubernetes jobs: what the cluster is asked for. tests/workflow/test_kubernetes.py runs Snakemake with a stand-in."""
 
-import json
 import os
-import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.workflow.k8s_submit import ClusterConfig, manifest, properties_of
+from scripts.workflow.k8s_cluster import ClusterConfig
+from scripts.workflow.k8s_submit import manifest, properties_of
 from tests.runs import REPOSITORY
 
 SITE = ClusterConfig(image="registry/visualchat:1", claim="data", selector={"gpu": "h100"})
-KUBECTL = """#!{python}
-import json, os, subprocess, sys
-here = os.environ["FAKE_CLUSTER"]
-words = sys.argv[3:]
-assert sys.argv[1:3] == ["--namespace", "team"], sys.argv
-if words[0] == "create":
-    job = json.load(sys.stdin)
-    container = job["spec"]["template"]["spec"]["containers"][0]
-    name = job["metadata"]["generateName"] + "x1"
-    pod = subprocess.Popen(container["command"], cwd=container["workingDir"], start_new_session=True,
-                           stdout=open(f"{{here}}/{{name}}.out", "w"), stderr=subprocess.STDOUT)
-    open(f"{{here}}/{{name}}.pid", "w").write(str(pod.pid))
-    print(name, end="")
-elif words[0] == "get":
-    text = open(f"{{here}}/{{words[2]}}.out").read()
-    ended = [w for w in ("Complete", "Failed") if f"end {{w}}" in text]
-    print(json.dumps({{"conditions": [{{"type": w, "status": "True"}} for w in ended]}} if ended else {{}}), end="")
-elif words[0] == "delete":
-    open(f"{{here}}/deleted", "w").write(" ".join(words))
-else:
-    sys.exit("error: unknown command")
-"""
+RUN = "k8s-a-jobs"
 
 
 def properties(**resources) -> dict:
@@ -44,7 +21,7 @@ def properties(**resources) -> dict:
 
 
 def test_a_training_pod_has_gpus_shared_memory_the_volume_and_time_to_save():
-    job = manifest(SITE, properties(gpu=8), "echo")
+    job = manifest(SITE, properties(gpu=8), "echo", RUN)
     pod = job["spec"]["template"]["spec"]
     container = pod["containers"][0]
     assert container["resources"]["limits"] == {"memory": "320000M", "nvidia.com/gpu": "8"}
@@ -55,41 +32,41 @@ def test_a_training_pod_has_gpus_shared_memory_the_volume_and_time_to_save():
 
 
 def test_a_step_without_gpus_asks_for_none():
-    pod = manifest(SITE, properties(), "echo")["spec"]["template"]["spec"]
+    pod = manifest(SITE, properties(), "echo", RUN)["spec"]["template"]["spec"]
     assert "nodeSelector" not in pod and "nvidia.com/gpu" not in pod["containers"][0]["resources"]["limits"]
 
 
 def test_what_a_pod_cannot_do_is_one_clear_error():
     with pytest.raises(UserError, match=r"train_run needs 2 nodes.*docs/kubernetes.md"):
-        manifest(SITE, properties(nodes=2), "echo")
+        manifest(SITE, properties(nodes=2), "echo", RUN)
     with pytest.raises(UserError, match="properties"):
         properties_of("#!/bin/sh\necho")
 
 
-def test_a_step_is_submitted_watched_stopped_and_cancelled(tmp_path: Path):
-    (tmp_path / "bin").mkdir()
-    kubectl = tmp_path / "bin/kubectl"
-    kubectl.write_text(KUBECTL.format(python=sys.executable))
-    kubectl.chmod(kubectl.stat().st_mode | stat.S_IXUSR)
-    (tmp_path / "site.json").write_text(SITE.model_copy(update={"namespace": "team"}).model_dump_json())
-    surroundings = {"PYTHONPATH": str(REPOSITORY), "VISUALCHAT_K8S": str(tmp_path / "site.json")}
-    surroundings |= {"PATH": f"{kubectl.parent}:{os.environ['PATH']}", "FAKE_CLUSTER": str(tmp_path)}
-
-    def pods(*words: str) -> str:
-        command = [sys.executable, "-m", "scripts.workflow.k8s_submit", *words]
-        done = subprocess.run(
-            command, env=os.environ | surroundings, cwd=tmp_path, capture_output=True, text=True, check=False
+def test_a_request_that_is_repeated_asks_for_the_same_job():
+    names = [
+        manifest(SITE, properties(), script, run)["metadata"]["name"]
+        for script, run in (
+            ("echo", "k8s-a-jobs"),
+            ("echo", "k8s-a-jobs"),
+            ("echo 2", "k8s-a-jobs"),
+            ("echo", "k8s-b-jobs"),
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+    ]
+    assert names[0] == names[1] and len(set(names)) == 3
+    long = manifest(SITE, properties() | {"rule": "Evaluate_" + "x" * 90}, "echo", "k8s-a-jobs")["metadata"]
+    assert len(long["name"]) <= 57, "a pod's name has a suffix, and at most 63 characters"
+    assert long["labels"]["visualchat-run"] == "k8s-a-jobs"
 
-    script = tmp_path / "job.sh"
-    script.write_text(f"#!/bin/sh\n# properties = {json.dumps(properties())}\ntouch made\necho end Complete\n")
-    name = pods("submit", str(script))
-    assert name == "visualchat-train-run-x1"
-    deadline = time.monotonic() + 60
-    while (state := pods("status", name)) == "running":
-        assert time.monotonic() < deadline
-    assert state == "success" and (tmp_path / "made").exists(), "it must run where Snakemake was started"
-    pods("cancel", name, "other")
-    assert (tmp_path / "deleted").read_text().endswith(f"{name} other")
+
+def test_without_its_watcher_nothing_is_submitted(tmp_path: Path):
+    (tmp_path / "site.json").write_text(SITE.model_dump_json())
+    for site, message in (
+        (tmp_path / "site.json", "watcher of the jobs"),
+        (tmp_path / "no.json", "cannot be read"),
+        ("", "must name"),
+    ):
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "VISUALCHAT_K8S": str(site)}
+        command = [sys.executable, "-m", "scripts.workflow.k8s_submit", "job.sh"]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and done.stderr.startswith("error: ") and message in done.stderr

@@ -72,11 +72,11 @@ def test_a_run_with_pixels_waits_for_the_sources_that_its_blend_shows(tiny):
     assert targets.pixel_manifests(tiny, "first") == []
     expected = [f"out/pixels/miniature/coco-0000{i}-of-00002.json" for i in range(2)]
     assert targets.pixel_manifests(tiny, "second") == expected
-    assert targets.processor_folder(tiny, "miniature") == "out/bases/miniature/vision"
+    assert targets.processor_folder(tiny, "miniature", "out") == "out/bases/miniature/vision"
     model = tiny.models["small"].model_copy(update={"vision": "openai/clip-vit-large-patch14"})
     other = tiny.model_copy(update={"models": {"small": model}})
     assert targets.pixel_manifests(other, "second")[0].startswith("out/pixels/openai--clip-vit-large-patch14/")
-    assert targets.processor_folder(other, "openai--clip-vit-large-patch14") == model.vision
+    assert targets.processor_folder(other, "openai--clip-vit-large-patch14", "out") == model.vision
 
 
 def test_a_run_with_features_waits_for_the_output_of_its_encoder(tiny):
