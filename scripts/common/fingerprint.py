@@ -26,8 +26,10 @@ NEUTRAL: dict[str, frozenset[str] | None] = {
     "scripts.common.errors": None,
     "scripts.common.progress": None,
     "scripts.common.files": frozenset(
-        {"atomic", "bytes_sha256", "file_sha256", "read_json", "read_table", "sync", "text_sha256"}
+        {"atomic", "bytes_sha256", "file_sha256", "open_table", "parse_json", "read_json", "read_table", "sync"}
+        | {"temporary_prefix", "text_sha256"}
     ),
+    "scripts.common.verified_folder": None,
     "scripts.media.direct": None,
 }
 """Module -> its definitions that do not count; None: all of them."""

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +125,11 @@ class Project:
         return {
             name: count for name, count in counts.items() if name not in ("all", "data", "train", "evaluate", "report")
         }
+
+    def run_jobs(self, *arguments: str) -> dict[str, int]:
+        """Run Snakemake; what it has run: rule to number of jobs, without the target rules."""
+        rules = re.findall(r"^Finished jobid: \d+ \(Rule: (\w+)\)", self.snakemake(*arguments), re.M)
+        return dict(Counter(rule for rule in rules if rule not in ("all", "data", "train", "evaluate", "report")))
 
     def planned(self, *arguments: str) -> dict[str, set[str]]:
         """What a dry run would do: program to the datasets and sources that it would be called with."""

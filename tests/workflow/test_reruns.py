@@ -1,6 +1,7 @@
 """Change one thing: exactly what depends on it is made again, and nothing else."""
 
 import copy
+import json
 import shutil
 
 import pytest
@@ -76,6 +77,10 @@ def test_a_second_run_has_nothing_to_do(finished):
             {"make_model": 1, **RUNS},
         ),
         (("evaluate", "confidence"), 0.95, {}),
+        # How the work is divided, and what else is kept of a run.
+        (("runs", "first", "ranks"), 2, {}),
+        (("runs", "first", "micro_batch"), 2, {}),
+        (("runs", "second", "keep_checkpoints"), 3, {}),
     ],
     ids=lambda value: ".".join(value) if isinstance(value, tuple) else "",
 )
@@ -109,6 +114,95 @@ def test_an_adapters_code_counts_and_its_comments_do_not(scratch):
     assert scratch.jobs() == {}
     adapter.write_text(source + "\nUNUSED = 1\n")
     assert scratch.jobs() == {"validate_dataset": 1, "convert": 1, "count_tokens": 1, **MIXED}
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "jobs"),
+    [
+        # What shows progress, ends a program or moves bytes cannot change a result.
+        ("scripts/common/progress.py", "_LOG_EVERY_SECONDS = 0.2, 10.0", "_LOG_EVERY_SECONDS = 0.2, 20.0", {}),
+        ("scripts/common/errors.py", "sys.exit(130)", "sys.exit(131)", {}),
+        (
+            "scripts/common/files.py",
+            "            yield file\n",
+            "            yield file\n            file.flush()\n",
+            {},
+        ),
+        # A definition that none of the steps reaches.
+        ("scripts/common/files.py", "def text_sha256", "def unused():\n    return 1\n\n\ndef text_sha256", {}),
+        # A definition of a shared module: the steps that reach it.
+        (
+            "scripts/media/pixel_store.py",
+            "_VERSION = ",
+            "_VERSION = 100 + ",
+            {"preprocess_images": 2, "encode_images": 2, **RUNS},
+        ),
+    ],
+    ids=["progress", "errors", "atomic", "unused", "pixels"],
+)
+def test_code_counts_where_it_is_reached(scratch, module, old, new, jobs):
+    path = scratch.folder / module
+    source = path.read_text()
+    assert old in source
+    path.write_text(source.replace(old, new, 1))
+    assert scratch.jobs() == jobs
+
+
+def test_jobs_behind_files_that_came_out_the_same_do_not_run(scratch):
+    program = scratch.folder / "scripts/shard.py"
+    program.write_text(program.read_text() + "\nUNUSED = 1\n")
+    assert scratch.run_jobs() == {"shard": 2}
+    assert scratch.jobs() == {}
+
+
+def test_an_entry_of_tokens_may_be_renamed(scratch):
+    config = json.loads(json.dumps(TINY).replace('"words"', '"renamed"'))
+    scratch.configure(config)
+    before = scratch.hashes("blend/**/*")
+    # The tables have other places, and the plans other inputs; nothing else differs.
+    assert scratch.run_jobs() == {"count_tokens": 5, "plan": 4, "lock": 2, "report_page": 1}
+    assert scratch.hashes("blend/**/*") == before
+    assert scratch.jobs() == {}
+
+
+def test_a_copied_folder_and_touched_files_are_no_reason(scratch, tmp_path):
+    for name in (
+        "records/llava.parquet",
+        "media/coco/coco-00000-of-00002.tar",
+        "bases/miniature/tokenizer/manifest.json",
+    ):
+        (scratch.folder / "out" / name).touch()
+    assert scratch.jobs() == {}
+    other = Project.create(tmp_path / "other")
+    # Without times, and without what Snakemake knows of the jobs.
+    shutil.copytree(scratch.folder / "out", other.folder / "out", symlinks=True, copy_function=shutil.copyfile)
+    assert other.jobs() == {}
+    # Another content is a reason.
+    report = other.folder / "out/records/llava.report.json"
+    report.write_text(report.read_text().replace('"rows_read": ', '"rows_read": 1'))
+    assert other.jobs().get("count_tokens") == 1
+
+
+def test_a_tokenizer_and_bases_that_were_replaced_are_a_reason(scratch, tmp_path):
+    folders = {kind: tmp_path / "bases" / kind for kind in ("tokenizer", "vision", "language")}
+    for kind, folder in folders.items():
+        shutil.copytree(scratch.folder / "out/bases/miniature" / kind, folder)
+    config = copy.deepcopy(TINY)
+    config["tokens"]["words"]["tokenizer"] = str(folders["tokenizer"])
+    config["models"]["small"] |= {kind: str(folders[kind]) for kind in ("vision", "language")}
+    scratch.configure(config)
+    scratch.snakemake("out/models/small/manifest.json", "out/tokens/words/llava.json")
+    targets = ("out/models/small/manifest.json", "out/tokens/words/llava.json")
+    assert scratch.jobs(*targets) == {}
+    for file in folders["vision"].iterdir():
+        file.touch()
+    assert scratch.jobs(*targets) == {}
+    settings = folders["language"] / "config.json"
+    settings.write_text(settings.read_text() + " ")
+    assert scratch.jobs(*targets) == {"make_model": 1}
+    tokenizer = folders["tokenizer"] / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    assert scratch.jobs(*targets) == {"count_tokens": 1, "make_model": 1}
 
 
 def test_a_root_refuses_another_configuration(scratch):
@@ -168,6 +262,9 @@ def test_an_edited_file_reruns_exactly_what_reads_it(of_a_user, tmp_path, file, 
     project = Project(tmp_path / "project")
     assert project.jobs("data") == {}
     place = project.folder / "data" / file
+    for each in [place, *(place.iterdir() if place.is_dir() else ())]:
+        each.touch()
+    assert project.jobs("data") == {}, "files that were only touched"
     if place.is_dir():
         Image.new("RGB", (40, 30), "red").save(next(place.iterdir()))
     else:

@@ -5,12 +5,13 @@ import os
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from scripts.common.files import bytes_sha256
+from scripts.common.files import bytes_sha256, file_sha256, write_table
 from scripts.fetching.receipts import mark_partial, write_receipt
 from scripts.fetching.verification import Fetched
-from scripts.workflow.folder_digest import folder_digest
+from scripts.workflow.folder_digest import base_digest, folder_digest, remember
 
 PATTERNS = ("images/", "rows.json", "absent.json", "parts/*.parquet")
 
@@ -91,3 +92,52 @@ def test_every_folder_is_listed_once_every_file_looked_at_once_and_no_file_opene
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(os.path.relpath(path, data)) or scandir(path))
     digest(data)
     assert opened == [] and listed.count("images") == listed.count("images/deep") == 1
+
+
+def test_a_file_that_was_only_touched_keeps_the_digest(tmp_path):
+    folder, fetched, memory = tmp_path / "data", str(tmp_path / "files.parquet"), str(tmp_path / "memory.jsonl")
+    (folder / "images").mkdir(parents=True)
+    for name in ("a.jpg", "b.jpg"):
+        (folder / "images" / name).write_bytes(name.encode())
+    paths = [f"images/{name}" for name in ("a.jpg", "b.jpg")]
+    hashes = [file_sha256(folder / path) for path in paths]
+    write_table(fetched, pa.table({"path": paths, "bytes": [5, 5], "sha256": hashes}))
+    arguments = (str(folder), ("images/",), fetched, memory)
+
+    def now() -> str:
+        folder_digest.cache_clear()
+        return folder_digest(*arguments)
+
+    before = now()
+    remember(*arguments)
+    os.utime(folder / paths[0], (5, 5))
+    assert now() == before
+    remember(*arguments)
+    assert now() == before
+    (folder / paths[1]).write_bytes(b"c.jpg")
+    assert now() != before
+    (folder / paths[1]).write_bytes(b"b.jpg")
+    assert now() == before
+    (folder / "images/c.jpg").write_bytes(b"more")
+    assert now() != before
+
+
+def test_a_base_counts_by_content_and_not_by_time(tmp_path):
+    folder, root = tmp_path / "base", tmp_path / "results"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+
+    def now(weights: bool = True) -> str:
+        base_digest.cache_clear()
+        return base_digest(str(folder), str(root), weights)
+
+    before, without = now(), now(weights=False)
+    os.utime(folder / "config.json", (5, 5))
+    assert now() == before
+    (folder / "model.safetensors").write_bytes(b"weightz")
+    assert now() != before and now(weights=False) == without
+    (folder / "config.json").write_text("{ }")
+    assert now(weights=False) != without
+    assert base_digest(str(folder), str(tmp_path), True) == "", "below the results, where its manifest is the cause"
+    assert base_digest("openai/clip-vit-large-patch14", str(root), True) == ""
