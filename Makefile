@@ -15,23 +15,26 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_TEST := $(VENV)/.ready-test
 READY_LINT := $(VENV)/.ready-lint
+# Values that recipes take from the environment, so that a shell never reads them as code.
+export CONFIG
+
 PIP := $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo chat browser check lint units test test-all test-cluster test-lmms neighbours gpu-check gpu-wheels docs lock clean
+.PHONY: help demo chat browser check lint units test test-all torture test-cluster test-lmms neighbours gpu-check gpu-wheels docs lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY)  ## the whole graph on the configuration CONFIG (config.yaml), and what came out
-	@root="$$($(BIN)/python -m scripts.settings --results $(CONFIG))"  # a wrong CONFIG ends here, with one message
+	@root="$$($(BIN)/python -m scripts.settings --results "$$CONFIG")"  # a wrong CONFIG ends here, with one message
 	@$(BIN)/python -m scripts.workflow.unlock
-	@PYTHONPATH="$(CURDIR)" $(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG) --logger visualchat
-	@$(BIN)/python -m scripts.summary --config $(CONFIG) --root "$$($(BIN)/python -m scripts.settings --results $(CONFIG))"
+	@PYTHONPATH="$$PWD" $(BIN)/snakemake --cores $(CORES) --configfile "$$CONFIG" --logger visualchat
+	@$(BIN)/python -m scripts.summary --config "$$CONFIG" --root "$$($(BIN)/python -m scripts.settings --results "$$CONFIG")"
 
 # Chat in the browser with the model of CONFIG that was exported last. SERVE: further options of `python -m scripts.serve`.
 chat: $(READY)  ## chat in the browser with the model of CONFIG
-	@root="$$($(BIN)/python -m scripts.settings --results $(CONFIG))" && $(BIN)/python -m scripts.serve $(SERVE) --root "$$root"
+	@root="$$($(BIN)/python -m scripts.settings --results "$$CONFIG")" && $(BIN)/python -m scripts.serve $(SERVE) --root "$$root"
 
 # The system's package on Debian (as root), else the one that Playwright downloads.
 browser: $(READY_TEST)  ## a Chromium for the tests of the page
@@ -61,6 +64,14 @@ test: $(READY_TEST)  ## the tests, without those that take minutes
 
 test-all: $(READY_TEST) neighbours test-lmms  ## every test, those of other tools that read our shards too
 	$(BIN)/python -m pytest
+
+# Kills, full disks, damaged files, rows, images, archives and requests, on copies of a tiny graph; docs/reliability.md lists what is
+# promised. MINUTES: how long. SEED: repeats the attacks of an earlier run. TABLE: a file for the counts, as Markdown.
+MINUTES ?= 30
+SEED ?=
+TABLE ?=
+torture: $(READY_TEST)  ## attacks of every kind for MINUTES (30), and counts of what held
+	$(BIN)/python -m tests.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(TABLE),--out $(TABLE))
 
 # A real Slurm of two nodes on this machine (Debian's packages; needs root): training on both, interrupted in every way.
 test-cluster: $(READY_TEST)  ## the tests on a Slurm of two nodes that is started for them (needs root)

@@ -12,11 +12,13 @@ rule plan:
         manifest=f"{ROOT}/plan/{{blend}}/{{part}}.json",
     log:
         f"{ROOT}/logs/plan/{{blend}}/{{part}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/plan/{{blend}}/{{part}}.tsv"
     conda:
         "../envs/data.yaml"
     params:
         settings=lambda w: targets.plan_rerun_key(SETTINGS, w.blend),
-        tokens=lambda w: f"{ROOT}/tokens/{SETTINGS.blends[w.blend].tokens}",
+        tokens=lambda w: f"{PREFIXED_ROOT}/tokens/{SETTINGS.blends[w.blend].tokens}",
         code=code("scripts.plan"),
         records=folder("records"),
         split=folder("split"),
@@ -41,6 +43,8 @@ rule blend:
         part_manifest=f"{ROOT}/blend/{{blend}}/{{part}}/parts/{{stem}}-{{number}}-of-{{total}}.json",
     log:
         f"{ROOT}/logs/blend/{{blend}}/{{part}}/{{stem}}-{{number}}-of-{{total}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/blend/{{blend}}/{{part}}/{{stem}}-{{number}}-of-{{total}}.tsv"
     wildcard_constraints:
         stem="train|heldout",
         number=r"\d{5}",

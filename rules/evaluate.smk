@@ -16,6 +16,8 @@ rule evaluate_run:
         ),
     log:
         f"{ROOT}/logs/evaluate/{{run}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/evaluate/{{run}}.tsv"
     conda:
         "../envs/evaluate.yaml"
     threads: SETTINGS.evaluate.threads

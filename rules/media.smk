@@ -11,6 +11,8 @@ rule shard:
         part=f"{ROOT}/media/{{source}}/parts/{{source}}-{{number}}-of-{{total}}.parquet",
     log:
         f"{ROOT}/logs/shard/{{source}}-{{number}}-of-{{total}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/shard/{{source}}-{{number}}-of-{{total}}.tsv"
     wildcard_constraints:
         number=r"\d{5}",
         total=r"\d{5}",
@@ -37,7 +39,7 @@ rule media_index:
         tars=lambda w: [f"{ROOT}/{shard}.tar" for shard in targets.media_shards(SETTINGS, w.source)],
         offsets=lambda w: [f"{ROOT}/{shard}.tar.idx" for shard in targets.media_shards(SETTINGS, w.source)],
         parts=lambda w: [
-            f"{ROOT}/{shard}.parquet".replace(f"media/{w.source}/", f"media/{w.source}/parts/")
+            f"{ROOT}/media/{w.source}/parts/{os.path.basename(shard)}.parquet"
             for shard in targets.media_shards(SETTINGS, w.source)
         ],
     output:
@@ -96,6 +98,8 @@ rule preprocess_images:
         manifest=f"{ROOT}/pixels/{{encoder}}/{{source}}-{{number}}-of-{{total}}.json",
     log:
         f"{ROOT}/logs/preprocess_images/{{encoder}}/{{source}}-{{number}}-of-{{total}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/preprocess_images/{{encoder}}/{{source}}-{{number}}-of-{{total}}.tsv"
     wildcard_constraints:
         encoder=r"[\w.-]+",
         number=r"\d{5}",
@@ -133,6 +137,8 @@ rule encode_images:
         manifest=f"{ROOT}/{FEATURES}.json",
     log:
         f"{ROOT}/logs/encode_images/{{encoder}}/layer{{layer}}-{{class_token}}-{{precision}}/{{source}}-{{number}}-of-{{total}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/encode_images/{{encoder}}/layer{{layer}}-{{class_token}}-{{precision}}/{{source}}-{{number}}-of-{{total}}.tsv"
     wildcard_constraints:
         encoder=r"[\w.-]+",
         layer=r"-?\d+",

@@ -22,6 +22,8 @@ for _base in BASE_FILES:
             files=[f"{BASES}/{_base}/{file}" for file in BASE_FILES[_base]],
         log:
             f"{ROOT}/logs/pretrain/{_base}.log",
+        benchmark:
+            f"{ROOT}/benchmarks/pretrain/{_base}.tsv"
         conda:
             "../envs/train.yaml"
         params:
@@ -51,6 +53,8 @@ rule make_model:
         projector=f"{ROOT}/models/{{model}}/projector.safetensors",
     log:
         f"{ROOT}/logs/make_model/{{model}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/make_model/{{model}}.tsv"
     conda:
         "../envs/train.yaml"
     params:

@@ -17,6 +17,8 @@ rule convert:
         ),
     log:
         f"{ROOT}/logs/convert/{{dataset}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/convert/{{dataset}}.tsv"
     conda:
         "../envs/data.yaml"
     params:
@@ -45,6 +47,8 @@ rule count_tokens:
         manifest=f"{ROOT}/tokens/{{tokens}}/{{dataset}}.json",
     log:
         f"{ROOT}/logs/count_tokens/{{tokens}}/{{dataset}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/count_tokens/{{tokens}}/{{dataset}}.tsv"
     conda:
         "../envs/data.yaml"
     params:

@@ -94,7 +94,7 @@ rule validate_source:
     output:
         f"{ROOT}/validated/source/{{source}}.json",
     log:
-        f"{ROOT}/logs/validate/source-{{source}}.log",
+        f"{ROOT}/logs/validate/source/{{source}}.log",
     conda:
         "../envs/data.yaml"
     params:

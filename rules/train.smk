@@ -22,6 +22,8 @@ rule train_run:
         update(f"{ROOT}/train/{{run}}/finished.json"),
     log:
         f"{ROOT}/logs/train/{{run}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/train/{{run}}.tsv"
     conda:
         "../envs/train.yaml"
     threads: lambda w: targets.training_threads(SETTINGS, w.run)
@@ -68,6 +70,8 @@ rule export:
         update(f"{ROOT}/exported/{{run}}/best/manifest.json"),
     log:
         f"{ROOT}/logs/export/{{run}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/export/{{run}}.tsv"
     conda:
         "../envs/train.yaml"
     params:

@@ -14,7 +14,7 @@ and a build that was killed continues with those that are missing. A pack is nev
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from scripts.common.errors import UserError, run_program
 from scripts.common.files import canonical_json, read_json, write_json
 from scripts.common.progress import Progress
 from scripts.config.blend import BlendStorageConfig
-from scripts.media.store import MediaStore
+from scripts.media.store import MediaRow, MediaStore
 from scripts.media.tarshard import ShardWriter, shard_name
 
 _ROWS_AT_ONCE = 512
@@ -68,7 +68,9 @@ def write_shard(
     first_row, end_row = np.searchsorted(packs, [first, end]).tolist()
     table = read_rows(plan, first_row, end_row)
     record_store = RecordStore(records, flat(table, "uids").flatten().to_pylist())
-    samples = _Samples(MediaStore(media), settings.images == "embedded", root)
+    sources, keys = flat(table, "images").flatten().flatten()
+    images = set(zip(sources.to_pylist(), keys.to_pylist(), strict=True))
+    samples = _Samples(MediaStore(media), images, settings.images == "embedded", root)
 
     _remove_other_manifest(out / MANIFEST, planned, settings)
     name = shard_name(shard_stem(planned), index, shards)
@@ -136,8 +138,9 @@ class _Samples:
     highest first: what else a sample holds has a sha256 in this member.
     """
 
-    def __init__(self, store: MediaStore, embed: bool, root: Path) -> None:
+    def __init__(self, store: MediaStore, images: Iterable[tuple[str, str]], embed: bool, root: Path) -> None:
         self.store, self.embed, self.root = store, embed, root
+        self._found = store.lookup_all(images)
         self.content, self.crc32 = 0, bytearray()
 
     def sample(
@@ -175,20 +178,19 @@ class _Samples:
         Raises:
             UserError: the media folder lacks it.
         """
-        found = self.store.lookup(source, key)
-        if found is None:
+        if (found := self._found.get((source, key))) is None:
             raise UserError(f"the plan shows the image {key} of {source}, which its media folder lacks: run plan again")
         described = {"source": source, "key": key, "width": found.width, "height": found.height, "sha256": found.sha256}
         if self.embed:
-            return _Image(described, {}, (f"i{index}.{found.format}", self.store.read(source, key)))
-        return _Image(described, {"ref": self._reference(source, key)}, None)
+            return _Image(described, {}, (f"i{index}.{found.format}", self.store.read_row(source, found)))
+        return _Image(described, {"ref": self._reference(source, found)}, None)
 
-    def _reference(self, source: str, key: str) -> list[str | int]:
-        shard, offset, length = self.store.reference(source, key)
+    def _reference(self, source: str, found: MediaRow) -> list[str | int]:
+        shard = self.store.shard(source, found)
         relative = os.path.relpath(shard, self.root)
         if relative.startswith(os.pardir):
             raise UserError(f"{shard} is not below {self.root}, so a blend cannot refer to it: use images: embedded")
-        return [Path(relative).as_posix(), offset, length]
+        return [Path(relative).as_posix(), found.offset, found.length]
 
 
 def main() -> None:

@@ -93,6 +93,8 @@ def _part(out: Path, shard: str, plan: str) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{path} does not exist: run blend for {shard} first")
     part = read_json(path)
+    if "crc32" not in part:
+        raise UserError(f"{path} was written before blends had checksums: run blend for {shard} again")
     if part["plan"] != plan:
         raise UserError(f"{out / shard} was built from another plan: run blend for it again")
     sizes = {out / shard: part["shard"]["bytes"], index_path(out / shard): 8 * (part["shard"]["conversations"] + 1)}

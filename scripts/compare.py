@@ -10,14 +10,13 @@ with the significance level divided by the number of tests (Bonferroni).
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import read_json, write_json
+from scripts.common.files import read_json, read_json_lines, write_json
 from scripts.evaluation.metric_registry import METRICS
 from scripts.evaluation.results import HELDOUT, METRICS_FILE
 from scripts.evaluation.scoring import MetricSpec, compare, metric_spec
@@ -107,10 +106,10 @@ def read_turns(path: Path) -> list[Turn]:
         UserError: it does not exist.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_json_lines(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: evaluate the run again") from None
-    return [Turn.of(json.loads(line)) for line in lines]
+    return [Turn.of(line) for line in lines]
 
 
 def table(result: dict[str, dict], confidence: float) -> list[str]:

@@ -20,6 +20,7 @@ from scripts.media.source_folders import add_folders, named_folders
 from scripts.media.store import INDEX, MANIFEST
 
 HELDOUT = "heldout.parquet"
+_ROWS_AT_ONCE = 1 << 14
 SCHEMA = pa.schema([("source", pa.string()), ("key", pa.string()), ("sha256", pa.string())])
 
 
@@ -43,7 +44,8 @@ def write_split(settings: HoldoutConfig, media: dict[str, Path], out: Path) -> d
         except FileNotFoundError:
             raise UserError(f"{folder / INDEX} does not exist: run scripts.media_index for {source!r} first") from None
         images += index.num_rows
-        rows += [{"source": source, **row} for row in index.to_pylist() if is_held_out(row["sha256"], settings)]
+        for batch in index.to_batches(_ROWS_AT_ONCE):
+            rows += [{"source": source, **row} for row in batch.to_pylist() if is_held_out(row["sha256"], settings)]
     table = pa.Table.from_pylist(rows, SCHEMA).sort_by([("source", "ascending"), ("key", "ascending")])
     write_table(out / HELDOUT, table)
     manifest = {

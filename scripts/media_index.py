@@ -4,7 +4,6 @@ Reads all shards of `media/<source>` and their parts. Writes `index.parquet` (ev
 `rejected.parquet` (all others, with the reason) and, last, `manifest.json`, the only file that later rules depend on.
 """
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 from scripts.adapters.raw import SOURCE_MANIFEST
 from scripts.adapters.statistics import summary
 from scripts.common.cli import hide_pandas, parser
-from scripts.common.errors import UserError, run_program
+from scripts.common.errors import UserError, damaged, run_program
 from scripts.common.files import open_table, read_json, read_table, write_json, write_table
 from scripts.common.table_hash import table_sha256
 from scripts.media.parts import PART_SCHEMA, SHARD_BYTES, SHARD_SHA256, part_path
@@ -41,13 +40,13 @@ def write_index(source: str, shards: int, raw: Path, out: Path, tolerance: float
     readable = pc.is_null(table["reason"])
     index = table.filter(readable).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
     rejected = table.filter(pc.invert(readable)).select(REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA).sort_by("path")
-    reasons = Counter(rejected["reason"].to_pylist())
+    reasons = _counts(rejected["reason"])
     if not index.num_rows:
-        raise UserError(f"source {source!r}: none of its {rejected.num_rows} images can be read: {dict(reasons)}")
+        raise UserError(f"source {source!r}: none of its {rejected.num_rows} images can be read: {reasons}")
     if rejected.num_rows > tolerance * table.num_rows:
         raise UserError(
             f"source {source!r}: {rejected.num_rows} of {table.num_rows} images cannot be read, more than the share of "
-            f"{tolerance:g} that `tolerance.images` allows: {dict(reasons)}. "
+            f"{tolerance:g} that `tolerance.images` allows: {reasons}. "
             f"For example {rejected['path'][0].as_py()}. Get the images again, or raise the tolerance"
         )
     write_table(out / INDEX, index)
@@ -61,14 +60,19 @@ def write_index(source: str, shards: int, raw: Path, out: Path, tolerance: float
         "licence": source_manifest["licence"],
         "terms": source_manifest["terms"],
         "images": index.num_rows,
-        "rejected": dict(reasons),
-        "flags": dict(Counter(flag for flags in index["flags"].to_pylist() for flag in flags)),
+        "rejected": reasons,
+        "flags": _counts(pc.list_flatten(index["flags"])),
         "shards": [_shard(out, name, count) for name, count in zip(names, counts, strict=True)],
         "sizes": {name: summary(values) for name, values in sizes.items()},
         "index_sha256": table_sha256(index),
     }
     write_json(out / MANIFEST, manifest)
     return manifest
+
+
+def _counts(values: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value occurs."""
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(values).to_pylist()}
 
 
 def _part(out: Path, name: str) -> pa.Table:
@@ -87,9 +91,9 @@ def _shard(out: Path, name: str, images: int) -> dict[str, Any]:
     try:
         size = (out / name).stat().st_size
     except FileNotFoundError:
-        raise UserError(f"{out / name} does not exist: build the shard again") from None
+        raise damaged(out / name, "is missing") from None
     if (samples, size) != (images, expected_size):
-        raise UserError(f"{out / name} is not the shard that its part describes: build the shard again")
+        raise damaged(out / name, "is not the shard that its part describes")
     return {"name": name, "images": images, "bytes": size, "sha256": sha256}
 
 

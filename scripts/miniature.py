@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.cli import load_settings, parser
-from scripts.common.errors import UserError, run_program
+from scripts.common.errors import UserError, naming_target, run_program
 from scripts.common.files import file_sha256, write_json
 from scripts.common.progress import track
 from scripts.config.miniature import MiniatureConfig
@@ -43,7 +43,20 @@ def write_world(settings: MiniatureConfig, out: Path) -> dict[str, Any]:
     _require_ours(out)
     building = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(building, ignore_errors=True)
-    world = World(settings)
+    try:
+        with naming_target(building, out):
+            manifest = _write_files(World(settings), building)
+            shutil.rmtree(out, ignore_errors=True)
+            os.replace(building, out)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    return manifest
+
+
+def _write_files(world: World, building: Path) -> dict[str, Any]:
+    """Write all files, the manifest last, and return it."""
+    settings = world.settings
     images_sha256 = _write_images(world, building)
     values = {path: writer(world) for path, writer in ANNOTATIONS.items()}
     for path, (album, writer) in albums(world).items():
@@ -68,8 +81,6 @@ def write_world(settings: MiniatureConfig, out: Path) -> dict[str, Any]:
         },
     }
     write_json(building / MANIFEST, manifest)
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(building, out)
     return manifest
 
 

@@ -12,6 +12,8 @@ The server listens on this machine only. For other machines give --host and an A
 """
 
 import argparse
+import asyncio
+import ipaddress
 import os
 import socket
 import sys
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.applications import Starlette
 
+    from scripts.serving.connections import ConnectionLimits
+
 KEY_VARIABLE = "VISUALCHAT_API_KEY"
 MEGABYTE = 1 << 20
 
@@ -33,6 +37,8 @@ MEGABYTE = 1 << 20
 def main() -> None:
     """Run the program."""
     args = arguments().parse_args()
+    from scripts.serving.log_lines import bound_logs
+
     key = read_key(args.api_key_file)
     loopback = args.host in ("localhost", "::1") or args.host.startswith("127.")
     if not loopback and key is None:
@@ -40,9 +46,14 @@ def main() -> None:
             f"--host {args.host} makes the server reachable for others: set an API key in {KEY_VARIABLE} or "
             "--api-key-file, or leave out --host"
         )
+    proxies = trusted_proxies(args)
     sock = listen(args.host, args.port)
     app = build(args, key, loopback)
-    make_server(app, lambda: print(f"ready: open {address(sock)}", flush=True)).run(sockets=[sock])
+    bound_logs()
+    server = make_server(
+        app, lambda: print(f"ready: open {address(sock)}", flush=True), connection_limits(args), proxies
+    )
+    server.run(sockets=[sock])
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -56,6 +67,13 @@ def arguments() -> argparse.ArgumentParser:
     result.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free port")
     result.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="also accept this host name")
     result.add_argument(
+        "--trust-proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="address of a proxy whose X-Forwarded-For names the client",
+    )
+    result.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help="file with the API key that clients must send"
     )
     result.add_argument("--examples", type=Path, metavar="FILE", help="example dialogues of the page (a suite's JSON)")
@@ -68,6 +86,13 @@ def arguments() -> argparse.ArgumentParser:
         ("max-batch-tokens", 65536, "requests in the batch times tokens of the longest: bounds the memory"),
         ("max-queue-size", 128, "requests that wait; more are refused with status 429"),
         ("timeout", 120, "seconds until a request times out"),
+        ("head-timeout", 15, "seconds in which the head of a request must arrive"),
+        ("body-timeout", 30, "seconds in which a body must arrive, beside one for every 32 kB"),
+        ("write-timeout", 60, "seconds for which a client may read nothing of its answer"),
+        ("idle-timeout", 60, "seconds after which an unused connection is closed"),
+        ("max-connections", 800, "connections of all clients"),
+        ("max-client-connections", 200, "connections of one client"),
+        ("max-text-characters", 500_000, "characters in the texts of one request"),
         ("max-images", 32, "images in one request"),
         ("max-image-mb", 20, "size of one image"),
         ("max-body-mb", 32, "size of one request"),
@@ -92,7 +117,7 @@ def build(args: argparse.Namespace, key: str | None, loopback: bool) -> "Starlet
     from scripts.serving.app import Limits, Service, create_app
     from scripts.serving.engine import EngineSettings
     from scripts.serving.examples import find_examples, read_examples, results_root, training_summary
-    from scripts.serving.request_guard import LOOPBACK
+    from scripts.serving.request_guard import LOOPBACK, BodyLimits
     from scripts.serving.served_model import ServedModel
 
     if args.threads:
@@ -101,7 +126,8 @@ def build(args: argparse.Namespace, key: str | None, loopback: bool) -> "Starlet
         timeout=args.timeout,
         max_images=args.max_images,
         max_image_bytes=args.max_image_mb * MEGABYTE,
-        max_body_bytes=args.max_body_mb * MEGABYTE,
+        max_text_characters=args.max_text_characters,
+        bodies=BodyLimits(max_bytes=args.max_body_mb * MEGABYTE, timeout=args.body_timeout),
         upload_cache_bytes=args.upload_mb * MEGABYTE,
     )
     settings = EngineSettings(
@@ -122,7 +148,36 @@ def build(args: argparse.Namespace, key: str | None, loopback: bool) -> "Starlet
     examples = read_examples(args.examples) if args.examples else find_examples(root)
     hosts = [*LOOPBACK, args.host, *args.allow_host] if loopback else args.allow_host or None
     service = Service(served, limits, examples, training)
-    return create_app(service, key, hosts)
+    return create_app(service, key, hosts, trusted_proxies(args))
+
+
+def connection_limits(args: argparse.Namespace) -> "ConnectionLimits":
+    """The limits of connections; their number is what the limit of open files allows."""
+    from scripts.serving.connections import ConnectionLimits, fitting_connections
+
+    return ConnectionLimits(
+        head_timeout=args.head_timeout,
+        idle_timeout=args.idle_timeout,
+        write_timeout=args.write_timeout,
+        max_connections=fitting_connections(args.max_connections),
+        max_client_connections=args.max_client_connections,
+    )
+
+
+def trusted_proxies(args: argparse.Namespace) -> frozenset[str]:
+    """The clients that are proxies, in the form of `client_of_address`.
+
+    Raises:
+        UserError: one is not an IP address.
+    """
+    from scripts.serving.clients import client_of_address
+
+    for text in args.trust_proxy:
+        try:
+            ipaddress.ip_address(text)
+        except ValueError:
+            raise UserError(f"--trust-proxy {text}: give the IP address of the proxy") from None
+    return frozenset(map(client_of_address, args.trust_proxy))
 
 
 def model_folders(args: argparse.Namespace) -> dict[str, Path]:
@@ -178,20 +233,43 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def make_server(app: "Starlette", on_ready: Callable[[], None] = lambda: None) -> "uvicorn.Server":
-    """The HTTP server of an application; it calls `on_ready` when it accepts connections."""
+def make_server(
+    app: "Starlette",
+    on_ready: Callable[[], None] = lambda: None,
+    limits: "ConnectionLimits | None" = None,
+    trusted: frozenset[str] = frozenset(),
+) -> "uvicorn.Server":
+    """The HTTP server of an application; it calls `on_ready` when it accepts connections.
+
+    `trusted` are the proxies of `trusted_proxies`.
+    """
     import uvicorn
+
+    from scripts.serving.connections import BACKLOG, ConnectionLimits, bounded_protocol, quiet_accept
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            quiet_accept(asyncio.get_running_loop())
             await super().startup(sockets)
             if self.started:
                 on_ready()
 
-    # Longer than clients keep idle connections: a server that closes one first may lose a request that is being sent.
-    return Server(
-        uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, timeout_keep_alive=60, ws="none")
+    limits = limits or ConnectionLimits()
+    # By default longer than clients keep idle connections: a server that closes one first may lose a request that is
+    # being sent.
+    config = uvicorn.Config(
+        app,
+        http=bounded_protocol(limits, trusted),
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        timeout_keep_alive=int(limits.idle_timeout),
+        backlog=BACKLOG,
+        proxy_headers=False,
+        ws="none",
     )
+    return Server(config)
 
 
 def address(sock: socket.socket) -> str:

@@ -42,7 +42,7 @@ def validate_source(source: str, raw: Path) -> dict[str, Any]:
         for folder, entry in manifest["image_sets"].items()
     }
     files = {
-        path: {"rows": len(raw_files.rows(path)), "found": entry["found"]}
+        path: {"rows": sum(1 for _ in raw_files.rows(path)), "found": entry["found"]}
         for path, entry in manifest["annotations"].items()
     }
     synthetic = manifest["provided_by"] == "miniature"

@@ -60,6 +60,7 @@ _INTEGRATION = (
     "tests/scripts/test_serve",
     "tests/scripts/test_train",
     "tests/test_preload",
+    "tests/torture/",
 )
 
 # The same examples each time, so that a failure is due to the change that is tested. To look for further ones:

@@ -28,7 +28,7 @@ LEVELS = (
 )
 """From the bottom to the top: a room may import the rooms of lower levels. Programs are above all of them."""
 
-WITHOUT_TORCH = ("scripts/adapters", "scripts/media", "scripts/blending", "model/template.py")
+WITHOUT_TORCH = ("scripts/adapters", "scripts/media", "scripts/blending", "model/template.py", "model/pixels.py")
 
 
 class Arrow(NamedTuple):

@@ -7,7 +7,7 @@ later steps read these and never the registry, so that they do not depend on sou
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from scripts.media.listing import ListedFile, listed_files
 
 DATA_LINK = "files"
 SOURCE_MANIFEST = "source.json"
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Note(NamedTuple):
@@ -59,22 +61,21 @@ class RawFiles:
         self.notes: list[Note] = []
         self._manifests: dict[str, dict[str, Any]] = {}
 
-    def rows(self, path: str) -> list[RawRow]:
+    def rows(self, path: str) -> Iterator[RawRow]:
         """All rows of the annotation file `path` (below the data path), from the file or files in which it was found.
 
+        Files with one row per line are parsed while they are read, so that they may have millions.
+
         Raises:
-            UserError: fetch has not found it, or a file has changed, is damaged, has another layout or no rows.
+            UserError: fetch has not found it, or a file has changed, is damaged, has another layout or no rows; of a
+                file with one row per line only after its last row.
         """
         source, layout = self._annotation(path)
-        rows: list[RawRow] = []
         for name in layout["found"]:
             file_path, listed = self.folder(source) / DATA_LINK / name, self._listed(source, name)
-            if file_path.suffix == ".parquet":
-                rows += parquet_rows(file_path, listed.bytes)
-            else:
-                rows += read_rows(read_listed(file_path, listed.sha256), file_path, layout, self.notes)
-        self.rows_read += len(rows)
-        return rows
+            for row in _rows(file_path, listed, layout, self.notes):
+                self.rows_read += 1
+                yield row
 
     def form(self, path: str) -> str:
         """The (first) file in which the rows of `path` were found: itself, or one of its alternatives."""
@@ -116,6 +117,14 @@ class RawFiles:
         return listed_files(self.folder(source), [path])[path]
 
 
+def _rows(file_path: Path, listed: ListedFile, layout: Mapping[str, Any], notes: list[Note]) -> Iterable[RawRow]:
+    if file_path.suffix == ".parquet":
+        return parquet_rows(file_path, listed.bytes)
+    if file_path.suffix == ".jsonl":
+        return line_rows(file_path, listed.sha256, notes)
+    return read_rows(read_listed(file_path, listed.sha256), file_path, layout, notes)
+
+
 def read_listed(file_path: Path, sha256: str) -> bytes:
     """The bytes of a raw file, checked against the hash that fetch has listed.
 
@@ -143,19 +152,14 @@ def read_rows(data: bytes, file_path: Path, layout: Mapping[str, Any], notes: li
 
     Args:
         data: of the file.
-        file_path: for error messages; a file that ends in .jsonl has one row per line.
+        file_path: for error messages.
         layout: `container` and `key` of the file, as in the registry.
         notes: duplicate keys are appended to it.
 
     Raises:
         UserError: the file is not JSON (with the line), has another layout or no rows.
     """
-    text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    if file_path.suffix == ".jsonl":
-        rows = list(_lines(text, file_path, notes))
-        if not rows:
-            raise UserError(f"{file_path} has no rows: it is empty. Get the file again, or leave the dataset out")
-        return rows
+    text = data.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
     try:
         value, parser = _parsed(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -242,18 +246,36 @@ class _Parser:
         return [Note("duplicate_key", f"{where}: {key!r:.80} occurs twice in one object") for key in self._repeated]
 
 
-def _lines(text: str, file_path: Path, notes: list[Note]) -> Iterator[RawRow]:
-    """The rows of a file with one JSON value per line; a line that is not JSON gives a `Broken` row."""
-    for number, line in enumerate(text.split("\n")):
-        if not line.strip():
-            continue
-        try:
-            value, parser = _parsed(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            yield RawRow(str(number), Broken("invalid_json", str(error)))
-            continue
-        yield RawRow(str(number), value)
-        notes += parser.notes(f"{file_path.name} line {number + 1}")
+def line_rows(file_path: Path, sha256: str, notes: list[Note]) -> Iterator[RawRow]:
+    """The rows of a file with one JSON value per line, as `read_rows`; a line that is not JSON gives a `Broken` row.
+
+    Raises:
+        UserError: the file is missing or has no rows or, after the last one, its hash is not `sha256`.
+    """
+    digest = hashlib.sha256()
+    empty = True
+    try:
+        with open(file_path, "rb") as file:
+            for number, data in enumerate(file):
+                digest.update(data)
+                line = data.removeprefix(b"" if number else _BYTE_ORDER_MARK).removesuffix(b"\n")
+                text = line.decode("utf-8", "surrogateescape")
+                if not text.strip():
+                    continue
+                empty = False
+                try:
+                    value, parser = _parsed(text)
+                except (json.JSONDecodeError, RecursionError) as error:
+                    yield RawRow(str(number), Broken("invalid_json", str(error)))
+                    continue
+                yield RawRow(str(number), value)
+                notes += parser.notes(f"{file_path.name} line {number + 1}")
+    except OSError as error:
+        raise UserError(f"{file_path} cannot be read: {error.strerror}; was it moved? Fetch again") from None
+    if digest.hexdigest() != sha256:
+        raise changed(file_path)
+    if empty:
+        raise UserError(f"{file_path} has no rows: it is empty. Get the file again, or leave the dataset out")
 
 
 def parquet_rows(file_path: Path, size: int) -> list[RawRow]:

@@ -18,7 +18,7 @@ from scripts.blending.conversations import Conversations
 from scripts.blending.corpus import Corpus
 from scripts.blending.ragged import Ragged, nested
 from scripts.blending.truncation import Truncated
-from scripts.common.errors import UserError
+from scripts.common.errors import UserError, damaged
 from scripts.common.files import open_table, read_json, read_table
 from scripts.common.table_hash import table_sha256
 
@@ -110,7 +110,7 @@ def read_plan(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
     path = _existing(path)
     manifest, table = read_json(manifest_path(path)), read_table(path)
     if table.schema != PLAN_SCHEMA or table_sha256(table) != manifest["sha256"]:
-        raise UserError(f"{path} is not the table that {manifest_path(path)} describes: run plan again")
+        raise damaged(path, f"is not the table that {manifest_path(path)} describes")
     return table, manifest
 
 

@@ -1,17 +1,12 @@
 """Folders that are written whole or not at all: beside their final path, and renamed at the end."""
 
-import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.common.errors import mark_writing
+from scripts.common.errors import naming_target
 from scripts.common.files import sync
-
-_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
-"""How libraries written in Rust (safetensors, tokenizers) name an error of the operating system."""
 
 
 @contextmanager
@@ -28,26 +23,17 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     for leftover in (draft, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        draft.mkdir(parents=True)
-        yield draft
-        for path in draft.iterdir():
-            sync(path)
-        sync(draft)
-        if target.exists():
-            target.rename(old)
-        draft.rename(target)
-        sync(target.parent)
-    except BaseException as error:
+        with naming_target(draft, target):
+            draft.mkdir(parents=True)
+            yield draft
+            for path in draft.iterdir():
+                sync(path)
+            sync(draft)
+            if target.exists():
+                target.rename(old)
+            draft.rename(target)
+            sync(target.parent)
+    except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            name = draft if error.filename is None else Path(os.fsdecode(error.filename))
-            if name.is_relative_to(draft):
-                mark_writing(error, target / name.relative_to(draft))
-            raise
-        if isinstance(error, Exception) and (match := _RUST_ERROR.search(str(error))):
-            number = int(match[1])
-            translated = OSError(number, os.strerror(number))
-            mark_writing(translated, target)
-            raise translated from None
         raise
     shutil.rmtree(old, ignore_errors=True)

@@ -9,11 +9,12 @@ line.
 
 import errno
 import os
+import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -39,12 +40,18 @@ _REMEDIES = {
     errno.ESTALE: f"The connection to the disk was lost: check it, {_AGAIN}",
     errno.EISDIR: f"A folder lies where a file belongs: move it away, {_AGAIN}",
     errno.ENOTDIR: f"A file lies where a folder belongs: move it away, {_AGAIN}",
+    errno.EEXIST: f"A file lies where a folder belongs: move it away, {_AGAIN}",
     errno.ELOOP: f"A link leads back to itself: remove it, {_AGAIN}",
     errno.ENOMEM: f"End other programs or use a machine with more memory, {_AGAIN}",
 }
 """What to do about an error of the machine, by its number."""
 
+_NO_TEMPORARY_FOLDER = "No usable temporary directory"
+"""How Python's error begins where none of the usual folders can be written."""
+_ONLY_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _WRITING = "while writing"
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How libraries written in Rust (safetensors, tokenizers) name an error of the operating system."""
 
 
 class UserError(Exception):
@@ -86,19 +93,45 @@ def mark_writing(error: OSError, path: str | Path) -> None:
     error.add_note(_WRITING)
 
 
+@contextmanager
+def naming_target(draft: Path, target: Path) -> Iterator[None]:
+    """In a block that writes below `draft`, which will be renamed: let errors name the files as they would be called.
+
+    Raises:
+        OSError: a file cannot be written, also where a library raises an error of its own.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = draft if not isinstance(error.filename, str | bytes) else Path(os.fsdecode(error.filename))
+        if name.is_relative_to(draft):
+            mark_writing(error, target / name.relative_to(draft))
+        raise
+    except Exception as error:
+        match = _RUST_ERROR.search(str(error))
+        if match is None:
+            raise
+        translated = OSError(int(match[1]), os.strerror(int(match[1])))
+        mark_writing(translated, target)
+        raise translated from None
+
+
 def machine_error(error: BaseException) -> str | None:
     """What a person reads about an error of the machine: file, what was wanted, what to do. None for other errors."""
     if isinstance(error, MemoryError):
         return f"There is not enough memory{f' ({error})' if str(error) else ''}. {_REMEDIES[errno.ENOMEM]}"
     if not isinstance(error, OSError):
         return None
+    if str(error.strerror).startswith(_NO_TEMPORARY_FOLDER):
+        return f"{error.strerror}. Free some space there, or set TMPDIR to a folder that can be written, {_AGAIN}"
     name = error.filename if error.filename is not None else "a file"
     name = os.fsdecode(name) if isinstance(name, (bytes, str)) else f"file {name}"
     if isinstance(error, FileNotFoundError):
         return f"{name} is missing. {repair_hint(name)}" if results_root(name) else None
     if error.errno not in _REMEDIES:
         return None
-    verb = "written" if _WRITING in getattr(error, "__notes__", ()) else "opened, read or written"
+    writing = error.errno in _ONLY_WRITING or _WRITING in getattr(error, "__notes__", ())
+    verb = "written" if writing else "opened, read or written"
     return f"{name} cannot be {verb}: {error.strerror}. {_REMEDIES[error.errno]}"
 
 

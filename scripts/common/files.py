@@ -126,6 +126,17 @@ def read_json(path: str | Path) -> Any:
     return parse_json(data, path)
 
 
+def read_json_lines(path: str | Path) -> list[Any]:
+    """Parse a file of one JSON value per line; empty lines are left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: a line is not JSON; the message names file and line.
+    """
+    lines = Path(path).read_bytes().split(b"\n")
+    return [parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON with sorted keys, atomically."""
     with atomic(path, "w") as file:

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scripts.common.errors import UserError
+from scripts.common.errors import damaged
+from scripts.common.files import open_table
 
 
 def read_between(path: Path, column: str, first: int, end: int, schema: pa.Schema) -> pa.Table:
@@ -56,23 +57,19 @@ def _read(
     schema: pa.Schema,
 ) -> pa.Table:
     """The selected rows of the row groups whose smallest and largest value of `column` pass `may_hold`."""
-    with open(path, "rb") as file:
-        try:
-            with pq.ParquetFile(file) as stored:
-                absent = sorted(set(schema.names) - set(stored.schema_arrow.names))
-                if absent:
-                    raise UserError(f"{path} has no column {absent[0]!r}: build it again")
-                number = stored.schema_arrow.names.index(column)
-                parts = [schema.empty_table()]
-                for group in range(stored.num_row_groups):
-                    statistics = _leaf(stored.metadata.row_group(group), number, column).statistics
-                    # Statistics are left out where a value is very long.
-                    known = statistics is not None and statistics.has_min_max
-                    if not known or may_hold(statistics.min, statistics.max):
-                        part = stored.read_row_group(group, schema.names).select(schema.names).cast(schema)
-                        parts.append(select(part))
-        except pa.ArrowException as error:
-            raise UserError(f"{path} is damaged or not a Parquet file, build it again: {error}") from None
+    with open_table(path) as stored:
+        absent = sorted(set(schema.names) - set(stored.schema_arrow.names))
+        if absent:
+            raise damaged(path, f"has no column {absent[0]!r}: it is damaged, or of another version of this project")
+        number = stored.schema_arrow.names.index(column)
+        parts = [schema.empty_table()]
+        for group in range(stored.num_row_groups):
+            statistics = _leaf(stored.metadata.row_group(group), number, column).statistics
+            # Statistics are left out where a value is very long.
+            known = statistics is not None and statistics.has_min_max
+            if not known or may_hold(statistics.min, statistics.max):
+                part = stored.read_row_group(group, schema.names).select(schema.names).cast(schema)
+                parts.append(select(part))
     return pa.concat_tables(parts)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json
+from scripts.common.files import read_json, read_json_lines, read_table
 from scripts.evaluation.suites import ANSWERS_FILE, image_names
 from scripts.inference.image_files import find_image_root, split_paths
 from scripts.media.keys import is_image
@@ -134,9 +134,7 @@ def _rows(file: Path, field: str | None, where: str) -> Documents:
         table = pd.read_csv(file, sep="\t" if suffix == ".tsv" else ",", keep_default_na=False)
         return json.loads(table.to_json(orient="records"))
     if suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return pq.read_table(file).to_pylist()
+        return read_table(file).to_pylist()
     raise UserError(f"{where}: {file} has none of the suffixes {', '.join(_SUFFIXES)}")
 
 
@@ -152,14 +150,7 @@ def _json_or_lines(file: Path) -> Any:
 
 
 def _json_lines(file: Path) -> Documents:
-    documents = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            try:
-                documents.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{file}, line {number} is not valid JSON: {error}") from None
-    return documents
+    return read_json_lines(file)
 
 
 def _is_image_folder(folder: Path) -> bool:

@@ -75,7 +75,7 @@ def decode_image(data: bytes, name: str) -> "Image":
 def unreadable(error: "UnreadableImageError", name: str) -> UserError:
     """The message for an image that cannot be read; it names the image and the reason."""
     messages = {
-        "zero_bytes": f"image {name} is empty (zero bytes)",
+        "zero_bytes": f"image {name} is empty (zero bytes), not an image",
         "too_large": f"image {name} is too large ({error.detail})",
         "not_an_image": f"{name} is not an image that can be read",
         "not_a_file": f"image {name} is not a file, but a folder, pipe, socket or device",

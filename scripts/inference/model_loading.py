@@ -30,9 +30,9 @@ def load_model(
         UserError: the folder holds no exported model or a damaged one, the device is not available, or a delta is to be
             spread or quantised.
     """
+    check_folder(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"there is no model in {folder}: name a folder that `export` wrote, such as exported/RUN/final")
-    check_folder(folder)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():

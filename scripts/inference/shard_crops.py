@@ -59,10 +59,12 @@ def crops(image_processor: Any, source: str, media: Path, images: Sequence[Store
         UserError: an image cannot be decoded, or is too large for the image processor.
     """
     store = MediaStore({source: media})
+    rows = store.lookup_all((source, stored.key) for stored in images)
     try:
         for stored in images:
             try:
-                yield processed_pixels(image_processor, decode_image(store.read(source, stored.key)))
+                data = store.read_row(source, rows[source, stored.key])
+                yield processed_pixels(image_processor, decode_image(data))
             except (UnreadableImageError, ValueError) as error:
                 raise UserError(f"{media}: the image {stored.key} cannot be preprocessed: {error}") from None
     finally:

@@ -6,7 +6,8 @@ processes can read the same shards. An open store must not be sent to another pr
 """
 
 import os
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from scripts.common.errors import UserError, damaged
 from scripts.common.files import bytes_sha256, read_json, read_table
+from scripts.common.row_groups import read_matching
 
 INDEX = "index.parquet"
 REJECTED = "rejected.parquet"
@@ -65,48 +67,72 @@ class MediaStore:
     def __init__(self, folders: Mapping[str, str | Path]) -> None:
         self._folders = {source: Path(folder) for source, folder in folders.items()}
         self._columns: dict[str, list[pa.Array]] = {}
-        self._rows: dict[str, dict[str, int]] = {}
         self._shards: dict[str, list[Path]] = {}
         self._open: dict[Path, int] = {}
 
     def lookup(self, source: str, key: str) -> MediaRow | None:
-        """The index row of an image, or None if the source has no such image.
+        """The index row of an image, or None if the source has no such image; for many images see `lookup_all`.
 
         Raises:
             UserError: no media folder was given for `source`, or it has not been built.
         """
-        if source not in self._rows:
-            self._load(source)
-        number = self._rows[source].get(key)
-        if number is None:
+        if source not in self._columns:
+            table = read_table(self._index(source), schema=INDEX_SCHEMA)
+            self._columns[source] = [column.combine_chunks() for column in table.columns]
+        columns = self._columns[source]
+        # The index is sorted by key.
+        number = bisect_right(columns[0], key, key=pa.StringScalar.as_py) - 1
+        if number < 0 or columns[0][number].as_py() != key:
             return None
-        return MediaRow(*(column[number].as_py() for column in self._columns[source]))
+        return MediaRow(*(column[number].as_py() for column in columns))
 
-    def reference(self, source: str, key: str) -> tuple[Path, int, int]:
-        """The position of an image's bytes: path of the shard, offset, length.
+    def lookup_all(self, images: Iterable[tuple[str, str]]) -> dict[tuple[str, str], MediaRow]:
+        """The index rows of many images, given as (source, key), in one pass over each index.
+
+        Images that a source does not have are left out.
 
         Raises:
-            KeyError: the source has no such image.
+            UserError: no media folder was given for a source, or it has not been built.
         """
-        row = self.lookup(source, key)
-        if row is None:
-            raise KeyError(f"{source}/{key}")
-        return self._shards[source][row.shard], row.offset, row.length
+        keys: dict[str, set[str]] = {}
+        for source, key in images:
+            keys.setdefault(source, set()).add(key)
+        found: dict[tuple[str, str], MediaRow] = {}
+        for source, wanted in keys.items():
+            table = read_matching(self._index(source), "key", wanted, INDEX_SCHEMA)
+            rows = map(MediaRow._make, zip(*table.to_pydict().values(), strict=True))
+            found.update(((source, row.key), row) for row in rows)
+        return found
+
+    def shard(self, source: str, row: MediaRow) -> Path:
+        """The shard that holds an image of `source`, given by its index row."""
+        if source not in self._shards:
+            folder = self._folder(source)
+            self._shards[source] = [folder / shard["name"] for shard in read_json(folder / MANIFEST)["shards"]]
+        return self._shards[source][row.shard]
 
     def read(self, source: str, key: str) -> bytes:
         """The original bytes of an image.
 
         Raises:
             KeyError: the source has no such image.
-            UserError: the shard is missing, or the image does not have the sha256 of the index.
+            UserError: see `read_row`.
         """
         row = self.lookup(source, key)
         if row is None:
             raise KeyError(f"{source}/{key}")
-        shard = self._shards[source][row.shard]
+        return self.read_row(source, row)
+
+    def read_row(self, source: str, row: MediaRow) -> bytes:
+        """The original bytes of an image of `source`, given by its index row.
+
+        Raises:
+            UserError: the shard is missing, or the image does not have the sha256 of the index.
+        """
+        shard = self.shard(source, row)
         data = self._read_at(shard, row.offset, row.length)
         if bytes_sha256(data) != row.sha256:
-            raise damaged(shard, f"is damaged: the image {key} of {source} does not have its sha256")
+            raise damaged(shard, f"is damaged: the image {row.key} of {source} does not have its sha256")
         return data
 
     def _read_at(self, shard: Path, offset: int, length: int) -> bytes:
@@ -126,12 +152,13 @@ class MediaStore:
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def _load(self, source: str) -> None:
+    def _folder(self, source: str) -> Path:
         if source not in self._folders:
             raise UserError(f"no media folder was given for the source {source!r}; given: {sorted(self._folders)}")
-        folder = self._folders[source]
-        manifest = read_json(folder / MANIFEST)
-        table = read_table(folder / INDEX, schema=INDEX_SCHEMA)
-        self._columns[source] = [column.combine_chunks() for column in table.columns]
-        self._shards[source] = [folder / shard["name"] for shard in manifest["shards"]]
-        self._rows[source] = {key: number for number, key in enumerate(table["key"].to_pylist())}
+        return self._folders[source]
+
+    def _index(self, source: str) -> Path:
+        path = self._folder(source) / INDEX
+        if not path.exists():
+            raise damaged(path, "is missing")
+        return path

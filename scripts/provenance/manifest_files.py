@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.common.errors import UserError
+from scripts.common.errors import UserError, damaged
 from scripts.common.files import file_sha256, read_json
 from scripts.workflow.products import STATE_FILES
 
@@ -56,7 +56,7 @@ def raw_listings(root: Path, manifest: str) -> dict[str, str]:
 
 def _file(root: Path, path: Path, sha256: str | None) -> HashedFile:
     if not path.is_file():
-        raise UserError(f"{path} is missing, but its manifest exists: run snakemake again")
+        raise damaged(path, "is missing", "its manifest exists")
     return HashedFile(path.relative_to(root).as_posix(), path.stat().st_size, sha256 or file_sha256(path))
 
 

@@ -3,12 +3,12 @@
 Reads the `<suite>/<checkpoint>.jsonl` files in the folder of every `metrics.json`, one line per turn.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from scripts.common.errors import UserError
+from scripts.common.errors import damaged
+from scripts.common.files import read_json_lines
 from scripts.evaluation.results import HELDOUT
 from scripts.reporting.report_images import ReportImages
 from scripts.reporting.scores import Column
@@ -163,7 +163,7 @@ def read_turns(column: Column, suite: str) -> Turns:
     """
     path = column.folder / suite / f"{column.checkpoint}.jsonl"
     try:
-        lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines: list[dict[str, Any]] = read_json_lines(path)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing, but its metrics exist: run the evaluation again") from None
+        raise damaged(path, "is missing", "its metrics exist") from None
     return {(line["test"], line["round"]): line for line in lines}

@@ -13,12 +13,12 @@ here send its text deltas as they arrive. When the client disconnects, the job i
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from starlette.applications import Starlette
@@ -29,21 +29,23 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import Receive, Scope, Send
 
 from model.template import EncodedConversation
+from scripts.serving.answers import Answer, EventStream
 from scripts.serving.chat_request import ChatRequest
+from scripts.serving.clients import FairTurns
 from scripts.serving.engine import EngineClosedError, QueueFullError
 from scripts.serving.errors import ApiError
 from scripts.serving.examples import Example
 from scripts.serving.image_store import ImageStore
-from scripts.serving.jobs import CANCELLED, ERROR, TIMEOUT, Job, TextDelta
-from scripts.serving.request_guard import RequestGuard
+from scripts.serving.jobs import Job, TextDelta
+from scripts.serving.request_guard import DEFAULT_BODY_LIMITS, BodyLimits, RequestGuard
 from scripts.serving.served_model import ServedModel
 
+Result = TypeVar("Result")
 PAGE = Path(__file__).parent / "page"
-_KEEP_ALIVE = 10.0  # seconds without a delta after which a stream sends a comment
-_GRACE = 10.0  # seconds that an engine may take to notice that a deadline has passed
+_PREPARING = 4  # requests that are parsed, decoded and tokenised at the same time, half of them of one client
+_MAX_VALUES = 100_000  # of a request's JSON, beside the commas that its texts may have
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -57,8 +59,8 @@ class Limits:
     timeout: float = 120.0
     max_images: int = 32
     max_image_bytes: int = 20 << 20
-    max_body_bytes: int = 32 << 20
-    max_total_body_bytes: int = 256 << 20
+    max_text_characters: int = 500_000
+    bodies: BodyLimits = DEFAULT_BODY_LIMITS
     upload_cache_bytes: int = 256 << 20
     pixel_cache_bytes: int = 256 << 20
 
@@ -89,6 +91,7 @@ class Service:
         """`training` holds the training summary of each model by name, for the page."""
         self.models = {served.name: served for served in models}
         self.limits, self.examples, self.training = limits, examples, training or {}
+        self.turns = FairTurns(_PREPARING, _PREPARING // 2)
         self.image_store = ImageStore(limits.max_image_bytes, limits.upload_cache_bytes, limits.pixel_cache_bytes)
 
     async def health(self, request: Request) -> Response:
@@ -116,7 +119,7 @@ class Service:
         limits = {
             "images": self.limits.max_images,
             "image": self.limits.max_image_bytes,
-            "body": self.limits.max_body_bytes,
+            "body": self.limits.bodies.max_bytes,
         }
         return JSONResponse({"models": models, "examples": examples, "limits": limits})
 
@@ -135,7 +138,8 @@ class Service:
                 raise ApiError(400, "send the image as the multipart field 'file'", "invalid_request", "file")
             data, purpose = await file.read(), str(form.get("purpose", "vision"))[:64]
             name = (file.filename or "image")[:200]
-        identity, upload = await run_in_threadpool(self.image_store.upload, name, purpose, data)
+        client = request.scope["visualchat.client"]
+        identity, upload = await self._in_turn(client, self.image_store.upload, client, name, purpose, data)
         return JSONResponse(upload.description(identity))
 
     async def file(self, request: Request) -> Response:
@@ -157,7 +161,8 @@ class Service:
         deadline = time.monotonic() + self.limits.timeout
         # Not `request.body()`, which would hold the body in memory until the answer is complete.
         body = [chunk async for chunk in request.stream()]
-        parsed = await run_in_threadpool(self._parse, body)
+        client = request.scope["visualchat.client"]
+        parsed = await self._in_turn(client, self._parse, client, body)
         request.scope["visualchat.release"]()
         chat, served, engine = parsed.chat, parsed.served, parsed.served.engine
         deltas: asyncio.Queue[TextDelta] = asyncio.Queue()
@@ -168,7 +173,7 @@ class Service:
 
         max_new_tokens = min(chat.sampling.max_new_tokens, served.max_answer_tokens(parsed.encoded))
         sampling = replace(chat.sampling, max_new_tokens=max_new_tokens)
-        job = Job(parsed.encoded, parsed.pixels, parsed.hashes, sampling, deadline, on_delta)
+        job = Job(parsed.encoded, parsed.pixels, parsed.hashes, sampling, deadline, on_delta, client)
         try:
             engine.submit(job)
         except QueueFullError:
@@ -179,23 +184,46 @@ class Service:
         answer = Answer(f"chatcmpl-{token_hex(12)}", served.name, int(time.time()), job, deltas)
         return EventStream(answer, chat.include_usage) if chat.stream else await answer.complete(request.receive)
 
-    def _parse(self, body: list[bytes]) -> ParsedRequest:
-        """Parse and prepare a request; runs in a thread, and empties `body` to free its memory early."""
+    async def _in_turn(self, client: str, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function in a thread when it is the client's turn.
+
+        Raises:
+            ApiError: it was not before the timeout.
+        """
         try:
-            content = json.loads(b"".join(body))
+            async with self.turns.turn(client, self.limits.timeout):
+                return await run_in_threadpool(function, *arguments)
+        except TimeoutError:
+            raise ApiError(
+                503, "too many requests are being prepared; retry later", "overloaded", retry_after=5
+            ) from None
+
+    def _parse(self, client: str, body: list[bytes]) -> ParsedRequest:
+        """Parse and prepare a request; runs in a thread, and empties `body` to free its memory early."""
+        data = b"".join(body)
+        body.clear()
+        # Values of JSON take up to sixty times the memory of their text. A comma may also be part of one.
+        values = data.count(b",") + data.count(b"[") + data.count(b"{")
+        if values > self.limits.max_text_characters + _MAX_VALUES:
+            raise ApiError(400, f"the body has {values:,} JSON values or commas, too many", "too_many_values")
+        try:
+            chat = self._chat_request(json.loads(data))
         except (ValueError, RecursionError) as error:
             raise ApiError(400, f"the body is not valid JSON: {str(error)[:200]}", "invalid_json") from None
-        body.clear()
-        chat = ChatRequest.parse(content, self.image_store.data, self.limits.max_images)
+        del data
         served = self._served(chat.model)
         encoded = served.encode(chat.messages)
         prepared = [
-            self.image_store.prepare(chat.images[index], served.processor, chat.image_locations[index])
+            self.image_store.prepare(client, chat.images[index], served.processor, chat.image_locations[index])
             for index in encoded.image_indices
         ]
         return ParsedRequest(
             chat, served, encoded, [pixels for pixels, _ in prepared], [sha256 for _, sha256 in prepared]
         )
+
+    def _chat_request(self, content: Any) -> ChatRequest:
+        limits = self.limits
+        return ChatRequest.parse(content, self.image_store.data, limits.max_images, limits.max_text_characters)
 
     def _served(self, name: str) -> ServedModel:
         if name not in self.models:
@@ -205,145 +233,6 @@ class Service:
 
     def _description(self, served: ServedModel) -> dict[str, Any]:
         return {"id": served.name, "object": "model", "owned_by": "visualchat", **served.about}
-
-
-@dataclass
-class Answer:
-    """An answer that is being generated, and its JSON form."""
-
-    identity: str
-    model: str
-    created: int
-    job: Job
-    deltas: asyncio.Queue[TextDelta]
-
-    async def complete(self, receive: Receive) -> Response:
-        """Wait for the complete answer. Status 499 if the client disconnects before.
-
-        Raises:
-            ApiError: the answer ended with an error, see `failure`.
-        """
-        disconnected = asyncio.create_task(_disconnect(receive))
-        try:
-            texts = []
-            while True:
-                delta = await self._next(disconnected)
-                if delta is None:
-                    return Response(status_code=499)
-                texts.append(delta.text)
-                if delta.finish is not None:
-                    break
-        finally:
-            disconnected.cancel()
-            self.job.cancel()
-        if (error := self.failure(delta)) is not None:
-            raise error
-        message = {"role": "assistant", "content": "".join(texts), "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": delta.finish}
-        return JSONResponse(self._frame("chat.completion", [choice]) | {"usage": self._usage()})
-
-    async def events(self, disconnected: asyncio.Task, include_usage: bool) -> AsyncIterator[str]:
-        """The data of server-sent events, "" to keep the connection alive; ends early if the client disconnects."""
-        extra = {"usage": None} if include_usage else {}
-
-        def chunk(content: dict[str, str], finish: str | None = None) -> str:
-            choice = {"index": 0, "delta": content, "logprobs": None, "finish_reason": finish}
-            return json.dumps(self._frame("chat.completion.chunk", [choice]) | extra, ensure_ascii=False)
-
-        yield chunk({"role": "assistant", "content": ""})
-        while True:
-            delta = await self._next(disconnected, _KEEP_ALIVE)
-            if delta is None:
-                return
-            if delta == TextDelta():
-                yield ""
-                continue
-            if delta.text:
-                yield chunk({"content": delta.text})
-            if delta.finish is not None:
-                break
-        if (error := self.failure(delta)) is not None:
-            yield json.dumps(error.body())
-        else:
-            yield chunk({}, delta.finish)
-            if include_usage:
-                yield json.dumps(self._frame("chat.completion.chunk", []) | {"usage": self._usage()})
-        yield "[DONE]"
-
-    async def _next(self, disconnected: asyncio.Task, timeout: float | None = None) -> TextDelta | None:
-        """The next delta; `None` if the client disconnected, an empty delta after `timeout` seconds without one.
-
-        The engine enforces the deadline of the job. If the engine hangs, the answer times out here soon after.
-        """
-        left = self.job.deadline + _GRACE - time.monotonic()
-        if not self.deltas.empty() and not disconnected.done():
-            return self.deltas.get_nowait()
-        get = asyncio.create_task(self.deltas.get())
-        timeout = left if timeout is None else min(left, timeout)
-        await asyncio.wait({get, disconnected}, timeout=max(timeout, 0), return_when=asyncio.FIRST_COMPLETED)
-        if get.done() and not disconnected.done():
-            return get.result()
-        get.cancel()
-        with suppress(asyncio.CancelledError):
-            await get
-        if disconnected.done():
-            return None
-        return TextDelta() if self.job.deadline + _GRACE > time.monotonic() else TextDelta(finish=TIMEOUT)
-
-    def failure(self, last: TextDelta) -> ApiError | None:
-        """The error that an answer ended with, `None` if it ended normally; `last` is its last delta."""
-        if last.finish == TIMEOUT:
-            if self.job.output_ids:
-                return ApiError(504, "the answer exceeded the time limit", "timeout")
-            message = "no batch slot became free before the timeout; retry later"
-            return ApiError(503, message, "overloaded", retry_after=5)
-        if last.finish in (ERROR, CANCELLED):
-            return ApiError(500, last.error or "the answer was cancelled", "model_error")
-        return None
-
-    def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        head = {"id": self.identity, "object": kind, "created": self.created, "model": self.model}
-        return head | {"choices": choices, "system_fingerprint": None}
-
-    def _usage(self) -> dict[str, Any]:
-        prompt, completion = len(self.job.encoded), len(self.job.output_ids)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": self.job.cached_tokens, "audio_tokens": 0},
-        }
-
-
-class EventStream(Response):
-    """An answer as server-sent events. Cancels the job when the client disconnects."""
-
-    def __init__(self, answer: Answer, include_usage: bool) -> None:
-        super().__init__(
-            media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        )
-        self.answer, self.include_usage = answer, include_usage
-        del self.headers["content-length"]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events of the answer, until it ends or the client disconnects."""
-        disconnected = asyncio.create_task(_disconnect(receive))
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for data in self.answer.events(disconnected, self.include_usage):
-                text = f"data: {data}\n\n" if data else ": still working\n\n"
-                await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
-            if not disconnected.done():
-                await send({"type": "http.response.body", "body": b""})
-        finally:
-            disconnected.cancel()
-            self.answer.job.cancel()
-
-
-async def _disconnect(receive: Receive) -> None:
-    """Return when the client disconnects."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _page(request: Request) -> Response:
@@ -361,8 +250,10 @@ async def _error(request: Request, error: Exception) -> Response:
     return ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}", code).response()
 
 
-def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | None = None) -> Starlette:
-    """Make the ASGI application, which closes the engines at shutdown. `key` and `hosts`: see `RequestGuard`."""
+def create_app(
+    service: Service, key: str | None = None, hosts: Sequence[str] | None = None, trusted: Collection[str] = ()
+) -> Starlette:
+    """Make the ASGI application, which closes the engines at shutdown. `key`, `hosts`, `trusted`: `RequestGuard`."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -382,13 +273,6 @@ def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | 
         Route("/v1/files/{identity}", service.file, methods=["GET", "DELETE"]),
         Route("/v1/chat/completions", service.chat, methods=["POST"]),
     ]
-    limits = service.limits
-    guard = Middleware(
-        RequestGuard,
-        key=key,
-        hosts=hosts,
-        max_body_bytes=limits.max_body_bytes,
-        max_total_body_bytes=limits.max_total_body_bytes,
-    )
+    guard = Middleware(RequestGuard, key=key, hosts=hosts, limits=service.limits.bodies, trusted=trusted)
     handlers = dict.fromkeys((ApiError, HTTPException, Exception), _error)
     return Starlette(routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=lifespan)

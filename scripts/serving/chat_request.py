@@ -14,7 +14,9 @@ from scripts.serving.jobs import SamplingParams
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 IMAGES = ("image_url", "file", "image_file")
+TEXTS = ("text", "refusal")
 DEFAULT_MAX_TOKENS = 256
+_MAX_PARTS = 10_000  # messages and their parts in one request
 _IGNORED = {
     *("user", "metadata", "store", "service_tier", "parallel_tool_calls", "prompt_cache_key", "safety_identifier"),
     *("prompt_cache_retention", "reasoning_effort", "verbosity"),
@@ -77,13 +79,16 @@ class ChatRequest:
     include_usage: bool
 
     @classmethod
-    def parse(cls, body: Any, image_data: Callable[[dict, str], bytes], max_images: int) -> "ChatRequest":
+    def parse(
+        cls, body: Any, image_data: Callable[[dict, str], bytes], max_images: int, max_characters: int
+    ) -> "ChatRequest":
         """Validate the JSON `body` of a request.
 
         Args:
             body: the parsed JSON.
             image_data: returns the encoded bytes of an image part, given the part and its location.
             max_images: how many images a request may have.
+            max_characters: how many characters all its texts may have together.
 
         Raises:
             ApiError: the request is invalid; the message says where.
@@ -95,6 +100,7 @@ class ChatRequest:
             value = values.pop(name, None)
             if value is not None and value not in neutral:
                 raise ApiError(400, f"{name} = {str(value)[:80]} is not supported", "unsupported_parameter", name)
+        _check_counts(values.get("messages"), max_images, max_characters)
         try:
             checked = _Body.model_validate(values)
         except ValidationError as error:
@@ -102,7 +108,6 @@ class ChatRequest:
             where = ".".join(map(str, first["loc"]))
             code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
             raise ApiError(400, f"{where}: {first['msg']}", code, where) from None
-        _check_count(checked.messages, max_images)
         images: list[bytes] = []
         image_locations: list[str] = []
         messages = [
@@ -134,13 +139,25 @@ def _sampling(body: _Body) -> SamplingParams:
     )
 
 
-def _check_count(messages: list[dict[str, Any]], max_images: int) -> None:
-    """Refuse too many images before any of them is decoded."""
-    parts = [part for message in messages if isinstance(message.get("content"), list) for part in message["content"]]
-    count = sum(isinstance(part, dict) and part.get("type") in IMAGES for part in parts)
-    if count > max_images:
-        message = f"the conversation has {count} images; at most {max_images} are accepted in one request"
+def _check_counts(messages: Any, max_images: int, max_characters: int) -> None:
+    """Refuse too many parts, images and characters before anything is validated, decoded or tokenised."""
+    if not isinstance(messages, list):
+        return
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    if len(messages) + len(parts) > _MAX_PARTS:
+        count = f"{len(messages)} messages with {len(parts)} parts"
+        message = f"the conversation has {count}; at most {_MAX_PARTS:,} are accepted in one request"
+        raise ApiError(400, message, "too_many_parts", "messages")
+    images = sum(isinstance(part, dict) and part.get("type") in IMAGES for part in parts)
+    if images > max_images:
+        message = f"the conversation has {images} images; at most {max_images} are accepted in one request"
         raise ApiError(400, message, "too_many_images", "messages")
+    texts = [part.get(part.get("type")) for part in parts if isinstance(part, dict) and part.get("type") in TEXTS]
+    characters = sum(len(text) for text in [*contents, *texts] if isinstance(text, str))
+    if characters > max_characters:
+        message = f"the conversation has {characters:,} characters; at most {max_characters:,} are accepted"
+        raise ApiError(400, message, "context_length_exceeded", "messages")
 
 
 def _message(
@@ -155,7 +172,7 @@ def _message(
     role = ROLES.get(given) if isinstance(given, str) else None
     if role is None:
         known = ", ".join(ROLES)
-        raise ApiError(400, f"{where}.role: {given!r} is none of {known}", "invalid_value", f"{where}.role")
+        raise ApiError(400, f"{where}.role: {str(given)[:80]!r} is none of {known}", "invalid_value", f"{where}.role")
     content = message.get("content")
     if isinstance(content, str):
         return {"role": role, "content": [{"type": "text", "text": _text(content, f"{where}.content")}]}
@@ -165,7 +182,7 @@ def _message(
     for number, part in enumerate(content):
         location = f"{where}.content.{number}"
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("text", "refusal"):
+        if kind in TEXTS:
             parts.append({"type": "text", "text": _text(part.get(kind), location)})
         elif kind in IMAGES:
             images.append(image_data(part, location))

@@ -4,6 +4,10 @@
     2. step      one forward pass over one new token of every running job; a token is sampled for each
     3. release   jobs that are finished, late or cancelled leave the batch; their slot is free at once
 
+Clients are served in turn: the next job is one of the client with the fewest running jobs. One client can fill the
+batch, but not the eighth that is added for others; of a full queue, the client with most jobs in it loses its last one
+to a client with fewer.
+
 So a short answer never waits for a long one. While memory allows, nothing is computed twice: images are cached by their
 pixels for all jobs (`model.image_cache.ImageCache`), and conversations by their tokens (`PrefixCache`), so that
 the next round of a conversation computes only its new text.
@@ -14,7 +18,7 @@ Jobs are isolated from each other: a prompt that fails does not affect others, a
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +30,7 @@ from model.image_cache import ImageCache
 from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
 from model.template import IMAGE, TEXT
-from scripts.serving.jobs import CANCELLED, ERROR, TIMEOUT, Job, TextDelta, TokenStreamer, copy_tokenizer
+from scripts.serving.jobs import CANCELLED, DISPLACED, ERROR, TIMEOUT, Job, TextDelta, TokenStreamer, copy_tokenizer
 from scripts.serving.prefix_cache import PrefixCache
 
 log = logging.getLogger("visualchat.engine")
@@ -45,13 +49,13 @@ class EngineSettings:
     """Limits of an engine.
 
     Attributes:
-        max_batch_size: jobs that run at the same time.
+        max_batch_size: jobs of one client that run at the same time; those of others may be an eighth more.
         max_queue_size: jobs that wait.
         image_cache_bytes: memory for cached images, on the model's device.
         prefix_cache_bytes: memory for cached conversations, on the model's device.
         max_prefill_tokens: of one prefill: jobs times the new tokens of the longest prompt.
         max_batch_tokens: of the running batch: jobs times the tokens of the longest one with its answer at full length.
-            Bounds the memory of the batch.
+            Bounds the memory of the batch; an eighth more if it has jobs of several clients.
     """
 
     max_batch_size: int = 32
@@ -102,10 +106,25 @@ class BatchingEngine:
         with self._changed:
             if self._closed:
                 raise EngineClosedError
-            if len(self._waiting) >= self.settings.max_queue_size:
-                raise QueueFullError
+            displaced = self._displaced_by(job) if len(self._waiting) >= self.settings.max_queue_size else None
             self._waiting.append(job)
             self._changed.notify()
+        if displaced is not None:
+            _deliver(displaced, TextDelta(finish=DISPLACED))
+
+    def _displaced_by(self, job: Job) -> Job:
+        """Remove the last job of the client with most jobs in the full queue, if that are more than `job`'s client has.
+
+        Raises:
+            QueueFullError: no client has more.
+        """
+        counts = Counter(waiting.client for waiting in self._waiting)
+        client, most = counts.most_common(1)[0]
+        if most <= counts[job.client] + 1:
+            raise QueueFullError
+        last = next(waiting for waiting in reversed(self._waiting) if waiting.client == client)
+        self._waiting.remove(last)
+        return last
 
     def close(self) -> None:
         """Stop the thread; unfinished jobs end with an error."""
@@ -155,22 +174,20 @@ class BatchingEngine:
             _deliver(self._waiting.popleft(), TextDelta(finish=ERROR, error="the server is shutting down"))
 
     def _admit(self) -> None:
-        """Prefill queued jobs, in order of arrival, as long as they fit into the batch."""
+        """Prefill queued jobs, as long as they fit into the batch."""
         self._drop_expired()
         group: list[Job] = []
         prefixes: list[tuple[ConversationBatch | None, int]] = []
         longest = 0
         size = max((_max_tokens(streamer.job) for streamer in self._running), default=0)
-        while len(self._running) + len(group) < self.settings.max_batch_size:
-            with self._changed:
-                job = self._waiting.popleft() if self._waiting else None
-            if job is None:
-                break
+        while (job := self._next_job(group)) is not None:
             prefix = self._prefixes.longest(job)
             new = len(job.encoded) - prefix[1]
+            clients = {other.client for other in [job, *group, *(streamer.job for streamer in self._running)]}
             rows, size = len(self._running) + len(group) + 1, max(size, _max_tokens(job))
+            max_tokens = _shared(self.settings.max_batch_tokens, len(clients))
             prefill_full = group and (len(group) + 1) * max(longest, new) > self.settings.max_prefill_tokens
-            if prefill_full or (rows > 1 and rows * size > self.settings.max_batch_tokens):
+            if prefill_full or (rows > 1 and rows * size > max_tokens):
                 with self._changed:
                     self._waiting.appendleft(job)
                 break
@@ -192,6 +209,25 @@ class BatchingEngine:
                 except Exception as error:
                     log.exception("the prefill of one prompt failed")
                     _deliver(job, TextDelta(finish=ERROR, error=f"the model cannot read this prompt: {error}"))
+
+    def _next_job(self, group: Sequence[Job]) -> Job | None:
+        """Take a job from the queue: the first one of the client with the fewest jobs in the batch and in `group`.
+
+        `None` if the batch is full, or none waits whose client may have another one.
+        """
+        counts = Counter(job.client for job in [*group, *(streamer.job for streamer in self._running)])
+        limit = self.settings.max_batch_size
+        with self._changed:
+            fitting = [
+                job
+                for job in self._waiting
+                if counts[job.client] < limit and counts.total() < _shared(limit, len({job.client, *counts}))
+            ]
+            if not fitting:
+                return None
+            job = min(fitting, key=lambda job: counts[job.client])
+            self._waiting.remove(job)
+        return job
 
     def _drop_expired(self) -> None:
         """Remove jobs from the queue that were cancelled or timed out."""
@@ -270,6 +306,11 @@ class BatchingEngine:
             if not streamer.finished:
                 _deliver(streamer.job, TextDelta(finish=ERROR, error=reason))
         self._running, self._batch = [], ConversationBatch.empty(self.model, 0)
+
+
+def _shared(limit: int, clients: int) -> int:
+    """A limit of the batch: with several clients an eighth more, which none of them can take alone."""
+    return limit if clients == 1 else limit + max(1, limit // 8)
 
 
 def _max_tokens(job: Job) -> int:

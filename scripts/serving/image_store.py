@@ -13,12 +13,12 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from cachetools import LRUCache, cachedmethod
 from PIL import Image
 
 from model.processing import VisualChatProcessor
 from scripts.common.errors import UserError
 from scripts.inference.image_files import decode_image
+from scripts.serving.clients import FairCache
 from scripts.serving.errors import ApiError
 
 _DECODERS = 2  # images that are decoded at the same time; the largest takes about 1 GB
@@ -51,16 +51,14 @@ class ImageStore:
     def __init__(self, max_bytes: int, upload_cache_bytes: int, pixel_cache_bytes: int) -> None:
         """Sizes in bytes: `max_bytes` of one encoded image, and the memory of uploads and of pixels."""
         self.max_bytes = max_bytes
-        self.uploads: LRUCache[str, Upload] = LRUCache(upload_cache_bytes, getsizeof=lambda upload: len(upload.data))
-        self.pixels: LRUCache[tuple[int, bytes], np.ndarray] = LRUCache(
-            pixel_cache_bytes, getsizeof=lambda image: image.nbytes
-        )
-        # Reading an LRU cache changes its order, and requests are read in several threads.
+        self.uploads: FairCache[Upload] = FairCache(upload_cache_bytes)
+        self.pixels: FairCache[np.ndarray] = FairCache(pixel_cache_bytes)
+        # Reading a cache changes its order, and requests are read in several threads.
         self._lock = threading.Lock()
         self._decoders = threading.Semaphore(_DECODERS)
 
-    def upload(self, name: str, purpose: str, data: bytes) -> tuple[str, Upload]:
-        """Keep an image, at the cost of those used least recently; returns its unguessable id and the upload.
+    def upload(self, client: str, name: str, purpose: str, data: bytes) -> tuple[str, Upload]:
+        """Keep an image, at the cost of the client that holds most; returns its unguessable id and the upload.
 
         Raises:
             ApiError: not an image, or too large.
@@ -73,7 +71,7 @@ class ImageStore:
             raise ApiError(413, f"{name} has {len(data):,} bytes, more than all uploads may have", "file_too_large")
         upload = Upload(name, purpose, data, int(time.time()))
         with self._lock:
-            self.uploads[identity] = upload
+            self.uploads.put(client, identity, upload, len(data))
         return identity, upload
 
     def uploaded(self, identity: str) -> Upload | None:
@@ -84,7 +82,7 @@ class ImageStore:
     def delete(self, identity: str) -> None:
         """Remove an upload, if it exists."""
         with self._lock:
-            self.uploads.pop(identity, None)
+            self.uploads.pop(identity)
 
     def data(self, part: dict, where: str) -> bytes:
         """The encoded bytes of an image part of a message; `where` is its location in the request.
@@ -107,32 +105,30 @@ class ImageStore:
         self._check_size(data, where)
         return data
 
-    def prepare(self, data: bytes, processor: VisualChatProcessor, where: str) -> tuple[np.ndarray, bytes]:
-        """Preprocess an encoded image: pixels, uint8 (3, height, width), and their sha256.
+    def prepare(self, client: str, data: bytes, processor: VisualChatProcessor, where: str) -> tuple[np.ndarray, bytes]:
+        """Preprocess an encoded image of a client: pixels, uint8 (3, height, width), and their sha256.
 
         Raises:
             ApiError: the bytes are not an image of a supported format.
         """
-        pixels = self._pixels(data, processor, where)
+        key = id(processor), hashlib.sha256(data).digest()
+        with self._lock:
+            pixels = self.pixels.get(key)
+        if pixels is None:
+            with self._decoders:
+                image = _decoded(data, where)
+                try:
+                    pixels = processor.preprocess_image(image)
+                except ValueError as error:
+                    raise ApiError(400, f"{where}: {error}", "invalid_image", where) from None
+            with self._lock:
+                self.pixels.put(client, key, pixels, pixels.nbytes)
         return pixels, hashlib.sha256(pixels.tobytes()).digest()
-
-    @cachedmethod(
-        lambda self: self.pixels,
-        key=lambda self, data, processor, where: (id(processor), hashlib.sha256(data).digest()),
-        lock=lambda self: self._lock,
-    )
-    def _pixels(self, data: bytes, processor: VisualChatProcessor, where: str) -> np.ndarray:
-        with self._decoders:
-            image = _decoded(data, where)
-            try:
-                return processor.preprocess_image(image)
-            except ValueError as error:
-                raise ApiError(400, f"{where}: {error}", "invalid_image", where) from None
 
     def _file(self, identity: str, where: str) -> bytes:
         upload = self.uploaded(identity)
         if upload is None:
-            message = f"{where}: there is no file {identity!r} (any more); upload it again"
+            message = f"{where}: there is no file {identity[:80]!r} (any more); upload it again"
             raise ApiError(404, message, "file_not_found", where)
         return upload.data
 

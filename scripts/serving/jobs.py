@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from model.template import EncodedConversation
 
 STOP, LENGTH, TIMEOUT, CANCELLED, ERROR = "stop", "length", "timeout", "cancelled", "error"
+DISPLACED = "displaced"
+"""The queue was full, and the job made room for one of another client."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Job:
         sampling: how tokens are sampled.
         deadline: when the job times out, in the time of `time.monotonic`.
         on_delta: receives the answer; called in the engine's thread, must not block.
+        client: who sent it; clients share the queue and the batch equally.
         cached_tokens: how many tokens of the prompt were taken from the prefix cache.
         output_ids: the tokens of the answer so far.
         cancelled: set to cancel the job.
@@ -58,6 +61,7 @@ class Job:
     sampling: SamplingParams
     deadline: float
     on_delta: Callable[[TextDelta], None]
+    client: str = ""
     cached_tokens: int = 0
     output_ids: list[int] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)

@@ -18,13 +18,18 @@ MAX_ANSWER_TOKENS = 8192  # for decoders without max_position_embeddings
 
 @dataclass
 class ServedModel:
-    """A model under its `name`. `about` is its description in /v1/models, `context` its maximum number of tokens."""
+    """A model under its `name`.
+
+    `about` is its description in /v1/models, `context` its maximum number of tokens, `longest_token` how many
+    characters a token has at most.
+    """
 
     name: str
     processor: VisualChatProcessor
     engine: BatchingEngine
     about: dict[str, Any]
     context: int | None
+    longest_token: int
     _encoding: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -38,7 +43,9 @@ class ServedModel:
 
         model, processor = load_model(folder, device, bits)
         context = getattr(model.config.text_config, "max_position_embeddings", None)
-        return cls(name, processor, BatchingEngine(model, processor, settings), describe(folder, model), context)
+        longest = max(map(len, processor.tokenizer.get_vocab()))
+        engine = BatchingEngine(model, processor, settings)
+        return cls(name, processor, engine, describe(folder, model), context, longest)
 
     def encode(self, messages: list[dict[str, Any]]) -> EncodedConversation:
         """Encode a conversation.
@@ -46,6 +53,12 @@ class ServedModel:
         Raises:
             ApiError: the template cannot express it, or it leaves no room for an answer in the context.
         """
+        texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
+        characters = sum(map(len, texts))
+        if self.context is not None and characters > self.context * self.longest_token:
+            # Certain without tokenising, which takes a second for every few hundred thousand characters.
+            message = f"the conversation has {characters:,} characters, which cannot fit into {self.context} tokens"
+            raise ApiError(400, message, "context_length_exceeded", "messages")
         try:
             with self._encoding:  # a tokenizer changes its state while it encodes
                 encoded = self.processor.encode(messages)

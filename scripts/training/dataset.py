@@ -262,10 +262,8 @@ class MicroBatchDataset(Dataset[MicroBatch]):
             try:
                 images.append(self._images.get(*image))
             except UnreadableImageError as error:
-                what = (
-                    f"image {number} of {'+'.join(sample.uids)} (sha256 {image[0]}), which cannot be decoded ({error})"
-                )
-                raise damaged(reader.folder, f"holds {what}") from None
+                what = f"image {number} of {'+'.join(sample.uids)} (sha256 {image[0]})"
+                raise damaged(reader.folder, f"holds {what}, which cannot be decoded ({error})") from None
         return encoded, images
 
 

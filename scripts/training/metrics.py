@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.common.errors import UserError
+from scripts.common.files import read_json_lines
 from scripts.training.trackers import Tracker, scalars
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Metrics:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a `metrics.jsonl`."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_json_lines(path)
 
 
 def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:

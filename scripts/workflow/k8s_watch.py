@@ -30,6 +30,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
+
 from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import atomic
@@ -155,10 +157,11 @@ class Watcher:
         if self.stopping:
             return True
         try:
-            os.kill(int((self.state / "snakemake").read_text()), 0)
-        except ProcessLookupError:
+            process = psutil.Process(int((self.state / "snakemake").read_text()))
+            # A zombie has ended; its parent may first read its output to the end, which this process holds open.
+            return process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
             return True
-        return False
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds

@@ -175,6 +175,13 @@ def test_both_checkpoints_of_an_export(trained, run, tmp_path):
     assert "blanked" not in metrics["checkpoints"]["best"]["heldout"]["kinds"][0]
 
 
+def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path):
+    folder = tmp_path / "lr=2e-3"
+    folder.mkdir()
+    assert evaluate.checkpoints_of([str(folder)], ["final"]) == {"final": folder / "final"}
+    assert evaluate.checkpoints_of([f"best={folder}"], ["final"]) == {"best": folder}
+
+
 def test_without_held_out_conversations_there_are_only_dialogues(trained, run, tmp_path, capsys):
     empty = rewritten(trained.heldout, tmp_path / "empty", lambda member: None)
     metrics = run(tmp_path / "out", trained, "--suite", f"talk={write_suite(tmp_path / 'suite')}", heldout=empty)

@@ -114,7 +114,7 @@ def test_index_names_what_is_missing_or_does_not_belong(world, tmp_path):
         write_index("coco", 3, tmp_path / "raw/coco", media)
     last = media / "coco-00001-of-00002.tar"
     last.unlink()
-    with pytest.raises(UserError, match=r"coco-00001-of-00002.tar does not exist"):
+    with pytest.raises(UserError, match=r"coco-00001-of-00002.tar is missing"):
         write_index("coco", 2, tmp_path / "raw/coco", media)
     with ShardWriter(last):
         pass

@@ -132,7 +132,7 @@ def planned_from(words: list[str]) -> tuple[str, ...]:
 
 
 def is_ours(module: str) -> bool:
-    return module.split(".")[0] in ("scripts", "benchmarks")
+    return module.split(".")[0] in ("scripts", "benchmarks", "tests")
 
 
 def made(words: list[str], copy: Path) -> list[str]:
@@ -144,7 +144,7 @@ def made(words: list[str], copy: Path) -> list[str]:
         # A command inside another one is run for itself; its output is a results folder here.
         found += re.findall(r"\$\(\.venv/bin/(.*?)\)", line)
         outer = re.sub(r'"?\$\(.*?\)"?', "results", line)
-        found += re.findall(r"\.venv/bin/(snakemake .*|python -m (?:scripts|benchmarks)\..*)", outer)
+        found += re.findall(r"\.venv/bin/(snakemake .*|python -m (?:scripts|benchmarks|tests)\..*)", outer)
     return found
 
 

@@ -203,3 +203,29 @@ def test_a_package_for_some_machines_is_skipped_on_others():
     declared = next(requirement for requirement in DECLARED["test"] if requirement.startswith("triton"))
     markers = {line.partition("#")[0].partition(";")[2].strip() for line in [*lines, declared]}
     assert len(lines) == 2 and markers == {"sys_platform == 'linux' and platform_machine == 'x86_64'"}
+
+
+def test_the_container_recipes_install_the_same_from_what_is_there():
+    docker, apptainer = ((ROOT / "envs" / name).read_text() for name in ("Dockerfile", "apptainer.def"))
+    installed = [re.findall(r"-r (\S+\.txt)", text) for text in (docker, apptainer)]
+    assert installed[0] == installed[1] == ["requirements-torch.txt", "requirements.txt", "requirements-cluster.txt"]
+    assert re.search(r"^FROM (.*)$", docker, re.M)[1] == re.search(r"^From: (.*)$", apptainer, re.M)[1]
+    packages = [re.search(r"--no-install-recommends ([a-z0-9 -]+)", text)[1].split() for text in (docker, apptainer)]
+    assert packages[0] == packages[1]
+    copied = re.findall(r"^COPY (.*) \S+$", docker, re.M) + re.findall(r"^    (\S+) /opt/visualchat/$", apptainer, re.M)
+    assert len(copied) > 5
+    for path in " ".join(copied).split():
+        assert (ROOT / path).exists(), path
+    # The last user is that of the running container; addresses of package indexes are the builder's to choose.
+    assert re.findall(r"^USER (.*)$", docker, re.M)[-1] not in ("root", "0")
+    assert "://" not in docker + apptainer
+    imported = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
+    assert {"scripts", "model"} <= imported <= set(re.findall(r"^    (\w+) /opt", apptainer, re.M))
+
+
+def test_the_catalog_names_what_the_workflow_can():
+    usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    rules = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
+    deployment = usage["software-stack-deployment"]
+    assert deployment["conda"] == ("conda:" in rules) and deployment["apptainer"] == ("container:" in rules)
+    assert deployment["report"] == ("report(" in rules)

@@ -10,9 +10,12 @@ import copy
 import io
 import json
 import re
+import shutil
 import string
 import subprocess
+import sys
 import typing
+import zipfile
 from pathlib import Path
 from random import Random
 
@@ -24,8 +27,9 @@ from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings
 
 from scripts.config import paths
 from scripts.config.settings import Settings
+from scripts.config.tokens import TemplateTexts
 from scripts.workflow import targets
-from tests.workflow.project import ROOT, TINY
+from tests.workflow.project import ROOT, TINY, Project
 
 OWN = copy.deepcopy(TINY) | {
     "data_path": "PLAINdata",
@@ -46,11 +50,15 @@ NASTY += ["  ", "$(touch PWNED)", "`touch PWNED`", "$HOME", "${x", "{{", "{}", "
 NASTY += ["<X>", "%20", "%s", "a=b", "/./", "...", "e\u0301", "\N{CAT}", "\u00a0", "\u200b", "\u202e"]
 
 
-def path_keys(
-    section: type[BaseModel] = Settings, prefix: tuple[str, ...] = ()
-) -> dict[tuple[str, ...], paths.PathKey]:
-    """The places of all path keys below a section; "*" stands for the names of entries and the places of lists."""
-    found: dict[tuple[str, ...], paths.PathKey] = {}
+Keys = dict[tuple[str, ...], paths.PathKey | None]
+
+
+def text_keys(section: type[BaseModel] = Settings, prefix: tuple[str, ...] = ()) -> Keys:
+    """The places of all texts below a section, with None for those that are no paths.
+
+    "*" stands for the names of entries and the places of lists.
+    """
+    found: Keys = {}
     for name, field in section.model_fields.items():
         found |= _keys_of(field.annotation, field.metadata, (*prefix, name))
     return found
@@ -59,8 +67,10 @@ def path_keys(
 def _keys_of(kind: object, metadata: typing.Iterable[object], place: tuple[str, ...]) -> dict:
     if marks := [mark for mark in metadata if isinstance(mark, paths.PathKey)]:
         return {place: marks[0]}
+    if kind is str:
+        return {place: None}
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return path_keys(kind, place)
+        return text_keys(kind, place)
     found = {}
     inner = typing.get_args(kind)
     origin = typing.get_origin(kind)
@@ -72,7 +82,7 @@ def _keys_of(kind: object, metadata: typing.Iterable[object], place: tuple[str, 
 
 
 def places(config: dict, key: tuple[str, ...]) -> list[tuple]:
-    """The places in a configuration that a place of `path_keys` stands for."""
+    """The places in a configuration that a place of `text_keys` stands for."""
     found: list[tuple] = [()]
     for part in key:
         found = [(*place, inner) for place in found for inner in _inner(_at(config, place), part)]
@@ -91,7 +101,12 @@ def _inner(value, part: str) -> list:
     return list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
 
 
-KEYS = path_keys()
+KEYS = {key: mark for key, mark in text_keys().items() if mark}
+# Texts that no program takes for a path.
+TEXTS = {"name", "custom.*.licence", "custom.*.terms.*", "licences.allow.*", "licences.refuse.*", "runs.*.project"}
+TEXTS |= {"blends.*.tokens", "blends.*.datasets.*.join.over", "blends.*.datasets.*.join.talk.*"}
+TEXTS |= {"models.*.tokens", "models.*.projector", "runs.*.model", "runs.*.blend"}
+TEXTS |= {f"tokens.*.template.{name}" for name in TemplateTexts.model_fields}
 PLACES = {place: mark for key, mark in KEYS.items() for place in places(OWN, key)}
 TYPES = {"results": paths.Results, "given": paths.Given, "hub": paths.FolderOrName, "declared": paths.Declared}
 TYPES["below"] = paths.Below
@@ -139,13 +154,8 @@ def plain(tmp_path_factory):
 def test_every_key_that_is_a_path_is_drawn():
     missing = {key for key in KEYS if not places(OWN, key)}
     assert not missing, "give it a plain name in OWN, and this test covers it"
-    assert {".".join(key) for key in KEYS} >= {
-        "results",
-        "data_path",
-        "suites.*",
-        "custom.*.files.*",
-        "models.*.vision",
-    }
+    others = {".".join(key) for key, mark in text_keys().items() if not mark}
+    assert others == TEXTS, "a new text that is a path gets a type of scripts/config/paths.py"
 
 
 def test_no_shell_command_takes_an_unquoted_value(tmp_path):
@@ -206,4 +216,43 @@ def test_a_name_changes_nothing_but_itself(seed, plain, tmp_path):
         of_folders = [re.sub("/PLAINvision(?=/|$)", f"/{encoder}", word) for word in words]
         expected[job.replace("PLAINvision", encoder)] = [rename(parsed(word), new) for word in of_folders]
     assert {job: [parsed(word) for word in words] for job, words in found.items()} == expected
+    assert not list(tmp_path.rglob("PWNED"))
+
+
+@pytest.mark.long
+def test_the_graph_is_built_with_names_of_all_characters(finished, tmp_path):
+    """Everything that a configuration can name lies below such a name: the clone, the data, the models, the results."""
+    ugly = "a b'c\"d$(touch PWNED)`touch PWNED`{-f}{g;h&i*j?k[l]m#n~o=p,q:r!s(t)u<V>w|x\\n%20ye\u0301é中@z}"
+    project = Project.create(tmp_path / 'it\'s $HOME `x` "y" [z]*')
+    here, made = project.folder / ugly, finished.folder / "out"
+    shutil.copytree(made / "raw/miniature", here / "data")
+    for base in ("tokenizer", "vision", "language"):
+        shutil.copytree(made / "bases/miniature" / base, here / base)
+    shutil.copytree(ROOT / "examples/images", here / ugly)
+    with zipfile.ZipFile(here / f"{ugly}.zip", "w") as archive:
+        for file in (ROOT / "examples/images").iterdir():
+            archive.write(file, file.name)
+    shutil.copy(ROOT / "examples/conversations.json", here / f"{ugly}.json")
+    config = copy.deepcopy(TINY) | {
+        "results": f"{ugly}/out",
+        "data_path": f"{ugly}/data",
+        "custom": {
+            name: {"folder": ugly, "files": [f"{ugly}.json"], "images": f"{ugly}{form}"}
+            for name, form in (("pets", "/"), ("cars", ".zip"))
+        },
+        "tokens": {"words": {"tokenizer": f"{ugly}/tokenizer", "image_tokens": 4}},
+        "models": {"small": {"vision": f"{ugly}/vision", "language": f"{ugly}/language", "tokens": "words"}},
+        "suites": {"talk": f"{ugly}/data/dialogues/dialogues.json"},
+    }
+    config["blends"]["plain"]["datasets"] |= {"pets": {}, "cars": {}}
+    project.configure(config)
+    project.snakemake()
+    root = here / "out"
+    for name in ("pets", "cars"):
+        report = json.loads((root / f"records/{name}.report.json").read_text())
+        assert report["kept"] == report["rows"] > 0
+    assert json.loads((root / "evaluate/second/metrics.json").read_text())
+    assert "Nothing to be done" in project.snakemake("-n")
+    verify = [sys.executable, "-m", "scripts.verify", "--root", f"{ugly}/out"]
+    assert subprocess.run(verify, cwd=project.folder, capture_output=True).returncode == 0
     assert not list(tmp_path.rglob("PWNED"))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from tests.workflow.project import ROOT
 
@@ -27,6 +28,26 @@ def test_a_recipe_is_planned_to_the_report(recipe: str, tmp_path):
     for rule in ("fetch", "convert", "plan", "make_model", "train_run", "export", "evaluate_run", "report_page"):
         assert re.search(rf"^{rule} +\d+$", stats, re.MULTILINE), rule
     assert re.search(r"python -m scripts\.train .* --minutes 0$", planned, re.MULTILINE)
+
+
+@pytest.mark.parametrize("profile", ["slurm", "kubernetes"])
+def test_the_data_part_of_the_paper_asks_the_queue_at_most_eighty_times(profile: str, tmp_path):
+    """A dry run with the groups of the profile; it needs no executor, so the plugin of the profile may be absent."""
+    settings = yaml.safe_load((ROOT / f"profiles/{profile}/profile.yaml").read_text())
+    groups = [f"{rule}={group}" for rule, group in settings["groups"].items()]
+    components = [f"{group}={count}" for group, count in settings["group-components"].items()]
+    options = ["--cores", "64", "--groups", *groups, "--group-components", *components, "--", "data"]
+    planned = dry_run("paper-7b", tmp_path, *options)
+    jobs = int(re.search(r"^total +(\d+)$", planned, re.MULTILINE)[1]) - 1  # without the target
+    # The jobs of a group are indented below its name, each with its message.
+    in_groups = re.split(r"^\[.*\] Group job ", planned, flags=re.MULTILINE)[1:]
+    sizes = [len(re.findall(r"^    Job \d+: ", group, re.MULTILINE)) for group in in_groups]
+    alone = len(re.findall(r"^Job \d+: ", planned, re.MULTILINE))
+    assert sum(sizes) + alone == jobs > 300
+    assert len(sizes) + alone <= 80
+    # None is so large that no node has room for it, and shards wait for no other source.
+    assert max(sizes) == 8
+    assert all(len(set(re.findall(r"packing images of (\w+)", group))) <= 1 for group in in_groups)
 
 
 @pytest.mark.long

@@ -3,10 +3,12 @@
 import io
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +21,7 @@ from scripts.common.errors import UserError
 from scripts.inference.decoded_images import DecodedImageCache
 from scripts.inference.image_files import decode_image as decode_for_people
 from scripts.inference.image_files import read_image_file
+from scripts.media import opening
 from scripts.media.image_check import check_image
 from scripts.media.opening import MAX_BYTES, UnreadableImageError, decode_image, open_image, read_image
 from scripts.serving.errors import ApiError
@@ -142,6 +145,7 @@ from transformers import CLIPImageProcessorPil
 from types import SimpleNamespace
 from model.cropping import processed_pixels
 from scripts.inference.decoded_images import DecodedImageCache
+from scripts.media import opening
 from scripts.media.image_check import check_image
 from tests.scripts.media.test_opening import png
 processor = CLIPImageProcessorPil()
@@ -213,6 +217,14 @@ def test_a_jpeg_with_damaged_exif_data_is_read_by_all(exif):
     data = encoded("JPEG", exif=exif)
     assert check_image(data, "x.jpg").orientation == 1
     _same_everywhere(data)
+
+
+def test_no_other_program_opens_or_converts_images():
+    """The synthetic world makes its own, which nobody else has touched."""
+    scripts = Path(opening.__file__).parents[1]
+    files = [path for path in scripts.rglob("*.py") if path.parent.name != "synthetic" and path.name != "opening.py"]
+    wrong = re.compile(r"Image\.open\(|\.convert\(\"RGB\"|exif_transpose")
+    assert len(files) > 200 and not [path.name for path in files if wrong.search(path.read_text(encoding="utf-8"))]
 
 
 ORIGINALS = {

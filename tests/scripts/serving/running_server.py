@@ -12,6 +12,7 @@ from PIL import Image
 
 from scripts.serve import address, listen, make_server
 from scripts.serving.app import Limits, Service, create_app
+from scripts.serving.connections import ConnectionLimits, ConnectionTable
 from scripts.serving.engine import EngineSettings
 from scripts.serving.served_model import ServedModel
 
@@ -21,21 +22,29 @@ COLOUR, COUNT = "Which colour is the first image?", "How many images are there?"
 
 @dataclass(frozen=True)
 class Server:
-    """`url` ends in a slash."""
+    """`url` ends in a slash; `connections` are those that are open."""
 
     url: str
     service: Service
+    connections: ConnectionTable
 
 
 @contextmanager
 def serving(
-    *models: ServedModel, limits: Limits = DEFAULT, key: str | None = None, hosts=None, examples=(), training=None
+    *models: ServedModel,
+    limits: Limits = DEFAULT,
+    connections: ConnectionLimits | None = None,
+    key: str | None = None,
+    hosts=None,
+    trusted=frozenset(),
+    examples=(),
+    training=None,
 ):
     """Serve models on a free port until the block ends."""
     service = Service(models, limits, examples, training)
     sock = listen("127.0.0.1", 0)
-    app = create_app(service, key, hosts)
-    server = make_server(app)
+    app = create_app(service, key, hosts, trusted)
+    server = make_server(app, limits=connections, trusted=trusted)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     until = time.monotonic() + 300
@@ -43,7 +52,7 @@ def serving(
         assert thread.is_alive() and time.monotonic() < until
         time.sleep(0.02)
     try:
-        yield Server(address(sock), service)
+        yield Server(address(sock), service, server.config.http.table)
     finally:
         server.should_exit = True
         thread.join(60)

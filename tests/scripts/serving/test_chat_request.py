@@ -10,7 +10,7 @@ IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:"}}
 
 
 def parse(max_images: int = 3, **changes) -> ChatRequest:
-    return ChatRequest.parse(BODY | changes, lambda part, location: location.encode(), max_images)
+    return ChatRequest.parse(BODY | changes, lambda part, location: location.encode(), max_images, 1000)
 
 
 @pytest.mark.parametrize(
@@ -81,4 +81,4 @@ def test_images_are_numbered_through_the_conversation_and_counted_before_any_is_
     assert shown == [0, 1, 2] and found.messages[0]["role"] == "system"
     assert found.images == [b"messages.1.content.1", b"messages.3.content.0", b"messages.3.content.1"]
     with pytest.raises(ApiError, match="has 3 images; at most 2"):
-        ChatRequest.parse(BODY | {"messages": messages}, lambda *_: pytest.fail("an image was read"), 2)
+        ChatRequest.parse(BODY | {"messages": messages}, lambda *_: pytest.fail("an image was read"), 2, 1000)

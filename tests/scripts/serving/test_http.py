@@ -13,6 +13,7 @@ import pytest
 import requests
 
 from scripts.serving.app import Limits
+from scripts.serving.request_guard import BodyLimits
 from tests.scripts.evaluation.trained_model import trained
 from tests.scripts.serving.running_server import COLOUR, COUNT, data_url, load, png, question, serving, shown
 
@@ -23,7 +24,7 @@ LIMITS = Limits(
     timeout=600,
     max_images=5,
     max_image_bytes=100_000,
-    max_body_bytes=400_000,
+    bodies=BodyLimits(max_bytes=400_000),
     upload_cache_bytes=150_000,
     pixel_cache_bytes=100_000,
 )
@@ -289,19 +290,18 @@ def test_back_pressure_and_timeouts(trained):
 
 def test_bodies_share_a_bounded_memory(trained):
     """While one client sends slowly, another large request is refused, and small ones are answered."""
-    with serving(
-        load(trained.model), limits=Limits(timeout=600, max_body_bytes=100_000, max_total_body_bytes=150_000)
-    ) as server:
+    bodies = BodyLimits(max_bytes=100_000, max_total_bytes=150_000)
+    with serving(load(trained.model), limits=Limits(timeout=600, bodies=bodies)) as server:
         url = urlsplit(server.url)
         with socket.create_connection((url.hostname, url.port), PATIENCE) as slow:
             head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: application/json\r\n"
-            slow.sendall(f"{head}Content-Length: 100000\r\n\r\n".encode() + b"{")
+            slow.sendall(f"{head}Content-Length: 100000\r\n\r\n".encode() + b" " * 70_000)
             until = time.monotonic() + PATIENCE
-            while (answer := post(server, b" " * 90_000)).status_code != 503:
+            while (answer := post(server, b" " * 90_000)).status_code != 429:
                 assert time.monotonic() < until
             assert answer.headers["Retry-After"] == "1"
             works(server)
-        while (answer := post(server, b" " * 90_000)).status_code == 503:
+        while (answer := post(server, b" " * 90_000)).status_code == 429:
             assert time.monotonic() < until, "the memory of a disconnected client is still reserved"
         assert answer.status_code == 400
 

@@ -14,6 +14,7 @@ from model.processing import VisualChatProcessor
 from scripts.common.errors import UserError
 from scripts.inference.blend_reader import BlendReader
 from scripts.inference.decoded_images import DecodedImageCache
+from scripts.media.opening import UnreadableImageError
 from scripts.training.dataset import MicroBatchDataset
 from tests.blends import write_blend
 from tests.runs import TrainingSetup
@@ -148,5 +149,5 @@ def test_the_cache_gives_the_same_pixels_and_keeps_its_bound(processor):
     first = cache.get("red", red)
     assert cache.get("red", b"not needed any more") is first
     assert np.array_equal(cache.get("blue", blue), processor.preprocess_image(Image.open(io.BytesIO(blue))))
-    with pytest.raises(OSError, match="cannot identify image"):
+    with pytest.raises(UnreadableImageError, match="not_an_image"):
         cache.get("blue", b"still needed: the cache was full")
