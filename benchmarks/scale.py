@@ -137,7 +137,7 @@ def _base64(path: Path, clips: Clips) -> None:
         file.write("}")
 
 
-def recipe(folder: Path, fraction: float) -> dict[str, Any]:
+def recipe(fraction: float) -> dict[str, Any]:
     """The recipe of the paper with all thirteen datasets in one blend, and the miniature's tokenizer."""
     settings = yaml.safe_load((ROOT / "recipes/paper-7b.yaml").read_text(encoding="utf-8"))
     (blend,) = settings["blends"].values()
@@ -145,8 +145,8 @@ def recipe(folder: Path, fraction: float) -> dict[str, Any]:
     shards = max(1, round(32 * fraction))
     return {
         "name": "scale",
-        "results": str(folder / "results"),
-        "data_path": str(folder / "data"),
+        "results": "results",
+        "data_path": "data",
         "media": {name: {"shards": max(1, round(64 * fraction))} for name in ("coco", "ocr_vqa", "mimicit_tvc")},
         "holdout": settings["holdout"],
         "tokens": {"miniature": {"tokenizer": "miniature", "image_tokens": 257}},
@@ -193,7 +193,7 @@ class Watch:
     def table(self) -> str:
         """What was measured, as a table in the order in which the steps first ran."""
         rows = [[name, f"{jobs:.0f}", f"{cpu:.1f}", f"{peak:.0f}"] for name, (jobs, cpu, peak) in self.rules.items()]
-        jobs, cpu, peak = zip(*self.rules.values(), strict=True)
+        jobs, cpu, peak = zip((0, 0, 0), *self.rules.values(), strict=True)
         rows.append(["all", f"{sum(jobs):.0f}", f"{sum(cpu):.1f}", f"{max(peak):.0f}"])
         return tabulate(rows, ["program", "jobs", "CPU s", "peak MB of a job"], "github", disable_numparse=True)
 
@@ -205,9 +205,10 @@ def _peak_megabytes(pid: int) -> float:
 
 def run(folder: Path, cores: int, minutes: float) -> tuple[int, Watch]:
     """Run `snakemake data` on the recipe in `folder`; return its exit status and what was measured."""
-    command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--configfile", str(folder / "scale.yaml")]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", str(cores)]
+    command += ["data", "--configfile", "scale.yaml"]
     with open(folder / "snakemake.log", "a") as log:
-        snakemake = psutil.Popen([*command, "data"], cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        snakemake = psutil.Popen(command, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     watch, end, asked = Watch(folder / "measured.json"), time.monotonic() + 60 * minutes, False
     while snakemake.poll() is None:
         if time.monotonic() > end and not asked:
@@ -236,7 +237,7 @@ def main() -> None:
         begin = time.process_time()
         write_data_path(folder / "data", args.fraction)
         print(f"data path: {time.process_time() - begin:.0f} CPU s", flush=True)
-        (folder / "scale.yaml").write_text(yaml.safe_dump(recipe(folder, args.fraction), sort_keys=False))
+        (folder / "scale.yaml").write_text(yaml.safe_dump(recipe(args.fraction), sort_keys=False))
         status, watch = run(folder, args.cores, args.minutes)
         print(f"counts of the published files times {args.fraction:g}, {args.cores} cores\n\n{watch.table()}")
         if status:

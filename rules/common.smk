@@ -78,10 +78,7 @@ def mend():
     """No files: an input of the first rules of every graph, so that damaged steps are known before Snakemake plans."""
     if PRODUCTS:
         damaged = preflight.damaged_steps(PRODUCTS)
-        preflight.report(preflight.describe(damaged))
-        workflow.dag.forcefiles.update(damaged)
-        if workflow.dryrun:
-            early_cutoff.expect_equal(workflow.dag, workflow.persistence, PRODUCTS, damaged.keys())
+        early_cutoff.force(workflow.dag, workflow.persistence, PRODUCTS, damaged, workflow.dryrun)
     return []
 
 

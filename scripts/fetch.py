@@ -7,7 +7,7 @@ manifest of the source.
 """
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,7 +34,7 @@ from scripts.config.registry import (
 )
 from scripts.fetching.receipts import is_partial, recorded, valid
 from scripts.media.containers import FILE, ImageEntry, list_container, zip_root
-from scripts.media.keys import is_hidden, is_image, is_image_data
+from scripts.media.image_folder import images_below
 from scripts.media.listing import (
     FILES_SCHEMA,
     FILES_TABLE,
@@ -181,7 +181,7 @@ def find_images(
     """
     folder = data_path / images.folder
     usable = folder.is_dir() and (subset is not None or not is_partial(data_path, images.folder))
-    files = dict(_images_in(data_path, folder)) if usable else {}
+    files = dict(images_below(folder, data_path)) if usable else {}
     if subset is not None:
         files = {path: fault for path, fault in files.items() if path in subset}
     separate = [path for path, fault in files.items() if not fault]
@@ -210,53 +210,6 @@ def _matching(data_path: Path, pattern: str) -> list[str]:
         if path.is_file() and not path.name.startswith(".")
     )
     return sorted(_encodable(path.relative_to(data_path).as_posix()) for path in found)
-
-
-def _images_in(data_path: Path, root: Path) -> Iterator[tuple[str, str]]:
-    """The path of every image file below `root`, and why it cannot be used, or ""."""
-    folders = [root]
-    while folders:
-        try:
-            entries = list(os.scandir(folders.pop()))
-        except OSError as error:
-            raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
-        for entry in entries:
-            if is_hidden(entry.name):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(Path(entry.path))
-                continue
-            fault = _fault(entry)
-            if is_image(entry.name) or (not fault and is_image_data(_beginning(entry.path))):
-                path = Path(entry.path).relative_to(data_path).as_posix()
-                # Bytes that are not UTF-8 are written as escapes, so that tables can list the file.
-                yield path.encode("utf-8", "backslashreplace").decode(), fault or _undecodable(path)
-
-
-def _fault(entry: os.DirEntry[str]) -> str:
-    """Why an entry of a folder is not a file that can be read, or ""; neither a pipe nor a device is opened."""
-    try:
-        return "" if entry.is_file() else "broken_link" if not os.path.exists(entry.path) else "not_a_file"
-    except OSError:
-        # Links that lead to each other.
-        return "broken_link"
-
-
-def _undecodable(path: str) -> str:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return "invalid_utf8"
-    return ""
-
-
-def _beginning(path: str) -> bytes:
-    """The first bytes of a file; b"" if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(32)
-    except OSError:
-        return b""
 
 
 def _root(data_path: Path, found: FoundImages) -> str | None:

@@ -181,8 +181,12 @@ def _dialogues(file: Path) -> Documents:
     """The format of the original as conversations; `answers` are those of the file beside it, or none."""
     tests = read_json(file)
     answers = read_json(file.parent / ANSWERS_FILE) if (file.parent / ANSWERS_FILE).exists() else {}
+    if not isinstance(answers, dict):
+        raise UserError(f"{file.parent / ANSWERS_FILE} must be a JSON object with the answers of each test")
     documents = []
     for name, rounds in tests.items() if isinstance(tests, dict) else ():
+        if not isinstance(rounds, list):
+            raise UserError(f"{file}: test {name!r} must be a list of rounds, not {type(rounds).__name__}")
         messages = []
         for number, entry in enumerate(rounds, start=1):
             if not isinstance(entry, list) or not 1 <= len(entry) <= 2 or not all(isinstance(e, str) for e in entry):

@@ -5,8 +5,10 @@ names and names with ".." are refused nevertheless: an archive with such a membe
 published one.
 """
 
+import errno
 import gzip
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -56,12 +58,21 @@ def extract_member(
         return write_verified(chunks, target, expected)
 
 
+_DAMAGED = (EOFError, NotImplementedError, OverflowError, RuntimeError, ValueError, struct.error)
+"""What the readers of archives raise for damaged ones, beside errors of their own."""
+
+
 @contextmanager
 def _readable(archive: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, *_DAMAGED) as error:
         raise AddressError(f"the archive {archive.name} is damaged: {error}") from None
+    except OSError as error:
+        # A position that no file can have. Other errors are those of the disk.
+        if error.errno != errno.EINVAL:
+            raise
+        raise AddressError(f"the archive {archive.name} is damaged: {error.strerror}") from None
 
 
 def _from_zip(archive: Path, member: str, limit: int) -> Iterator[bytes]:

@@ -201,10 +201,8 @@ class BlendReader:
     def _checked_image(self, position: int, image: dict[str, Any], embedded: bytes | None) -> bytes:
         """The bytes of an image, `embedded` or referenced, once they have the sha256 that the JSON names."""
         path = self._paths[self._shard(position)]
-        what, needed_by = (
-            f"the image {image['key']} of {image['source']}",
-            f"conversation {position} of {path} shows it",
-        )
+        what = f"the image {image['key']} of {image['source']}"
+        needed_by = f"conversation {position} of {path} shows it"
         if "ref" in image:
             path, data = self._referenced(image["ref"], needed_by)
         elif embedded is None:

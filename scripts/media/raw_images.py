@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pybase64
 
@@ -109,7 +110,21 @@ class RawImageReader:
 
 
 def _read_parquet(file_path: Path, numbers: list[int]) -> Iterator[tuple[int, str | bytes]]:
-    """Number and stored value of the images `numbers` (sorted) of a Parquet file; base64 is a str."""
+    """Number and stored value of the images `numbers` (sorted) of a Parquet file; base64 is a str.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        yield from _parquet_values(file_path, numbers)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file_path} is damaged, get it again: {reason}") from None
+
+
+def _parquet_values(file_path: Path, numbers: list[int]) -> Iterator[tuple[int, str | bytes]]:
     form = parquet_form(file_path)
     if form.image == "images":
         selected = set(numbers)

@@ -16,6 +16,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import file_sha256, read_json, read_table
 from scripts.common.fingerprint import ROOT, code_files
 from scripts.provenance.locking import ENVIRONMENT, libraries, lock_sha256
+from scripts.provenance.manifest_files import MINIATURE
 from scripts.workflow.products import Products
 
 
@@ -23,21 +24,21 @@ from scripts.workflow.products import Products
 class ExpectedFile:
     """What is expected of a file: its path, size and sha256 ("" if only the size is known).
 
-    `run` is the run whose lock file expects it, or "" if the record of the rule `rule` does. A raw file of the user was
-    made by no step, and has `made=False`.
+    `run` is the run whose lock file expects it, or "" if the record of the program `step` does. A raw file of the user
+    was made by no step, and has `made=False`.
     """
 
     path: Path
     bytes: int
     sha256: str
     run: str = ""
-    rule: str = ""
+    step: str = ""
     made: bool = True
 
     @property
     def origin(self) -> str:
         """Where this is written."""
-        return f"lock file of {self.run}" if self.run else f"record of {self.rule}"
+        return f"lock file of {self.run}" if self.run else f"record of {self.step}"
 
 
 @dataclass
@@ -68,7 +69,7 @@ def verify_root(root: Path, quick: bool = False, raw: Path | None = None) -> Ver
         UserError: there is neither a lock file nor a record, or one is malformed.
     """
     paths = sorted((root / "train").glob("*/lock.json"))
-    recorded = list(_recorded_files(root, with_raw=not paths))
+    recorded = list(_recorded_files(root, locked=bool(paths)))
     if not paths and not recorded:
         raise UserError(f"no train/*/lock.json below {root}: no run is finished, or it is not a results root")
     result = VerificationResult()
@@ -111,22 +112,31 @@ def _read(path: Path) -> dict[str, Any]:
     return lock
 
 
-def _recorded_files(root: Path, with_raw: bool) -> Iterator[ExpectedFile]:
+def _recorded_files(root: Path, locked: bool) -> Iterator[ExpectedFile]:
     """The files that the records of finished steps name, with the hashes of shards from the manifests beside them.
 
-    Without `with_raw` the files of the miniature are left out: lock files list them as raw files.
+    If there are lock files (`locked`), raw files are left out that a table lists: they are compared with the table.
     """
+    listed = {f"{MINIATURE}/{path}" for table in root.glob("raw/*/files.parquet") for path in _paths(table)}
     shards: dict[Path, dict[str, str]] = {}
     for product in Products(root):
-        extras = product.extras if with_raw or product.rule != "miniature" else {}
-        for name, (size, sha256) in (product.outputs | extras).items():
-            path = _inside(root, name, product.rule)
+        for name, (size, sha256) in (product.outputs | product.extras).items():
+            if name in listed and locked:
+                continue
+            path = _inside(root, name, product.step)
             if not sha256 and path.suffix == ".tar":
                 if path.parent not in shards:
                     shards[path.parent] = _shard_hashes(path.parent / "manifest.json")
                 sha256 = shards[path.parent].get(path.name, "")
             if size >= 0:
-                yield ExpectedFile(path, size, sha256, rule=product.rule)
+                yield ExpectedFile(path, size, sha256, step=product.step)
+
+
+def _paths(table: Path) -> list[str]:
+    try:
+        return read_table(table, columns=["path"])["path"].to_pylist()
+    except UserError:
+        return []
 
 
 def _shard_hashes(manifest: Path) -> dict[str, str]:
@@ -165,7 +175,7 @@ def _fault(expected: ExpectedFile, quick: bool) -> str:
     try:
         size = expected.path.stat().st_size
     except OSError:
-        return f"is missing; {f'the run {expected.run} needs it' if expected.run else f'{expected.rule} has made it'}"
+        return f"is missing; {f'the run {expected.run} needs it' if expected.run else f'{expected.step} has made it'}"
     if size != expected.bytes:
         return f"has {size:,} bytes, and {expected.bytes:,} in the {expected.origin}"
     if quick or not expected.sha256:

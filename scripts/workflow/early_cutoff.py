@@ -13,11 +13,15 @@ Snakemake has no interface for this, so the methods of its graph are used that i
 """
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Set
+import re
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from scripts.workflow.preflight import describe
 from scripts.workflow.products import Products
 
+_PROGRAM = re.compile(r"-m scripts\.(\w+)")
 _NEEDED = ("_finished", "_needrun", "_running", "_ready_jobs", "_n_until_ready", "_len")
 
 
@@ -40,8 +44,9 @@ def install(dag: Any, persistence: Any, products: Products) -> None:
 
 def _record(products: Products, job: Any) -> None:
     outputs = [str(path) for path in job.output]
-    if job.rule.shellcmd is not None and outputs and all(map(os.path.exists, outputs)):
-        products.record(job.rule.name, outputs, map(str, job.input))
+    program = _PROGRAM.search(job.rule.shellcmd or "")
+    if program and outputs and all(map(os.path.exists, outputs)):
+        products.record(program[1], outputs, map(str, job.input), str(job.benchmark or ""))
 
 
 def _skip_behind(dag: Any, persistence: Any, products: Products, finished: Iterable[Any]) -> bool:
@@ -83,33 +88,44 @@ def is_current(job: Any, reason: Any, persistence: Any, products: Products, same
     return product is not None and not products.fault(product) and products.has_same_inputs(product, inputs, same)
 
 
-def expect_equal(dag: Any, persistence: Any, products: Products, damaged: Set[str]) -> None:
-    """Make a dry run leave out what would be skipped if the steps with the outputs `damaged` come out as they were."""
-    if not all(hasattr(dag, name) for name in _NEEDED):
-        return
+def force(dag: Any, persistence: Any, products: Products, damaged: Mapping[str, str], dry_run: bool) -> None:
+    """Make the jobs with the outputs `damaged` run, before the graph is planned; print which of them it contains.
+
+    A dry run leaves out what would be skipped if they come out as they were.
+    """
+    dag.forcefiles.update(damaged)
     update = dag.update_needrun
 
-    async def update_and_leave_out(create_inventory: bool = False) -> None:
+    async def update_and_look(create_inventory: bool = False) -> None:
         await update(create_inventory)
-        same: set[str] = set()
-        for level in dag.toposorted():
-            for job in level:
-                if not dag.needrun(job):
-                    continue
-                before = [other for other in dag.dependencies[job] if dag.needrun(other)]
-                if not before and not damaged.isdisjoint(map(str, job.output)):
-                    same.update(map(str, job.output))
-                elif job.group is None and is_current(job, dag.reason(job), persistence, products, same):
-                    same.update(map(str, job.output))
-                    dag._needrun.discard(job)
-        dag._len = len(dag._needrun)
+        forced = {path: fault for job in dag.jobs for path in map(str, job.output) if (fault := damaged.get(path))}
+        if text := describe(forced):
+            print(text, file=sys.stderr)
+        if dry_run and all(hasattr(dag, name) for name in _NEEDED):
+            _leave_out(dag, persistence, products, forced)
 
-    dag.update_needrun = update_and_leave_out
+    if damaged:
+        dag.update_needrun = update_and_look
+
+
+def _leave_out(dag: Any, persistence: Any, products: Products, forced: Mapping[str, str]) -> None:
+    """Take the jobs out of the plan that would be skipped if the jobs with the outputs `forced` change nothing."""
+    same: set[str] = set()
+    for level in dag.toposorted():
+        for job in filter(dag.needrun, level):
+            outputs = set(map(str, job.output))
+            alone = not any(map(dag.needrun, dag.dependencies[job]))
+            if alone and outputs & forced.keys():
+                same |= outputs
+            elif job.group is None and is_current(job, dag.reason(job), persistence, products, same):
+                same |= outputs
+                dag._needrun.discard(job)
+    dag._len = len(dag._needrun)
 
 
 def _skip(dag: Any, job: Any) -> None:
     """Take a job that need not run out of the graph's plan, as if it had finished."""
-    for path in job.output:
+    for path in [*job.output, *([job.benchmark] if job.benchmark and os.path.exists(job.benchmark) else [])]:
         os.utime(path)
     dag.reason(job).mark_finished()
     dag._needrun.discard(job)

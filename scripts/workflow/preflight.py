@@ -14,7 +14,6 @@ Hashes are compared by readers and by `scripts.verify`, not here: the size of ev
 
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,15 +26,9 @@ _FOREIGN_SECONDS = 86400
 
 
 def damaged_steps(products: Products) -> dict[str, str]:
-    """Steps of whose files one is missing or has another size: an output as the rules name it, and what is wrong.
-
-    A step whose declared outputs are all gone was removed on purpose, or by Snakemake; it has no result to mend.
-    """
-    found: dict[str, str] = {}
-    for product in products:
-        if any(products.path(name).exists() for name in product.outputs) and (fault := products.fault(product)):
-            found[f"{products.root}/{min(product.outputs)}"] = fault
-    return found
+    """Steps of whose files one is missing or has another size: an output as the rules name it, and what is wrong."""
+    faults = {min(product.outputs): products.fault(product) for product in products}
+    return {f"{products.root}/{name}": fault for name, fault in faults.items() if fault}
 
 
 def describe(damaged: dict[str, str]) -> str:
@@ -59,6 +52,8 @@ def set_times(products: Products) -> int:
     touched = 0
     for product in _in_order(products):
         outputs, inputs = ([products.path(name) for name in names] for names in (product.outputs, product.inputs))
+        if product.benchmark and products.path(product.benchmark).exists():
+            outputs.append(products.path(product.benchmark))
         made, read = _times(outputs), _times(inputs)
         if not made or not read or max(read) <= min(made) or products.fault(product):
             continue
@@ -135,9 +130,3 @@ def _in_order(products: Products) -> list[Product]:
     for product in sorted(products, key=lambda product: min(product.outputs)):
         visit(product)
     return ordered
-
-
-def report(text: str) -> None:
-    """Print a message of this stage where Snakemake prints its own."""
-    if text:
-        print(text, file=sys.stderr)

@@ -28,17 +28,19 @@ class Product:
     """A finished job.
 
     Attributes:
-        rule: its name.
+        step: the name of its program.
         outputs: size in bytes and sha256 of every declared output. The hash is "" for files of more than 64 MB, which
             have one elsewhere (a shard in its manifest). Paths are relative to the results folder, here and below.
         extras: the same of every other file that it has made; the size of a link to a folder is -1.
         inputs: content of every input file; see `Contents`.
+        benchmark: the file with its time and memory, whose time Snakemake compares as that of an output; "" if none.
     """
 
-    rule: str
+    step: str
     outputs: dict[str, tuple[int, str]]
     extras: dict[str, tuple[int, str]]
     inputs: dict[str, str]
+    benchmark: str = ""
 
 
 class Contents:
@@ -99,12 +101,15 @@ class Products:
         product = self._by_output.get(min(names, default=""))
         return product if product is not None and product.outputs.keys() == names else None
 
-    def record(self, rule: str, outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
+    def record(
+        self, step: str, outputs: Iterable[str | Path], inputs: Iterable[str | Path], benchmark: str | Path = ""
+    ) -> None:
         """Add the record of a job that has just finished."""
         made = self._described(outputs)
-        others = self._described(other_files(rule, Path(self.root), made))
+        others = self._described(other_files(step, Path(self.root), made))
         extras = {name: described for name, described in others.items() if name not in made}
-        product = Product(rule, made, extras, {self.relative(path): self.contents(path) for path in inputs})
+        contents = {self.relative(path): self.contents(path) for path in inputs}
+        product = Product(step, made, extras, contents, self.relative(benchmark) if benchmark else "")
         self._add(product)
         path = self.path(FILE)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +174,7 @@ def _read(path: Path) -> Iterator[Product]:
             value = json.loads(line)
             if value["v"] == _VERSION:
                 outputs, extras = (_pairs(value[key]) for key in ("outputs", "extras"))
-                yield Product(value["rule"], outputs, extras, value["inputs"])
+                yield Product(value["step"], outputs, extras, value["inputs"], value["benchmark"])
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
 
@@ -182,10 +187,10 @@ def _line(product: Product) -> str:
     return canonical_json({"v": _VERSION, **asdict(product)}) + "\n"
 
 
-def other_files(rule: str, root: Path, outputs: Iterable[str]) -> Iterator[Path]:
-    """The files that a job has made beside its declared outputs, where a rule does not declare all of them."""
-    for folder in sorted({(root / name).parent for name in outputs}) if rule in _FOLDERS else ():
-        yield from _FOLDERS[rule](folder)
+def other_files(step: str, root: Path, outputs: Iterable[str]) -> Iterator[Path]:
+    """The files that a job has made beside its declared outputs, where its rule does not declare all of them."""
+    for folder in sorted({(root / name).parent for name in outputs}) if step in _FOLDERS else ():
+        yield from _FOLDERS[step](folder)
 
 
 def _all_files(folder: Path) -> Iterator[Path]:
@@ -215,13 +220,11 @@ def _state_files(folder: Path) -> Iterator[Path]:
 _FOLDERS: dict[str, Callable[[Path], Iterator[Path]]] = {
     "miniature": _all_files,
     "fetch": _link_to_files,
-    "pretrain_tokenizer": _all_files,
-    "pretrain_vision": _all_files,
-    "pretrain_language": _all_files,
+    "pretrain": _all_files,
     "make_model": _all_files,
-    "train_run": _state_files,
+    "train": _state_files,
     "export": _all_files,
-    "evaluate_run": _all_files,
-    "report_page": _of_the_graph,
+    "evaluate": _all_files,
+    "report": _of_the_graph,
 }
-"""Rules that make more files than they declare -> the files below the folder of a declared one."""
+"""Programs that make more files than their rules declare -> the files below the folder of a declared one."""

@@ -20,8 +20,8 @@ def test_every_source_is_there_with_its_counts(tmp_path):
     assert (images["mimicit_tvc"], images["ocr_vqa"], images["cc_sbu_align"]) == (171, 62, 6)
 
 
-def test_its_recipe_reads_all_thirteen_datasets(tmp_path):
-    loaded = settings.load(recipe(tmp_path, FRACTION))
+def test_its_recipe_reads_all_thirteen_datasets():
+    loaded = settings.load(recipe(FRACTION))
     assert len(loaded.datasets()) == 12 and "llava_otter_blend" in loaded.blends["all"].datasets
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -83,6 +86,16 @@ def test_every_way_to_pass_an_image_gives_the_same_pixels(processor, tmp_path):
     for wrong, error in (("no such file.png", ValueError), ("bm8gaW1hZ2U=", ValueError), (7, TypeError)):
         with pytest.raises(error, match=r"base64"):
             processor("What is <image>?", [wrong])
+
+
+def test_an_image_at_a_url_keeps_its_transparency_for_white(processor, tmp_path):
+    Image.new("RGBA", (30, 20), (0, 0, 0, 0)).save(tmp_path / "icon.png")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        pixels = processor("What is <image>?", [f"http://127.0.0.1:{server.server_port}/icon.png"])["pixel_values"][0]
+        server.shutdown()
+    assert np.array_equal(pixels, processor.preprocess_image(Image.new("RGB", (30, 20), "white")))
 
 
 def test_a_batch(processor):

@@ -61,7 +61,7 @@ def _container(folder: Path, name: str, data: bytes, report: Report) -> None:
     path = folder / name
     path.write_bytes(data)
     try:
-        entries = list_container(path, name, "pictures/")
+        entries = list(list_container(path, name, "pictures/"))
         reader = RawImageReader(folder, {name: len(data)}, entries)
         for entry in entries:
             try:

@@ -1,6 +1,7 @@
 """Programs as the adversary starts them: with a watchdog, limits, and a measured peak of memory.
 
-Output goes into a file, because a pipe stays open as long as any descendant lives. Processes of a project are found by
+Output goes into a file, because a pipe stays open as long as any descendant lives; only where the size of files is
+limited a pipe is copied into it. Processes of a project are found by
 their working folder: a process whose parent was killed has another parent, but is still there.
 """
 
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +23,7 @@ import psutil
 
 _LIMITED = Path(__file__).with_name("limited.py")
 _LARGEST_OUTPUT = 4 << 20
+_SECONDS_TO_COPY = 10.0
 
 
 @dataclass(frozen=True)
@@ -68,18 +71,29 @@ class Program:
             command = [sys.executable, "-I", "-S", str(_LIMITED), json.dumps(dict(limits)), *command]
         self.folder = folder
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - read as long as the program is known
+        piped = "file_bytes" in (limits or {})
         self.process = subprocess.Popen(
             command,
             cwd=folder,
             env=dict(environment),
             stdin=subprocess.DEVNULL,
-            stdout=self._output,
+            stdout=subprocess.PIPE if piped else self._output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        self._copying = threading.Thread(target=self._copy, daemon=True)
+        if piped:
+            self._copying.start()
+
+    def _copy(self) -> None:
+        for line in self.process.stdout or ():
+            self._output.write(line)
+            self._output.flush()
 
     def output(self) -> str:
         """What it has printed so far; of very much only the end."""
+        if self._copying.is_alive() and self.process.poll() is not None:
+            self._copying.join(_SECONDS_TO_COPY)
         size = os.fstat(self._output.fileno()).st_size
         data = os.pread(self._output.fileno(), _LARGEST_OUTPUT, max(0, size - _LARGEST_OUTPUT))
         return data.decode(errors="replace")

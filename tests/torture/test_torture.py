@@ -57,8 +57,11 @@ def test_rows_of_this_project_are_all_accounted_for(tmp_path):
 
 
 def test_a_row_that_is_skipped_silently_is_reported(planted, tmp_path):
+    counted = "self.rows_read += 1"
     code = planted(
-        "scripts/adapters/raw.py", "self.rows_read += len(rows)", "rows = rows[:-1]; self.rows_read += len(rows)"
+        "scripts/adapters/raw.py",
+        counted,
+        f'if row.id[-1] == "7":\n                    continue\n                {counted}',
     )
     assert "lost" in {violation.fault for violation in rows_of(code, tmp_path / "work").violations}
 
@@ -73,6 +76,17 @@ def test_an_exception_on_a_row_is_reported(planted, tmp_path):
     assert report.violations and {violation.fault for violation in report.violations} == {"tracebacks"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [("archives", "images read", "containers refused"), ("images", "decoded", "rejected: corrupt")],
+)
+def test_a_batch_has_what_is_used_and_what_is_refused(tmp_path, kind, good, bad):
+    """Otherwise an interface has changed, and nothing is attacked any more."""
+    report = Report()
+    BatchAttack(World(tmp_path), kind, 1, 300, 2 << 30).strike(random.Random(5), report)
+    assert report.outcomes[good] > 20 and report.outcomes[bad] > 3
+
+
 def test_the_watchdog_ends_what_hangs_or_grows(tmp_path):
     outcome = run(["bash", "-c", "sleep 99 & sleep 99"], tmp_path, os.environ, 1)
     assert outcome.status is None and not outcome.too_large and inhabitants(tmp_path) == []
@@ -83,7 +97,7 @@ def test_the_watchdog_ends_what_hangs_or_grows(tmp_path):
 
 def test_limits_are_those_of_the_program_alone(tmp_path):
     write = "from pathlib import Path; Path('file').write_bytes(bytes(5000))"
-    outcome = run([sys.executable, "-c", write], tmp_path, os.environ, 60, limits={"file_bytes": 4096})
+    outcome = run([sys.executable, "-c", write], tmp_path, os.environ, 60, limits={"file_bytes": 100})
     assert outcome.has_traceback and "File too large" in outcome.output
     assert run([sys.executable, "-c", write], tmp_path, os.environ, 60).status == 0
     (tmp_path / "file").unlink()

@@ -20,6 +20,7 @@ def test_every_promised_file_is_there(finished):
         plan/mixed/epoch-000.parquet plan/mixed/heldout.parquet
         blend/mixed/epoch-000/train-00000-of-00002.tar blend/mixed/epoch-000/train-00001-of-00002.tar.idx
         blend/mixed/epoch-000/units.idx pixels/miniature/coco-00001-of-00002.u8
+        pixels/miniature/coco-00001-of-00002.sums
         features/miniature/layer-1-drop-fp32/coco-00001-of-00002.bf16
         blend/mixed/epoch-000/manifest.json blend/mixed/heldout/manifest.json blend/mixed/preview.html
         models/small/config.json train/first/finished.json

@@ -89,6 +89,7 @@ TAMPERED = [
     "blend/mixed/epoch-000/counts.npy",
     "blend/mixed/heldout/manifest.json",
     "pixels/miniature/coco-00001-of-00002.u8",
+    "pixels/miniature/coco-00001-of-00002.sums",
     "features/miniature/layer-1-drop-fp32/coco-00001-of-00002.bf16",
     "bases/miniature/vision/model.safetensors",
     "models/small/projector.safetensors",

@@ -110,6 +110,33 @@ def test_folders_of_images(folder):
     assert [references for *_, references in last_rounds(found)] == [("blue",), ("red",)]
 
 
+@pytest.mark.parametrize(
+    ("tests", "answers"),
+    [
+        ('{"ask": 5}', "{}"),
+        ('{"ask": true}', "{}"),
+        ('{"ask": [5]}', "{}"),
+        ('{"ask": [["What?"]]}', "[1]"),
+        ("[5]", "{}"),
+        ('{"ask": [["What?", ' + "7" * 5000 + "]]}", "{}"),
+        ("[" * 100_000, "{}"),
+    ],
+)
+def test_dialogues_of_another_form_are_one_error(folder, tests, answers):
+    (folder / "talk.json").write_text(tests)
+    (folder / "answers.json").write_text(answers)
+    with pytest.raises(UserError, match=r"(talk|answers)\.json"):
+        read(
+            folder,
+            dataset_path="dialogues",
+            dataset_kwargs={"data_files": "talk.json"},
+            doc_to_visual=None,
+            doc_to_text=None,
+            doc_to_messages="messages",
+            doc_to_target="answers",
+        )
+
+
 def test_dialogues_of_the_original_as_a_task(folder):
     tests = {"ask_1": [["What?", "images/red.png"], ["And?", "images/blue.png"]], "ask_2": [["Why?"]]}
     (folder / "talk.json").write_text(json.dumps(tests))

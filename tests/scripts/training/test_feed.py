@@ -178,3 +178,17 @@ def test_an_error_of_the_loader_is_its_message(lab, reader, tmp_path, workers):
     )
     with pytest.raises(UserError, match=message):
         list(batches.load(0, workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_the_machine_in_the_loader_is_its_message(lab, reader, tmp_path, workers):
+    model, processor = model_of(lab)
+    folder = shutil.copytree(reader.folder, tmp_path / "results/blend/tiny/epoch-000")
+    batches = MicroBatchDataset(
+        [BlendReader(folder, folder)], processor, model.layout_options(), global_batch=4, micro_batch=4
+    )
+    for shard in folder.glob("*.tar"):
+        shard.unlink()
+    message = rf"\.tar is missing\. Run `python -m scripts\.verify --root {tmp_path}/results --repair`"
+    with pytest.raises(UserError, match=message):
+        list(batches.load(0, workers))

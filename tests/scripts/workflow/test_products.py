@@ -51,15 +51,13 @@ def test_a_missing_and_a_shortened_file_name_their_step(root):
     assert text.startswith("Files of 2 finished steps are missing or damaged.") and "table.idx is missing" in text
 
 
-def test_a_step_whose_files_are_all_gone_is_left_to_snakemake(root):
-    (root / "b/page").unlink()
-    assert damaged(root) == {}
-
-
 def test_files_of_the_same_content_get_times_in_the_order_of_the_steps(root):
-    set_times(root, {"raw.txt": 9, "a/table": 8, "a/table.idx": 7, "b/page": 6})
+    (root / "time.tsv").write_text("1 s")
+    products = Products(root)
+    products.record("b", [root / "b/page"], [root / "a/table"], root / "time.tsv")
+    set_times(root, {"raw.txt": 9, "a/table": 8, "a/table.idx": 7, "b/page": 10, "time.tsv": 6})
     assert preflight.set_times(Products(root)) == 2
-    times = [(root / name).stat().st_mtime_ns for name in ("raw.txt", "a/table", "b/page")]
+    times = [(root / name).stat().st_mtime_ns for name in ("raw.txt", "a/table", "time.tsv")]
     assert times == sorted(times)
     assert preflight.set_times(Products(root)) == 0
 
@@ -76,9 +74,9 @@ def test_the_last_record_counts_and_damaged_lines_do_not(root):
     products = Products(root)
     products.record("b", [root / "b/page"], [root / "a/table"])
     with open(root / FILE, "a") as file:
-        file.write('{"v":1,"rule":"b"}\nnot JSON\n{"v":1,"rule":"b","outputs":{"b/pa')
+        file.write('{"v":1,"step":"b"}\nnot JSON\n{"v":1,"step":"b","outputs":{"b/pa')
     products = Products(root)
-    assert damaged(root) == {} and {product.rule for product in products} == {"a", "b"}
+    assert damaged(root) == {} and {product.step for product in products} == {"a", "b"}
     products.compact()
     assert len((root / FILE).read_text().splitlines()) == 2
     assert products.of([root / "b/page"]).outputs["b/page"][0] == 5
