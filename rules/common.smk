@@ -25,7 +25,7 @@ from scripts.common.errors import UserError
 from scripts.common.fingerprint import asset_fingerprint as assets
 from scripts.common.fingerprint import code_fingerprint as code
 from scripts.config.settings import load
-from scripts.workflow import early_cutoff, graph, k8s_cluster, preflight, targets
+from scripts.workflow import early_cutoff, graph, k8s_cluster, preflight, raw_files, targets
 from scripts.workflow.folder_digest import base_digest
 from scripts.workflow.products import Products
 from scripts.workflow.targets import versions
@@ -123,7 +123,7 @@ def raw_folders(wildcards):
 def raw_digest(wildcards):
     """The user's raw files of a source as a cause. Only the main process compares and records causes; the processes of
     jobs, three for each on Slurm, need not look at 100,000 images again."""
-    return targets.raw_digest(SETTINGS, wildcards.source, PREFIXED_ROOT) if workflow.is_main_process else ""
+    return raw_files.raw_digest(SETTINGS, wildcards.source, PREFIXED_ROOT) if workflow.is_main_process else ""
 
 
 def subset_input(wildcards):
@@ -201,7 +201,7 @@ onstart:
     targets.claim_root(PREFIXED_ROOT, SETTINGS.name)
     if PRODUCTS:
         graph.write(workflow.dag, PREFIXED_ROOT, sys.argv)
-        targets.remember_raw(SETTINGS, PREFIXED_ROOT)
+        raw_files.remember_raw(SETTINGS, PREFIXED_ROOT)
         preflight.remove_leftovers(PREFIXED_ROOT)
         PRODUCTS.compact()
         early_cutoff.install(workflow.dag, workflow.persistence, PRODUCTS)

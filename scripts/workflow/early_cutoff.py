@@ -18,6 +18,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from scripts.common.files import canonical_json, text_sha256
 from scripts.workflow.preflight import describe
 from scripts.workflow.products import Products
 
@@ -35,18 +36,24 @@ def install(dag: Any, persistence: Any, products: Products) -> None:
         jobs = list(job) if job.is_group() else [job]
         result = await finish(job, update_checkpoint_dependencies=update_checkpoint_dependencies)
         for each in jobs:
-            _record(products, each)
+            _record(persistence, products, each)
         skipped = _skip_behind(dag, persistence, products, jobs)
         return result or skipped
 
     dag.finish = finish_and_skip
 
 
-def _record(products: Products, job: Any) -> None:
-    outputs = [str(path) for path in job.output]
+def _record(persistence: Any, products: Products, job: Any) -> None:
     program = _PROGRAM.search(job.rule.shellcmd or "")
+    outputs = [str(path) for path in job.output]
     if program and outputs and all(map(os.path.exists, outputs)):
-        products.record(program[1], outputs, map(str, job.input), str(job.benchmark or ""))
+        cause = _cause(persistence, job)
+        products.record(program[1], outputs, map(str, job.input), str(job.benchmark or ""), cause)
+
+
+def _cause(persistence: Any, job: Any) -> str:
+    """A hash of a job's parameters, its code among them, and of its command."""
+    return text_sha256(canonical_json([sorted(map(str, persistence._params(job))), job.rule.shellcmd]))[:16]
 
 
 def _skip_behind(dag: Any, persistence: Any, products: Products, finished: Iterable[Any]) -> bool:
@@ -55,7 +62,7 @@ def _skip_behind(dag: Any, persistence: Any, products: Products, finished: Itera
     changed = False
     while pending:
         for job in _waiting(dag, pending.pop()):
-            if _ready(dag, job) and is_current(job, dag.reason(job), persistence, products):
+            if _ready(dag, job) and is_current(dag, job, persistence, products):
                 _skip(dag, job)
                 pending.append(job)
                 changed = True
@@ -73,30 +80,45 @@ def _ready(dag: Any, job: Any) -> bool:
     return all(dag.finished(other) or not dag.needrun(other) for other in dag.dependencies[job])
 
 
-def is_current(job: Any, reason: Any, persistence: Any, products: Products, same: Collection[str] = ()) -> bool:
+def is_current(dag: Any, job: Any, persistence: Any, products: Products, same: Collection[str] = ()) -> bool:
     """Whether a job that Snakemake would run, because one of its inputs was made again, would change nothing.
 
     `same` are input files that are taken to have the content that they had.
     """
-    outputs, inputs = [str(path) for path in job.output], [str(path) for path in job.input]
-    own = (reason.forced, reason.missing_output, reason.nooutput, reason.noio, reason.pipe, reason.service)
-    if job.rule.shellcmd is None or not outputs or any(own):
+    outputs, inputs, reason = [str(path) for path in job.output], [str(path) for path in job.input], dag.reason(job)
+    if job.rule.shellcmd is None or not outputs:
         return False
-    if persistence.params_changed(job) or any(persistence.input_changed(job)) or any(persistence.code_changed(job)):
+    # Snakemake looks at the reasons of a job only if no job before it runs.
+    if (
+        job.rule in dag.forcerules
+        or not dag.forcefiles.isdisjoint(job.output)
+        or reason.forced
+        or reason.missing_output
+    ):
+        return False
+    changes = (persistence.input_changed, persistence.code_changed, persistence.software_stack_changed)
+    if persistence.params_changed(job) or any(any(changed(job)) for changed in changes):
         return False
     product = products.of(outputs)
-    return product is not None and not products.fault(product) and products.has_same_inputs(product, inputs, same)
+    return (
+        product is not None
+        and product.cause == _cause(persistence, job)
+        and not products.fault(product)
+        and products.has_same_inputs(product, inputs, same)
+    )
 
 
 def force(dag: Any, persistence: Any, products: Products, damaged: Mapping[str, str], dry_run: bool) -> None:
     """Make the jobs with the outputs `damaged` run, before the graph is planned; print which of them it contains.
 
-    A dry run leaves out what would be skipped if they come out as they were.
+    A dry run leaves out what would be skipped if they come out as they were. Jobs also run whose parameters are others
+    than those of their record, where Snakemake's own records are gone.
     """
     dag.forcefiles.update(damaged)
     update = dag.update_needrun
 
     async def update_and_look(create_inventory: bool = False) -> None:
+        dag.forcefiles.update(_changed(dag, persistence, products))
         await update(create_inventory)
         forced = {path: fault for job in dag.jobs for path in map(str, job.output) if (fault := damaged.get(path))}
         if text := describe(forced):
@@ -104,8 +126,16 @@ def force(dag: Any, persistence: Any, products: Products, damaged: Mapping[str, 
         if dry_run and all(hasattr(dag, name) for name in _NEEDED):
             _leave_out(dag, persistence, products, forced)
 
-    if damaged:
-        dag.update_needrun = update_and_look
+    dag.update_needrun = update_and_look
+
+
+def _changed(dag: Any, persistence: Any, products: Products) -> Iterator[str]:
+    """The outputs of jobs that Snakemake has no record of, and whose parameters have changed according to ours."""
+    for job in dag.jobs:
+        if job.rule.shellcmd is not None and job.output and not persistence.has_metadata(job):
+            product = products.of(map(str, job.output))
+            if product is not None and product.cause != _cause(persistence, job):
+                yield str(job.output[0])
 
 
 def _leave_out(dag: Any, persistence: Any, products: Products, forced: Mapping[str, str]) -> None:
@@ -117,7 +147,7 @@ def _leave_out(dag: Any, persistence: Any, products: Products, forced: Mapping[s
             alone = not any(map(dag.needrun, dag.dependencies[job]))
             if alone and outputs & forced.keys():
                 same |= outputs
-            elif job.group is None and is_current(job, dag.reason(job), persistence, products, same):
+            elif job.group is None and is_current(dag, job, persistence, products, same):
                 same |= outputs
                 dag._needrun.discard(job)
     dag._len = len(dag._needrun)

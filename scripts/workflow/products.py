@@ -34,13 +34,15 @@ class Product:
         extras: the same of every other file that it has made; the size of a link to a folder is -1.
         inputs: content of every input file; see `Contents`.
         benchmark: the file with its time and memory, whose time Snakemake compares as that of an output; "" if none.
+        cause: a hash of its parameters and command.
     """
 
     step: str
     outputs: dict[str, tuple[int, str]]
     extras: dict[str, tuple[int, str]]
     inputs: dict[str, str]
-    benchmark: str = ""
+    benchmark: str
+    cause: str
 
 
 class Contents:
@@ -102,14 +104,19 @@ class Products:
         return product if product is not None and product.outputs.keys() == names else None
 
     def record(
-        self, step: str, outputs: Iterable[str | Path], inputs: Iterable[str | Path], benchmark: str | Path = ""
+        self,
+        step: str,
+        outputs: Iterable[str | Path],
+        inputs: Iterable[str | Path],
+        benchmark: str | Path = "",
+        cause: str = "",
     ) -> None:
         """Add the record of a job that has just finished."""
         made = self._described(outputs)
         others = self._described(other_files(step, Path(self.root), made))
         extras = {name: described for name, described in others.items() if name not in made}
         contents = {self.relative(path): self.contents(path) for path in inputs}
-        product = Product(step, made, extras, contents, self.relative(benchmark) if benchmark else "")
+        product = Product(step, made, extras, contents, self.relative(benchmark) if benchmark else "", cause)
         self._add(product)
         path = self.path(FILE)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +181,7 @@ def _read(path: Path) -> Iterator[Product]:
             value = json.loads(line)
             if value["v"] == _VERSION:
                 outputs, extras = (_pairs(value[key]) for key in ("outputs", "extras"))
-                yield Product(value["step"], outputs, extras, value["inputs"], value["benchmark"])
+                yield Product(value["step"], outputs, extras, value["inputs"], value["benchmark"], value["cause"])
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
 

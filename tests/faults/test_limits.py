@@ -141,7 +141,7 @@ def test_a_name_that_is_too_long_is_named(world, tmp_path):
 
 
 def test_a_folder_of_temporary_files_that_cannot_be_written_is_named(world, tmp_path):
-    done = run(world.root, "make_model", tmp_path / "out", "ulimit -f 0;")
+    done = run(world.root, "shard", tmp_path / "out", "ulimit -f 0;")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "error: No usable temporary directory found in [" in done.stderr and "TMPDIR" in done.stderr
 

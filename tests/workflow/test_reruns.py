@@ -153,6 +153,8 @@ def test_jobs_behind_files_that_came_out_the_same_do_not_run(scratch):
     program.write_text(program.read_text() + "\nUNUSED = 1\n")
     assert scratch.run_jobs() == {"shard": 2}
     assert scratch.jobs() == {}
+    # A job that was asked for runs, also behind such a step.
+    assert scratch.run_jobs("--forcerun", "shard", "holdout") == {"shard": 2, "holdout": 1}
 
 
 def test_an_entry_of_tokens_may_be_renamed(scratch):
@@ -177,6 +179,10 @@ def test_a_copied_folder_and_touched_files_are_no_reason(scratch, tmp_path):
     # Without times, and without what Snakemake knows of the jobs.
     shutil.copytree(scratch.folder / "out", other.folder / "out", symlinks=True, copy_function=shutil.copyfile)
     assert other.jobs() == {}
+    # Another setting is a reason, also where Snakemake has no record of the jobs.
+    other.configure(_changed(("evaluate", "max_new_tokens"), 4))
+    assert other.jobs() == {"evaluate_run": 2, "lock": 2, "report_page": 1}
+    other.configure(TINY)
     # Another content is a reason.
     report = other.folder / "out/records/llava.report.json"
     report.write_text(report.read_text().replace('"rows_read": ', '"rows_read": 1'))

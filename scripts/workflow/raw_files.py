@@ -1,0 +1,33 @@
+"""The raw files of a user as a cause: which of them fetch reads from a source, and whether one has changed."""
+
+from scripts.config.settings import Settings
+from scripts.workflow.folder_digest import folder_digest, remember
+from scripts.workflow.targets import data_path
+
+
+def raw_digest(settings: Settings, source: str, root: str) -> str:
+    """A hash of (name, size, time of change) of all files of the user that fetch may read from a source.
+
+    Missing files are skipped: fetch reports them. The miniature's files are outputs of a rule and need no hash.
+    """
+    if not settings.data_path and source not in settings.custom:
+        return ""
+    return folder_digest(*_raw_files(settings, source, root))
+
+
+def remember_raw(settings: Settings, root: str) -> None:
+    """Keep sizes and times of the user's raw files, so that a file that is only touched is no cause."""
+    registry = settings.registry()
+    for source in {source for dataset in settings.datasets() for source in registry.sources_of(dataset)}:
+        if settings.data_path or source in settings.custom:
+            remember(*_raw_files(settings, source, root))
+
+
+def _raw_files(settings: Settings, source: str, root: str) -> tuple[str, tuple[str, ...], str, str]:
+    """The arguments of `folder_digest` for a source."""
+    entry = settings.registry().sources[source]
+    required = settings.registry().requirements(source, settings.datasets())
+    paths = [form for file in entry.files if file.path in required for form in file.forms()]
+    paths += [path for images in entry.images for path in (images.folder, *images.containers)]
+    folder, patterns = data_path(settings, source, root), tuple(sorted({*paths, *entry.optional_files}))
+    return folder, patterns, f"{root}/raw/{source}/files.parquet", f"{root}/logs/raw/{source}.jsonl"
