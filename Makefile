@@ -15,8 +15,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_TEST := $(VENV)/.ready-test
 READY_LINT := $(VENV)/.ready-lint
-# Values that recipes take from the environment, so that a shell never reads them as code.
-export CONFIG
+# A value as one word of a shell, whatever it contains.
+quoted = '$(subst ','\'',$(1))'
 
 PIP := $(BIN)/python -m pip install --quiet
 
@@ -27,14 +27,14 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY)  ## the whole graph on the configuration CONFIG (config.yaml), and what came out
-	@root="$$($(BIN)/python -m scripts.settings --results "$$CONFIG")"  # a wrong CONFIG ends here, with one message
+	@root="$$($(BIN)/python -m scripts.settings --results $(call quoted,$(CONFIG)))"  # a wrong CONFIG ends here, with one message
 	@$(BIN)/python -m scripts.workflow.unlock
-	@PYTHONPATH="$$PWD" $(BIN)/snakemake --cores $(CORES) --configfile "$$CONFIG" --logger visualchat
-	@$(BIN)/python -m scripts.summary --config "$$CONFIG" --root "$$($(BIN)/python -m scripts.settings --results "$$CONFIG")"
+	@PYTHONPATH="$$PWD" $(BIN)/snakemake --cores $(CORES) --configfile $(call quoted,$(CONFIG)) --logger visualchat
+	@$(BIN)/python -m scripts.summary --config $(call quoted,$(CONFIG)) --root "$$($(BIN)/python -m scripts.settings --results $(call quoted,$(CONFIG)))"
 
 # Chat in the browser with the model of CONFIG that was exported last. SERVE: further options of `python -m scripts.serve`.
 chat: $(READY)  ## chat in the browser with the model of CONFIG
-	@root="$$($(BIN)/python -m scripts.settings --results "$$CONFIG")" && $(BIN)/python -m scripts.serve $(SERVE) --root "$$root"
+	@root="$$($(BIN)/python -m scripts.settings --results $(call quoted,$(CONFIG)))" && $(BIN)/python -m scripts.serve $(SERVE) --root "$$root"
 
 # The system's package on Debian (as root), else the one that Playwright downloads.
 browser: $(READY_TEST)  ## a Chromium for the tests of the page

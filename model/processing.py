@@ -34,6 +34,7 @@ from .template import IGNORE_INDEX, IMAGE_TOKEN, EncodedConversation, Template, 
 from .template import encode as encode_messages
 
 _SECONDS = 60
+_MOST_BYTES = 256 << 20
 """How long a download of an image may wait."""
 
 
@@ -223,7 +224,10 @@ def _opened(image: Image.Image | str) -> Image.Image:
         # Some servers refuse the name that Python's library gives itself.
         request = Request(image, headers={"User-Agent": "VisualChat"})  # noqa: S310 - the scheme is one of two
         with urlopen(request, timeout=_SECONDS) as response:  # noqa: S310
-            return Image.open(BytesIO(response.read()))
+            data = response.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ValueError(f"the image at {image} has more than {_MOST_BYTES:,} bytes")
+        return Image.open(BytesIO(data))
     if os.path.isfile(image):
         return Image.open(image)
     text = image.partition(",")[2] if image.startswith("data:image/") else image

@@ -37,6 +37,10 @@ rule blend:
     input:
         plan=rules.plan.output.table,
         manifest=rules.plan.output.manifest,
+        # The plan names images and the hashes of its records; the bytes of an image may change without it.
+        images=lambda w: below_root(
+            "media/{source}/manifest.json", source=targets.blend_image_sources(SETTINGS, w.blend)
+        ),
     output:
         tar=f"{ROOT}/blend/{{blend}}/{{part}}/{{stem}}-{{number}}-of-{{total}}.tar",
         offsets=f"{ROOT}/blend/{{blend}}/{{part}}/{{stem}}-{{number}}-of-{{total}}.tar.idx",

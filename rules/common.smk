@@ -21,7 +21,7 @@ if not any(os.path.samefile(os.path.dirname(path), REPOSITORY) for path in scrip
         f"the package `scripts` of {REPOSITORY} is needed, but another one is loaded: {scripts.__path__}"
     )
 
-from scripts.common.errors import UserError
+from scripts.common.errors import UserError, machine_error
 from scripts.common.fingerprint import asset_fingerprint as assets
 from scripts.common.fingerprint import code_fingerprint as code
 from scripts.config.settings import load
@@ -74,7 +74,7 @@ wildcard_constraints:
 
 
 @cache
-def mend():
+def look_for_damage():
     """No files: an input of the first rules of every graph, so that damaged steps are known before Snakemake plans."""
     if PRODUCTS:
         damaged = preflight.damaged_steps(PRODUCTS)
@@ -152,7 +152,7 @@ def base_inputs(wildcards):
     """The manifests of the bases of a model that are made by the graph."""
     model = SETTINGS.models[wildcards.model]
     kinds = [kind for kind in ("vision", "language") if getattr(model, kind) == "miniature"]
-    return mend() + [f"{BASES}/{kind}/manifest.json" for kind in kinds] + tokenizer_input(model.tokens)
+    return look_for_damage() + [f"{BASES}/{kind}/manifest.json" for kind in kinds] + tokenizer_input(model.tokens)
 
 
 def training(resource):
@@ -198,12 +198,15 @@ def all_metrics(wildcards):
 
 
 onstart:
-    targets.claim_root(PREFIXED_ROOT, SETTINGS.name)
     if PRODUCTS:
-        graph.write(workflow.dag, PREFIXED_ROOT, sys.argv)
-        raw_files.remember_raw(SETTINGS, PREFIXED_ROOT)
-        preflight.remove_leftovers(PREFIXED_ROOT)
-        PRODUCTS.compact()
+        try:
+            targets.claim_root(PREFIXED_ROOT, SETTINGS.name)
+            graph.write(workflow.dag, PREFIXED_ROOT, sys.argv)
+            raw_files.remember_raw(SETTINGS, PREFIXED_ROOT)
+            preflight.remove_leftovers(PREFIXED_ROOT)
+            PRODUCTS.compact()
+        except OSError as error:
+            raise WorkflowError(machine_error(error) or str(error)) from None
         early_cutoff.install(workflow.dag, workflow.persistence, PRODUCTS)
 
 

@@ -7,6 +7,8 @@ rule evaluate_run:
         heldout=lambda w: f"{ROOT}/blend/{SETTINGS.runs[w.run].blend}/heldout/manifest.json",
         kinds=[] if SETTINGS.data_path else rules.miniature.output.kinds,
         suites=SUITE_INPUTS,
+        # Of the miniature's suites also the images count, which its manifest covers.
+        world=[] if SETTINGS.data_path else rules.miniature.output.manifest,
     output:
         report(
             f"{ROOT}/evaluate/{{run}}/metrics.json",
@@ -23,6 +25,7 @@ rule evaluate_run:
     threads: SETTINGS.evaluate.threads
     params:
         settings=SETTINGS.evaluate.rerun_key(),
+        images=raw_files.suite_images(SETTINGS) if PRODUCTS else "",
         code=code("scripts.evaluate"),
         models=lambda w, input: [
             f"--model={os.path.basename(os.path.dirname(path))}={os.path.dirname(path)}" for path in input.model

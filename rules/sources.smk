@@ -3,7 +3,7 @@
 
 rule miniature:
     input:
-        lambda w: mend(),
+        lambda w: look_for_damage(),
     output:
         manifest=f"{ROOT}/raw/miniature/miniature.json",
         kinds=f"{ROOT}/raw/miniature/kinds.json",
@@ -54,7 +54,7 @@ rule select_subset:
 
 rule fetch:
     input:
-        mend=lambda w: mend(),
+        damage=lambda w: look_for_damage(),
         miniature=lambda w: [] if SETTINGS.data_path or w.source in SETTINGS.custom else rules.miniature.output.manifest,
         subset=lambda w: rules.select_subset.output if w.source in targets.subset_sources(SETTINGS) else [],
     output:

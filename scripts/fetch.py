@@ -126,6 +126,8 @@ def fetch(
         "images": images.num_rows,
         "bytes": pc.sum(table["bytes"]).as_py() or 0,
         "sha256": table_sha256(table),
+        # Of the members of archives, which change without the size of the archive.
+        "images_sha256": table_sha256(images),
     }
     if dataset is not None:
         manifest["dataset"] = dataset.model_dump(mode="json")

@@ -8,7 +8,6 @@ right answers), tasks/ (suites as task files) and scenes.jsonl (the objects in e
 written last, has counts and hashes.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 
 from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, naming_target, run_program
-from scripts.common.files import file_sha256, write_json
+from scripts.common.files import file_sha256, text_sha256, write_json
 from scripts.common.progress import track
 from scripts.config.miniature import MiniatureConfig
 from scripts.synthetic.albums import TOP_FOLDERS, albums
@@ -57,7 +56,7 @@ def write_world(settings: MiniatureConfig, out: Path) -> dict[str, Any]:
 def _write_files(world: World, building: Path) -> dict[str, Any]:
     """Write all files, the manifest last, and return it."""
     settings = world.settings
-    images_sha256 = _write_images(world, building)
+    _write_images(world, building)
     values = {path: writer(world) for path, writer in ANNOTATIONS.items()}
     for path, (album, writer) in albums(world).items():
         _write_album(album, building)
@@ -74,11 +73,11 @@ def _write_files(world: World, building: Path) -> dict[str, Any]:
     manifest = {
         "v": 1,
         "images": len(world),
-        "images_sha256": images_sha256,
         "rows": {path: _rows(value) for path, value in values.items()},
         "files": {
             path: file_sha256(building / path) for path in sorted([*values, *stores, "kinds.json", "scenes.jsonl"])
         },
+        "sha256": _files_sha256(building),
     }
     write_json(building / MANIFEST, manifest)
     return manifest
@@ -95,16 +94,16 @@ def _require_ours(out: Path) -> None:
         )
 
 
-def _write_images(world: World, folder: Path) -> str:
-    """Write all images; return a digest over their names and bytes."""
-    digest = hashlib.sha256()
+def _files_sha256(folder: Path) -> str:
+    """A hash of the names and bytes of all files: the manifest is all that the next step depends on."""
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return text_sha256("".join(f"{file_sha256(folder / name)} {name}\n" for name in files))
+
+
+def _write_images(world: World, folder: Path) -> None:
     (folder / IMAGE_FOLDER).mkdir(parents=True)
     for number in track(range(len(world)), "images generated", len(world)):
-        data = world.image(number)
-        name = world.file_name(number)
-        digest.update(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
-        (folder / IMAGE_FOLDER / name).write_bytes(data)
-    return digest.hexdigest()
+        (folder / IMAGE_FOLDER / world.file_name(number)).write_bytes(world.image(number))
 
 
 def _write_album(album: Album, folder: Path) -> None:

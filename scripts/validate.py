@@ -53,6 +53,7 @@ def validate_source(source: str, raw: Path) -> dict[str, Any]:
         "ok": True,
         "provided_by": manifest["provided_by"],
         "sha256": manifest["sha256"],
+        "images_sha256": manifest["images_sha256"],
         "files": files,
         "images": images.num_rows,
         "image_sets": sets,
@@ -105,6 +106,8 @@ def validate_dataset(
         "v": 1,
         "name": dataset,
         "ok": True,
+        # Conversion depends on this file alone: it differs whenever a row or a listed image does.
+        "sources": {name: [raw.manifest(name)[key] for key in ("sha256", "images_sha256")] for name in sorted(folders)},
         "rows": conversion.rows,
         "expected": conversion.expected(),
         "records": conversion.records,

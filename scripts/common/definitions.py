@@ -2,15 +2,15 @@
 
 A module is cut into pieces: a function, a class, an assignment or an imported name is a piece that counts where it is
 used; any other statement (a call, an assignment to an attribute of another module, a loop) acts when the module is
-imported, and so does a function that a decorator of ours registers. Texts of pieces have no comments, docstrings,
-trailing spaces and blank lines.
+imported, and so does a function that a decorator of ours registers, or a class that a hook of its base does. Texts of
+pieces have no comments, docstrings, trailing spaces and blank lines, except inside of strings.
 """
 
 import ast
 import io
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -62,7 +62,7 @@ def read_module(name: str) -> Module:
     path = module_file(name)
     source = path.read_text(encoding="utf-8")
     tree = ast.parse(source)
-    lines = _normalised(source, tree)
+    lines, in_strings = _normalised(source, tree)
     imports: dict[str, ImportedName] = {}
     loads: set[str] = set()
     pieces: list[Piece] = []
@@ -72,14 +72,18 @@ def read_module(name: str) -> Module:
         imports |= found
         loads |= {each.module for each in found.values()} if top_level else set()
     ours |= set(imports)
+    hooks = {node.name for node in tree.body if isinstance(node, ast.ClassDef) and _has_hook(node)}
     for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom) or _is_for_type_checkers(node):
             continue
         begin = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))])
-        text = "\n".join(line.rstrip() for line in lines[begin - 1 : node.end_lineno] if line.strip())
+        numbers = range(begin - 1, node.end_lineno or node.lineno)
+        kept = (lines[number] if number in in_strings else lines[number].rstrip() for number in numbers)
+        text = "\n".join(line for number, line in zip(numbers, kept, strict=True) if line or number in in_strings)
         if text:
             names = frozenset(_defined(node))
             acts = not names or any(_base_name(each) in ours for each in getattr(node, "decorator_list", ()))
+            acts = acts or (isinstance(node, ast.ClassDef) and _is_registered(node, hooks))
             pieces.append(Piece(names, text, frozenset(_NAME.findall(text)), acts))
     return Module(tuple(pieces), imports, frozenset(loads))
 
@@ -154,24 +158,48 @@ def _base_name(decorator: ast.expr) -> str:
     return decorator.id
 
 
+def _has_hook(node: ast.ClassDef) -> bool:
+    """Whether a class has a hook that runs for each of its subclasses."""
+    return any(isinstance(each, ast.FunctionDef) and each.name == "__init_subclass__" for each in node.body)
+
+
+def _is_registered(node: ast.ClassDef, hooks: Collection[str]) -> bool:
+    """Whether a hook of its base may register a class: it gets arguments, or the base is one of `hooks`."""
+    return bool(node.keywords) or any(isinstance(base, ast.Name) and base.id in hooks for base in node.bases)
+
+
 def _is_for_type_checkers(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 
-def _normalised(source: str, tree: ast.Module) -> list[str]:
-    """The lines of a source without comments, and with empty lines where documentation is."""
-    lines = source.splitlines()
+def _normalised(source: str, tree: ast.Module) -> tuple[list[str], set[int]]:
+    """The lines of a source without comments, and with empty lines where documentation is.
+
+    Also the numbers, from 0, of lines that end inside a string: their spaces, and whether they are there, count.
+    """
+    # Not `splitlines`, which also splits at characters at which Python does not.
+    lines = source.split("\n")
+    documentation: set[int] = set()
     pending: list[ast.AST] = [tree]
     while pending:
         node = pending.pop()
         # A statement that is only a string is documentation: docstrings and the strings under configuration fields.
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            for number in range(node.lineno - 1, node.end_lineno or node.lineno):
-                lines[number] = ""
+            documentation.update(range(node.lineno - 1, node.end_lineno or node.lineno))
         for field in ("body", "orelse", "finalbody", "handlers", "cases"):
             pending.extend(getattr(node, field, ()))
+    in_strings: set[int] = set()
+    begin: list[int] = []
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    return lines
+        kind, row = tokenize.tok_name[token.type], token.start[0]
+        if kind == "COMMENT":
+            lines[row - 1] = lines[row - 1][: token.start[1]]
+        elif kind == "STRING":
+            in_strings.update(range(row - 1, token.end[0] - 1))
+        elif kind == "FSTRING_START":
+            begin.append(row - 1)
+        elif kind == "FSTRING_END":
+            in_strings.update(range(begin.pop(), token.end[0] - 1))
+    for number in documentation:
+        lines[number] = ""
+    return lines, in_strings - documentation

@@ -184,22 +184,28 @@ def run_program(main: Callable[[], int | None]) -> None:
     """
     if log_path := os.environ.pop("VISUALCHAT_LOG", None):
         _start_log(log_path)
+    # Outside of the handlers, in which an error keeps what its functions had open: a reader of a table that is closed
+    # while the interpreter shuts down may abort.
+    sys.exit(_status(main))
+
+
+def _status(main: Callable[[], int | None]) -> int:
+    """Run `main`, print its error if it has one, and return the exit status."""
     try:
-        status = main()
+        return main() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)
+        return 130
     except BrokenPipeError:
         # The reader of the output (`head`, a pager) has closed it. Flushing at exit would fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(141)
+        return 141
     except Exception as error:  # noqa: BLE001 - every traceback has to reach the log, which the interpreter would bypass
         if message := machine_error(error):
             print(f"error: {message}", file=sys.stderr)
-            sys.exit(1)
+            return 1
         traceback.print_exc(file=sys.stderr)
-        sys.exit(2)
-    sys.exit(status or 0)
+        return 2

@@ -22,7 +22,7 @@ EDITION = 1
 
 NEUTRAL: dict[str, frozenset[str] | None] = {
     "scripts.common.atomic_folder": None,
-    "scripts.common.cli": None,
+    "scripts.common.cli": frozenset({"_HiddenModule", "hide_pandas", "parser"}),
     "scripts.common.errors": None,
     "scripts.common.progress": None,
     "scripts.common.files": frozenset(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from model.pixels import convert, orientation
-from scripts.media.opening import LONG_TEXT, UnreadableImageError, damaged, decode_image
+from scripts.media.opening import LONG_TEXT, UnreadableImageError, decode_image, unreadable
 
 _FORMATS = {
     "JPEG": ("jpg", {".jpg", ".jpeg", ".jpe", ".jfif", ".jif"}),
@@ -84,7 +84,7 @@ def check_image(data: bytes, path: str) -> ImageInfo:
             changes = convert(image).changes
             upright, frames = orientation(image), _has_frames(image)
         except Exception as error:  # noqa: BLE001 - Pillow raises anything on damaged data
-            raise damaged(error) from None
+            raise unreadable(error) from None
     extension, usual_suffixes = _FORMATS[str(image.format)]
     suffix = os.path.splitext(path)[1].lower()
     flags = [

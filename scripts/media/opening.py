@@ -93,7 +93,7 @@ def open_image(data: bytes) -> Image.Image:
         except UnreadableImageError:
             raise
         except Exception as error:  # noqa: BLE001 - Pillow's plugins raise anything on damaged data
-            raise damaged(error) from None
+            raise unreadable(error) from None
     return image
 
 
@@ -109,7 +109,7 @@ def decode_image(data: bytes) -> Image.Image:
         try:
             image.load()
         except Exception as error:  # noqa: BLE001 - Pillow's decoders raise anything on damaged data
-            raise damaged(error) from None
+            raise unreadable(error) from None
     return image
 
 
@@ -134,7 +134,7 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def damaged(error: Exception) -> UnreadableImageError:
+def unreadable(error: Exception) -> UnreadableImageError:
     """What an error of Pillow means: too_large, truncated or corrupt."""
     message = f"{type(error).__name__}: {error}"[:200]
     if isinstance(error, Image.DecompressionBombError | MemoryError):

@@ -1,7 +1,7 @@
 """The members of a zip archive, read from its central directory, none of whose statements is trusted.
 
-`zipfile` gives up the whole archive for one name that is not UTF-8, and believes a member of a petabyte. Here every
-member that cannot be what it claims gets a fault, and the others stay usable.
+`zipfile` refuses the whole archive for one name that is not UTF-8, and accepts a member that claims a petabyte. Here
+every member that cannot be what it claims gets a fault, and the others stay usable.
 """
 
 import os

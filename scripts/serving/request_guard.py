@@ -42,7 +42,7 @@ class BodyLimits:
     max_bytes: int = 32 << 20
     max_total_bytes: int = 256 << 20
     timeout: float = 30.0
-    min_rate: float = 32 << 10
+    min_rate: float = 8 << 10
 
 
 DEFAULT_BODY_LIMITS = BodyLimits()

@@ -1,9 +1,10 @@
 """Early cut-off: what follows a step whose files came out the same is not run again.
 
 When Snakemake runs a step, it runs everything that depends on it, whether or not its files have changed. Here, after
-each job, the jobs that wait for it are looked at: one that has no reason of its own to run (no other parameters, input
-files, code or libraries, nothing missing) and whose input files all have the content that they had when it ran last is
-finished already. Its files get the present time, and the jobs behind it are looked at in turn.
+each job, the jobs that wait for it are looked at: one that has no reason of its own to run (not forced; no other
+parameters, input files, code or environment; no output missing or changed) and whose input files all have the content
+that they had when it ran last is finished already. Its files get the present time, and the jobs behind it are looked at
+in turn.
 
 This is safe because a step is a pure function of its inputs, parameters and code, which tests hold: what would be
 written is there. The record of what a job has read (`products.py`) is made when it finishes, and a job without a record
@@ -20,7 +21,7 @@ from typing import Any
 
 from scripts.common.files import canonical_json, text_sha256
 from scripts.workflow.preflight import describe
-from scripts.workflow.products import Products
+from scripts.workflow.products import FILE, Products
 
 _PROGRAM = re.compile(r"-m scripts\.(\w+)")
 _NEEDED = ("_finished", "_needrun", "_running", "_ready_jobs", "_n_until_ready", "_len")
@@ -48,7 +49,19 @@ def _record(persistence: Any, products: Products, job: Any) -> None:
     outputs = [str(path) for path in job.output]
     if program and outputs and all(map(os.path.exists, outputs)):
         cause = _cause(persistence, job)
-        products.record(program[1], outputs, map(str, job.input), str(job.benchmark or ""), cause)
+        started = persistence.metadata(job.output[0])
+        try:
+            products.record(
+                program[1],
+                outputs,
+                map(str, job.input),
+                str(job.benchmark or ""),
+                cause,
+                started.starttime if started else None,
+            )
+        except OSError as error:
+            # An older record does not fit the new files; without one, the step runs whenever one before it has.
+            print(f"warning: {products.path(FILE)} cannot be written: {error}", file=sys.stderr)
 
 
 def _cause(persistence: Any, job: Any) -> str:
@@ -85,16 +98,9 @@ def is_current(dag: Any, job: Any, persistence: Any, products: Products, same: C
 
     `same` are input files that are taken to have the content that they had.
     """
-    outputs, inputs, reason = [str(path) for path in job.output], [str(path) for path in job.input], dag.reason(job)
-    if job.rule.shellcmd is None or not outputs:
-        return False
-    # Snakemake looks at the reasons of a job only if no job before it runs.
-    if (
-        job.rule in dag.forcerules
-        or not dag.forcefiles.isdisjoint(job.output)
-        or reason.forced
-        or reason.missing_output
-    ):
+    outputs, inputs = [str(path) for path in job.output], [str(path) for path in job.input]
+    # Snakemake does not look for reasons of jobs that run because others do, so that `dag.reason(job)` lacks them.
+    if job.rule.shellcmd is None or not outputs or job.rule in dag.forcerules or dag.forcefiles & set(job.output):
         return False
     changes = (persistence.input_changed, persistence.code_changed, persistence.software_stack_changed)
     if persistence.params_changed(job) or any(any(changed(job)) for changed in changes):
@@ -103,7 +109,7 @@ def is_current(dag: Any, job: Any, persistence: Any, products: Products, same: C
     return (
         product is not None
         and product.cause == _cause(persistence, job)
-        and not products.fault(product)
+        and products.is_intact(product)
         and products.has_same_inputs(product, inputs, same)
     )
 

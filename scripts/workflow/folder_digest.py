@@ -90,6 +90,12 @@ def base_digest(folder: str, root: str, weights: bool = True) -> str:
     return digest.hexdigest()[:16]
 
 
+def files_digest(paths: Iterable[Path]) -> str:
+    """A hash, 16 hex digits, of (name, size, time of change) of files; "" for none. Missing ones are left out."""
+    files = [file for path in sorted(set(paths)) if (file := _regular(str(path), path))]
+    return _digest(files) if files else ""
+
+
 def _files(folder: str, patterns: tuple[str, ...]) -> list[_File]:
     """The files that match `patterns` and were not downloaded."""
     with_receipt = recorded(Path(folder))

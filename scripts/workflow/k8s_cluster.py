@@ -1,7 +1,7 @@
 """A Kubernetes cluster as `profiles/kubernetes` uses it: its settings, and calls of kubectl whose failures are sorted.
 
 A call fails for good (the cluster refused it, or kubectl is not installed), or because the API cannot be reached now.
-The second kind is repeated by those who call, with growing pauses, and is never taken for news about a job.
+The second kind is repeated by the callers, with growing pauses, and never means that a job has ended.
 """
 
 import os

@@ -162,7 +162,7 @@ def main() -> None:
     if not (state / "submitting").is_file():
         raise UserError(
             "the watcher of the jobs (cluster-generic-sidecar-cmd of profiles/kubernetes) does not run; its own "
-            "message above says why"
+            "message above has the reason"
         )
     print(submit(cluster, options.jobscript, state))
 

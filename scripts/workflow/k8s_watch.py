@@ -11,7 +11,7 @@ Prints the folder that it shares with the other commands, and keeps in it:
     closed              from now on, no job may be created
 
 All jobs are queried at once. While the API cannot be reached nothing is written, so every job counts as running; a job
-has failed only if the API says so, or says that the job does not exist.
+has failed only if the API reports so, or reports that the job does not exist.
 
 Snakemake's end, by any way, is noticed within a second: jobs that are being created are waited for, and all that have
 not ended are deleted. Snakemake itself waits for this, so that no pod is left when it has exited.
@@ -84,7 +84,7 @@ class Watcher:
             UnavailableError: the API cannot be reached, or its answer is not what was asked for.
             RefusedError: the API refused the request.
         """
-        # Before the query: a job that was asked for exists, so that its absence from the answer is news.
+        # Before the query: a job that was asked for exists, so that its absence from the answer means something.
         asked = set(os.listdir(self.state / "asked")) - set(os.listdir(self.state / "ended"))
         jobs = {name_of(job): job for job in self._jobs("--selector", self.selector)}
         if absent := sorted(asked - set(jobs)):

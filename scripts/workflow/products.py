@@ -18,6 +18,7 @@ from scripts.common.files import atomic, canonical_json, file_sha256
 
 FILE = "logs/products.jsonl"
 _VERSION = 1
+_OF_THE_GRAPH = ("configuration.json", "graph.json")
 _MOST_BYTES = 64 << 20
 STATE_FILES = ("settings.json", "inputs.json", "plans.json", "finished.json")
 """The files of a run's state that describe it."""
@@ -31,7 +32,8 @@ class Product:
         step: the name of its program.
         outputs: size in bytes and sha256 of every declared output. The hash is "" for files of more than 64 MB, which
             have one elsewhere (a shard in its manifest). Paths are relative to the results folder, here and below.
-        extras: the same of every other file that it has made; the size of a link to a folder is -1.
+        extras: the same of every other file that it has made. The size is -1 where only its presence counts: of a link
+            to a folder, and of what Snakemake writes anew in every run.
         inputs: content of every input file; see `Contents`.
         benchmark: the file with its time and memory, whose time Snakemake compares as that of an output; "" if none.
         cause: a hash of its parameters and command.
@@ -110,12 +112,20 @@ class Products:
         inputs: Iterable[str | Path],
         benchmark: str | Path = "",
         cause: str = "",
+        started: float | None = None,
     ) -> None:
-        """Add the record of a job that has just finished."""
+        """Add the record of a job that has just finished.
+
+        An input that has changed since the job has `started`, in seconds since 1970, gets no content: what the job has
+        read is not known.
+        """
         made = self._described(outputs)
         others = self._described(other_files(step, Path(self.root), made))
         extras = {name: described for name, described in others.items() if name not in made}
-        contents = {self.relative(path): self.contents(path) for path in inputs}
+        contents = {
+            self.relative(path): "changed" if started and _changed_after(path, started) else self.contents(path)
+            for path in inputs
+        }
         product = Product(step, made, extras, contents, self.relative(benchmark) if benchmark else "", cause)
         self._add(product)
         path = self.path(FILE)
@@ -142,9 +152,18 @@ class Products:
                 found = _size(self.path(name))
             except OSError:
                 return f"{self.path(name)} is missing"
-            if found != size:
+            if size not in (found, -1):
                 return f"{self.path(name)} has {found:,} bytes instead of {size:,}"
         return ""
+
+    def is_intact(self, product: Product) -> bool:
+        """Whether no file of a job is missing or has another size, and its outputs have the recorded contents.
+
+        So an output that is of another run of the job than its record, because that one was killed or the program was
+        started by hand, is not taken for what the record describes.
+        """
+        hashes = {self.path(name): sha256 for name, (_, sha256) in product.outputs.items() if sha256}
+        return not self.fault(product) and all(self.contents.sha256(path) == known for path, known in hashes.items())
 
     def compact(self) -> None:
         """Write the file anew, with one line for every job."""
@@ -156,7 +175,7 @@ class Products:
         """Size and hash of files, by their names in a record."""
         found = {}
         for path in paths:
-            size = _size(path)
+            size = -1 if self.relative(path) in _OF_THE_GRAPH else _size(path)
             found[self.relative(path)] = (size, self.contents.sha256(path) if 0 <= size <= _MOST_BYTES else "")
         return found
 
@@ -169,6 +188,13 @@ def _size(path: str | Path) -> int:
     """The size of a file in bytes; -1 for a folder or a link to one."""
     status = os.stat(path)
     return -1 if stat.S_ISDIR(status.st_mode) else status.st_size
+
+
+def _changed_after(path: str | Path, seconds: float) -> bool:
+    try:
+        return os.stat(path).st_mtime > seconds
+    except OSError:
+        return False
 
 
 def _read(path: Path) -> Iterator[Product]:
@@ -214,7 +240,7 @@ def _link_to_files(folder: Path) -> Iterator[Path]:
 
 def _of_the_graph(folder: Path) -> Iterator[Path]:
     """What Snakemake writes before the first job."""
-    yield from (folder / name for name in ("configuration.json", "graph.json"))
+    yield from (folder / name for name in _OF_THE_GRAPH)
 
 
 def _state_files(folder: Path) -> Iterator[Path]:

@@ -1,7 +1,13 @@
-"""The raw files of a user as a cause: which of them fetch reads from a source, and whether one has changed."""
+"""The files of a user as a cause: the raw files that fetch reads from a source, and the images that suites name."""
 
+from pathlib import Path
+
+from scripts.common.errors import UserError
+from scripts.common.files import read_json
 from scripts.config.settings import Settings
-from scripts.workflow.folder_digest import folder_digest, remember
+from scripts.evaluation.suites import image_names
+from scripts.inference.image_files import find_image_root
+from scripts.workflow.folder_digest import files_digest, folder_digest, remember
 from scripts.workflow.targets import data_path
 
 
@@ -31,3 +37,19 @@ def _raw_files(settings: Settings, source: str, root: str) -> tuple[str, tuple[s
     paths += [path for images in entry.images for path in (images.folder, *images.containers)]
     folder, patterns = data_path(settings, source, root), tuple(sorted({*paths, *entry.optional_files}))
     return folder, patterns, f"{root}/raw/{source}/files.parquet", f"{root}/logs/raw/{source}.jsonl"
+
+
+def suite_images(settings: Settings) -> str:
+    """A hash of (name, size, time of change) of the images that the user's suites of dialogues name.
+
+    What is wrong with a suite is reported when it is read.
+    """
+    found: list[Path] = []
+    for path in sorted(path for path in settings.suites.values() if path.endswith(".json")):
+        try:
+            names = image_names(read_json(path))
+        except (UserError, AttributeError):
+            continue
+        root = find_image_root(Path(path).parent, names)
+        found += [root / name for name in names]
+    return files_digest(found)

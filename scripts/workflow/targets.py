@@ -60,6 +60,13 @@ def image_sources(settings: Settings) -> list[str]:
     return sorted({source for dataset in settings.datasets() for source in registry.image_sources(dataset)})
 
 
+def blend_image_sources(settings: Settings, blend: str) -> list[str]:
+    """Names of the sources whose images a blend shows."""
+    registry = settings.registry()
+    records = settings.blends[blend].records()
+    return sorted({source for dataset in records for source in registry.image_sources(dataset)})
+
+
 def media_shards(settings: Settings, source: str) -> list[str]:
     """Paths of a source's shards below the root, without extension."""
     count = settings.media[source].shards if source in settings.media else 1
@@ -140,8 +147,7 @@ def _feature_folder(settings: Settings, run: str) -> str:
 
 def _shown_shards(settings: Settings, run: str) -> list[str]:
     """The names of the media shards of all sources that the blend of a run shows, without extension."""
-    registry, records = settings.registry(), settings.blends[settings.runs[run].blend].records()
-    sources = sorted({source for dataset in records for source in registry.image_sources(dataset)})
+    sources = blend_image_sources(settings, settings.runs[run].blend)
     return [os.path.basename(shard) for source in sources for shard in media_shards(settings, source)]
 
 

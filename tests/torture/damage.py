@@ -23,8 +23,6 @@ from tests.torture.world import RESULTS, Job, World, stem, view
 WAYS = {"flipped": 6, "cut": 1, "removed": 2}
 WITHOUT_EFFECT = {
     "configuration.json": "names the configuration; another name is refused when Snakemake starts",
-    "blend/*/preview.html": "a page for people; no step reads it",
-    "raw/miniature/scenes.jsonl": "for tests; no step reads it",
 }
 """Files whose damage changes no result, besides those of `world.VIEWS`, and why."""
 _TRAINING = {"train_run", "pretrain", "encode_images"}

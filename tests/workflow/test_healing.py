@@ -1,5 +1,6 @@
 """Whatever is removed or damaged below the results root is made again by the same command, and nothing else is."""
 
+import json
 import os
 import shutil
 import socket
@@ -114,10 +115,13 @@ def test_everything_that_is_gone_is_back_bit_for_bit(scratch):
 def test_weights_of_a_run_are_made_again_without_training_it_again(scratch):
     root = scratch.folder / "out"
     before = _hashes(root)
-    state = next((root / "train/first/state").iterdir())
-    for path in state.glob("*.safetensors"):
+    finished = json.loads((root / "train/first/finished.json").read_text())
+    weights = {root / "train/first" / finished[which]["weights"] for which in ("final", "best")}
+    hashes = {path: file_sha256(path) for path in weights}
+    for path in weights:
         path.unlink()
     assert scratch.run_jobs() == {"train_run": 1}
+    assert {path: file_sha256(path) for path in weights} == hashes
     assert _hashes(root) == before and scratch.jobs() == {}
 
 

@@ -60,6 +60,30 @@ def test_a_comment_sign_inside_a_string_is_code(tmp_path, monkeypatch):
     assert _fingerprint(tmp_path, monkeypatch, {"scripts/a.py": 'X = "# two"\n'}, "scripts.a") != first
 
 
+@pytest.mark.parametrize("other", ["a\n\nb", "a \nb", "a\n b"])
+@pytest.mark.parametrize("prefix", ["", "f"])
+def test_spaces_and_empty_lines_inside_of_a_string_are_code(tmp_path, monkeypatch, prefix, other):
+    text = '\n\ndef main():\n    return {}"""{}"""\n'
+    first = _fingerprint(tmp_path, monkeypatch, {"scripts/a.py": text.format(prefix, "a\nb")}, "scripts.a")
+    assert _fingerprint(tmp_path, monkeypatch, {"scripts/a.py": text.format(prefix, other)}, "scripts.a") != first
+
+
+@pytest.mark.parametrize(
+    ("hook", "declared"),
+    [("cls, name", 'Base, name="first"'), ("cls", "Base")],
+    ids=["with arguments", "without"],
+)
+def test_a_class_that_its_base_registers_counts_where_its_module_is_loaded(tmp_path, monkeypatch, hook, declared):
+    registry = f"ALL = []\n\n\nclass Base:\n    def __init_subclass__({hook}):\n        ALL.append(cls)\n\n\n"
+    registry += f"class First({declared}):\n    def work(self):\n        return helper()\n\n\n"
+    registry += "def helper():\n    return 1\n"
+    step = "from scripts.registry import ALL\n\n\ndef main():\n    return ALL[0]().work()\n"
+    files = {"scripts/other.py": "", "scripts/registry.py": registry, "scripts/step.py": step}
+    before = _fingerprint(tmp_path, monkeypatch, files, "scripts.step")
+    changed = {"scripts/registry.py": registry.replace("return 1", "return 2")}
+    assert _fingerprint(tmp_path, monkeypatch, changed, "scripts.step") != before
+
+
 def test_strings_under_fields_are_documentation(tmp_path, monkeypatch):
     text = 'class S:\n    x: int = 1\n    """How to choose."""\n'
     first = _fingerprint(tmp_path, monkeypatch, {"scripts/a.py": text}, "scripts.a")

@@ -100,7 +100,7 @@ def test_what_costs_too_much_is_refused_before_it_is_decoded(name, monkeypatch):
 
 def test_the_server_refuses_the_same_with_the_reason():
     with pytest.raises(ApiError) as caught:
-        ImageStore(1 << 30, 1 << 20, 1 << 20).upload("x.png", "vision", png(2_000_000, 2, depth=1))
+        ImageStore(1 << 30, 1 << 20, 1 << 20).upload("client", "x.png", "vision", png(2_000_000, 2, depth=1))
     assert caught.value.status == 400 and "too large (2000000 x 2 pixels)" in str(caught.value)
 
 
@@ -278,4 +278,4 @@ def _same_everywhere(data):
     expected = processed_pixels(CLIPImageProcessorPil(), decode_image(data))
     assert np.array_equal(DecodedImageCache(PROCESSOR).get("x", data), expected)
     assert np.array_equal(processed_pixels(CLIPImageProcessorPil(), decode_for_people(data, "x")), expected)
-    assert np.array_equal(ImageStore(1 << 30, 1 << 20, 1 << 20).prepare(data, PROCESSOR, "x")[0], expected)
+    assert np.array_equal(ImageStore(1 << 30, 1 << 20, 1 << 20).prepare("client", data, PROCESSOR, "x")[0], expected)

@@ -93,6 +93,18 @@ def test_inputs_are_compared_by_content(root):
     assert products.has_same_inputs(product, [root / "a/table"], same={root / "a/table"})
 
 
+def test_an_output_of_another_content_than_its_record_is_not_taken_for_it(root):
+    """Such as that of a job that was killed before it was recorded, whose inputs are now what they were before."""
+    (root / "b/page").write_text("555")
+    set_times(root, {"raw.txt": 1, "a/table": 4, "a/table.idx": 4, "b/page": 3})
+    products = Products(root)
+    product = products.of([root / "b/page"])
+    assert not products.fault(product) and not products.is_intact(product)
+    assert preflight.set_times(products) == 0
+    (root / "b/page").write_text("444")
+    assert Products(root).is_intact(product)
+
+
 def test_temporary_files_of_dead_programs_are_removed(tmp_path):
     program = "import os, sys; sys.path.insert(0, '.'); from pathlib import Path; from scripts.common.files import *; "
     program += "print(temporary_prefix(Path('x.tar')), end='')"
