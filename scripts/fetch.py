@@ -92,13 +92,14 @@ def fetch(
     with_receipt = recorded(data_path)
     separate = {path for found in found_sets for path in found.separate}
     rows = {path for annotation in annotations.values() for path in annotation["found"]} | set(optional)
-    hashed = _hashed(source.name, data_path, sorted(rows | separate), with_receipt)
+    hashed, unreadable = _hashed(source.name, data_path, sorted(rows | separate), with_receipt, separate - rows)
     others = pa.array(sorted(rows - separate), pa.string())
     entries = [separate_images(hashed.filter(pc.invert(pc.is_in(hashed["path"], others))))]
+    faults = dict.fromkeys(unreadable, "cannot_be_read")
+    faults |= {path: fault for found in found_sets for path, fault in found.faults.items()}
+    entries.append(entries_table(ImageEntry(path, "", FILE, 0, 0, fault=fault) for path, fault in faults.items()))
     containers = []
     for found in found_sets:
-        unusable = (ImageEntry(path, "", FILE, 0, 0, fault=fault) for path, fault in found.faults.items())
-        entries.append(entries_table(unusable))
         for container in found.containers:
             in_container = list_container(data_path / container, container, found.folder, found.root)
             entries.append(entries_table(entry for entry in in_container if subset is None or entry.path in subset))
@@ -303,9 +304,11 @@ def _listed_among(table: pa.Table, paths: Iterable[str]) -> list[str]:
     return table["path"].filter(listed).to_pylist()
 
 
-def _hashed(source: str, data_path: Path, paths: list[str], with_receipt: Collection[str]) -> pa.Table:
-    """The rows of the table of files for `paths`; only those in `with_receipt` may have been hashed already."""
-    parts = []
+def _hashed(
+    source: str, data_path: Path, paths: list[str], with_receipt: Collection[str], images: Collection[str]
+) -> tuple[pa.Table, list[str]]:
+    """The rows of the table of files for `paths`, without the `images` that cannot be read, and these."""
+    parts, unreadable = [], []
     rows: list[dict[str, Any]] = []
     for path in track(paths, f"{source}: files read", len(paths)):
         full_path = data_path / path
@@ -313,11 +316,13 @@ def _hashed(source: str, data_path: Path, paths: list[str], with_receipt: Collec
             known = _known_hash(data_path, path) if path in with_receipt else None
             rows.append({"path": path, "bytes": full_path.stat().st_size, "sha256": known or file_sha256(full_path)})
         except OSError as error:
-            raise UserError(f"{full_path} cannot be read: {error.strerror}") from None
+            if path not in images:
+                raise UserError(f"{full_path} cannot be read: {error.strerror}") from None
+            unreadable.append(path)
         if len(rows) == _ROWS_AT_ONCE:
             parts.append(pa.Table.from_pylist(rows, FILES_SCHEMA))
             rows.clear()
-    return pa.concat_tables([*parts, pa.Table.from_pylist(rows, FILES_SCHEMA)])
+    return pa.concat_tables([*parts, pa.Table.from_pylist(rows, FILES_SCHEMA)]), unreadable
 
 
 def _annotation(file: AnnotationFile, found: list[str]) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from scripts.config.registry import DATASETS, Dataset
 _EXAMPLES = 20
 
 
+_EXAMPLE_LENGTH = 500
+
+
 class Reasons:
     """Counts by reason, with the first examples of each."""
 
@@ -25,8 +28,9 @@ class Reasons:
         entry = self._entries.setdefault(reason, {"count": 0, "examples": []})
         entry["count"] += count
         if len(entry["examples"]) < _EXAMPLES:
-            # Raw files may contain lone surrogates, which cannot be encoded as UTF-8.
-            entry["examples"].append(example.encode("utf-8", "backslashreplace").decode())
+            # Raw files may contain texts of any length, and lone surrogates, which cannot be encoded as UTF-8.
+            shown = example if len(example) <= _EXAMPLE_LENGTH else f"{example[:_EXAMPLE_LENGTH]}..."
+            entry["examples"].append(shown.encode("utf-8", "backslashreplace").decode())
 
     @property
     def total(self) -> int:

@@ -142,7 +142,10 @@ def read_listed(file_path: Path, sha256: str) -> bytes:
 
 def changed(file_path: Path) -> UserError:
     """The error for a raw file that differs from what fetch has listed."""
-    return UserError(f"{file_path} has changed since it was fetched: fetch again")
+    return UserError(
+        f"{file_path} has changed since it was fetched: fetch again (if the change is meant, `touch` the file and run "
+        "the same command; otherwise restore it)"
+    )
 
 
 def read_rows(data: bytes, file_path: Path, layout: Mapping[str, Any], notes: list[Note]) -> list[RawRow]:

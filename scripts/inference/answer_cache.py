@@ -1,7 +1,8 @@
 """The outputs of a model, batch by batch, on the disk: an evaluation that was killed continues where it stopped.
 
-The file has one line per batch: `key`, a hash of the request (the prompts and how they are answered), and `outputs`.
-Its first line identifies the model, code, libraries and device; a file with another identity is discarded. Batches are
+The file has one line per batch: `key`, a hash of the request (the prompts and how they are answered), `outputs`, and
+`sha256`, a hash of both. A line that does not have its hash is left out, and its batch is computed again. The first
+line of the file identifies the model, code, libraries and device; a file with another identity is discarded. Batches are
 formed over all prompts of a suite, so an evaluation that continues computes exactly the missing batches and gives the
 numbers of one that was never interrupted. Changing metrics or references, or adding a suite, recomputes no answer.
 """
@@ -27,15 +28,13 @@ class AnswerCache:
         """
         self.path = path
         self._outputs: dict[str, list] = {}
-        header = canonical_json({"v": 2, "identity": text_sha256(canonical_json(identity))})
+        header = canonical_json({"v": 3, "identity": text_sha256(canonical_json(identity))})
         complete = _complete_lines(path)
-        kept = complete if complete and complete[0] == header else [header]
+        kept = [line for line in complete[1:] if _entry(line)] if complete and complete[0] == header else []
         # Rewritten, because a line that was cut off by a kill must not run into the next one.
         with atomic(path, "w") as file:
-            file.write("".join(f"{line}\n" for line in kept))
-        for line in kept[1:]:
-            entry = json.loads(line)
-            self._outputs[entry["key"]] = entry["outputs"]
+            file.write("".join(f"{line}\n" for line in [header, *kept]))
+        self._outputs |= dict(filter(None, map(_entry, kept)))
         self._used: set[str] = set()
 
     def get_or_compute(self, request: Any, compute: Callable[[str], list]) -> list:
@@ -45,7 +44,7 @@ class AnswerCache:
         if key not in self._outputs:
             outputs = compute(key)
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "outputs": outputs}, ensure_ascii=False) + "\n")
+                file.write(_line(key, outputs))
                 file.flush()
                 os.fsync(file.fileno())
             # As JSON returns them (tuples become lists), so that a first and a second evaluation get the same.
@@ -58,7 +57,22 @@ class AnswerCache:
         with atomic(self.path, "w") as file:
             file.write(header + "\n")
             for key in sorted(self._used):
-                file.write(json.dumps({"key": key, "outputs": self._outputs[key]}, ensure_ascii=False) + "\n")
+                file.write(_line(key, self._outputs[key]))
+
+
+def _line(key: str, outputs: list) -> str:
+    value = {"key": key, "outputs": outputs}
+    return json.dumps(value | {"sha256": text_sha256(canonical_json(value))}, ensure_ascii=False) + "\n"
+
+
+def _entry(line: str) -> tuple[str, list] | None:
+    """Key and outputs of a line, or None if it is damaged."""
+    try:
+        value = json.loads(line)
+        sha256 = value.pop("sha256")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        return None
+    return (value["key"], value["outputs"]) if sha256 == text_sha256(canonical_json(value)) else None
 
 
 def _complete_lines(path: Path) -> list[str]:

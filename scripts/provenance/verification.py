@@ -190,6 +190,11 @@ def _fault(expected: ExpectedFile, quick: bool) -> str:
 def _listed(root: Path, locks: list[Path], raw: Path | None, result: VerificationResult) -> dict[Path, ExpectedFile]:
     """The raw files that tables of the root list: synthetic ones below the root, and with `raw` those of the user."""
     listed: dict[Path, ExpectedFile] = {}
+    if raw is not None and not locks:
+        for table in sorted(root.glob("raw/*/files.parquet")):
+            for row in read_table(table, columns=["path", "bytes", "sha256"]).to_pylist():
+                path = _inside(raw, row["path"], f"the table {table}")
+                listed[path] = ExpectedFile(path, row["bytes"], row["sha256"], step="fetch", made=False)
     for lock in map(_read, locks):
         for name, below in lock["listings"].items():
             table = _inside(root, name, lock["run"])

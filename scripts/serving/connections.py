@@ -179,6 +179,10 @@ class BoundedProtocol(H11Protocol):
             super().send_400_response(msg)
         else:
             self.transport.abort()
+        if self.cycle is not None:
+            # The application may still be reading the body: what it answers has nowhere to go.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def pause_writing(self) -> None:
         """The client reads too slowly: from now on it has `write_timeout`."""

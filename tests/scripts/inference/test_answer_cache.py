@@ -56,3 +56,14 @@ def test_answers_do_not_depend_on_the_code_that_scores_them():
     modules = import_closure(("scripts.inference.answering",))
     assert {"model.modeling", "model.template", "scripts.inference.generation"} <= modules
     assert not any(name.startswith("scripts.evaluation") for name in modules)
+
+
+def test_a_damaged_line_is_computed_again(tmp_path):
+    path = tmp_path / "cache.jsonl"
+    first = AnswerCache(path, {})
+    assert ask(first, "one", "two") == ["one", "two"]
+    lines = path.read_text().splitlines()
+    for damaged in (lines[1].replace('"outputs": [', '"outputs": [0, ', 1), "{", lines[1].replace('"sha256"', '"other"')):
+        path.write_text("\n".join([lines[0], damaged, lines[2], ""]))
+        asked = ask(AnswerCache(path, {}), "one", "two")
+        assert asked == ["one"]
