@@ -111,7 +111,7 @@ def main() -> None:
     add_folders(arguments, "--media", "media/<source> of every image source of the dataset")
     arguments.add_argument("--out", type=Path, required=True, help="folder to write into: records")
     arguments.add_argument(
-        "--tolerance", type=float, default=0.1, help="share of rows that may be dropped (default: %(default)s)"
+        "--tolerance", type=float, default=0.5, help="share of rows that may be dropped (default: %(default)s)"
     )
     arguments.add_argument("--subset", type=Path, help="raw/subset.json: use only the images listed in it")
     args = arguments.parse_args()

@@ -104,7 +104,7 @@ def main() -> None:
     arguments.add_argument("--source", required=True, help="name of the source of the shards")
     arguments.add_argument("--raw", type=Path, required=True, help="raw/<source>, as written by scripts.fetch")
     arguments.add_argument(
-        "--tolerance", type=float, default=0.1, help="share of images that may be unreadable (default: %(default)s)"
+        "--tolerance", type=float, default=0.5, help="share of images that may be unreadable (default: %(default)s)"
     )
     arguments.add_argument("--shards", type=int, required=True, help="number of shards of the source")
     arguments.add_argument(

@@ -2,7 +2,7 @@
 
 The file has one line per batch: `key`, a hash of the request (the prompts and how they are answered), `outputs`, and
 `sha256`, a hash of both. A line that does not have its hash is left out, and its batch is computed again. The first
-line of the file identifies the model, code, libraries and device; a file with another identity is discarded. Batches are
+line identifies the model, code, libraries and device; a file with another identity is discarded. Batches are
 formed over all prompts of a suite, so an evaluation that continues computes exactly the missing batches and gives the
 numbers of one that was never interrupted. Changing metrics or references, or adding a suite, recomputes no answer.
 """

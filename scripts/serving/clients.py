@@ -153,6 +153,11 @@ class FairCache(Generic[Value]):
             most = max(self._sizes, key=self._sizes.__getitem__)
             self.pop(next(iter(self._shelves[most])))
 
+    def clear(self) -> None:
+        """Remove all values."""
+        for key in list(self._owners):
+            self.pop(key)
+
     def pop(self, key: Hashable) -> None:
         """Remove a value, if it is there."""
         if (client := self._owners.pop(key, None)) is None:

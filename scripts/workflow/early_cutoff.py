@@ -146,14 +146,17 @@ def _changed(dag: Any, persistence: Any, products: Products) -> Iterator[str]:
 
 def _leave_out(dag: Any, persistence: Any, products: Products, forced: Mapping[str, str]) -> None:
     """Take the jobs out of the plan that would be skipped if the jobs with the outputs `forced` change nothing."""
+    planned = set(dag.needrun_jobs())
     same: set[str] = set()
     for level in dag.toposorted():
-        for job in filter(dag.needrun, level):
+        for job in planned.intersection(level):
             outputs = set(map(str, job.output))
-            alone = not any(map(dag.needrun, dag.dependencies[job]))
-            if alone and outputs & forced.keys():
+            before = [other for other in dag.dependencies[job] if other in planned]
+            if not all(same.issuperset(map(str, other.output)) for other in before):
+                continue
+            if outputs & forced.keys():
                 same |= outputs
-            elif job.group is None and is_current(dag, job, persistence, products, same):
+            elif before and job.group is None and is_current(dag, job, persistence, products, same):
                 same |= outputs
                 dag._needrun.discard(job)
     dag._len = len(dag._needrun)

@@ -134,9 +134,8 @@ def adopting() -> Iterator[None]:
         prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
-def wait_for_other_parent(parent: Callable[[], int]) -> None:
-    """Return when `parent()` is another process than at first."""
-    first = parent()
+def wait_for_other_parent(parent: Callable[[], int], first: int) -> None:
+    """Return when `parent()` is another process than `first`, which may have ended before this is called."""
     while parent() == first:
         time.sleep(0.0005)
 

@@ -76,10 +76,11 @@ class Server:
         between = os.fork()
         if not between:
             # The process in the middle ends at once, which gives its child a new parent.
+            middle = os.getpid()
             if child := os.fork():
                 os.write(outlet, _HEADER.pack(child))
                 os._exit(0)
-            program.wait_for_other_parent(os.getppid)
+            program.wait_for_other_parent(os.getppid, middle)
             self._become(program.Start(**request), streams)
         os.close(outlet)
         number = os.read(inlet, _HEADER.size)

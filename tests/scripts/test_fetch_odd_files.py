@@ -167,7 +167,7 @@ def test_the_top_folder_of_an_archive_may_be_named_or_not(tmp_path):
 
 
 @pytest.mark.parametrize(("lost", "stops"), [(0, False), (5, False), (50, True)])
-def test_without_a_tolerance_the_program_stops_where_more_than_a_tenth_is_lost(tmp_path, lost, stops):
+def test_without_a_tolerance_the_program_stops_where_more_than_half_is_lost(tmp_path, lost, stops):
     rows = [*["a.jpg"] * (55 - lost), *["nowhere.jpg"] * lost]
     _fetched(tmp_path, {"a.jpg": image()}, rows)
     run = [sys.executable, "-m", "scripts.convert", "--dataset", "own", "--out", str(tmp_path / "records")]
@@ -175,11 +175,11 @@ def test_without_a_tolerance_the_program_stops_where_more_than_a_tenth_is_lost(t
     done = subprocess.run(run, capture_output=True, text=True, check=False)
     assert done.returncode == int(stops), done.stderr
     if stops:
-        assert "50 of 55 rows cannot be used, more than the share of 0.1" in done.stderr
+        assert "50 of 55 rows cannot be used, more than the share of 0.5" in done.stderr
     else:
         warning = "WARNING: 5 of 55 rows of own (9.1%) are not used: 5 missing_image. Examples: "
         assert (warning in done.stdout) == bool(lost) and (tmp_path / "records/own.parquet").exists()
-    assert ToleranceConfig().rows == ToleranceConfig().images == 0.1
+    assert ToleranceConfig().rows == ToleranceConfig().images == 0.5
 
 
 def test_images_beyond_the_tolerance_stop_the_index(folder, tmp_path):
@@ -188,7 +188,7 @@ def test_images_beyond_the_tolerance_stop_the_index(folder, tmp_path):
     write_shard("coco", tmp_path / "raw", 1, 0, tmp_path / "media")
     run = [sys.executable, "-m", "scripts.media_index", "--source", "coco", "--shards", "1"]
     run += ["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "media")]
-    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    done = subprocess.run([*run, "--tolerance", "0.1"], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "1 of 2 images cannot be read, more than the share of 0.1" in done.stderr
     done = subprocess.run([*run, "--tolerance", "0.5"], capture_output=True, text=True, check=False)
     assert "WARNING: 1 of 2 images of coco (50.0%) are not used: 1 not_an_image" in done.stdout

@@ -206,7 +206,7 @@ def rename(value, new: dict[str, str]):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(4, 12))])
 def test_a_name_changes_nothing_but_itself(seed, plain, tmp_path):
     config, new = renamed(Random(seed))
     found = words_of_commands(config, tmp_path / "project")

@@ -126,7 +126,7 @@ def test_an_adapters_code_counts_and_its_comments_do_not(scratch):
     [
         # What shows progress, ends a program or moves bytes cannot change a result.
         ("scripts/common/progress.py", "_LOG_EVERY_SECONDS = 0.2, 10.0", "_LOG_EVERY_SECONDS = 0.2, 20.0", {}),
-        ("scripts/common/errors.py", "sys.exit(130)", "sys.exit(131)", {}),
+        ("scripts/common/errors.py", "return 130", "return 131", {}),
         (
             "scripts/common/files.py",
             "            yield file\n",

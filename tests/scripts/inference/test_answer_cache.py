@@ -63,7 +63,8 @@ def test_a_damaged_line_is_computed_again(tmp_path):
     first = AnswerCache(path, {})
     assert ask(first, "one", "two") == ["one", "two"]
     lines = path.read_text().splitlines()
-    for damaged in (lines[1].replace('"outputs": [', '"outputs": [0, ', 1), "{", lines[1].replace('"sha256"', '"other"')):
+    other = lines[1].replace('"outputs": [', '"outputs": [0, ', 1)
+    for damaged in (other, "{", lines[1].replace('"sha256"', '"other"')):
         path.write_text("\n".join([lines[0], damaged, lines[2], ""]))
         asked = ask(AnswerCache(path, {}), "one", "two")
         assert asked == ["one"]

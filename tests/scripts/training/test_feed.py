@@ -139,7 +139,7 @@ def test_counts_that_do_not_belong_to_the_blend_are_refused(lab, reader, tmp_pat
         counts["labels"] += 1
         return counts
 
-    with pytest.raises(UserError, match=r"counts.npy is missing. Run .*scripts\.verify"):
+    with pytest.raises(UserError, match=r"counts.npy is missing.*scripts\.verify"):
         batches("missing", lambda path: path.unlink()).step_counts(0)
     with pytest.raises(UserError, match=r"counts.npy is no table of counts of 24 conversations, but .*\(23,\)"):
         batches("short", lambda path: rewrite(path, lambda counts: counts[1:])).step_counts(0)
