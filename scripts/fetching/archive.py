@@ -13,7 +13,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -53,23 +52,21 @@ def extract_member(
     """
     if not is_archive(archive.name):
         raise AddressError(f"{archive.name} is not a supported archive: .zip, .tar, .tar.gz or .tgz")
-    chunks = (_from_zip if is_zip(archive.name) else _from_tar)(archive, member, limit)
-    with _readable(archive):
-        return write_verified(chunks, target, expected)
+    return write_verified(_member_bytes(archive, member, limit), target, expected)
 
 
 _DAMAGED = (EOFError, NotImplementedError, OverflowError, RuntimeError, ValueError, struct.error)
 """What the readers of archives raise for damaged ones, beside errors of their own."""
 
 
-@contextmanager
-def _readable(archive: Path) -> Iterator[None]:
+def _member_bytes(archive: Path, member: str, limit: int) -> Iterator[bytes]:
+    """The bytes of a member in chunks; raises AddressError if the archive is damaged."""
     try:
-        yield
+        yield from (_from_zip if is_zip(archive.name) else _from_tar)(archive, member, limit)
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, *_DAMAGED) as error:
         raise AddressError(f"the archive {archive.name} is damaged: {error}") from None
     except OSError as error:
-        # A position that no file can have. Other errors are those of the disk.
+        # A position that no file can have. Other errors are those of the disk that the archive lies on.
         if error.errno != errno.EINVAL:
             raise
         raise AddressError(f"the archive {archive.name} is damaged: {error.strerror}") from None

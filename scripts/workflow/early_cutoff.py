@@ -25,12 +25,12 @@ from scripts.workflow.products import FILE, Products
 
 _PROGRAM = re.compile(r"-m scripts\.(\w+)")
 _NEEDED = ("_finished", "_needrun", "_running", "_ready_jobs", "_n_until_ready", "_len")
+"""What skipping needs of Snakemake's graph. In a version without it all jobs run that Snakemake plans."""
 
 
 def install(dag: Any, persistence: Any, products: Products) -> None:
     """Record every job of Snakemake's graph that finishes, and skip the jobs behind it that need not run."""
-    if not all(hasattr(dag, name) for name in _NEEDED):
-        return
+    can_skip = all(hasattr(dag, name) for name in _NEEDED)
     finish = dag.finish
 
     async def finish_and_skip(job: Any, update_checkpoint_dependencies: bool = True) -> Any:
@@ -38,7 +38,7 @@ def install(dag: Any, persistence: Any, products: Products) -> None:
         result = await finish(job, update_checkpoint_dependencies=update_checkpoint_dependencies)
         for each in jobs:
             _record(persistence, products, each)
-        skipped = _skip_behind(dag, persistence, products, jobs)
+        skipped = can_skip and _skip_behind(dag, persistence, products, jobs)
         return result or skipped
 
     dag.finish = finish_and_skip
