@@ -22,7 +22,7 @@ from transformers import DynamicCache, TextStreamer
 from .conversation_cache import ConversationCache
 from .image_cache import ImageCache
 from .modeling import VisualChatForConditionalGeneration
-from .pixels import to_rgb
+from .pixels import open_bounded, to_rgb
 from .processing import VisualChatProcessor
 from .template import IMAGE, EncodedConversation
 
@@ -150,7 +150,7 @@ class ChatSession:
             session = cls(model, processor, content["system"], cache)
             if any(Path(name).name != name for name in content["images"]):
                 raise ValueError("an image is outside of the folder")
-            images = [to_rgb(Image.open(Path(folder) / name)) for name in content["images"]]
+            images = [to_rgb(open_bounded(Path(folder) / name)) for name in content["images"]]
             session._restore(content["history"], images)
             if content["history"]:
                 shown = processor.encode(content["history"]).image_indices

@@ -14,11 +14,16 @@ Torch is not imported: the data steps use this module on machines without it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+MAX_PIXELS = 1 << 26
+"""Most pixels of an image: decoded, one takes 256 MB and twice as much while it is converted."""
+MAX_SIDE = 65_535
+"""Longest width or height, that of the largest JPEG."""
 ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,6 +44,19 @@ class Converted(NamedTuple):
 
     image: Image.Image
     changes: tuple[str, ...]
+
+
+def open_bounded(file: str | Path | IO[bytes]) -> Image.Image:
+    """Open an image without decoding it.
+
+    Raises OSError if it is no image, ValueError if it is larger than `MAX_PIXELS` or `MAX_SIDE`.
+    """
+    image = Image.open(file)
+    width, height = image.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        image.close()
+        raise ValueError(f"an image of {width} x {height} pixels is too large")
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -30,6 +30,7 @@ from transformers import (
 
 from .configuration import VisualChatConfig
 from .cropping import processed_pixels
+from .pixels import open_bounded
 from .template import IGNORE_INDEX, IMAGE_TOKEN, EncodedConversation, Template, count_segments, end_ids, render
 from .template import encode as encode_messages
 
@@ -214,7 +215,7 @@ def _opened(image: Image.Image | str) -> Image.Image:
 
     `load_image` of `transformers` converts to RGB, and so drops transparency and clips 16 bits.
 
-    Raises ValueError for a text that is none of these, TypeError for anything else.
+    Raises ValueError for a text that is none of these and for an image that is too large, TypeError for anything else.
     """
     if isinstance(image, Image.Image):
         return image
@@ -227,14 +228,16 @@ def _opened(image: Image.Image | str) -> Image.Image:
             data = response.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise ValueError(f"the image at {image} has more than {_MOST_BYTES:,} bytes")
-        return Image.open(BytesIO(data))
+        return open_bounded(BytesIO(data))
     if os.path.isfile(image):
-        return Image.open(image)
+        return open_bounded(image)
     text = image.partition(",")[2] if image.startswith("data:image/") else image
     try:
-        return Image.open(BytesIO(base64.b64decode(text, validate=True)))
+        file = BytesIO(base64.b64decode(text, validate=True))
     except ValueError as error:
         raise ValueError(f"{image[:80]!r} is neither a URL, nor a file, nor an image in base64: {error}") from None
+    try:
+        return open_bounded(file)
     except OSError:
         raise ValueError(f"{image[:80]!r} is neither a URL, nor a file, nor an image in base64") from None
 

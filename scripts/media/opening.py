@@ -33,10 +33,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-MAX_PIXELS = 1 << 26
-"""Most pixels of an image: decoded, one takes 256 MB and twice as much while it is converted."""
-MAX_SIDE = 65_535
-"""Longest width or height, that of the largest JPEG."""
+from model.pixels import MAX_PIXELS, MAX_SIDE
+
 MAX_BYTES = 4 * MAX_PIXELS
 """Most bytes of an encoded image: no more than its decoded pixels could take."""
 MAX_SCANNED = 16 * MAX_PIXELS

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from model.pixels import to_rgb
+from model.pixels import MAX_SIDE, to_rgb
 from model.processing import VisualChatProcessor
 from model.template import EncodedConversation, Template
 from model.vision import VisionTower
@@ -86,6 +86,14 @@ def test_every_way_to_pass_an_image_gives_the_same_pixels(processor, tmp_path):
     for wrong, error in (("no such file.png", ValueError), ("bm8gaW1hZ2U=", ValueError), (7, TypeError)):
         with pytest.raises(error, match=r"base64"):
             processor("What is <image>?", [wrong])
+
+
+def test_an_image_that_would_cost_too_much_is_refused_before_it_is_decoded(processor, tmp_path):
+    Image.new("1", (MAX_SIDE + 1, 2)).save(tmp_path / "narrow.png")
+    data = base64.b64encode((tmp_path / "narrow.png").read_bytes()).decode()
+    for image in (str(tmp_path / "narrow.png"), data):
+        with pytest.raises(ValueError, match=f"an image of {MAX_SIDE + 1} x 2 pixels is too large"):
+            processor("What is <image>?", [image])
 
 
 def test_an_image_at_a_url_keeps_its_transparency_for_white(processor, tmp_path):
