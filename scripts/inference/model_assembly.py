@@ -66,9 +66,11 @@ def make_model(
     except (ValueError, SafetensorError) as error:
         raise UserError(f"{bases['vision']} and {bases['language']} cannot be joined: {error}") from None
     if model.config.image_tokens != tokens.image_tokens:
+        # The rules give no name: an entry of `tokens` that is renamed is the same.
+        entry = f"tokens.{settings.tokens}" if settings.tokens else "the model's entry of `tokens`"
         raise UserError(
-            f"{bases['vision']} makes {model.config.image_tokens} tokens of an image, but the model's entry of "
-            f"`tokens` counts {tokens.image_tokens}; set its image_tokens to {model.config.image_tokens}"
+            f"{bases['vision']} makes {model.config.image_tokens} tokens of an image, but {entry} counts "
+            f"{tokens.image_tokens}; set its image_tokens to {model.config.image_tokens}"
         )
 
     with atomic_folder(out) as draft:

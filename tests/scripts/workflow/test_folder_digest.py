@@ -94,6 +94,24 @@ def test_every_folder_is_listed_once_every_file_looked_at_once_and_no_file_opene
     assert opened == [] and listed.count("images") == listed.count("images/deep") == 1
 
 
+def test_in_the_names_of_a_users_files_only_a_star_is_a_pattern(tmp_path):
+    folder = tmp_path / "data [1] *"
+    (folder / "a*b").mkdir(parents=True)
+    for name in ("rows[1].json", "rows1.json", "a*b/part-1.parquet", "a*b/part-2.parquet", "w?.json"):
+        (folder / name).write_text("[]")
+
+    def counts(pattern, changed):
+        folder_digest.cache_clear()
+        before = folder_digest(str(folder), (pattern,))
+        (folder / changed).write_text((folder / changed).read_text() + " ")
+        folder_digest.cache_clear()
+        return folder_digest(str(folder), (pattern,)) != before
+
+    assert counts("rows[1].json", "rows[1].json") and not counts("rows[1].json", "rows1.json")
+    assert counts("a*b/part-*.parquet", "a*b/part-2.parquet") and counts("w?.json", "w?.json")
+    assert counts("rows[*.json", "rows[1].json") and not counts("rows[*.json", "rows1.json")
+
+
 def test_a_file_that_was_only_touched_keeps_the_digest(tmp_path):
     folder, fetched, memory = tmp_path / "data", str(tmp_path / "files.parquet"), str(tmp_path / "memory.jsonl")
     (folder / "images").mkdir(parents=True)

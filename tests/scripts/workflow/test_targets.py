@@ -190,24 +190,6 @@ def test_suites_are_the_miniatures_or_the_users_with_their_data(tiny, tmp_path):
     assert targets.suite_inputs(given, "out") == [*targets.suites(given, "out").values(), str(tmp_path / "rows.jsonl")]
 
 
-def test_in_the_names_of_a_users_files_only_a_star_is_a_pattern(tmp_path):
-    folder = tmp_path / "data [1] *"
-    (folder / "a*b").mkdir(parents=True)
-    for name in ("rows[1].json", "rows1.json", "a*b/part-1.parquet", "a*b/part-2.parquet", "w?.json"):
-        (folder / name).write_text("[]")
-
-    def counts(pattern, changed):
-        targets.folder_digest.cache_clear()
-        before = targets.folder_digest(str(folder), (pattern,))
-        (folder / changed).write_text((folder / changed).read_text() + " ")
-        targets.folder_digest.cache_clear()
-        return targets.folder_digest(str(folder), (pattern,)) != before
-
-    assert counts("rows[1].json", "rows[1].json") and not counts("rows[1].json", "rows1.json")
-    assert counts("a*b/part-*.parquet", "a*b/part-2.parquet") and counts("w?.json", "w?.json")
-    assert counts("rows[*.json", "rows[1].json") and not counts("rows[*.json", "rows1.json")
-
-
 def test_the_environment_of_a_step_is_that_of_its_repository(tmp_path):
     """The text is formatted by Snakemake, then run by a shell."""
     folder = tmp_path / 'it\'s $HOME `x` "y" [z]'
