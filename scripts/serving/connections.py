@@ -15,6 +15,8 @@ The time and the size of a body are bounded by `request_guard`.
 
 import asyncio
 import resource
+import socket
+import struct
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ _SMALL_CHUNKS = 2000
 _MEAN_CHUNK = 64
 BACKLOG = 256
 """Connections that the kernel holds, and that are accepted at once at most."""
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 seconds
 _OTHER_FILES = 256  # descriptors for models, images and libraries
 
 
@@ -167,7 +170,7 @@ class BoundedProtocol(H11Protocol):
         if self.transport.is_closing():
             # What is still to be sent is sent, but not to a client that does not read.
             self._write_timer = self._write_timer or self.loop.call_later(
-                self.table.limits.write_timeout, self.transport.abort
+                self.table.limits.write_timeout, self._cut_off
             )
         elif not self._busy:
             self._began = False
@@ -187,9 +190,7 @@ class BoundedProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """The client reads too slowly: from now on it has `write_timeout`."""
         super().pause_writing()
-        self._write_timer = self._write_timer or self.loop.call_later(
-            self.table.limits.write_timeout, self.transport.abort
-        )
+        self._write_timer = self._write_timer or self.loop.call_later(self.table.limits.write_timeout, self._cut_off)
 
     def resume_writing(self) -> None:
         """The client has read."""
@@ -201,6 +202,15 @@ class BoundedProtocol(H11Protocol):
     def leave(self) -> None:
         """Close a connection that waits."""
         self._stop_waiting()
+        self.transport.abort()
+
+    def _cut_off(self) -> None:
+        """Close a connection whose client does not read, with a reset.
+
+        Otherwise the kernel would keep what is unsent, up to 4 MB, and offer it to the client for minutes.
+        """
+        if (connection := self.transport.get_extra_info("socket")) is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
     @property
