@@ -119,6 +119,7 @@ gpu-wheels: $(READY)  ## packages for gpu-check on a machine without a network (
 docs: $(READY)  ## the generated pages and the picture of the graph
 	$(BIN)/python -m scripts.settings --write
 	$(BIN)/python -m scripts.workflow.rules_reference --write
+	$(BIN)/python -m tests.forms.docs_page --write
 	$(BIN)/python -c 'from pygraphviz import AGraph; AGraph("docs/graph.dot").draw("docs/graph.svg", prog="dot")'
 
 # Torch is left out: which build is installed is chosen by TORCH_INDEX, and envs/no-cuda.txt keeps the packages of one build out.

@@ -95,6 +95,7 @@ def draw(name: str, conversations: int, images: int, folder: Path) -> None:
         pa.array(np.full(total, question_group), pa.int32()),
         texts,
         pa.array(np.full(total, answer_group), pa.int32()),
+        pa.array(np.ones(total, bool)),
     ]
     round_type = RECORD_SCHEMA.field("rounds").type.value_type
     table = pa.Table.from_arrays(

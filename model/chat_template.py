@@ -3,7 +3,7 @@
 Such a decoder answers well only in the format that it was tuned on. `template_from_tokenizer` renders short
 conversations with the tokenizer's Jinja template, splits them at the messages, and makes a `Template` of the pieces;
 then it checks that both render the same. So labels stay exact and token counts still add up, which a Jinja template
-alone does not guarantee. Images are inserted into the user's turn and numbered, as with the default template.
+alone does not guarantee. Images stay in their places inside the user's turn.
 
 Pure Python, like template.py.
 """
@@ -13,37 +13,37 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .template import Template, segments
+from .template import INLINE, Template, render
 
 _SYSTEM, _QUESTION, _ANSWER, _SECOND = "SYSTEMTEXT", "QUESTIONTEXT", "ANSWERTEXT", "SECONDQUESTION"
 _ROLES = ("user", "assistant", "user")
 
 
 def template_from_tokenizer(
-    tokenizer: Any, image_header: str = "Image {number}:\n", image_end: str = "\n", system: str | None = None
+    tokenizer: Any, image_header: str = "", image_end: str = "", system: str | None = None
 ) -> Template:
     """Extract the prompt template from a tokenizer with a chat template.
 
-    `image_header` and `image_end` are put around every image; `system` replaces the text that the chat template inserts
-    before the conversation.
+    `image_header`, such as "Image {number}:", and `image_end` are put around every image; `system` replaces the text
+    that the chat template inserts before the conversation.
 
     Raises ValueError if there is no chat template, or if it does more than put fixed texts around the messages.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("the tokenizer has no chat template; use one of a chat-tuned language model")
 
-    def render(*texts: str, roles: tuple[str, ...] = _ROLES) -> str:
+    def their_text(*texts: str, roles: tuple[str, ...] = _ROLES) -> str:
         return tokenizer.apply_chat_template(_messages(roles, texts), tokenize=False, add_generation_prompt=True)
 
-    begin, prompt = _split_at(render(_QUESTION), _QUESTION)
-    first, answer_header, middle, last = _split_at(render(_QUESTION, _ANSWER, _SECOND), _QUESTION, _ANSWER, _SECOND)
+    begin, prompt = _split_at(their_text(_QUESTION), _QUESTION)
+    first, answer_header, middle, last = _split_at(their_text(_QUESTION, _ANSWER, _SECOND), _QUESTION, _ANSWER, _SECOND)
     answer_end = _answer_end(middle, tokenizer)
     between = middle[len(answer_end) :]
     bos = bool(tokenizer.bos_token) and begin.startswith(tokenizer.bos_token)
     start = len(tokenizer.bos_token) if bos else 0
     question_header = _common_suffix(begin[start:], between)
     before_question = begin[start : len(begin) - len(question_header)]
-    system_header, system_end = _around_system(render, start, question_header, prompt)
+    system_header, system_end = _around_system(their_text, start, question_header, prompt)
     template = Template(
         system=before_question.removeprefix(system_header).removesuffix(system_end),
         system_header=system_header,
@@ -55,7 +55,7 @@ def template_from_tokenizer(
         answer_end=answer_end,
         round_end=between[: len(between) - len(question_header)],
         bos=bos,
-        images_inside=True,
+        images=INLINE,
         special=True,
     )
     # The prompt may lack a blank at its end that the answer header of a full conversation has.
@@ -64,8 +64,8 @@ def template_from_tokenizer(
     if system_header + system_end:
         cases.append(((_SYSTEM, _QUESTION, _ANSWER, _SECOND), ("system", *_ROLES)))
     for texts, roles in cases:
-        ours = _render(_messages(roles, texts), template, tokenizer).removesuffix(answer_header) + prompt
-        same = same and ours == render(*texts, roles=roles)
+        ours = _written(_messages(roles, texts), template, tokenizer).removesuffix(answer_header) + prompt
+        same = same and ours == their_text(*texts, roles=roles)
     if not same:
         raise ValueError(
             "the tokenizer's chat template does more than put fixed texts around the messages (it may insert the date, "
@@ -118,8 +118,6 @@ def _common_suffix(one: str, other: str) -> str:
     return one[len(one) - length :]
 
 
-def _render(messages: list[dict[str, Any]], template: Template, tokenizer: Any) -> str:
+def _written(messages: list[dict[str, Any]], template: Template, tokenizer: Any) -> str:
     begin = tokenizer.bos_token if template.bos else ""
-    return begin + "".join(
-        template.answer_end if segment.kind == "end" else segment.text for segment in segments(messages, template)
-    )
+    return begin + "".join(text for text, _ in render(messages, template))

@@ -31,8 +31,9 @@ from transformers import (
 from .configuration import VisualChatConfig
 from .cropping import processed_pixels
 from .pixels import open_bounded
-from .template import IGNORE_INDEX, IMAGE_TOKEN, EncodedConversation, Template, count_segments, end_ids, render
+from .template import IGNORE_INDEX, IMAGE_TOKEN, EncodedConversation, Template, end_ids, render
 from .template import encode as encode_messages
+from .token_counter import count_segments
 
 _SECONDS = 60
 _MOST_BYTES = 256 << 20
@@ -118,10 +119,10 @@ class VisualChatProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Prepare one conversation, or a batch of them, as inputs of the model, ready for `generate`.
 
-        A conversation is a list of messages in the chat form, or a text that is one question, with "<image>" for every
-        image it shows (without any, its images are shown first). `images` are those of the one conversation; for a
-        batch, a list of them per conversation. `ignored` are options that other processors take, such as `padding`:
-        here a batch is always padded.
+        A conversation is a list of messages in the chat form, or a text that is one question, with "<image>" in the
+        place of every image it shows (without any, its images are shown first). `images` are those of the one
+        conversation; for a batch, a list of them per conversation. `ignored` are options that other processors take,
+        such as `padding`: here a batch is always padded.
 
         Raises ValueError without a text, or if placeholders and images do not match.
         """
@@ -156,8 +157,8 @@ class VisualChatProcessor(ProcessorMixin):
 
         Image parts contain their image, path, URL or base64 form under 'image', 'path', 'url' or 'base64'. With
         `add_generation_prompt`, a last question is followed by the answer header; with `continue_final_message`, a last
-        answer is not closed. Returns the text; with `tokenize` the model's inputs, or without `return_dict` only
-        `input_ids`.
+        answer is not closed. Returns the text, with one "<image>" for each image; with `tokenize` the model's inputs,
+        or without `return_dict` only `input_ids`.
 
         Raises ValueError if `chat_template` is given, or for an image part without one image.
         """
@@ -167,18 +168,29 @@ class VisualChatProcessor(ProcessorMixin):
         samples, texts = [], []
         for messages in [conversation] if single else conversation:
             messages, gallery = _with_indices(messages)
-            written, encoded = render(messages, self.template), self.encode(messages)
+            text, encoded = self._written(messages), self.encode(messages)
             if continue_final_message:
-                written, encoded = written[:-1], encoded.without_last(len(end_ids(self.tokenizer, self.template)))
+                text = text.removesuffix(self._answer_end)
+                encoded = encoded.without_last(len(end_ids(self.tokenizer, self.template)))
             elif messages[-1]["role"] == "user" and not add_generation_prompt:
-                header = [self.template.fixed(self.template.answer_header)]
-                written, encoded = written[:-1], encoded.without_last(count_segments(self.tokenizer, header))
-            texts.append("".join(text for text, _ in written))
+                header = self.template.answer_header
+                text = text.removesuffix(header)
+                encoded = encoded.without_last(count_segments(self.tokenizer, [self.template.fixed(header)]))
+            texts.append(text)
             samples.append((encoded, gallery))
         if not tokenize:
             return texts[0] if single else texts
         inputs = self._inputs(samples, padding_side)
         return inputs if return_dict else inputs["input_ids"]
+
+    @property
+    def _answer_end(self) -> str:
+        return self.template.answer_end or self.tokenizer.eos_token
+
+    def _written(self, messages: Sequence[dict[str, Any]]) -> str:
+        """The text of all tokens of a conversation, with one "<image>" for each image."""
+        begin = self.tokenizer.bos_token if self.template.bos and self.tokenizer.bos_token else ""
+        return begin + "".join(text for text, _ in render(messages, self.template, self._answer_end))
 
     def _inputs(
         self, samples: Sequence[tuple[EncodedConversation, Sequence[Image.Image]]], padding_side: str
@@ -276,12 +288,16 @@ def add_image_token(tokenizer: Any) -> None:
 
 
 def _question(text: str, images: int) -> list[dict[str, Any]]:
-    """Make a conversation of one question out of a text with "<image>" for every image, or for none."""
+    """Make a conversation of one question out of a text with "<image>" in the place of every image, or without any."""
     placeholders = text.count(IMAGE_TOKEN)
     if placeholders not in (0, images):
         raise ValueError(f"the text has {placeholders} times {IMAGE_TOKEN!r}, but {images} images were given")
-    parts = [{"type": "image", "index": index} for index in range(images)]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": text.replace(IMAGE_TOKEN, "").strip()}]}]
+    shown: list[dict[str, Any]] = [{"type": "image", "index": index} for index in range(images)]
+    if not placeholders:
+        return [{"role": "user", "content": [*shown, {"type": "text", "text": text.strip()}]}]
+    first, *others = ({"type": "text", "text": piece} for piece in text.split(IMAGE_TOKEN))
+    parts = [first, *(part for pair in zip(shown, others, strict=True) for part in pair)]
+    return [{"role": "user", "content": parts}]
 
 
 def _with_indices(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:

@@ -4,15 +4,19 @@ Reads a conversation in the chat form of `transformers` (role, and parts `{"type
 `{"type": "text", "text": ...}`) and lays it out as a list of *segments*. Every header, question and answer is a
 separate segment and is tokenised separately, for two reasons: the label mask is exact, because no token can straddle
 the boundary between a prompt and its answer; and token counts add up, so that a plan computes the length of any
-conversation from a table of lengths of its parts (`TokenCounter`) without tokenising again.
+conversation from a table of lengths of its parts (token_counter.py) without tokenising again.
 
 With the default template a conversation about two images is written as follows, `|` marking the ends of segments:
 
     <s>|### Image 1:\n|<image>...<image>|\n\n|### Image 2:\n|<image>...<image>|\n\n|
     ### Question:\n|Which is red?|\n\n### Answer:\n|The first.|</s>
 
-and a further round continues with `\n\n|### Question:\n|...`. Only `The first.` and `</s>` are supervised. A template
-may also be extracted from a chat-tuned decoder's chat template, see chat_template.py.
+and a further round continues with `\n\n|### Question:\n|...`. Only `The first.` and `</s>` are supervised. With
+`images: inline` the images stand where they were written, between the two headers of their question:
+
+    <s>|### Question:\n|Is |### Image 1:\n|<image>...<image>|\n\n| or |### Image 2:\n| ...
+
+A template may also be extracted from a chat-tuned decoder's chat template, see chat_template.py.
 
 Pure Python: the data programs count tokens with it, and they never import torch.
 """
@@ -23,12 +27,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol
 
+from .question_parts import join_texts, text_with_names
+
 IMAGE_TOKEN = "<image>"  # noqa: S105 - not a password
 IGNORE_INDEX = -100
 TEXT, IMAGE = 1, 2  # values of `EncodedConversation.modality`; 0 is padding, which occurs only in batches
-_END_PREVIEW = "</s>"
+BEFORE, INLINE = "before", "inline"  # values of `Template.images`
 # Fields that were added later, see `Template.to_dict`.
-_LATER = ("system_header", "answer_end", "bos", "images_inside", "special")
+_LATER = ("system_header", "answer_end", "bos", "images", "special")
 
 
 class Tokenizer(Protocol):
@@ -50,9 +56,11 @@ class Template:
 
     `system` is inserted before the conversation, between `system_header` and `system_end`, unless the conversation has
     a system message. An answer is closed by `answer_end`; if that is empty, by the end-of-sequence token. With `bos`
-    the tokenizer's begin-of-sequence token, if it has one, comes first. Images are inserted before the question's
-    header, or behind it if `images_inside`. With `special`, the fixed texts may contain special tokens of the
-    tokenizer; the messages never do.
+    the tokenizer's begin-of-sequence token, if it has one, comes first. `images` is "before", where the images of a
+    question are inserted before its header, or "inline", where they stay in their places in the question. With
+    `special`, the fixed texts may contain special tokens of the tokenizer; the messages never do.
+
+    Raises ValueError for another value of `images`.
     """
 
     system: str = ""
@@ -65,8 +73,12 @@ class Template:
     system_header: str = ""
     answer_end: str = ""
     bos: bool = True
-    images_inside: bool = False
+    images: str = BEFORE
     special: bool = False
+
+    def __post_init__(self) -> None:
+        if self.images not in (BEFORE, INLINE):
+            raise ValueError(f"template key 'images' must be {BEFORE!r} or {INLINE!r}, not {self.images!r}")
 
     def to_dict(self) -> dict[str, str | bool]:
         """Return the fields as a dictionary, ready for JSON, without later fields that have their default.
@@ -85,6 +97,11 @@ class Template:
 
         Raises ValueError for an unknown key or a value of the wrong kind.
         """
+        if "images_inside" in texts:
+            raise ValueError(
+                "the template has the key 'images_inside' of an earlier version: in config.json and "
+                'processor_config.json, write "images": "inline" for true, and remove the key for false'
+            )
         types = {item.name: type(item.default) for item in fields(cls)}
         for key, value in texts.items():
             if key not in types:
@@ -120,13 +137,15 @@ class Segment:
     """A piece of a conversation that is tokenised separately.
 
     `kind` is 'text', 'fixed' (text that may hold special tokens), 'image' (`image_tokens` placeholders) or 'end' (the
-    end of an answer). `image` is the "index" of the image part, and None for the other kinds.
+    end of an answer). `image` is the "index" of the image part, and None for the other kinds. `from_message` is whether
+    the text is one of the conversation, and not one of the template.
     """
 
     kind: str
     text: str = ""
     image: int | None = None
     supervised: bool = False
+    from_message: bool = False
 
 
 @dataclass
@@ -162,8 +181,12 @@ class EncodedConversation:
 def segments(messages: Sequence[dict[str, Any]], template: Template) -> list[Segment]:
     """Lay a conversation out as segments, numbering its images from 1 in reading order.
 
-    The images of a user turn are inserted together, in their order; several text parts of a turn are joined by a
-    newline. A last user turn without an answer ends with the answer header: a prompt for generation.
+    Neighbouring text parts of a turn are joined by a newline. Between a text and an image nothing is inserted: with
+    `images: inline` every piece of text is a segment of its own, and images stand between them; with `images: before`
+    the images come before the question, whose text names those inside its sentences, see `text_with_names`. There the
+    first text part of a question that begins with an image may be empty: it marks an image that is part of the first
+    sentence. The answer of a message with `"supervised": False` is not supervised. A last user turn without an answer
+    ends with the answer header: a prompt for generation.
 
     Raises ValueError, naming the message, for a conversation that the template cannot express.
     """
@@ -176,26 +199,44 @@ def segments(messages: Sequence[dict[str, Any]], template: Template) -> list[Seg
             raise ValueError("message 0: a system message cannot show images; show them in a user message")
     _check_order([turn.role for turn in turns], first=len(messages) - len(turns))
 
-    result, fixed = template.system_segments(system), template.fixed
-    number = 0
+    result = template.system_segments(system)
+    shown = 0
     for position, turn in enumerate(turns):
         if turn.role == "assistant":
-            result += [Segment("text", turn.text, supervised=True), Segment("end", supervised=True)]
+            result += [_message_text(turn.text, turn.supervised), Segment("end", supervised=turn.supervised)]
             continue
         if position > 0:
-            result.append(fixed(template.round_end))
-        shown = []
-        for index in turn.images:
-            number += 1
-            shown += [
-                fixed(template.image_header_for(number)),
-                Segment("image", image=index),
-                fixed(template.image_end),
-            ]
-        header = fixed(template.question_header)
-        result += [header, *shown] if template.images_inside else [*shown, header]
-        result += [Segment("text", turn.text), fixed(template.answer_header)]
+            result.append(template.fixed(template.round_end))
+        result += _question_segments(turn.parts, shown, template)
+        shown += len(turn.images)
     return [segment for segment in result if segment.kind not in ("text", "fixed") or segment.text]
+
+
+def _question_segments(parts: Sequence[str | int], shown: int, template: Template) -> list[Segment]:
+    """A question from its first header to the answer header, after `shown` images; `parts` hold indices of images."""
+    fixed = template.fixed
+    images = {
+        number: [
+            fixed(template.image_header_for(number)),
+            Segment("image", image=index),
+            fixed(template.image_end),
+        ]
+        for number, index in enumerate((part for part in parts if isinstance(part, int)), start=shown + 1)
+    }
+    numbers = iter(images)
+    numbered = [next(numbers) if isinstance(part, int) else part for part in parts]
+    header, answer_header = fixed(template.question_header), fixed(template.answer_header)
+    if template.images == BEFORE:
+        before = [segment for image in images.values() for segment in image]
+        return [*before, header, _message_text(text_with_names(numbered)), answer_header]
+    content: list[Segment] = []
+    for part in join_texts(numbered):
+        content += images[part] if isinstance(part, int) else [_message_text(part)]
+    return [header, *content, answer_header]
+
+
+def _message_text(text: str, supervised: bool = False) -> Segment:
+    return Segment("text", text, supervised=supervised, from_message=True)
 
 
 def encode(
@@ -214,7 +255,7 @@ def encode(
         for kind in ("text", "fixed")
     }
     encoded = EncodedConversation()
-    encoded.extend(_begin(tokenizer, template), TEXT, False)
+    encoded.extend(begin_ids(tokenizer, template), TEXT, False)
     for segment in layout:
         if segment.kind in texts:
             encoded.extend(next(texts[segment.kind]), TEXT, segment.supervised)
@@ -226,9 +267,12 @@ def encode(
     return encoded
 
 
-def render(messages: Sequence[dict[str, Any]], template: Template) -> list[tuple[str, bool]]:
-    """Return a conversation as readable text: (text, supervised) pairs, with "<image>" for an image."""
-    shown = {"image": IMAGE_TOKEN, "end": template.answer_end or _END_PREVIEW}
+def render(messages: Sequence[dict[str, Any]], template: Template, end: str = "</s>") -> list[tuple[str, bool]]:
+    """Return a conversation as readable text: (text, supervised) pairs, with "<image>" for an image.
+
+    `end` is the text of the end-of-sequence token, for templates without a text of their own that closes an answer.
+    """
+    shown = {"image": IMAGE_TOKEN, "end": template.answer_end or end}
     return [(shown.get(segment.kind, segment.text), segment.supervised) for segment in segments(messages, template)]
 
 
@@ -275,116 +319,56 @@ def end_ids(tokenizer: Tokenizer, template: Template) -> list[int]:
     return tokenise(tokenizer, [template.answer_end], template.special)[0]
 
 
-def _begin(tokenizer: Tokenizer, template: Template) -> list[int]:
+def begin_ids(tokenizer: Tokenizer, template: Template) -> list[int]:
+    """Return the begin-of-sequence token, or nothing."""
     return [tokenizer.bos_token_id] if template.bos and tokenizer.bos_token_id is not None else []
 
 
-def count_segments(tokenizer: Tokenizer, parts: Sequence[Segment]) -> int:
-    """Return the number of tokens of segments of text."""
-    return sum(len(tokenise(tokenizer, [part.text], part.kind == "fixed")[0]) for part in parts if part.text)
-
-
-def count_text(tokenizer: Tokenizer, text: str) -> int:
-    """Return the number of tokens of a question, an answer or a header."""
-    return len(tokenise(tokenizer, [text])[0])
-
-
-def count_prefix(tokenizer: Tokenizer, template: Template, system: str | None = None) -> int:
-    """Return the number of tokens before the first round: begin-of-sequence and system text."""
-    return len(_begin(tokenizer, template)) + count_segments(tokenizer, template.system_segments(system))
-
-
-def count_image(number: int, tokenizer: Tokenizer, template: Template, image_tokens: int) -> int:
-    """Return the number of tokens of the image with this number (from 1): header, placeholders and end."""
-    around = [template.fixed(template.image_header_for(number)), template.fixed(template.image_end)]
-    return image_tokens + count_segments(tokenizer, around)
-
-
-class TokenCounter:
-    """Lengths of the parts of a conversation. They add up exactly to the length of `encode(...)`.
-
-        prefix() + sum(image(k) for k in 1..images)
-                 + sum(round_overhead() + texts([question])[0] + texts([answer])[0] + end() for every round)
-                 + between_rounds() * (rounds - 1)
-
-    A prompt (last question without an answer) lacks the last answer and its `end()`; a conversation with its own system
-    message has `prefix(system)` in place of `prefix()`.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, template: Template, image_tokens: int) -> None:
-        self.tokenizer = tokenizer
-        self.template = template
-        self.image_tokens = image_tokens
-        self._images: dict[int, int] = {}
-        headers = [template.fixed(template.question_header), template.fixed(template.answer_header)]
-        self._prefix = count_prefix(tokenizer, template)
-        self._round_overhead = count_segments(tokenizer, headers)
-        self._between_rounds = count_segments(tokenizer, [template.fixed(template.round_end)])
-        self._end = len(end_ids(tokenizer, template)) if template.answer_end else 1
-
-    def prefix(self, system: str | None = None) -> int:
-        """Return the number of tokens before the first round; `system` replaces the template's own text."""
-        return self._prefix if system is None else count_prefix(self.tokenizer, self.template, system)
-
-    def image(self, number: int) -> int:
-        """Return the number of tokens of the image with this number (from 1)."""
-        if number not in self._images:
-            self._images[number] = count_image(number, self.tokenizer, self.template, self.image_tokens)
-        return self._images[number]
-
-    def texts(self, texts: list[str]) -> list[int]:
-        """Return the number of tokens of each text, as a question or as an answer."""
-        return [len(row) for row in tokenise(self.tokenizer, list(texts))]
-
-    def round_overhead(self) -> int:
-        """Return the number of tokens of the two headers of a round."""
-        return self._round_overhead
-
-    def between_rounds(self) -> int:
-        """Return the number of tokens between an answer and the next round."""
-        return self._between_rounds
-
-    def end(self) -> int:
-        """Return the number of tokens that close an answer."""
-        return self._end
-
-
 class _Turn(NamedTuple):
-    """A message: its role, its text, and the indices of its images."""
+    """A message: its role, its texts and the indices of its images in their order, and whether it is trained on."""
 
     role: str
-    text: str
-    images: list[int]
+    parts: list[str | int]
+    supervised: bool
+
+    @property
+    def text(self) -> str:
+        return "\n".join(part for part in self.parts if isinstance(part, str) and part)
+
+    @property
+    def images(self) -> list[int]:
+        return [part for part in self.parts if isinstance(part, int)]
 
 
 def _parse_message(message: dict[str, Any], number: int) -> _Turn:
-    """Validate a message and split it into text and images. Raises ValueError, naming the message by its `number`."""
+    """Validate a message and take it apart. Raises ValueError, naming the message by its `number`."""
     role, content = message.get("role"), message.get("content")
     if role not in ("system", "user", "assistant"):
         raise ValueError(f"message {number}: role {role!r} is not system, user or assistant")
     parts: Any = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, Sequence):
         raise ValueError(f"message {number}: content must be a text or a list of parts, not {type(content).__name__}")
-    texts: list[str] = []
-    images: list[int] = []
+    found: list[str | int] = []
     for part in parts:
         if part.get("type") == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
+            found.append(part["text"])
         elif part.get("type") == "image" and isinstance(part.get("index"), int):
-            images.append(part["index"])
+            found.append(part["index"])
         else:
             raise ValueError(
                 f"message {number}: a part must be {{'type': 'text', 'text': ...}} or "
                 f"{{'type': 'image', 'index': number}}, not {part!r}"
             )
-    text = "\n".join(text for text in texts if text)
-    if role == "assistant" and images:
+    turn = _Turn(role, found, message.get("supervised", True))
+    if not isinstance(turn.supervised, bool):
+        raise ValueError(f"message {number}: 'supervised' must be true or false, not {turn.supervised!r}")
+    if role == "assistant" and turn.images:
         raise ValueError(f"message {number}: an assistant message cannot show images")
-    if role == "assistant" and not text:
+    if role == "assistant" and not turn.text:
         raise ValueError(f"message {number}: the answer is empty, so there is nothing to learn from it")
-    if role == "user" and not text and not images:
+    if role == "user" and not turn.text and not turn.images:
         raise ValueError(f"message {number}: the user message is empty")
-    return _Turn(role, text, images)
+    return turn
 
 
 def _check_order(roles: list[str], first: int) -> None:

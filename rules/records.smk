@@ -26,7 +26,8 @@ rule convert:
         code=lambda w: code("scripts.convert", f"scripts.adapters.{REGISTRY.datasets[w.dataset].adapter}"),
         raw=raw_folders,
         media=lambda w: named_folders("media", REGISTRY.image_sources(w.dataset)),
-        tolerance=SETTINGS.tolerance.rows,
+        tolerance=lambda w: SETTINGS.tolerance.rows_of(w.dataset in SETTINGS.custom),
+        kept_rows=lambda w: option("--kept-rows", targets.kept_rows(SETTINGS, w.dataset)),
         subset=lambda w, input: option("--subset", input.subset),
         out=subpath(output.report, parent=True),
     message:
@@ -34,7 +35,7 @@ rule convert:
     shell:
         "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
         "python -m scripts.convert --dataset {wildcards.dataset:q} --raw {params.raw:q} "
-        "--media {params.media:q} --tolerance {params.tolerance:q} {params.subset:q} --out {params.out:q}"
+        "--media {params.media:q} --tolerance {params.tolerance:q} {params.subset:q} {params.kept_rows:q} --out {params.out:q}"
 
 
 rule count_tokens:

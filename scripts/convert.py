@@ -4,22 +4,24 @@ Reads `raw/<source>` and the media indexes of the image sources. Writes, below -
 and, last, `<dataset>.report.json`: rows read and kept, and the dropped rows counted by reason, with examples.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from scripts.adapters.conversion import Conversion
+from scripts.adapters.conversion import Conversion, Reasons
 from scripts.adapters.image_lookup import OUTSIDE_SUBSET, ImageLookup
+from scripts.adapters.own.splits import keep_rows
 from scripts.adapters.raw import RawFiles
 from scripts.adapters.statistics import Statistics
-from scripts.common.cli import parser
+from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import read_json, write_json, write_table
 from scripts.common.records import RECORD_SCHEMA, Record, to_batch
 from scripts.common.table_hash import table_sha256
+from scripts.config.holdout import KeptRowsConfig
 from scripts.media.source_folders import add_folders, named_folders
 
 _BATCH = 4096
@@ -32,6 +34,7 @@ def convert(
     out: Path,
     tolerance: float = 1.0,
     subset: dict[str, list[str]] | None = None,
+    kept_rows: KeptRowsConfig | None = None,
 ) -> dict[str, Any]:
     """Write the records of `dataset`; return the report.
 
@@ -42,6 +45,7 @@ def convert(
         out: folder to write into.
         tolerance: share of rows that may be dropped, in [0, 1].
         subset: paths of the only images to use, by source; None: all.
+        kept_rows: which rows of own data are kept for evaluation, by a share; None: none.
 
     Raises:
         UserError: a source is missing, a file is damaged, or too few rows can be used.
@@ -50,7 +54,8 @@ def convert(
     conversion = Conversion(dataset, RawFiles(raw_folders), images)
     licence = conversion.entry.licence
     statistics = Statistics()
-    records = statistics.measure(_with_uids(dataset, conversion))
+    judged = keep_rows(conversion, kept_rows, conversion.noted.add) if kept_rows else conversion
+    records = statistics.measure(_with_uids(dataset, judged, conversion.noted))
     batches = []
     while rows := list(islice(records, _BATCH)):
         batches.append(to_batch(rows, licence))
@@ -68,7 +73,7 @@ def convert(
         "records": conversion.records,
         "dropped": conversion.dropped.as_dict(),
         "notes": conversion.noted.as_dict(),
-        "images": len(images.found),
+        "images": images.found,
         "statistics": statistics.as_dict(),
         "sha256": table_sha256(table),
     }
@@ -89,13 +94,13 @@ def _check_losses(conversion: Conversion, tolerance: float) -> None:
         )
 
 
-def _with_uids(dataset: str, conversion: Conversion) -> Iterator[tuple[str, Record]]:
+def _with_uids(dataset: str, judged: Iterable[Record], noted: Reasons) -> Iterator[tuple[str, Record]]:
     """Give every record a unique id: `<dataset>:<raw id>`, and for repeated ids also `#1`, `#2`, ..."""
     used: dict[str, int] = {}
-    for record in conversion:
+    for record in judged:
         plain = uid = f"{dataset}:{record.id}"
         if uid in used:
-            conversion.noted.add("duplicate_id", f"{uid} is the id of more than one conversation")
+            noted.add("duplicate_id", f"{uid} is the id of more than one conversation")
         while uid in used:
             uid = f"{plain}#{used[plain]}"
             used[plain] += 1
@@ -114,10 +119,12 @@ def main() -> None:
         "--tolerance", type=float, default=0.5, help="share of rows that may be dropped (default: %(default)s)"
     )
     arguments.add_argument("--subset", type=Path, help="raw/subset.json: use only the images listed in it")
+    arguments.add_argument("--kept-rows", metavar="JSON", help="own data: share of rows kept for evaluation, or @file")
     args = arguments.parse_args()
+    kept_rows = load_settings(KeptRowsConfig, args.kept_rows) if args.kept_rows else None
     raw, media = named_folders(args.raw, "--raw"), named_folders(args.media, "--media")
     subset = read_json(args.subset)["images"] if args.subset else None
-    report = convert(args.dataset, raw, media, args.out, args.tolerance, subset)
+    report = convert(args.dataset, raw, media, args.out, args.tolerance, subset, kept_rows)
     lost = report["rows"] - report["kept"]
     print(f"{args.dataset}: {report['rows']} rows, {report['records']} records, {lost} rows dropped")
     if lost:

@@ -5,11 +5,14 @@ Writes  tokens/<tokens>/<dataset>.parquet   per round: tokens of each alternativ
                                             and of the prefix, where a record has a system text of its own (else 0)
         tokens/<tokens>/<dataset>.json      what was counted with (identity), and the tokens of the fixed parts
 
-A text that names an image by a slot has one count for every offset of image numbers, because "image 9" and "image 10"
-may differ. `named` counts questions as follow-ups of a join ("In image 1, ..."), with --followups: only datasets that
-a join takes follow-ups from need it.
+A text that refers to an image by a slot has one count for every offset of image numbers, because "image 9" and "image
+10" may differ. A question that shows images in its places is counted as the template writes it: with the names of
+images, or as the sum of the texts between them. `named` counts questions as follow-ups of a join ("In image 1, ..."),
+with --followups: only datasets that a join takes follow-ups from need it.
 """
 
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +20,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.template import TokenCounter
-from scripts.blending.ragged import Ragged, flat, list_starts, nested, starts_from_lengths
-from scripts.blending.slots import has_slots, name_image, render_slots
-from scripts.blending.tokens_identity import load_tokenizer, tokens_identity
+from model.template import INLINE
+from model.token_counter import TokenCounter
+from scripts.blending.ragged import Ragged, flat, list_starts, nested, segment_sums, starts_from_lengths
+from scripts.blending.slots import follow_up, has_slots, question_parts, question_text, render_slots
+from scripts.blending.tokens_identity import load_tokenizer, template_of, tokens_identity
 from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import open_table, read_json, write_json, write_table
 from scripts.common.progress import track
+from scripts.common.records import SHOWN_SLOT
 from scripts.common.table_hash import table_sha256
 from scripts.config.tokens import TokensConfig
 
@@ -39,17 +44,38 @@ TOKENS_SCHEMA = pa.schema(
 _BATCH = 16384
 _TEXTS_AT_ONCE = 4096
 
+Writer = Callable[[str, int], list[str]]
+"""Gives the texts, tokenised one by one, that a text of a record becomes at an offset of image numbers."""
+
 
 class TextCounter:
-    """Counts tokens of texts; each distinct text of a batch is tokenised once."""
+    """Counts tokens of texts; each distinct text of a batch is tokenised once.
+
+    `shows_images` is whether a question that was counted shows an image in its place.
+    """
 
     def __init__(self, counter: TokenCounter, max_images: int) -> None:
         self.counter, self.max_images = counter, max_images
+        self.shows_images = False
 
-    def alternatives(self, column: pa.ListArray) -> pa.ListArray:
+    def questions(self, column: pa.ListArray) -> pa.ListArray:
         """From list<string> to list<list<int32>>: each alternative's tokens per offset, or one count without slots."""
+        shown = pc.match_substring_regex(column.flatten(), SHOWN_SLOT.pattern)
+        self.shows_images = self.shows_images or bool(pc.any(shown).as_py())
+        return self._counts(column, _pieces if self.counter.template.images == INLINE else _whole)
+
+    def follow_ups(self, column: pa.ListArray) -> pa.ListArray:
+        """As `questions`, for questions as follow-ups of a join."""
+        return self._counts(column, _follow_up, always=True)
+
+    def answers(self, column: pa.ListArray) -> pa.ListArray:
+        """As `questions`, for answers."""
+        return self._counts(column, _answer)
+
+    def _counts(self, column: pa.ListArray, write: Writer, always: bool = False) -> pa.ListArray:
+        """Tokens of a column; with `always`, per offset for every text."""
         texts = column.flatten().dictionary_encode()
-        counts = self.distinct(texts.dictionary.to_pylist()).take(texts.indices.to_numpy())
+        counts = self._distinct(texts.dictionary.to_pylist(), write, always).take(texts.indices.to_numpy())
         return nested(list_starts(column), counts.to_arrow(pa.int32()))
 
     def prefixes(self, systems: pa.StringArray) -> pa.Array:
@@ -58,17 +84,36 @@ class TextCounter:
         counts = [self.counter.prefix(text) if text else 0 for text in texts.dictionary.to_pylist()]
         return pa.array(counts, pa.int32()).take(texts.indices)
 
-    def distinct(self, texts: list[str]) -> Ragged:
+    def _distinct(self, texts: list[str], write: Writer, always: bool) -> Ragged:
         """Tokens of each text, per offset where it has slots."""
-        variants = [self._variants(text) for text in texts]
-        flat_texts = [variant for row in variants for variant in row]
+        variants = [
+            [write(text, offset) for offset in range(self.max_images)] if always or has_slots(text) else [[text]]
+            for text in texts
+        ]
+        written = list(chain.from_iterable(variants))
+        pieces = list(chain.from_iterable(written))
         counts: list[int] = []
-        for start in range(0, len(flat_texts), _TEXTS_AT_ONCE):
-            counts += self.counter.texts(flat_texts[start : start + _TEXTS_AT_ONCE])
-        return Ragged.from_lengths(np.array(counts, np.int64), np.array([len(row) for row in variants], np.int64))
+        for start in range(0, len(pieces), _TEXTS_AT_ONCE):
+            counts += self.counter.texts(pieces[start : start + _TEXTS_AT_ONCE])
+        starts = starts_from_lengths(np.array([len(row) for row in written], np.int64))
+        sums = segment_sums(np.array(counts, np.int64), starts)
+        return Ragged.from_lengths(sums, np.array([len(row) for row in variants], np.int64))
 
-    def _variants(self, text: str) -> list[str]:
-        return [render_slots(text, offset) for offset in range(self.max_images)] if has_slots(text) else [text]
+
+def _whole(question: str, offset: int) -> list[str]:
+    return [question_text(question, offset)]
+
+
+def _pieces(question: str, offset: int) -> list[str]:
+    return [part for part in question_parts(question, offset) if isinstance(part, str)]
+
+
+def _follow_up(question: str, offset: int) -> list[str]:
+    return [follow_up(question, offset)]
+
+
+def _answer(answer: str, offset: int) -> list[str]:
+    return [render_slots(answer, offset)]
 
 
 def count_batch(batch: pa.Table, counter: TextCounter, named: bool) -> pa.Table:
@@ -78,19 +123,21 @@ def count_batch(batch: pa.Table, counter: TextCounter, named: bool) -> pa.Table:
     starts = list_starts(rounds)
     one_image = pc.equal(pc.list_value_length(flat(batch, "images")), 1).to_numpy(zero_copy_only=False)
     with_name = np.repeat(one_image & named, np.diff(starts))
-    columns = [counter.alternatives(texts) for texts in (questions, _named(questions, with_name), answers)]
+    columns = [
+        counter.questions(questions),
+        counter.follow_ups(_only(questions, with_name)),
+        counter.answers(answers),
+    ]
     rounds_type = TOKENS_SCHEMA.field("rounds").type
     structs = pa.StructArray.from_arrays(columns, fields=list(rounds_type.value_type))
     prefixes = counter.prefixes(flat(batch, "system"))
     return pa.Table.from_arrays([flat(batch, "uid"), prefixes, nested(starts, structs)], schema=TOKENS_SCHEMA)
 
 
-def _named(questions: pa.ListArray, selected: np.ndarray) -> pa.ListArray:
-    """The questions of the selected rounds (rounds,) in their follow-up form, and no alternatives for the others."""
-    texts = questions.filter(pa.array(selected)).flatten().dictionary_encode()
-    forms = pa.array([name_image(text) for text in texts.dictionary.to_pylist()], pa.string())
+def _only(questions: pa.ListArray, selected: np.ndarray) -> pa.ListArray:
+    """The questions of the selected rounds (rounds,), and no alternatives for the others."""
     lengths = np.where(selected, np.diff(list_starts(questions)), 0)
-    return nested(starts_from_lengths(lengths), forms.take(texts.indices))
+    return nested(starts_from_lengths(lengths), questions.filter(pa.array(selected)).flatten())
 
 
 def count_tokens(
@@ -112,11 +159,13 @@ def count_tokens(
     records_sha256 = read_json(report)["sha256"]
     if not records.exists():
         raise UserError(f"{records} does not exist: run convert for {dataset} first")
-    tokenizer, template = load_tokenizer(tokenizer_name), settings.template.template()
+    tokenizer = load_tokenizer(tokenizer_name)
+    template = template_of(settings, tokenizer)
     counter = TokenCounter(tokenizer, template, settings.image_tokens)
+    texts = TextCounter(counter, settings.max_images)
     try:
         identity = tokens_identity(tokenizer, template, settings.image_tokens)
-        table = _count(records, TextCounter(counter, settings.max_images), dataset, followups)
+        table = _count(records, texts, dataset, followups)
     except ValueError as error:
         raise UserError(f"{dataset} cannot be counted with {tokenizer_name}: {error}") from None
 
@@ -129,6 +178,7 @@ def count_tokens(
         "image_tokens": settings.image_tokens,
         "max_images": settings.max_images,
         "followups": followups,
+        "shows_images_in_questions": texts.shows_images,
         "prefix": counter.prefix(),
         "image": [counter.image(number) for number in range(1, settings.max_images + 1)],
         "round_overhead": counter.round_overhead(),

@@ -64,16 +64,14 @@ def main() -> None:
     """Run the program."""
     arguments = parser(__doc__)
     arguments.add_argument("--settings", default="{}", help="JSON of the section `holdout`, or @file")
-    add_folders(arguments, "--media", "media/<source> of every image source")
+    add_folders(arguments, "--media", "media/<source> of every image source; none if all data is text")
     arguments.add_argument("--out", type=Path, required=True, help="folder to write: split")
     args = arguments.parse_args()
     media = named_folders(args.media, "--media")
-    if not media:
-        raise UserError("--media: at least one media folder is needed")
     manifest = write_split(load_settings(HoldoutConfig, args.settings), media, args.out)
     print(f"{manifest['heldout']} of {manifest['images']} images are held out")
     if not manifest["heldout"]:
-        print("NOTE: no image is held out, so there will be no held-out evaluation; raise holdout.share to have one")
+        print("note: no image is held out; the held-out plan of a blend counts the conversations that are evaluated")
 
 
 if __name__ == "__main__":

@@ -13,17 +13,26 @@ The plan is a pure function of these files, the blend's settings and the epoch. 
 import argparse
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from scripts.blending.corpus import load_corpus
-from scripts.blending.plan_inputs import check_images, media_folders, read_held_out, read_token_tables
-from scripts.blending.plan_summary import describe
+from scripts.blending.plan_inputs import (
+    check_images,
+    equal_images,
+    media_folders,
+    read_held_out,
+    read_token_tables,
+)
+from scripts.blending.plan_summary import describe, describe_overlap
 from scripts.blending.plan_table import manifest_path, read_plan
 from scripts.blending.planning import HELDOUT, make_plan
+from scripts.blending.selection import HeldOut
+from scripts.blending.small_sets import hold_out_of_each
 from scripts.common.allocation import keep_freed_memory
 from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
@@ -48,12 +57,22 @@ def write_plan(
         UserError: inputs are missing or do not belong together, or the plan would be empty.
     """
     datasets = settings.records()
-    token_tables = read_token_tables(records, tokens, datasets, settings.max_images, settings.followup_datasets())
+    token_tables = read_token_tables(
+        records, tokens, datasets, settings.max_images, settings.followup_datasets(), settings.joined_datasets()
+    )
     corpus = load_corpus(records, tokens, datasets)
     # Memory freed by reading would stay with the process, in addition to what the plan needs.
     pa.default_memory_pool().release_unused()
     check_images(corpus, media)
-    table, manifest = make_plan(corpus, read_held_out(corpus, split), token_tables, name, settings, epoch)
+    held_out = HeldOut.of(corpus, read_held_out(corpus, split))
+    held_out = hold_out_of_each(corpus, held_out, settings.own, settings.mixed)
+    evaluated = None
+    if held_out.records.any():
+        shown = held_out.records[corpus.images.rows]
+        marked = np.zeros(len(corpus.catalogue), bool)
+        marked[corpus.images.values[shown]] = True
+        evaluated = equal_images(corpus, media, marked) & ~held_out.images
+    table, manifest = make_plan(corpus, held_out, token_tables, name, settings, epoch, evaluated)
     path = out / f"{HELDOUT if epoch is None else f'epoch-{epoch:03d}'}.parquet"
     write_table(path, table)
     write_json(manifest_path(path), manifest)
@@ -70,18 +89,17 @@ def main() -> None:
         return
     settings = load_settings(PlanConfig, args.settings)
     keep_freed_memory()
-    _warn(
-        write_plan(
-            args.name,
-            settings,
-            _epoch(args.epoch, settings),
-            records=args.records,
-            tokens=args.tokens,
-            split=args.split,
-            media=media_folders(args.media),
-            out=args.out,
-        )
+    manifest = write_plan(
+        args.name,
+        settings,
+        _epoch(args.epoch, settings),
+        records=args.records,
+        tokens=args.tokens,
+        split=args.split,
+        media=media_folders(args.media),
+        out=args.out,
     )
+    _warn(manifest, settings.own)
 
 
 def _arguments() -> argparse.Namespace:
@@ -115,13 +133,23 @@ def _epoch(text: str, settings: PlanConfig) -> int | None:
     return epoch
 
 
-def _warn(manifest: Mapping[str, Any]) -> None:
+def _warn(manifest: Mapping[str, Any], own: Iterable[str]) -> None:
+    """Print what a person should know before training; lines that begin with NOTE also reach the terminal of a run."""
+    heldout = manifest["epoch"] == HELDOUT
     if manifest["conversations"] == 0:
-        print("note: no conversation is held out, so nothing will be evaluated on held-out images", file=sys.stderr)
+        print(
+            f"NOTE: the blend {manifest['blend']} holds out no conversation, so nothing will be evaluated on "
+            "held-out ones: no loss, no scores. Raise holdout.share, or keep rows of your own data with custom.<name>.split",
+            file=sys.stderr,
+        )
         return
     for name, account in manifest["datasets"].items():
         if account["realised"] == 0 and "starts_in_epoch" not in account:
-            print(f"note: {name} gives no conversation to {manifest['epoch']}: {account['dropped']}", file=sys.stderr)
+            word = "NOTE" if name in own and heldout else "note"
+            reasons = f": {account['dropped']}" if account["dropped"] else ""
+            print(f"{word}: {name} gives no conversation to {manifest['epoch']}{reasons}", file=sys.stderr)
+        if account.get("overlap") and manifest["epoch"] == 0:
+            print(f"NOTE: {name}: {describe_overlap(account['overlap'])}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from model.template import Segment, Template, encode, segments
-from scripts.blending.tokens_identity import load_tokenizer, tokens_identity
+from scripts.blending.tokens_identity import load_tokenizer, template_of, tokens_identity
 from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import atomic
@@ -35,7 +35,8 @@ _PAGE = Path(__file__).parent / "blending" / "preview.html.jinja"
 class PreviewSpan:
     """A stretch of a rendered conversation; `kind` is header, text, image, answer or end.
 
-    `tokens` are the texts of the tokens of an answer, one after the other.
+    `tokens` are the texts of the tokens of an answer, one after the other. An answer that is not supervised is a text,
+    and its end a header.
     """
 
     kind: str
@@ -60,7 +61,8 @@ def write_preview(blend: Path, root: Path, tokenizer_name: str, settings: Tokens
     Raises:
         UserError: the blend is missing or damaged, or was counted with another tokenizer or template.
     """
-    reader, tokenizer, template = BlendReader(blend, root), load_tokenizer(tokenizer_name), settings.template.template()
+    reader, tokenizer = BlendReader(blend, root), load_tokenizer(tokenizer_name)
+    template = template_of(settings, tokenizer)
     if tokens_identity(tokenizer, template, settings.image_tokens) != reader.manifest["tokens_identity"]:
         raise UserError(
             f"{blend} was counted with another tokenizer than {tokenizer_name}, another template or other tokens per "
@@ -101,17 +103,17 @@ def choose_conversations(reader: BlendReader) -> list[int]:
 
 def rendered(sample: Sample, tokenizer: "PreTrainedTokenizerBase", template: Template) -> Iterator[PreviewSpan]:
     """The conversation span by span, exactly as it is tokenised."""
-    texts = {part["text"] for message in sample.messages for part in message["content"] if part["type"] == "text"}
     for segment in segments(sample.messages, template):
         if segment.image is not None:
             uri, small = data_uri(sample.images[segment.image])
             yield PreviewSpan("image", f"image {segment.image + 1}", uri=uri, small=small)
         elif segment.kind == "end":
-            yield PreviewSpan("end", tokenizer.eos_token)
+            text = template.answer_end or tokenizer.eos_token
+            yield PreviewSpan("end" if segment.supervised else "header", text)
         elif segment.supervised:
             yield PreviewSpan("answer", segment.text, tokens=_tokens(segment, tokenizer))
         else:
-            yield PreviewSpan("text" if segment.text in texts else "header", segment.text)
+            yield PreviewSpan("text" if segment.from_message else "header", segment.text)
 
 
 def _tokens(segment: Segment, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:

@@ -111,8 +111,8 @@ def validate_dataset(
         "rows": conversion.rows,
         "expected": conversion.expected(),
         "records": conversion.records,
-        "images_named": len(images.named),
-        "images_present": len(images.found),
+        "images_named": images.named,
+        "images_present": images.found,
         "problems": conversion.dropped.as_dict(),
         "notes": conversion.noted.as_dict(),
     }

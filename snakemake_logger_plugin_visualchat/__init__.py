@@ -93,6 +93,8 @@ class LogHandler(LogHandlerBase):
                 title = event.rule_msg or event.rule_name
                 self._run.start(event.jobid, Job(event.rule_name, title, _first(event.log)))
             case LogEvent.JOB_FINISHED:
+                if (job := self._run.running.get(event.job_id)) and (notes := job.notes()):
+                    self._screen.print("\n".join(notes))
                 if ended := self._run.finish(event.job_id):
                     self._screen.stage_done(ended, self._run)
             case LogEvent.JOB_ERROR:

@@ -27,6 +27,7 @@ _PROGRESS = re.compile(
     r"^.+: +(?P<percent>\d+)% (?P<done>\S+)/(?P<total>\S+) \[[\d:]+<(?P<left>[\d:?]+), +[^,\]]+(?:, (?P<note>.*))?\]$"
 )
 _TAIL_BYTES = 4096
+_NOTES_BYTES = 1 << 20
 _MESSAGE_LINES = 12
 
 
@@ -48,6 +49,12 @@ class Job:
     title: str
     log: Path | None
     started: float = field(default_factory=lambda: time.monotonic())  # noqa: PLW0108 (tests set the clock)
+    log_size: int = 0
+    """Bytes that earlier runs have left in the log."""
+
+    def __post_init__(self) -> None:
+        if self.log and self.log.is_file():
+            self.log_size = self.log.stat().st_size
 
     def age(self) -> float:
         """Seconds since it began."""
@@ -61,6 +68,15 @@ class Job:
                 share = int(match["percent"]) / 100
                 return Progress(share, items, _seconds(match["left"]), match["note"] or "") if share < 1 else None
         return None
+
+    def notes(self) -> list[str]:
+        """The lines of its log that a person should read at once: those that begin with NOTE."""
+        if self.log is None or not self.log.is_file():
+            return []
+        with self.log.open("rb") as file:
+            file.seek(self.log_size if self.log_size <= self.log.stat().st_size else 0)
+            lines = file.read(_NOTES_BYTES).decode(errors="replace").splitlines()
+        return [line for line in lines if line.startswith("NOTE: ")]
 
 
 def _grouped(count: str) -> str:

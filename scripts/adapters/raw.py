@@ -22,7 +22,7 @@ from scripts.media.listing import ListedFile, listed_files
 DATA_LINK = "files"
 SOURCE_MANIFEST = "source.json"
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Note(NamedTuple):
@@ -33,10 +33,14 @@ class Note(NamedTuple):
 
 
 class RawRow(NamedTuple):
-    """A row and its id: its key where the file is an object, else its number, from 0."""
+    """A row and its id: its key where the file is an object, else its number, from 0.
+
+    `file` is the file that holds it, below the data path, for custom datasets; else "".
+    """
 
     id: str
     value: Any
+    file: str = ""
 
 
 class Broken(NamedTuple):
@@ -162,9 +166,9 @@ def read_rows(data: bytes, file_path: Path, layout: Mapping[str, Any], notes: li
     Raises:
         UserError: the file is not JSON (with the line), has another layout or no rows.
     """
-    text = data.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
+    text = data.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
     try:
-        value, parser = _parsed(text)
+        value, parser = parsed(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{file_path} is not valid JSON: {error}. The file is damaged: get it again") from None
     notes += parser.notes(file_path.name)
@@ -189,25 +193,26 @@ class HugeNumber:
     """In place of an integer with more digits than Python reads; of no type that a field may have."""
 
 
-def _parsed(text: str) -> tuple[Any, "_Parser"]:
-    """The JSON value of a text, and the parser with its repeated keys; integers may have any number of digits.
+def parsed(text: str) -> tuple[Any, "ObjectBuilder"]:
+    """The JSON value of a text, and the builder with its repeated keys; integers may have any number of digits.
 
     Raises:
         json.JSONDecodeError: it is not JSON.
         RecursionError: it is nested too deeply.
     """
-    parser = _Parser()
+    parser = ObjectBuilder()
     try:
         return json.loads(text, object_pairs_hook=parser.object), parser
     except json.JSONDecodeError:
         raise
     except ValueError:
         # An integer is too long. Only now: a function for every integer makes parsing slower.
-        parser = _Parser()
-        return json.loads(text, object_pairs_hook=parser.object, parse_int=_integer), parser
+        parser = ObjectBuilder()
+        return json.loads(text, object_pairs_hook=parser.object, parse_int=integer), parser
 
 
-def _integer(digits: str) -> int | HugeNumber:
+def integer(digits: str) -> int | HugeNumber:
+    """The integer with these digits, for `parse_int` of the json module."""
     try:
         return int(digits)
     except ValueError:
@@ -226,13 +231,14 @@ class _RepeatedKeys(dict[str, Any]):
     pairs: list[tuple[str, Any]]
 
 
-class _Parser:
+class ObjectBuilder:
     """Builds JSON objects and collects the keys that occur twice in one of them."""
 
     def __init__(self) -> None:
         self._repeated: list[str] = []
 
     def object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """The object with the members `pairs`, for `object_pairs_hook` of the json module."""
         value = dict(pairs)
         if len(value) == len(pairs):
             return value
@@ -246,6 +252,7 @@ class _Parser:
         return repeated
 
     def notes(self, where: str) -> list[Note]:
+        """A note for every repeated key; `where` names the file."""
         return [Note("duplicate_key", f"{where}: {key!r:.80} occurs twice in one object") for key in self._repeated]
 
 
@@ -261,13 +268,13 @@ def line_rows(file_path: Path, sha256: str, notes: list[Note]) -> Iterator[RawRo
         with open(file_path, "rb") as file:
             for number, data in enumerate(file):
                 digest.update(data)
-                line = data.removeprefix(b"" if number else _BYTE_ORDER_MARK).removesuffix(b"\n")
+                line = data.removeprefix(b"" if number else BYTE_ORDER_MARK).removesuffix(b"\n")
                 text = line.decode("utf-8", "surrogateescape")
                 if not text.strip():
                     continue
                 empty = False
                 try:
-                    value, parser = _parsed(text)
+                    value, parser = parsed(text)
                 except (json.JSONDecodeError, RecursionError) as error:
                     yield RawRow(str(number), Broken("invalid_json", str(error)))
                     continue

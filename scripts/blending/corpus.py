@@ -63,8 +63,8 @@ class Corpus:
     `catalogue`, a struct of source and key; `prefixes`, tokens of its own system text, or 0; and its choice groups,
     numbered over all records: `group_names`, `group_sizes`, and `group_permutes`, whether a group is an order of
     rounds. Per round: `shown`, the record's images that appear in it; `question_group` and `answer_group`, the index
-    of the group in the record, or -1; and the token counts of `questions`, of `named` (questions that name their
-    image) and of `answers`.
+    of the group in the record, or -1; `supervised`, whether its answer is trained on; and the token counts of
+    `questions`, of `named` (questions that name their image) and of `answers`.
     """
 
     datasets: list[str]
@@ -78,6 +78,7 @@ class Corpus:
     shown: Ragged
     question_group: np.ndarray
     answer_group: np.ndarray
+    supervised: np.ndarray
     group_names: pa.StringArray
     group_permutes: Ragged
     group_sizes: Ragged
@@ -159,6 +160,7 @@ def load_corpus(records: Path, tokens: Path, datasets: list[str]) -> Corpus:
         shown=Ragged.from_arrow(_field(rounds, "images")),
         question_group=_field(rows.column("rounds", "question_group"), "question_group").to_numpy(),
         answer_group=_field(rows.column("rounds", "answer_group"), "answer_group").to_numpy(),
+        supervised=_field(rows.column("rounds", "supervised"), "supervised").to_numpy(zero_copy_only=False),
         group_names=pc.struct_field(groups_flat, "name"),
         group_permutes=Ragged(permutes, list_starts(groups)),
         group_sizes=Ragged(pc.struct_field(groups_flat, "size").to_numpy().astype(np.int64), list_starts(groups)),

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from model.template import INLINE
 from scripts.blending.corpus import Corpus
 from scripts.blending.truncation import TemplateCounts
 from scripts.common.errors import UserError
@@ -31,15 +32,21 @@ class TokenTables:
 
 
 def read_token_tables(
-    records: Path, tokens: Path, datasets: list[str], max_images: int, followup_datasets: set[str]
+    records: Path,
+    tokens: Path,
+    datasets: list[str],
+    max_images: int,
+    followup_datasets: set[str],
+    joined_datasets: set[str],
 ) -> TokenTables:
     """Check the token tables' manifests of `datasets` against each other and against the records.
 
-    `followup_datasets` are those whose questions are also counted as follow-ups of a join.
+    `followup_datasets` are those whose questions are also counted as follow-ups of a join, `joined_datasets` all that
+    a join shows.
 
     Raises:
         UserError: tables are missing, or were counted in different ways, for other records, for too few images or
-            without follow-ups.
+            without follow-ups; or a join shows records whose images stand inside their questions.
     """
     manifests = {}
     for name in datasets:
@@ -69,6 +76,13 @@ def read_token_tables(
             raise UserError(
                 f"{tokens / name}.json counts no follow-ups, which a join of the blend shows: "
                 f"run count_tokens for {name} again, with --followups"
+            )
+        inline = manifests[name]["template"].get("images") == INLINE
+        if name in joined_datasets and inline and manifests[name]["shows_images_in_questions"]:
+            raise UserError(
+                f"a join of the blend shows {name}, whose images stand inside its questions: it cannot show an image "
+                "there that an earlier question has shown. Write `images: before` in the template of the section "
+                f"`tokens`, or use {name} without the join"
             )
     return TokenTables(
         identity=manifests[first]["identity"],
@@ -122,6 +136,22 @@ def read_held_out(corpus: Corpus, split: Path) -> np.ndarray:
         raise UserError(f"{path} does not exist: run holdout first")
     names: pa.Table = read_table(path, columns=["source", "key"])
     return corpus.images_in(names)
+
+
+def equal_images(corpus: Corpus, media: Mapping[str, Path], marked: np.ndarray) -> np.ndarray:
+    """Which images of the catalogue have the content of one of those that `marked` marks, (images,) bool.
+
+    The media index knows the content: the same picture may lie under two names, or in two sources.
+    """
+    sources, keys = corpus.catalogue.flatten()
+    contents = []
+    # The catalogue is sorted by source, so the parts come in its order.
+    for source in sorted(set(sources.to_pylist())):
+        index = read_table(media[source] / "index.parquet", columns=["key", "sha256"])
+        places = pc.index_in(keys.filter(pc.equal(sources, source)), value_set=index["key"])
+        contents.append(index["sha256"].combine_chunks().take(places))
+    sha256 = pa.concat_arrays(contents) if contents else pa.array([], pa.string())
+    return pc.is_in(sha256, value_set=sha256.filter(pa.array(marked))).to_numpy(zero_copy_only=False)
 
 
 def media_folders(pairs: list[str]) -> dict[str, Path]:

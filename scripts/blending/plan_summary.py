@@ -8,6 +8,7 @@ import pyarrow as pa
 
 _BINS = 12
 _BAR = 40
+_MEASURES = ("tokens", "images")
 
 
 def describe(table: pa.Table, manifest: Mapping[str, Any]) -> str:
@@ -90,6 +91,14 @@ def _datasets(accounts: Mapping[str, Mapping[str, Any]], epoch_size: int | None)
     return _columns("<>>>>>>>", [head, *rows]) + notes
 
 
+def example_text(example: Mapping[str, Any]) -> str:
+    """A dropped conversation of a plan's manifest: its records, and what it has against the limit that it exceeds."""
+    exceeded = [
+        f": {example[measure]:,} {measure}, limit {example['limit']:,}" for measure in _MEASURES if measure in example
+    ]
+    return " + ".join(example["uids"]) + "".join(exceeded)
+
+
 def _notes(name: str, account: Mapping[str, Any]) -> Iterable[str]:
     settings, cut = account["asked"], account["cut"]
     if account["drawn"] < account["wanted"]:
@@ -103,11 +112,22 @@ def _notes(name: str, account: Mapping[str, Any]) -> Iterable[str]:
         yield f"  {name}: only from {settings['after']:g} epochs of training on"
     for reason, count in account["dropped"].items():
         yield f"  {name}: {count:,} records not used: {reason.replace('_', ' ')}"
-    if account["too_long"]:
-        yield f"  {name}: {account['too_long']:,} conversations dropped: what they must show is already too long"
+    for reason, dropped in account["dropped_conversations"].items():
+        yield f"  {name}: {dropped['count']:,} conversations dropped: {reason.replace('_', ' ')}"
+        yield f"    such as {example_text(dropped['examples'][0])}"
+    if "overlap" in account:
+        yield f"  {name}: {describe_overlap(account['overlap'])}"
     if cut["rounds"]:
         lost = f", {cut['records']:,} records lost with them" if cut["records"] else ""
         yield f"  {name}: {cut['conversations']:,} conversations truncated by {cut['rounds']:,} rounds{lost}"
+
+
+def describe_overlap(count: int) -> str:
+    """What `overlap` in the account of a dataset means, for a person."""
+    return (
+        f"{count:,} conversations that may be trained on show an image that a held-out row shows; to keep images "
+        "apart, hold out by image (holdout.share, without a split of rows), or divide the rows by their images"
+    )
 
 
 def _per_conversation(total: int, manifest: Mapping[str, Any]) -> str:

@@ -18,23 +18,28 @@ from scripts.blending.corpus import Corpus
 from scripts.blending.join import Joiner
 from scripts.blending.ordering import ConversationStats, arrange
 from scripts.blending.plan_inputs import TokenTables
+from scripts.blending.plan_summary import example_text
 from scripts.blending.plan_table import build_table
+from scripts.blending.ragged import starts_from_lengths
 from scripts.blending.randomness import Draws
 from scripts.blending.selection import (
     NOT_HELD_OUT,
     USABLE,
+    HeldOut,
     count_reasons,
     draw_records,
     judge_heldout,
     judge_training,
     requested_count,
 )
-from scripts.blending.truncation import Truncated, truncate
+from scripts.blending.truncation import REASONS, TOO_MANY_IMAGES, TOO_MANY_TOKENS, Truncated, truncate
 from scripts.common.errors import UserError
 from scripts.common.table_hash import table_sha256
 from scripts.config.blend import BlendDatasetConfig, PlanConfig
 
 HELDOUT = "heldout"
+_EXAMPLES = 20
+"""Examples in the manifest for each reason why conversations are dropped."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,18 @@ class _Drawn:
 
 
 def make_plan(
-    corpus: Corpus, held_out: np.ndarray, tokens: TokenTables, blend: str, settings: PlanConfig, epoch: int | None
+    corpus: Corpus,
+    held_out: HeldOut,
+    tokens: TokenTables,
+    blend: str,
+    settings: PlanConfig,
+    epoch: int | None,
+    evaluated: np.ndarray | None = None,
 ) -> tuple[pa.Table, dict[str, Any]]:
     """One epoch of a blend, or its held-out part where `epoch` is None, and its manifest.
 
-    `held_out` (images of the catalogue,) bool: kept for evaluation.
+    `evaluated` (images of the catalogue,) bool: those that held-out rows show without being held out themselves; the
+    manifest counts the conversations that may be trained on and show one.
 
     Raises:
         UserError: a training epoch would be empty, or a dataset starts later than the others can fill.
@@ -64,14 +76,19 @@ def make_plan(
     else:
         verdicts = judge_training(corpus, held_out, all_splits)
     draws = Draws(settings.seed, number)
-    drawn = [_draw(corpus, draws, name, entry, settings, verdicts) for name, entry in entries.items()]
+    overlap = np.zeros(len(corpus), bool)
+    if epoch is not None and evaluated is not None:
+        overlap = corpus.images_marked(evaluated).some
+    drawn = [_draw(corpus, draws, name, entry, settings, verdicts, overlap) for name, entry in entries.items()]
     if not drawn:
         raise UserError(f"no dataset of the blend {blend} has started by the end of epoch {number}: lower an `after`")
     conversations = stack([part.conversations for part in drawn])
     owner = np.repeat(np.arange(len(drawn)), [len(part.conversations) for part in drawn])
     truncated = truncate(corpus, conversations, tokens.template, settings.sequence, settings.max_images)
     if epoch is not None and len(truncated.kept) == 0:
-        raise UserError(_why_empty(blend, number, drawn, settings))
+        every = np.ones(len(truncated.dropped.reasons), bool)
+        dropped = _dropped_conversations(corpus, conversations, truncated, every, settings)
+        raise UserError(_why_empty(blend, number, drawn, dropped))
 
     starts = np.array([max(0.0, entry.after - number) for entry in entries.values()])
     owners = owner[truncated.kept]
@@ -86,7 +103,11 @@ def make_plan(
     joins = [settings.join_of(name) is not None for name in entries]
     table = build_table(corpus, conversations, truncated, units, owners, list(entries), joins, number)
 
-    accounts = {part.name: part.account | _account(truncated, owner, number) for number, part in enumerate(drawn)}
+    accounts = {}
+    for entry, part in enumerate(drawn):
+        lost = owner[truncated.dropped.conversations] == entry
+        dropped = _dropped_conversations(corpus, conversations, truncated, lost, settings)
+        accounts[part.name] = part.account | {"dropped_conversations": dropped} | _account(truncated, owner, entry)
     accounts |= {
         name: {"asked": _requested(entry), "starts_in_epoch": int(entry.after), "realised": 0}
         for name, entry in sorted(settings.datasets.items())
@@ -129,9 +150,18 @@ def _entries(settings: PlanConfig, epoch: int | None) -> dict[str, BlendDatasetC
 
 
 def _draw(
-    corpus: Corpus, draws: Draws, name: str, entry: BlendDatasetConfig, settings: PlanConfig, verdicts: np.ndarray
+    corpus: Corpus,
+    draws: Draws,
+    name: str,
+    entry: BlendDatasetConfig,
+    settings: PlanConfig,
+    verdicts: np.ndarray,
+    overlap: np.ndarray,
 ) -> _Drawn:
-    """Draw the records of one entry and make conversations of them; `verdicts` judge every record of the corpus."""
+    """Draw the records of one entry and make conversations of them.
+
+    `verdicts` judge every record of the corpus; `overlap` (records,) bool: those that show an image of a held-out row.
+    """
     parts = settings.join_of(name)
     rows = corpus.rows_of(parts.over if parts else name)
     rows = rows[verdicts[rows] != NOT_HELD_OUT]
@@ -156,6 +186,8 @@ def _draw(
         "usable": len(usable),
         "drawn": len(drawn.records),
     }
+    if count := int(overlap[usable].sum()):
+        account["overlap"] = count
     if parts:
         account["joins"] = settings.component_datasets(name)
     return _Drawn(name, conversations, account)
@@ -169,7 +201,6 @@ def _account(truncated: Truncated, owner: np.ndarray, entry: int) -> dict[str, A
     """What became of the conversations of one entry."""
     mine = owner[truncated.kept] == entry
     return {
-        "too_long": int((owner == entry).sum() - mine.sum()),
         "cut": {
             "conversations": int((truncated.rounds_lost[mine] > 0).sum()),
             "rounds": int(truncated.rounds_lost[mine].sum()),
@@ -182,17 +213,46 @@ def _account(truncated: Truncated, owner: np.ndarray, entry: int) -> dict[str, A
     }
 
 
+def _dropped_conversations(
+    corpus: Corpus, conversations: Conversations, truncated: Truncated, selected: np.ndarray, settings: PlanConfig
+) -> dict[str, dict[str, Any]]:
+    """Why `selected` (dropped conversations,) bool were dropped: per reason how many, and the first of them.
+
+    An example has the uids of its records, and with all that it must show its tokens or images against the limit.
+    """
+    numbers, reasons, n_tokens, n_images = (column[selected] for column in truncated.dropped)
+    firsts = starts_from_lengths(conversations.sizes)
+    found = {}
+    for reason in np.unique(reasons).tolist():
+        mine = np.flatnonzero(reasons == reason)
+        examples = []
+        for index in mine[:_EXAMPLES].tolist():
+            pieces = np.arange(firsts[numbers[index]], firsts[numbers[index] + 1])
+            example: dict[str, Any] = {"uids": [uid.decode() for uid in corpus.uids_at(conversations.records[pieces])]}
+            if reason == TOO_MANY_TOKENS:
+                example |= {"tokens": int(n_tokens[index]), "limit": settings.sequence}
+            elif reason == TOO_MANY_IMAGES:
+                example |= {"images": int(n_images[index]), "limit": settings.max_images}
+            examples.append(example)
+        found[REASONS[reason]] = {"count": len(mine), "examples": examples}
+    return found
+
+
 def _licences(corpus: Corpus, conversations: Conversations, truncated: Truncated) -> dict[str, int]:
     """Records shown per licence; a record counts once for every time it is shown."""
     shown = corpus.licences.take(pa.array(conversations.records[truncated.pieces.values]))
     return dict(sorted((count["values"], count["counts"]) for count in pc.value_counts(shown).to_pylist()))
 
 
-def _why_empty(blend: str, epoch: int, drawn: list[_Drawn], settings: PlanConfig) -> str:
+def _why_empty(blend: str, epoch: int, drawn: list[_Drawn], dropped: dict[str, dict[str, Any]]) -> str:
     details = "; ".join(
         f"{part.name}: {part.account['records']} records, {part.account['usable']} usable"
         + "".join(f", {count} {reason}" for reason, count in part.account["dropped"].items())
-        + (f", all too long for {settings.sequence} tokens" if part.account["drawn"] else "")
         for part in drawn
     )
-    return f"epoch {epoch} of the blend {blend} would hold no conversation ({details})"
+    lost = "".join(
+        f"; {account['count']} conversations dropped: {reason.replace('_', ' ')}, such as "
+        + example_text(account["examples"][0])
+        for reason, account in dropped.items()
+    )
+    return f"epoch {epoch} of the blend {blend} would hold no conversation ({details}{lost})"

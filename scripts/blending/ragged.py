@@ -90,6 +90,11 @@ def chunked(values: np.ndarray) -> Iterator[np.ndarray]:
     return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
 
 
+def segment_sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The sum of each segment `values[starts[i]:starts[i + 1]]`, (segments,); 0 of an empty one."""
+    return np.diff(starts_from_lengths(values)[starts])
+
+
 def segment_cumsum(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Cumulative sums that begin anew at every row; rows may be empty."""
     total = np.zeros(len(values) + 1, np.int64)

@@ -7,12 +7,33 @@ import pyarrow.compute as pc
 
 from scripts.blending.corpus import Corpus
 from scripts.blending.randomness import Draws
+from scripts.common.records import HELD_OUT as HELD_OUT_SPLIT
 from scripts.config.blend import BlendDatasetConfig
 
 USABLE = 0
-REASONS = ("usable", "official_split", "held_out", "partly_held_out", "no_conversation_on_image", "repeats_an_image")
-OFFICIAL_SPLIT, HELD_OUT, PARTLY_HELD_OUT, NO_CONVERSATION, REPEATS_IMAGE = range(1, len(REASONS))
+REASONS = (
+    "usable",
+    "official_split",
+    "held_out",
+    "partly_held_out",
+    "no_conversation_on_image",
+    "repeats_an_image",
+    "kept_for_evaluation",
+)
+OFFICIAL_SPLIT, HELD_OUT, PARTLY_HELD_OUT, NO_CONVERSATION, REPEATS_IMAGE, KEPT_ROW = range(1, len(REASONS))
 NOT_HELD_OUT = -1
+
+
+class HeldOut(NamedTuple):
+    """What is kept for evaluation: `images` of the catalogue, and `records` whatever their images; both bool."""
+
+    images: np.ndarray
+    records: np.ndarray
+
+    @classmethod
+    def of(cls, corpus: Corpus, images: np.ndarray) -> "HeldOut":
+        """The images of the hold-out, and the rows of own data with the split "heldout"."""
+        return cls(images, pc.equal(corpus.splits, HELD_OUT_SPLIT).to_numpy(zero_copy_only=False))
 
 
 class DrawnRecords(NamedTuple):
@@ -22,27 +43,29 @@ class DrawnRecords(NamedTuple):
     copies: np.ndarray
 
 
-def judge_training(corpus: Corpus, held_out: np.ndarray, all_splits: bool = False) -> np.ndarray:
+def judge_training(corpus: Corpus, held_out: HeldOut, all_splits: bool = False) -> np.ndarray:
     """Whether each record may be trained on, or why not, as an index into `REASONS`, (records,).
 
-    `held_out` (images of the catalogue,) bool: kept for evaluation. A record may be trained on only if none of its
-    images is held out, and only if it is of an official training split, unless `all_splits` allows every split.
+    A record may be trained on only if neither itself nor any of its images is held out, and only if it is of an
+    official training split, unless `all_splits` allows every split.
     """
-    held = corpus.images_marked(held_out)
+    held = corpus.images_marked(held_out.images)
     official = pc.not_equal(corpus.splits, "train").to_numpy(zero_copy_only=False) & (not all_splits)
-    return np.select([official, held.all, held.some], [OFFICIAL_SPLIT, HELD_OUT, PARTLY_HELD_OUT], USABLE)
+    conditions = [held_out.records, official, held.all, held.some]
+    return np.select(conditions, [KEPT_ROW, OFFICIAL_SPLIT, HELD_OUT, PARTLY_HELD_OUT], USABLE)
 
 
-def judge_heldout(corpus: Corpus, held_out: np.ndarray, mixed: str, all_splits: bool = False) -> np.ndarray:
-    """Which records are evaluated: `USABLE`, a reason, or `NOT_HELD_OUT` where no image is held out, (records,).
+def judge_heldout(corpus: Corpus, held_out: HeldOut, mixed: str, all_splits: bool = False) -> np.ndarray:
+    """Which records are evaluated: `USABLE`, a reason, or `NOT_HELD_OUT` where nothing is held out, (records,).
 
-    Rows of an official test split are used nowhere, because the held-out loss chooses the best checkpoint; `all_splits`
-    treats them like all others.
+    Records that are held out themselves are evaluated whatever their images. Rows of an official test split are used
+    nowhere, because the held-out loss chooses the best checkpoint; `all_splits` treats them like all others.
     """
-    held = corpus.images_marked(held_out)
+    held = corpus.images_marked(held_out.images)
     test = pc.equal(corpus.splits, "test").to_numpy(zero_copy_only=False) & (not all_splits)
     partly = held.some & ~held.all & (mixed == "drop")
-    return np.select([test, ~held.some, partly], [OFFICIAL_SPLIT, NOT_HELD_OUT, PARTLY_HELD_OUT], USABLE)
+    conditions = [held_out.records, test, ~held.some, partly]
+    return np.select(conditions, [USABLE, OFFICIAL_SPLIT, NOT_HELD_OUT, PARTLY_HELD_OUT], USABLE)
 
 
 def count_reasons(verdicts: np.ndarray) -> dict[str, int]:

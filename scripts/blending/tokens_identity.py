@@ -7,10 +7,12 @@ not from the bytes of its files, because saving a tokenizer again reorders files
 import json
 from typing import TYPE_CHECKING
 
+from model.chat_template import template_from_tokenizer
 from model.template import IMAGE_TOKEN, Template
 from scripts.common.errors import UserError
 from scripts.common.files import canonical_json, text_sha256
 from scripts.common.verified_folder import check_folder
+from scripts.config.tokens import CHAT, PAPER, TokensConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +37,25 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     if IMAGE_TOKEN not in tokenizer.all_special_tokens:
         tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     return tokenizer
+
+
+def template_of(settings: TokensConfig, tokenizer: "PreTrainedTokenizerBase") -> Template:
+    """The prompt template of an entry of `tokens`: that of the paper, the tokenizer's own, or the one written there.
+
+    Raises:
+        UserError: the tokenizer's chat template is wanted, but there is none, or it cannot be used.
+    """
+    if settings.template == PAPER:
+        return Template()
+    if settings.template != CHAT:
+        return settings.template.template()
+    try:
+        return template_from_tokenizer(tokenizer)
+    except ValueError as error:
+        raise UserError(
+            f"template: {CHAT} cannot be used with the tokenizer {tokenizer.name_or_path}: {error}. Write the texts of "
+            f"the template below `template` in the section `tokens`, or use `template: {PAPER}`"
+        ) from None
 
 
 def tokens_identity(tokenizer: "PreTrainedTokenizerBase", template: Template, image_tokens: int) -> str:

@@ -1,8 +1,9 @@
 """How long conversations are, exactly, and where the over-long ones are truncated.
 
 Lengths are sums of counts (`tokens/<tokens>/<dataset>.parquet` and the manifest beside it), as
-`model.template.TokenCounter` documents. A conversation with too many tokens or images loses whole rounds from its end,
-because half an answer is a wrong answer; one that would lose a round that it must show is dropped.
+`model.token_counter.TokenCounter` documents. A conversation with too many tokens or images loses whole rounds from its
+end, because half an answer is a wrong answer; one that would lose a round that it must show, or that keeps no round to
+train on, is dropped.
 """
 
 from collections.abc import Mapping
@@ -38,6 +39,22 @@ class TemplateCounts:
         )
 
 
+REASONS = ("", "too_many_images", "too_many_tokens", "no_supervised_round")
+KEPT, TOO_MANY_IMAGES, TOO_MANY_TOKENS, NO_SUPERVISED_ROUND = range(len(REASONS))
+
+
+class Dropped(NamedTuple):
+    """Conversations that are dropped, all columns (n,): their numbers, and why, as an index into `REASONS`.
+
+    `n_tokens`, `n_images`: what each has with the last round that it must show.
+    """
+
+    conversations: np.ndarray
+    reasons: np.ndarray
+    n_tokens: np.ndarray
+    n_images: np.ndarray
+
+
 @dataclass(frozen=True)
 class Truncated:
     """What is left of conversations after truncation.
@@ -45,7 +62,7 @@ class Truncated:
     `kept` (n,): numbers of the conversations that remain; the other columns have one entry for each of these, except
     `rounds`. `pieces`: numbers of their pieces. `rounds`: rounds that remain, for every piece of every conversation.
     `images`: codes of the images in their final order. `n_tokens`, `n_labels`: all and supervised tokens.
-    `rounds_lost`, `pieces_lost`: what remaining conversations lost.
+    `rounds_lost`, `pieces_lost`: what remaining conversations lost. `dropped`: those that do not remain.
     """
 
     kept: np.ndarray
@@ -56,6 +73,7 @@ class Truncated:
     n_labels: np.ndarray
     rounds_lost: np.ndarray
     pieces_lost: np.ndarray
+    dropped: Dropped
 
 
 @dataclass(frozen=True)
@@ -68,10 +86,14 @@ class _Images:
 
 
 class _RoundTokens(NamedTuple):
-    """Tokens of every shown round (n,): supervised ones, and all without images and what lies between rounds."""
+    """Tokens of every shown round (n,): supervised ones, and all without images and what lies between rounds.
+
+    `supervised`: whether its answer is trained on.
+    """
 
     labels: np.ndarray
     text: np.ndarray
+    supervised: np.ndarray
 
 
 def truncate(
@@ -99,7 +121,13 @@ def truncate(
     # Both sums only grow, so what fits is the beginning of every conversation.
     fits = (total <= sequence) & (n_images <= max_images)
     remaining = np.bincount(conversation[fits], minlength=len(conversations))
-    survives = remaining >= conversations.required
+    supervised = np.bincount(conversation[fits & by_round.supervised], minlength=len(conversations)) > 0
+    last_required = starts[:-1] + conversations.required - 1
+    reasons = np.where(supervised, KEPT, NO_SUPERVISED_ROUND)
+    short = remaining < conversations.required
+    reasons[short] = np.where(n_images[last_required[short]] > max_images, TOO_MANY_IMAGES, TOO_MANY_TOKENS)
+    survives = reasons == KEPT
+    lost = np.flatnonzero(~survives)
     stays = fits & survives[conversation]
 
     rounds_left = np.bincount(piece[stays], minlength=len(conversations.rounds))
@@ -118,6 +146,7 @@ def truncate(
         n_labels=n_labels.astype(np.int64)[kept],
         rounds_lost=(np.diff(starts) - remaining)[kept],
         pieces_lost=conversations.sizes[kept] - n_pieces,
+        dropped=Dropped(lost, reasons[lost], total[last_required[lost]], n_images[last_required[lost]]),
     )
 
 
@@ -133,8 +162,9 @@ def _round_tokens(
     for counts, mask in ((corpus.questions, ~named), (corpus.named, named)):
         question[mask] = counts.of(rounds[mask], question_choice[mask], offsets[mask])
     answer = corpus.answers.of(rounds, _choice(conversations.choices, piece, corpus.answer_group[rounds]), offsets)
-    labels = answer + template.end
-    return _RoundTokens(labels, template.round_overhead + question + labels)
+    closed = answer + template.end
+    supervised = corpus.supervised[rounds]
+    return _RoundTokens(np.where(supervised, closed, 0), template.round_overhead + question + closed, supervised)
 
 
 def _choice(choices: Ragged, piece: np.ndarray, group: np.ndarray) -> np.ndarray:

@@ -7,10 +7,13 @@ its answer, and a *choice group* says which wordings are chosen together. The pl
     pick      choice in [0, size): the alternative that every member of the group takes
     permute   choice in [0, size!): the rank of the order of the rounds; all images come with the first displayed round
 
-Text names an image by a slot, `<|image:I|>` with I the image's index in the record, because the final number of an
-image is known only when conversations are concatenated or joined.
+Text refers to an image by a slot, because the final number of an image is known only when conversations are
+concatenated or joined. `<|image:I|>`, with I the image's index in the record, *names* the image. `<|image:I:shown|>`
+*shows* it at this place of a question; with a template that puts images before questions it becomes the image's name.
+Images of a round that its question does not show by a slot are shown before the question.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,7 +21,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 SLOT_PREFIX = "<|image:"
-SPLITS = ("train", "val", "test")
+HELD_OUT = "heldout"
+"""The split of rows of own data that are kept for evaluation, whatever their images."""
+SPLITS = ("train", "val", "test", HELD_OUT)
+SHOWN_SLOT = re.compile(r"<\|image:(\d+):shown\|>")
 MAX_PERMUTED = 20
 """Largest number of rounds that may be permuted: 20! is the last factorial that an int64 holds."""
 
@@ -36,6 +42,7 @@ RECORD_SCHEMA = pa.schema(
                         ("question_group", pa.int32()),
                         ("answer", pa.list_(pa.string())),
                         ("answer_group", pa.int32()),
+                        ("supervised", pa.bool_()),
                     ]
                 )
             ),
@@ -46,6 +53,16 @@ RECORD_SCHEMA = pa.schema(
         ("split", pa.string()),
     ]
 )
+
+
+def named_slot(index: int) -> str:
+    """The slot that names a record's image."""
+    return f"{SLOT_PREFIX}{index}|>"
+
+
+def shown_slot(index: int) -> str:
+    """The slot that shows a record's image at its place in a question."""
+    return f"{SLOT_PREFIX}{index}:shown|>"
 
 
 class ImageRef(NamedTuple):
@@ -67,7 +84,8 @@ class ChoiceGroup(NamedTuple):
 class Round:
     """A question and its answer, each with at least one wording, and the record's images that first appear here.
 
-    `images` are indices into the record's images. A group of -1 means that there is nothing to choose.
+    `images` are indices into the record's images. A group of -1 means that there is nothing to choose. An answer that
+    is not `supervised` is shown, but not trained on.
     """
 
     question: tuple[str, ...]
@@ -75,6 +93,7 @@ class Round:
     images: tuple[int, ...] = ()
     question_group: int = -1
     answer_group: int = -1
+    supervised: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,10 +131,28 @@ def check(record: Record) -> None:
             _require(group < len(record.groups), record, "refers to a group that it lacks")
             if group >= 0:
                 _require(record.groups[group][1:] == ("pick", len(texts)), record, "has a group of another size")
-    _require(record.system == record.system.strip(), record, "has a bad system text")
+        _check_shown_slots(record, round_)
+    clean = record.system == record.system.strip() and not SHOWN_SLOT.search(record.system)
+    _require(clean, record, "has a bad system text")
     orders = [group for group in record.groups if group.kind == "permute"]
     _require(len(orders) <= 1, record, "has two orders")
     _require(all(1 < g.size == len(record.rounds) <= MAX_PERMUTED for g in orders), record, "has a bad order")
+    questions = [question for round_ in record.rounds for question in round_.question]
+    shows = any(SHOWN_SLOT.search(question) for question in questions)
+    _require(not (orders and shows), record, "has an order of rounds, whose images have no places in questions")
+
+
+def _check_shown_slots(record: Record, round_: Round) -> None:
+    """Check that the shown slots of every wording are the last images of the round, each once, in their order."""
+    for question in round_.question:
+        shown = [int(slot) for slot in SHOWN_SLOT.findall(question)]
+        last = list(round_.images[len(round_.images) - len(shown) :])
+        _require(
+            len(shown) <= len(round_.images) and shown == last,
+            record,
+            "shows other images than its round, or in another order",
+        )
+    _require(not any(map(SHOWN_SLOT.search, round_.answer)), record, "shows an image in an answer")
 
 
 def _require(condition: object, record: Record, problem: str) -> None:

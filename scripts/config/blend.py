@@ -141,12 +141,19 @@ class BlendConfig(BlendStorageConfig):
         joins = [self.join_of(name) for name, entry in self.datasets.items() if entry.followup]
         return {dataset for join in joins if join for dataset in join.talk}
 
+    def joined_datasets(self) -> set[str]:
+        """The datasets whose records a join shows."""
+        joins = [name for name in self.datasets if self.join_of(name)]
+        return {dataset for name in joins for dataset in self.component_datasets(name)}
+
 
 class PlanConfig(BlendConfig):
-    """All settings that determine the rows of a plan: those of the blend, and `holdout.mixed`."""
+    """All settings that determine the rows of a plan: those of the blend, and what `holdout` adds."""
 
     mixed: Literal["evaluate", "drop"] = "evaluate"
     """What is done with conversations of which some but not all images are held out; see `holdout.mixed`."""
+    own: tuple[str, ...] = ()
+    """Custom datasets, each of which holds out at least one conversation; empty if `holdout.share` is 0."""
 
 
 def _default(option: str) -> object:

@@ -9,6 +9,7 @@ The tables are data, not code: a rule that depends on one source has only that e
 """
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from scripts.config.base import Section
-from scripts.config.custom import CustomDatasetConfig
+from scripts.config.custom import CustomDatasetConfig, OwnRowsConfig
 
 _TABLES = Path(__file__).resolve().parents[1] / "adapters"
 
@@ -141,12 +142,20 @@ class Dataset(Section):
     """Datasets that it joins; such a dataset is made by the plan and has no adapter and no records."""
     only_source: str | None = None
     """The only source of its files, for custom datasets, whose files may have equal names."""
+    own: OwnRowsConfig | None = None
+    """How the rows of a custom dataset are read."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Dataset":
         if bool(self.parts) == bool(self.adapter) or bool(self.adapter) != bool(self.files):
             raise ValueError("a dataset has either an adapter and files, or the parts that it joins")
         return self
+
+
+def custom_files(config: CustomDatasetConfig) -> tuple[str, ...]:
+    """The files of a custom dataset: those of its `split` too, which `files` need not name again."""
+    kept = config.split.files if config.split and config.files else ()
+    return config.files + tuple(file for file in kept if not any(fnmatchcase(file, each) for each in config.files))
 
 
 def custom_source(name: str, config: CustomDatasetConfig) -> Source:
@@ -161,7 +170,7 @@ def custom_source(name: str, config: CustomDatasetConfig) -> Source:
         name=name,
         licence=config.licence,
         terms=config.terms,
-        files=tuple(AnnotationFile(path=file, container="any") for file in config.files),
+        files=tuple(AnnotationFile(path=file, container="any") for file in custom_files(config)),
         images=images,
         how_to_get=f"see `custom.{name}` in the configuration, which names files below {config.folder}",
     )
@@ -173,10 +182,11 @@ def custom_dataset(name: str, config: CustomDatasetConfig) -> Dataset:
         name=name,
         licence=config.licence,
         terms=config.terms,
-        files=config.files,
+        files=custom_files(config),
         image_sources=(name,) if config.images else (),
         adapter="custom",
         only_source=name,
+        own=OwnRowsConfig(columns=config.columns, split=config.split),
     )
 
 

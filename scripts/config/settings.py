@@ -22,6 +22,7 @@ from scripts.config.holdout import HoldoutConfig
 from scripts.config.licences import LicencesConfig
 from scripts.config.miniature import MiniatureConfig
 from scripts.config.model import ModelConfig
+from scripts.config.own_data import completed
 from scripts.config.paths import Declared, Given, Results
 from scripts.config.pretrain import PretrainConfig
 from scripts.config.registry import REGISTRY, Registry, custom_dataset, custom_source
@@ -98,13 +99,13 @@ class Settings(Section):
 
 
 def load(config: Mapping[str, Any]) -> Settings:
-    """Validate a parsed configuration.
+    """Validate a parsed configuration; a short one of own data is completed first (see own_data.py).
 
     Raises:
         UserError: unknown keys or names (with the most similar known one), values of the wrong type, references to
             missing entries, or combinations that cannot work; all problems are listed with their keys.
     """
-    config = dict(config)
+    config = completed(config)
     if isinstance(config.get("runs"), Mapping):
         config["runs"] = {name: _resolve_extends(config["runs"], name) for name in config["runs"]}
     try:

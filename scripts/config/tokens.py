@@ -1,6 +1,6 @@
 """Settings that determine the number of tokens of a conversation (read by `count_tokens`)."""
 
-from typing import Annotated
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -9,6 +9,8 @@ from scripts.config.base import Section
 from scripts.config.paths import FolderOrName
 
 _DEFAULT = Template()
+PAPER: Final = "paper"
+CHAT: Final = "chat"
 
 
 class TemplateTexts(Section):
@@ -16,6 +18,8 @@ class TemplateTexts(Section):
 
     system: str = _DEFAULT.system
     """Instruction at the start of every conversation. Empty: none; a long one adds its tokens to every conversation."""
+    system_header: str = _DEFAULT.system_header
+    """Text before the instruction."""
     system_end: str = _DEFAULT.system_end
     """Text between the instruction and the first round."""
     image_header: str = _DEFAULT.image_header
@@ -26,8 +30,17 @@ class TemplateTexts(Section):
     """Text before a question."""
     answer_header: str = _DEFAULT.answer_header
     """Text between a question and its answer."""
+    answer_end: str = _DEFAULT.answer_end
+    """Text that closes an answer. Empty: the end-of-sequence token."""
     round_end: str = _DEFAULT.round_end
     """Text between an answer and the next round."""
+    bos: bool = _DEFAULT.bos
+    """Whether the tokenizer's begin-of-sequence token, if it has one, comes first."""
+    images: Literal["before", "inline"] = "before"
+    """`before`: the images of a question come before its header, and its text names those inside its sentences;
+    `inline`: they stay in their places in the question."""
+    special: bool = _DEFAULT.special
+    """Whether these texts may contain special tokens of the tokenizer; the texts of conversations never do."""
 
     def template(self) -> Template:
         """The template with these texts."""
@@ -42,8 +55,9 @@ class TokensConfig(Section):
     image_tokens: Annotated[int, Field(ge=1)]
     """Tokens per image: as many as the vision encoder and projector of the model produce (CLIP ViT-L/14 at 224 pixels:
     257; Qwen: 256)."""
-    template: TemplateTexts = TemplateTexts()
-    """Fixed texts of the prompt. Change them only before training: a model answers well only with the template of its
-    training."""
+    template: Literal["paper", "chat"] | TemplateTexts = PAPER
+    """`paper`: the texts of DeepSpeed-VisualChat, with the images before the questions; `chat`: the chat template of
+    the tokenizer, with the images inline; or the texts themselves. Change it only before training: a model answers well
+    only with the template of its training."""
     max_images: Annotated[int, Field(ge=1, le=64)] = 8
     """Largest image number that is counted; at least the `max_images` of every blend that uses this entry."""

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from model.image_cache import ImageCache
-from model.template import IGNORE_INDEX, EncodedConversation, count_text, end_ids, render
+from model.template import IGNORE_INDEX, EncodedConversation, end_ids, render
+from model.token_counter import count_text
 from scripts.common.errors import UserError
 from scripts.common.files import canonical_json, text_sha256
 from scripts.common.progress import Progress

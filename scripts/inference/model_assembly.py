@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.blending.tokens_identity import load_tokenizer, tokens_identity
+from scripts.blending.tokens_identity import load_tokenizer, template_of, tokens_identity
 from scripts.common.errors import UserError, damaged
 from scripts.common.files import file_sha256, read_json, write_json
 from scripts.common.verified_folder import check_folder
@@ -49,8 +49,8 @@ def make_model(
     folders = {kind: find_base(name, root) for kind, name in bases.items()}
     for folder in folders.values():
         check_folder(folder)
-    template = tokens.template.template()
     tokenizer = load_tokenizer(str(folders["tokenizer"]))
+    template = template_of(tokens, tokenizer)
     identity = tokens_identity(tokenizer, template, tokens.image_tokens)
     processor = VisualChatProcessor.from_base_models(folders["vision"], tokenizer, tokens.image_tokens, template)
     torch.manual_seed(settings.seed)

@@ -43,6 +43,25 @@ _EXTENSION = r"\.[^./]*\z"
 _ONLY_DOTS_BEFORE = r"(\A|/)\.+[^./]*\z"
 
 
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+_EXTENSIONS = {
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG": ".png",
+    b"GIF8": ".gif",
+    b"II": ".tif",
+    b"MM": ".tif",
+    b"RIFF": ".webp",
+    b"BM": ".bmp",
+    b"\0\0\0\x0cjP": ".jp2",
+    b"\xff\x4f\xff\x51": ".jp2",
+}
+
+
+def is_archive(path: str) -> bool:
+    """Whether a file has the extension of an archive that may hold images."""
+    return path.lower().endswith(_ARCHIVES)
+
+
 def is_image(path: str) -> bool:
     """Whether a file has the extension of an image and is not hidden."""
     return posixpath.splitext(path)[1].lower() in _IMAGE_EXTENSIONS and not is_hidden(path)
@@ -61,6 +80,15 @@ def is_image_data(beginning: bytes) -> bool:
         or (beginning[4:8] == b"ftyp" and beginning[8:12] in _BRANDS)
         or (beginning[:2] == b"BM" and int.from_bytes(beginning[14:18], "little") in _BMP_HEADERS)
     )
+
+
+def extension_of(beginning: bytes) -> str:
+    """The extension of an image with these first bytes (32 or more), with its dot; "": the format is unknown."""
+    if not is_image_data(beginning):
+        return ""
+    if beginning[4:8] == b"ftyp":
+        return ".avif" if beginning[8:11] == b"avi" else ".heic"
+    return next((extension for start, extension in _EXTENSIONS.items() if beginning.startswith(start)), "")
 
 
 def keys_of(paths: pa.StringArray) -> pa.StringArray:

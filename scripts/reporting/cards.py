@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from scripts.blending.plan_summary import example_text
 from scripts.blending.plan_table import read_plan
 from scripts.blending.record_store import RecordStore
 from scripts.blending.render import messages as render_messages
@@ -148,7 +149,8 @@ def _of_join(
         ("tokens in them", format_count(account["tokens"])),
     ]
     dropped = {reason: {"count": number, "examples": []} for reason, number in account["dropped"].items()}
-    dropped |= {"too_long": {"count": account["too_long"], "examples": []}} if account["too_long"] else {}
+    for reason, lost in account["dropped_conversations"].items():
+        dropped[reason] = lost | {"examples": [example_text(example) for example in lost["examples"]]}
     table = plan.with_suffix(".parquet")
     samples = list(_joined(name, table, records, report_images)) if records and table.is_file() else []
     licence = DATASETS[name].licence if name in DATASETS else f"those of {', '.join(account['joins'])}"

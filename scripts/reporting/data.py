@@ -115,7 +115,8 @@ def _dataset_row(dataset: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
     unused: dict[str, int] = {}
     for part, account in zip(parts, accounts, strict=True):
         if account and part["epoch"] != HELDOUT:
-            reasons = account.get("dropped", {}) | {"too long": account.get("too_long", 0)}
+            lost = account.get("dropped_conversations", {})
+            reasons = account.get("dropped", {}) | {reason: dropped["count"] for reason, dropped in lost.items()}
             # Every epoch has the same records, so counts are not added up over epochs.
             unused |= {name: max(number, unused.get(name, 0)) for name, number in reasons.items() if number}
     return {

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
+from scripts.config.holdout import KeptRowsConfig
 from scripts.config.paths import declared
 from scripts.config.run import RunConfig
 from scripts.config.settings import Settings
@@ -241,7 +242,25 @@ def plan_rerun_key(settings: Settings, blend: str) -> str:
 
     Its entry of `tokens` counts by the token tables, not by its name.
     """
-    return settings.blends[blend].rerun_key(without=("images", "shards"), tokens="", mixed=settings.holdout.mixed)
+    own = sorted(set(datasets_of(settings, blend)) & set(settings.custom)) if settings.holdout.share else []
+    extra = {"own": own} if own else {}
+    return settings.blends[blend].rerun_key(
+        without=("images", "shards"), tokens="", mixed=settings.holdout.mixed, **extra
+    )
+
+
+def kept_rows(settings: Settings, dataset: str) -> str:
+    """The share of rows of a custom dataset that are kept for evaluation, as a rerun key; "" where none are by share.
+
+    A dataset with a `split` has that; of others, rows without images are kept with the share of `holdout`.
+    """
+    if dataset not in settings.custom:
+        return ""
+    split, holdout = settings.custom[dataset].split, settings.holdout
+    share = split.rows if split else holdout.share
+    if not share:
+        return ""
+    return KeptRowsConfig(share=share, seed=holdout.seed, text_only=split is None).rerun_key()
 
 
 def model_rerun_key(settings: Settings, model: str) -> str:

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from model.chat_template import template_from_tokenizer
 from model.modeling import VisualChatForConditionalGeneration
-from model.template import IGNORE_INDEX, IMAGE_TOKEN, Template, TokenCounter, encode, render
+from model.template import IGNORE_INDEX, IMAGE_TOKEN, Template, encode, render
+from model.token_counter import TokenCounter
 from tests.tiny_models import make_bases, user
 
 MARKS = ["<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<start_of_turn>", "<end_of_turn>"]
@@ -110,11 +111,21 @@ def test_counts_add_up(tokenizer, named):
         assert len(encode(messages, tokenizer, template, image_tokens=3)) == total
 
 
-def test_images_are_numbered_inside_the_turn(tokenizer, named):
-    _, template = named
+def test_images_are_numbered_inside_the_turn_on_request(tokenizer, named):
+    template = template_from_tokenizer(tokenizer, image_header="Image {number}:\n", image_end="\n")
     text = "".join(text for text, _ in render(CONVERSATION[:1], template))
     shown = "Image 1:\n<image>\nImage 2:\n<image>\nWhich?"
     assert template.question_header + shown in text and text.endswith(template.answer_header)
+
+
+def test_images_stay_in_their_places_in_the_turn(tokenizer, named):
+    _, template = named
+    images = [{"type": "image", "index": index} for index in (0, 1)]
+    texts = [{"type": "text", "text": text} for text in ("Is ", "older than ", "?")]
+    question = [texts[0], images[0], texts[1], images[1], texts[2]]
+    text = "".join(text for text, _ in render([{"role": "user", "content": question}], template))
+    expected = "Is <image>older than <image>?"
+    assert text.endswith(template.question_header + expected + template.answer_header)
 
 
 def test_a_model_stops_at_the_end_of_an_answer(bases, tokenizer):

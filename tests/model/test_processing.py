@@ -131,7 +131,7 @@ def test_a_batch(processor):
 def test_call_with_messages_and_with_text(processor):
     images = [photo(50, 40), photo(40, 50)]
     by_text = processor("Compare <image> and <image>", images)
-    by_messages = processor([user("Compare  and", 0, 1)], images)
+    by_messages = processor([user("Compare image 1 and image 2", 0, 1)], images)
     for name in ("input_ids", "modality", "pixel_values", "attention_mask"):
         assert torch.equal(by_text[name], by_messages[name])
     assert np.array_equal(by_text["pixel_values"][1], processor.preprocess_image(images[1]))

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.template import IGNORE_INDEX, IMAGE_TOKEN, Template, TokenCounter, count_prefix, encode, render, segments
+from model.template import IGNORE_INDEX, IMAGE_TOKEN, Template, encode, render, segments
+from model.token_counter import TokenCounter, count_prefix
 from tests.tiny_models import make_tokenizer, user
 
 IMAGES = 4  # tokens of an image
@@ -165,10 +166,12 @@ def test_a_tokenizer_without_the_end_or_the_image_is_refused(tokenizer):
             encode([user("x", 0)], Blind(unknown), Template(), IMAGES)
 
 
-def test_texts_of_a_turn_are_joined_by_a_newline_and_empty_ones_left_out():
+@pytest.mark.parametrize("images", ["before", "inline"])
+def test_texts_of_a_turn_are_joined_by_a_newline_and_empty_ones_left_out(images):
     parts = [{"type": "text", "text": text} for text in ("", "One", "", "two?", "")]
-    shown = [*parts[:2], {"type": "image", "index": 0}, *parts[2:]]
-    assert [part.text for part in segments([{"role": "user", "content": shown}], Template())][-2] == "One\ntwo?"
+    shown = [{"type": "image", "index": 0}, *parts]
+    message = {"role": "user", "content": shown}
+    assert [part.text for part in segments([message], Template(images=images))][-2] == "One\ntwo?"
 
 
 texts = st.one_of(st.sampled_from(DANGEROUS), st.text(min_size=1, max_size=20))

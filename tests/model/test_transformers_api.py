@@ -67,12 +67,12 @@ def test_the_pipeline_answers_chats_texts_and_batches(folder, tmp_path):
 
 def test_a_chat_template_is_the_model_s_own(processor):
     messages = [*chat(RED, "What?"), {"role": "assistant", "content": "A red one."}, *chat("And", BLUE, "this?")]
-    ours = [user("What?", 0), {"role": "assistant", "content": "A red one."}, user("And\nthis?", 1)]
+    ours = [user("What?", 0), {"role": "assistant", "content": "A red one."}, user("And image 2 this?", 1)]
     expected = processor(ours, [RED, BLUE])
     inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
     assert inputs.keys() == expected.keys() and all(torch.equal(inputs[name], expected[name]) for name in inputs)
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
-    assert text.startswith("### Image 1:\n<image>\n\n### Question:\nWhat?") and text.endswith("\n\n### Answer:\n")
+    assert text.startswith("<s>### Image 1:\n<image>\n\n### Question:\nWhat?") and text.endswith("\n\n### Answer:\n")
     assert processor.apply_chat_template(messages) == text.removesuffix("\n\n### Answer:\n")
     ids = processor.apply_chat_template(messages, tokenize=True)
     assert torch.equal(ids[0], expected["input_ids"][0, : ids.shape[1]])

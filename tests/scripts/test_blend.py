@@ -14,7 +14,7 @@ import pytest
 import webdataset
 from transformers import AutoTokenizer
 
-from model.template import encode
+from model.template import Template, encode
 from scripts import blend_manifest
 from scripts.blend import main
 from scripts.blend_manifest import write_manifest
@@ -94,7 +94,7 @@ def test_members_hold_what_the_plan_holds(world, plan, embedded):
         for image, planned in zip(content["images"], row["images"], strict=True):
             found = store.lookup(planned["source"], planned["key"])
             assert image == planned | {"width": found.width, "height": found.height, "sha256": found.sha256}
-        encoded = encode(content["messages"], tokenizer, TOKENS.template.template(), TOKENS.image_tokens)
+        encoded = encode(content["messages"], tokenizer, Template(), TOKENS.image_tokens)
         assert len(encoded) == row["n_tokens"]
         forms.add(row["form"])
     assert forms == {"single", "concat", "join"}

@@ -1,5 +1,8 @@
 """Token tables: exact counts of every alternative, and an identity that follows what is counted."""
 
+from copy import deepcopy
+from dataclasses import fields
+
 import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
@@ -7,7 +10,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from model.template import Template, image_token_id
-from scripts.blending.tokens_identity import load_tokenizer, tokens_identity
+from scripts.blending.tokens_identity import load_tokenizer, template_of, tokens_identity
 from scripts.common.errors import UserError
 from scripts.config.tokens import TemplateTexts, TokensConfig
 from scripts.count_tokens import TOKENS_SCHEMA, count_tokens
@@ -129,10 +132,30 @@ def test_the_identity_follows_everything_that_is_counted(tokenizer, tmp_path):
     assert len(identities) == 6
 
 
-def test_the_sections_template_is_the_models():
-    assert TemplateTexts().template() == Template()
-    settings = TokensConfig(tokenizer="x", image_tokens=4, template=TemplateTexts(system="Be kind."))
-    assert settings.template.template() == Template(system="Be kind.")
+def test_the_template_of_an_entry(tokenizer):
+    def template(**texts):
+        return template_of(TokensConfig(tokenizer="x", image_tokens=4, **texts), tokenizer)
+
+    assert template() == template(template={}) == template(template="paper") == Template()
+    values = {"system": "Be kind.", "system_header": "S", "system_end": "s", "image_header": "I", "image_end": "i"}
+    values |= {"question_header": "Q", "answer_header": "A", "answer_end": "a", "round_end": "r"}
+    values |= {"bos": False, "images": "inline", "special": True}
+    assert set(values) == set(TemplateTexts.model_fields) == {field.name for field in fields(Template)}
+    assert template(template=values) == Template(**values)
+
+
+def test_the_chat_template_of_the_tokenizer(tokenizer):
+    settings = TokensConfig(tokenizer="x", image_tokens=4, template="chat")
+    with pytest.raises(UserError, match=r"`template: paper`") as error:
+        template_of(settings, tokenizer)
+    assert "has no chat template" in str(error.value)
+    chatty = deepcopy(tokenizer)
+    chatty.chat_template = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ eos_token }}{% endfor %}"
+    chatty.chat_template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    template = template_of(settings, chatty)
+    assert (template.images, template.image_header, template.image_end) == ("inline", "", "")
+    assert (template.question_header, template.answer_header) == ("user: ", "</s>assistant: ")
+    assert template.answer_end == "</s>"
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_without_a_tolerance_the_program_stops_where_more_than_half_is_lost(tmp_
     else:
         warning = "WARNING: 5 of 55 rows of own (9.1%) are not used: 5 missing_image. Examples: "
         assert (warning in done.stdout) == bool(lost) and (tmp_path / "records/own.parquet").exists()
-    assert ToleranceConfig().rows == ToleranceConfig().images == 0.5
+    assert ToleranceConfig().rows_of(custom=False) == ToleranceConfig().images == 0.5
 
 
 def test_images_beyond_the_tolerance_stop_the_index(folder, tmp_path):

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from transformers import AutoTokenizer
 
-from model.template import render
+from model.template import Template, render
 from scripts.common.errors import UserError
 from scripts.inference.blend_reader import BlendReader
 from scripts.preview import choose_conversations, main, rendered, write_preview
@@ -72,7 +72,7 @@ def test_conversations_are_spread_over_datasets(world):
 
 def test_the_spans_are_the_rendered_template_and_only_answers_are_coloured(world):
     reader = BlendReader(world.root / "blend/demo/epoch-000", world.root)
-    tokenizer, template = AutoTokenizer.from_pretrained(world.tokenizer), TOKENS.template.template()
+    tokenizer, template = AutoTokenizer.from_pretrained(world.tokenizer), Template()
     for position in range(0, len(reader), 5):
         sample = reader[position]
         spans = list(rendered(sample, tokenizer, template))

@@ -110,7 +110,9 @@ def write_data(root: Path) -> None:
     totals = {"conversations": 77, "rounds": 80, "images": 90, "tokens": 12345, "labels": 678, "sha256": "3" * 64}
     totals |= {"packing": True, "units": 5, "sequence": 4000, "epoch_size": None}
     asked = {"samples": 0.25, "repeat": 2, "proportion": None, "concat": 3, "after": 1.0}
-    account = {"asked": asked, "dropped": {"held_out": 9}, "too_long": 2, "realised": 71, "tokens": 1200, "images": 85}
+    account = {"asked": asked, "dropped": {"held_out": 9}, "realised": 71, "tokens": 1200, "images": 85}
+    lost = {"too_many_tokens": {"count": 2, "examples": [{"uids": ["llava:7"], "tokens": 5000, "limit": 4000}]}}
+    account |= {"dropped_conversations": lost}
     account |= {"wanted": 160, "drawn": 150}
     waiting = {"asked": asked, "starts_in_epoch": 1, "realised": 0}
     for name, epoch, datasets in (
@@ -204,7 +206,9 @@ def test_data_and_blends(build):
     assert "40 x 40, at most 50 x 50" in text and "zero bytes: 3 cmyk: 2" in text
     assert "epoch 0 epoch 1 held out" in text
     cell = "71 150 of 160 requested 1,200 tokens, 85 images"
-    expected = f"25%, 2 times, up to 3 in one conversation, after 1 epochs 0 {cell} {cell} held out: 9, too long: 2"
+    expected = (
+        f"25%, 2 times, up to 3 in one conversation, after 1 epochs 0 {cell} {cell} held out: 9, too many tokens: 2"
+    )
     assert expected in text
     assert "packs 5, 61.7% full 5, 61.7% full" in text
     assert "supervised tokens 678 678 678" in text

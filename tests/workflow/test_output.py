@@ -49,6 +49,15 @@ def test_the_last_message_of_a_failed_program_is_its_error(tmp_path):
     assert last_message(log)[-1] == "line 99" and len(last_message(log)) <= 12
 
 
+def test_notes_of_a_program_are_shown_and_those_of_earlier_runs_are_not(tmp_path):
+    log = tmp_path / "log"
+    assert Job("plan", "Planning", log).notes() == []
+    log.write_text("NOTE: old\n")
+    job = Job("plan", "Planning", log)
+    log.write_text("NOTE: old\nnote: small\nNOTE: pets gives no conversation to heldout\n")
+    assert job.notes() == ["NOTE: pets gives no conversation to heldout"]
+
+
 def test_an_hour_of_training_is_shown_in_a_few_dozen_lines(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])

@@ -30,6 +30,7 @@ def turn(
     images: Sequence[int] = (),
     question_group: int = -1,
     answer_group: int = -1,
+    supervised: bool = True,
 ) -> dict[str, Any]:
     """One round of a record; a list of texts is a list of alternatives."""
     return {
@@ -38,6 +39,7 @@ def turn(
         "question_group": question_group,
         "answer": [answer] if isinstance(answer, str) else list(answer),
         "answer_group": answer_group,
+        "supervised": supervised,
     }
 
 
@@ -110,7 +112,10 @@ class PlanWorkspace:
             self.write_records(name, rows)
             self.count(name)
         keys = sorted({image["key"] for row in self.records.values() for image in row["images"]})
-        write_table(self.folder / "media/coco/index.parquet", pa.table({"key": pa.array(keys, pa.string())}))
+        # A key such as "a=b" names a copy of the image "b".
+        columns = {"key": keys, "sha256": [key.rsplit("=", 1)[-1] for key in keys]}
+        table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+        write_table(self.folder / "media/coco/index.parquet", table)
         self.hold_out(held_out)
 
     def write_records(self, name: str, rows: list[dict[str, Any]]) -> None:

@@ -3,8 +3,10 @@
 import pytest
 
 from scripts.blending.permutation import rank_permutation
+from scripts.blending.plan_summary import describe
 from scripts.blending.render import messages
 from scripts.common.errors import UserError
+from scripts.plan import _warn
 from tests.scripts.blending.plan_fixtures import ALL, PlanWorkspace, caption, llava, mixed_records, pair, record, turn
 
 DRAWN = ("uids", "copies", "choices", "rounds", "offsets", "named", "images", "n_tokens")
@@ -206,5 +208,58 @@ def test_an_epoch_without_any_dataset_is_refused(workspace):
 
 def test_an_empty_epoch_is_an_error_with_the_reason(tmp_path):
     workspace = PlanWorkspace(tmp_path, [llava(0, "a"), caption(0, "b")], held_out=["a"])
-    with pytest.raises(UserError, match="1 usable, all too long for 10 tokens; llava: 1 records, 0 usable, 1 held_out"):
+    expected = (
+        r"1 usable; llava: 1 records, 0 usable, 1 held_out; "
+        r"1 conversations dropped: too many tokens, such as coco_caption:0: \d+ tokens, limit 10\)"
+    )
+    with pytest.raises(UserError, match=expected):
         workspace.plan({"llava": {}, "coco_caption": {}}, sequence=10)
+
+
+def text_only(number, split="train"):
+    return record(f"own:{number}", [], [turn(f"What is {number}?", f"It is {number}.")], split=split)
+
+
+def about(number, image, split="train"):
+    return record(f"own:{number}", [image], [turn(f"Who is {number}?", f"It is {number}.", [0])], split=split)
+
+
+@pytest.mark.parametrize("mixed", ["evaluate", "drop"])
+@pytest.mark.parametrize("parity", [None, "original"])
+def test_a_row_kept_for_evaluation_is_evaluated_and_never_trained_on(tmp_path, mixed, parity):
+    rows = [about(0, "a", "heldout"), text_only(1, "heldout"), about(2, "b"), text_only(3), about(4, "c")]
+    rows += [pair(0, "b", "c") | {"split": "heldout"}, pair(1, "a", "b")]
+    workspace = PlanWorkspace(tmp_path, rows, held_out=["c"])
+    entries, settings = {"own": {"concat": 3}, "otter_mimicit_cgd": {}}, {"mixed": mixed, "parity": parity}
+    trained = {uid for row in workspace.plan(entries, **settings) for uid in row["uids"]}
+    assert trained == {"own:2", "own:3", "otter_mimicit_cgd:1"}
+    assert workspace.manifest["datasets"]["own"]["dropped"] == {"held_out": 1, "kept_for_evaluation": 2}
+    evaluated = {uid for row in workspace.plan(entries, None, **settings) for uid in row["uids"]}
+    assert evaluated == {"own:0", "own:1", "own:4", "otter_mimicit_cgd:0"}
+
+
+def test_conversations_that_show_an_image_of_a_held_out_row_are_counted(tmp_path, capsys):
+    """Also a copy of that image under another name; an image of the hold-out is not trained on anyway."""
+    rows = [about(0, "a", "heldout"), about(1, "a"), about(2, "copy=a"), about(3, "b"), text_only(4)]
+    rows += [about(5, "c", "heldout"), about(6, "c"), llava(0, "a"), llava(1, "b")]
+    workspace = PlanWorkspace(tmp_path, rows, held_out=["c"])
+    entries = {"own": {}, "llava": {}}
+    assert len(workspace.plan(entries)) == 6
+    accounts = workspace.manifest["datasets"]
+    assert accounts["own"]["overlap"] == 2 and accounts["llava"]["overlap"] == 1
+    _warn(workspace.manifest, ["own"])
+    assert "NOTE: own: 2 conversations that may be trained on show an image" in capsys.readouterr().err
+    assert "2 conversations that may be trained on show" in describe(workspace.table(), workspace.manifest)
+    workspace.plan(entries, None)
+    assert "overlap" not in workspace.manifest["datasets"]["own"]
+
+
+def test_what_is_not_evaluated_is_printed_before_training(tmp_path, capsys):
+    workspace = PlanWorkspace(tmp_path, [about(0, "a"), llava(0, "b")])
+    workspace.plan({"own": {}, "llava": {}}, None)
+    _warn(workspace.manifest, ["own"])
+    assert "NOTE: the blend blend holds out no conversation" in capsys.readouterr().err
+    workspace.hold_out(["b"])
+    workspace.plan({"own": {}, "llava": {}}, None)
+    _warn(workspace.manifest, ["own"])
+    assert capsys.readouterr().err == "NOTE: own gives no conversation to heldout\n"

@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from model.template import encode
+from model.template import Template, encode
 from scripts.blending.render import messages
 from tests.scripts.blending.plan_fixtures import (
     ALL,
@@ -31,7 +31,7 @@ def tokenizer(workspace):
 def assert_exact(rows, records, tokenizer):
     for row in rows:
         conversation = messages(row, records)
-        encoded = encode(conversation, tokenizer, TOKENS.template.template(), TOKENS.image_tokens)
+        encoded = encode(conversation, tokenizer, Template(), TOKENS.image_tokens)
         assert len(encoded) == row["n_tokens"]
         assert sum(label >= 0 for label in encoded.labels) == row["n_labels"]
         assert encoded.image_indices == list(range(row["n_images"]))
@@ -121,7 +121,10 @@ def test_a_conversation_that_fits_not_even_once_is_dropped_and_counted(tmp_path)
     workspace = PlanWorkspace(tmp_path, [llava(0, "a"), long])
     rows = workspace.plan({"llava": {}}, sequence=200)
     assert [row["uids"] for row in rows] == [["llava:0"]]
-    assert workspace.manifest["datasets"]["llava"]["too_long"] == 1
+    dropped = workspace.manifest["datasets"]["llava"]["dropped_conversations"]
+    assert list(dropped) == ["too_many_tokens"] and dropped["too_many_tokens"]["count"] == 1
+    (example,) = dropped["too_many_tokens"]["examples"]
+    assert example["uids"] == ["llava:9"] and example["tokens"] > 200 == example["limit"]
 
 
 def test_a_join_that_would_lose_its_comparison_is_dropped(tmp_path):
@@ -131,6 +134,7 @@ def test_a_join_that_would_lose_its_comparison_is_dropped(tmp_path):
     limit = sorted(row["n_tokens"] for row in whole)[10]
     rows = workspace.plan(copies, sequence=limit)
     account = workspace.manifest["datasets"]["llava_otter_blend"]
-    assert account["too_long"] == 40 - len(rows) > 0
+    assert account["dropped_conversations"]["too_many_tokens"]["count"] == 40 - len(rows) > 0
+    assert len(account["dropped_conversations"]["too_many_tokens"]["examples"]) <= 20
     assert account["cut"]["conversations"] > 0
     assert all(any(uid.startswith("otter") for uid in row["uids"]) for row in rows)

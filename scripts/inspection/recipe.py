@@ -1,0 +1,41 @@
+"""The recipe that `inspect_data` writes: the shortest configuration that trains on what was inspected."""
+
+from pathlib import Path
+
+import yaml
+
+from scripts.common.errors import UserError
+from scripts.common.files import atomic
+from scripts.config.custom import CustomDatasetConfig
+
+
+def recipe(name: str, config: CustomDatasetConfig, path: str) -> str:
+    """The configuration as YAML: `custom.<name>` alone, because everything else has defaults.
+
+    Args:
+        name: of the dataset.
+        config: its section.
+        path: of this recipe, for the commands in its comments.
+    """
+    section = config.model_dump(mode="json", exclude_defaults=True)
+    body = yaml.safe_dump({"custom": {name: section}}, sort_keys=False, allow_unicode=True, width=120)
+    return (
+        f"# {config.folder} as training data. What is not written here is taken from recipes/own-data.yaml: a model that\n"
+        "# trains in a minute on a laptop. docs/configuration.md lists all keys.\n"
+        "#\n"
+        f"#     snakemake --cores all data --configfile {path}     # check and convert; look at results-{name}/blend/mine/preview.html\n"
+        f"#     snakemake --cores all --configfile {path}          # and train, evaluate, report\n\n"
+        f"{body}"
+    )
+
+
+def write_recipe(path: Path, text: str, replace: bool) -> None:
+    """Write a recipe.
+
+    Raises:
+        UserError: there is another file of this name, and it is not to be replaced.
+    """
+    if path.exists() and not replace and path.read_text(encoding="utf-8", errors="replace") != text:
+        raise UserError(f"{path} exists and is another configuration: give --recipe another name, or add --force")
+    with atomic(path, "w") as file:
+        file.write(text)

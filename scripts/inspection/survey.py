@@ -1,0 +1,116 @@
+"""What is known of own data before anything is built: the result of `inspect_data`, without how it is shown."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from scripts.adapters.conversion import Reasons
+from scripts.config.custom import CustomDatasetConfig
+
+
+class InspectedFile(NamedTuple):
+    """A file of rows: how many were read, and whether these are all."""
+
+    name: str
+    rows: int
+    complete: bool
+
+
+@dataclass(frozen=True)
+class ShownPart:
+    """A stretch of a conversation as it is trained on.
+
+    `kind` is header, text, answer, unsupervised or image; an image has its name or origin as `text`, and its encoded
+    bytes if they could be read.
+    """
+
+    kind: str
+    text: str
+    image: bytes | None = None
+
+
+@dataclass(frozen=True)
+class ShownConversation:
+    """One conversation: file and row that it comes from, the form of the row, and what the model reads."""
+
+    origin: str
+    form: str
+    parts: tuple[ShownPart, ...]
+    tokens: int
+    images: int
+
+
+class Hint(NamedTuple):
+    """What to do about rows that are lost for one reason: a sentence, and a line of configuration or command, or ""."""
+
+    advice: str
+    line: str = ""
+
+
+@dataclass
+class Survey:
+    """What the first rows of own data are.
+
+    Attributes:
+        path: what was inspected.
+        name: of the dataset in the recipe.
+        config: the section `custom.<name>` that reads it.
+        files: those that rows were read from.
+        forms: rows by the form that was recognised.
+        members: rows by member of a row that has a value.
+        ignored: those of them that mean nothing to training.
+        roles: turns by role.
+        unsupervised: answers that are shown, but not trained on.
+        image_files: images that the folders and archives hold.
+        images: images that rows name, by how they were found: found, loosely, embedded, missing.
+        dropped, noted: rows by reason, with examples.
+        hints: by reason of a loss.
+        tokens, n_images: of every conversation.
+        tokenizer: that counted the tokens; "": they are estimated.
+        shown: conversations as they are trained on.
+    """
+
+    path: str
+    name: str
+    config: CustomDatasetConfig
+    files: list[InspectedFile] = field(default_factory=list)
+    forms: Counter[str] = field(default_factory=Counter)
+    members: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
+    roles: Counter[str] = field(default_factory=Counter)
+    unsupervised: int = 0
+    image_files: int = 0
+    images: Counter[str] = field(default_factory=Counter)
+    dropped: Reasons = field(default_factory=Reasons)
+    noted: Reasons = field(default_factory=Reasons)
+    hints: dict[str, Hint] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
+    n_images: list[int] = field(default_factory=list)
+    tokenizer: str = ""
+    shown: list[ShownConversation] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """Rows that were read."""
+        return sum(file.rows for file in self.files)
+
+    @property
+    def complete(self) -> bool:
+        """Whether these are all rows."""
+        return all(file.complete for file in self.files)
+
+    @property
+    def lost(self) -> int:
+        """Rows that cannot be used."""
+        return self.dropped.total
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the files and images."""
+        return Path(self.config.folder)
+
+
+def quantile(values: list[int], share: float) -> int:
+    """The smallest of `values` that is not below a share of them; 0 without values."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else 0

@@ -1,0 +1,49 @@
+"""A short configuration of own data is completed by the recipe, and what it has itself is kept."""
+
+import pytest
+
+from scripts.common.errors import UserError
+from scripts.config import settings
+
+PETS = {"custom": {"pets": {"folder": "data/pets"}}}
+
+
+def test_a_folder_is_a_whole_configuration():
+    loaded = settings.load(PETS)
+    assert (loaded.name, loaded.results) == ("pets", "results-pets")
+    (blend,), (model,), (run,) = loaded.blends.values(), loaded.models.values(), loaded.runs.values()
+    assert list(blend.datasets) == ["pets"]
+    assert blend.tokens == model.tokens == next(iter(loaded.tokens))
+    assert (run.model, run.blend) == (next(iter(loaded.models)), next(iter(loaded.blends)))
+
+
+def test_a_blend_holds_all_own_datasets_and_other_defaults_stay():
+    loaded = settings.load({"name": "zoo", "custom": {**PETS["custom"], "birds": {"folder": "b"}}})
+    assert (loaded.name, loaded.results) == ("zoo", "results-zoo")
+    assert list(next(iter(loaded.blends.values())).datasets) == ["pets", "birds"]
+    assert loaded.holdout == settings.Settings.model_fields["holdout"].default
+
+
+def test_own_sections_are_kept_and_the_rest_refers_to_them():
+    own = {
+        "tokens": {"mine": {"tokenizer": "miniature", "image_tokens": 4}},
+        "models": {"big": {"vision": "miniature", "language": "miniature", "tokens": "mine"}},
+    }
+    loaded = settings.load({**PETS, **own})
+    assert list(loaded.tokens) == ["mine"]
+    assert list(loaded.models) == ["big"]
+    assert [blend.tokens for blend in loaded.blends.values()] == ["mine"]
+    assert [run.model for run in loaded.runs.values()] == ["big"]
+
+
+@pytest.mark.parametrize("config", [{}, {"custom": {}}, {"custom": 3}, {"name": "x", "holdout": {"share": 0.1}}])
+def test_without_own_data_nothing_is_completed(config):
+    with pytest.raises(UserError, match="tokens: is required"):
+        settings.load(config)
+
+
+def test_rows_of_own_data_have_a_small_tolerance():
+    tolerance = settings.ToleranceConfig()
+    assert (tolerance.rows_of(custom=True), tolerance.rows_of(custom=False)) == (0.05, 0.5)
+    given = settings.ToleranceConfig(rows=0.2)
+    assert given.rows_of(custom=True) == given.rows_of(custom=False) == 0.2
