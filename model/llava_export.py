@@ -16,7 +16,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProces
 
 from .modeling import VisualChatForConditionalGeneration
 from .processing import VisualChatProcessor
-from .template import IMAGE_TOKEN, Template
+from .template import IMAGE_TOKEN, INLINE, Template
 
 
 def to_llava(
@@ -62,7 +62,11 @@ def to_llava(
 
 
 def jinja_chat_template(template: Template, tokenizer: Any) -> str:
-    """Write the prompt template in Jinja, the language of `apply_chat_template`."""
+    """Write the prompt template in Jinja, the language of `apply_chat_template`.
+
+    With `images: before` it writes the names of images into no sentence (`text_with_names`): it takes images before the
+    text of a message, or behind the end of its last sentence, and refuses others with the reason.
+    """
 
     def quoted(text: str) -> str:
         return repr(text.replace(IMAGE_TOKEN, ""))
@@ -70,17 +74,25 @@ def jinja_chat_template(template: Template, tokenizer: Any) -> str:
     begin = "{{ bos_token }}" if template.bos and tokenizer.bos_token is not None else ""
     end = quoted(template.answer_end) if template.answer_end else "eos_token"
     question_header = f"{{{{ {quoted(template.question_header)} }}}}"
-    before, behind = (question_header, "") if template.images_inside else ("", question_header)
     header = " ~ (images.shown | string) ~ ".join(map(quoted, template.image_header.split("{number}")))
+    image = (
+        "{%- set images.shown = images.shown + 1 -%}"
+        f"{{{{ {header} ~ {IMAGE_TOKEN!r} ~ {quoted(template.image_end)} }}}}"
+    )
+    question = (
+        question_header + _INLINE.replace("IMAGE", image)
+        if template.images == INLINE
+        else _BEFORE.replace("IMAGE", image) + question_header + "{{ images.text }}"
+    )
     return (
-        "{%- set images = namespace(shown=0) -%}"
+        "{%- set images = namespace(shown=0, text='', after_text=false, behind=false, split=false) -%}"
         f"{begin}"
         "{%- if messages[0].role != 'system' -%}"
         f"{{{{ {quoted(template.system_text())} }}}}"
         "{%- endif -%}"
         "{%- for message in messages -%}"
         "{%- set text = message.content if message.content is string else "
-        "message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\n') -%}"
+        "message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | select | join('\n') -%}"
         "{%- if message.role == 'system' -%}"
         f"{{{{ {quoted(template.system_header)} ~ text ~ {quoted(template.system_end)} if text else '' }}}}"
         "{%- elif message.role == 'assistant' -%}"
@@ -89,18 +101,52 @@ def jinja_chat_template(template: Template, tokenizer: Any) -> str:
         "{%- if loop.index0 > (1 if messages[0].role == 'system' else 0) -%}"
         f"{{{{ {quoted(template.round_end)} }}}}"
         "{%- endif -%}"
-        f"{before}"
-        "{%- if message.content is not string -%}"
-        "{%- for part in message.content if part.type == 'image' -%}"
-        "{%- set images.shown = images.shown + 1 -%}"
-        f"{{{{ {header} ~ {IMAGE_TOKEN!r} ~ {quoted(template.image_end)} }}}}"
-        "{%- endfor -%}"
-        "{%- endif -%}"
-        f"{behind}"
-        f"{{{{ text ~ {quoted(template.answer_header)} }}}}"
+        f"{question}"
+        f"{{{{ {quoted(template.answer_header)} }}}}"
         "{%- endif -%}"
         "{%- endfor -%}"
     )
+
+
+_INLINE = (
+    "{%- if message.content is string -%}{{ message.content }}{%- else -%}"
+    "{%- set images.after_text = false -%}"
+    "{%- for part in message.content -%}"
+    "{%- if part.type == 'image' -%}"
+    "{%- set images.after_text = false -%}IMAGE"
+    "{%- elif part.text -%}"
+    "{{ '\n' if images.after_text else '' }}{{ part.text }}{%- set images.after_text = true -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- endif -%}"
+)
+"""The texts and images of a message in their places; IMAGE stands for what an image becomes."""
+
+_BEFORE = (
+    "{%- set images.text = text -%}"
+    "{%- if message.content is not string -%}"
+    "{%- set images.after_text = false -%}{%- set images.behind = false -%}{%- set images.split = false -%}"
+    "{%- for part in message.content -%}"
+    "{%- if part.type != 'image' -%}"
+    "{%- set images.split = images.split or (images.after_text and images.behind) -%}"
+    "{%- set images.after_text = true -%}"
+    "{%- else -%}"
+    "{%- set images.split = images.split or (images.after_text and message.content[0].type == 'image') -%}"
+    "{%- set images.behind = images.behind or images.after_text -%}IMAGE"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if images.behind -%}"
+    "{%- set images.text = text.rstrip() -%}"
+    "{%- set line = images.text.split('\n')[-1] -%}"
+    # "1." may be a label of a list, which is not the end of a sentence.
+    "{%- if images.split or line[-1:] not in ['.', '?', '!'] or (line[-1:] == '.' and line | trim | length < 7) -%}"
+    "{{ raise_exception('this chat template shows images before the text: write the images of a message before its "
+    "text, or behind the end of its last sentence') }}"
+    "{%- endif -%}"
+    "{%- endif -%}"
+    "{%- endif -%}"
+)
+"""The images of a message; sets `images.text` to its text. IMAGE stands for what an image becomes."""
 
 
 def _strategy(model: VisualChatForConditionalGeneration) -> str:

@@ -45,9 +45,10 @@ def text_with_names(parts: Sequence[str | int]) -> str:
         a run at the end, behind the end of a sentence ("What is it?")     shown
         all other images                                                   named: "image 1"
 
-    An empty first text marks the beginning of the question where it begins with an image: images before it are shown
-    only, and images behind it come after a text. So `["", 1, ": what is it?"]` gives "image 1: what is it?", while
-    `[1, ": what is it?"]` gives ": what is it?". A blank is put between a name and a letter or digit beside it.
+    An empty first text marks the beginning of a question that begins with an image: images before it are only shown,
+    and those behind it come after a text. So `["", 1, ": what is it?"]` gives "image 1: what is it?", while
+    `[1, ": what is it?"]` gives ": what is it?". Blanks that an image leaves behind at the edge of a line go, and a
+    blank is put between a name and a letter or digit beside it.
     """
     first_text = next((place for place, part in enumerate(parts) if isinstance(part, str)), len(parts))
     if not any(isinstance(part, int) for part in parts[first_text:]):

@@ -183,10 +183,10 @@ def segments(messages: Sequence[dict[str, Any]], template: Template) -> list[Seg
 
     Neighbouring text parts of a turn are joined by a newline. Between a text and an image nothing is inserted: with
     `images: inline` every piece of text is a segment of its own, and images stand between them; with `images: before`
-    the images come before the question, whose text names those inside its sentences, see `text_with_names`. There the
-    first text part of a question that begins with an image may be empty: it marks an image that is part of the first
-    sentence. The answer of a message with `"supervised": False` is not supervised. A last user turn without an answer
-    ends with the answer header: a prompt for generation.
+    the images come before the question, whose text names those inside its sentences, see `text_with_names`. There an
+    empty first text part marks the beginning of a question that begins with an image: the image may then be part of the
+    first sentence, and blanks behind it are none of the text. The answer of a message with `"supervised": False` is not
+    supervised. A last user turn without an answer ends with the answer header: a prompt for generation.
 
     Raises ValueError, naming the message, for a conversation that the template cannot express.
     """
@@ -274,6 +274,16 @@ def render(messages: Sequence[dict[str, Any]], template: Template, end: str = "<
     """
     shown = {"image": IMAGE_TOKEN, "end": template.answer_end or end}
     return [(shown.get(segment.kind, segment.text), segment.supervised) for segment in segments(messages, template)]
+
+
+def message_text(message: Mapping[str, Any], shown: int = 0) -> str:
+    """Return the text of a message for a reader, after `shown` images: a question as with `images: before`.
+
+    Raises ValueError for a message that the template cannot express.
+    """
+    turn = _parse_message(dict(message), 0)
+    numbers = iter(range(shown + 1, shown + 1 + len(turn.images)))
+    return text_with_names([next(numbers) if isinstance(part, int) else part for part in turn.parts])
 
 
 def tokenise(tokenizer: Tokenizer, texts: list[str], special: bool = False) -> list[list[int]]:

@@ -5,10 +5,12 @@ rule evaluate_run:
     input:
         model=below_root("exported/{{run}}/{which}/manifest.json", which=SETTINGS.evaluate.checkpoints),
         heldout=lambda w: f"{ROOT}/blend/{SETTINGS.runs[w.run].blend}/heldout/manifest.json",
-        kinds=[] if SETTINGS.data_path else rules.miniature.output.kinds,
+        kinds=lambda w: (
+            rules.miniature.output.kinds if targets.has_kinds(SETTINGS, SETTINGS.runs[w.run].blend) else []
+        ),
         suites=SUITE_INPUTS,
         # Of the miniature's suites also the images count, which its manifest covers.
-        world=[] if SETTINGS.data_path else rules.miniature.output.manifest,
+        world=rules.miniature.output.manifest if targets.miniature_suites(SETTINGS) else [],
     output:
         report(
             f"{ROOT}/evaluate/{{run}}/metrics.json",
@@ -32,6 +34,7 @@ rule evaluate_run:
         ],
         heldout=lambda w, input: os.path.dirname(input.heldout),
         kinds=lambda w, input: option("--kinds", input.kinds),
+        without_kinds=lambda w: option("--without-kinds", targets.without_kinds(SETTINGS, SETTINGS.runs[w.run].blend)),
         suites=suite_options,
         root=folder(),
         out=subpath(output[0], parent=True),
@@ -40,5 +43,5 @@ rule evaluate_run:
     shell:
         "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
         "python -m scripts.evaluate --name {wildcards.run:q} --settings {params.settings:q} "
-        "{params.models:q} --heldout {params.heldout:q} {params.kinds:q} {params.suites:q} "
-        "--root {params.root:q} --out {params.out:q}"
+        "{params.models:q} --heldout {params.heldout:q} {params.kinds:q} {params.without_kinds:q} "
+        "{params.suites:q} --root {params.root:q} --out {params.out:q}"

@@ -21,7 +21,7 @@ rule shard:
     params:
         # Archives are not hashed as a whole: without this, a change of one between two runs could go unnoticed.
         digest=raw_digest,
-        code=code("scripts.shard"),
+        code=lambda w: code("scripts.shard", *targets.row_modules(SETTINGS, w.source)),
         libraries=versions("pillow"),
         raw=folder("raw/{source}"),
         out=subpath(output.tar, parent=True),

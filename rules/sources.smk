@@ -78,7 +78,7 @@ rule fetch:
         digest=raw_digest,
         download=lambda w: ["--download"] if SETTINGS.download == "missing" and w.source not in SETTINGS.custom else [],
         subset=lambda w, input: option("--subset", input.subset),
-        code=code("scripts.fetch"),
+        code=lambda w: code("scripts.fetch", *targets.row_modules(SETTINGS, w.source)),
         out=subpath(output.manifest, parent=True),
     message:
         "Listing the raw files of {wildcards.source}"
@@ -98,7 +98,7 @@ rule validate_source:
     conda:
         "../envs/data.yaml"
     params:
-        code=code("scripts.validate"),
+        code=lambda w: code("scripts.validate", *targets.row_modules(SETTINGS, w.source)),
         raw=lambda w: named_folders("raw", [w.source]),
     message:
         "Validating the files of {wildcards.source}"

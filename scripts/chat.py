@@ -3,8 +3,8 @@
     python -m scripts.chat --model exported/mmca/final --image kitchen.jpg
 
 Type a question; drop images into it or type their paths anywhere in it. Every image keeps its number for the whole
-conversation, so "image 1" means the same image in every question; a path within a question is replaced by the image's
-name: "Is cat.jpg older than image 1?". Tab completes paths and commands, the arrow keys recall earlier lines, and
+conversation, so "image 1" means the same image in every question; a path within a question stands for its image: "Is
+cat.jpg older than image 1?". Tab completes paths and commands, the arrow keys recall earlier lines, and
 Ctrl-C stops an answer.
 
 If standard input is not a terminal, every line is a question or a command; with `--ask` the program answers one
@@ -66,15 +66,22 @@ class Conversation:
             self.pending_images.append(image)
             print(f"  image {len(self.names)}: {path} ({image.width} x {image.height})", file=sys.stderr)
 
-    def ask(self, question: str) -> None:
+    def ask(self, *question: str | int) -> None:
         """Print the answer to a question as it is generated. If the answer is empty, the question is dropped.
+
+        `question` is a text, or texts and, as indices of `pending_images`, images within it; the other images are shown
+        before it.
 
         Raises:
             UserError: the conversation does not fit into the model's context.
         """
         show = partial(print, end="", flush=True)
         with _session_errors():
-            answer = self.session.ask(question, self.pending_images, self.max_new_tokens, show)
+            pending, placed = self.pending_images, [part for part in question if isinstance(part, int)]
+            before = [image for number, image in enumerate(pending) if number not in placed]
+            content = [part if isinstance(part, str) else pending[part] for part in question]
+            # An empty first text separates the question from the images before it.
+            answer = self.session.ask(["", *content] if placed else content, before, self.max_new_tokens, show)
         print()
         if answer:
             self.pending_images = []
@@ -234,12 +241,13 @@ def handle_line(conversation: Conversation, line: str, label: str = "") -> bool:
     """
     if _is_command(line):
         return run_command(conversation, line)
-    parsed = parse_line(line, len(conversation.names) + 1)
+    parsed = parse_line(line)
+    first = len(conversation.pending_images)
     conversation.add(parsed.images)
-    if parsed.text:
+    if parsed.parts:
         print(label, end="", flush=True)
         try:
-            conversation.ask(parsed.text)
+            conversation.ask(*(first + part if isinstance(part, int) else part for part in parsed.parts))
         except BaseException:
             conversation.drop_pending_images(len(parsed.images))  # sent again, the line adds them again
             raise

@@ -5,11 +5,9 @@ and, last, `<dataset>.report.json`: rows read and kept, and the dropped rows cou
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from scripts.adapters.conversion import Conversion, Reasons
 from scripts.adapters.image_lookup import OUTSIDE_SUBSET, ImageLookup
@@ -18,13 +16,15 @@ from scripts.adapters.raw import RawFiles
 from scripts.adapters.statistics import Statistics
 from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import read_json, write_json, write_table
+from scripts.common.files import read_json, write_json, writing_table
 from scripts.common.records import RECORD_SCHEMA, Record, to_batch
-from scripts.common.table_hash import table_sha256
+from scripts.common.table_hash import TableHash
+from scripts.common.text_set import TextSet
 from scripts.config.holdout import KeptRowsConfig
 from scripts.media.source_folders import add_folders, named_folders
 
 _BATCH = 4096
+_CHARACTERS = 16 << 20
 
 
 def convert(
@@ -56,12 +56,17 @@ def convert(
     statistics = Statistics()
     judged = keep_rows(conversion, kept_rows, conversion.noted.add) if kept_rows else conversion
     records = statistics.measure(_with_uids(dataset, judged, conversion.noted))
-    batches = []
-    while rows := list(islice(records, _BATCH)):
-        batches.append(to_batch(rows, licence))
-    _check_losses(conversion, tolerance)
-    table = pa.Table.from_batches(batches, RECORD_SCHEMA)
-    write_table(out / f"{dataset}.parquet", table)
+    batches = _bounded(records)
+    # Where no row can be used, nothing is written.
+    first = next(batches, [])
+    with TableHash(RECORD_SCHEMA) as content:
+        with writing_table(out / f"{dataset}.parquet", RECORD_SCHEMA) as table:
+            for rows in chain([first], batches):
+                batch = to_batch(rows, licence)
+                table.write(batch)
+                content.update(batch)
+            _check_losses(conversion, tolerance)
+        sha256 = content.hexdigest()
     report = {
         "v": 1,
         "dataset": dataset,
@@ -75,10 +80,25 @@ def convert(
         "notes": conversion.noted.as_dict(),
         "images": images.found,
         "statistics": statistics.as_dict(),
-        "sha256": table_sha256(table),
+        "sha256": sha256,
     }
     write_json(out / f"{dataset}.report.json", report)
     return report
+
+
+def _bounded(records: Iterable[tuple[str, Record]]) -> Iterator[list[tuple[str, Record]]]:
+    """Lists of successive records: `_BATCH`, or fewer whose texts are long."""
+    rows: list[tuple[str, Record]] = []
+    characters = 0
+    for uid, record in records:
+        rows.append((uid, record))
+        for round_ in record.rounds:
+            characters += sum(map(len, round_.question)) + sum(map(len, round_.answer))
+        if len(rows) == _BATCH or characters > _CHARACTERS:
+            yield rows
+            rows, characters = [], 0
+    if rows:
+        yield rows
 
 
 def _check_losses(conversion: Conversion, tolerance: float) -> None:
@@ -96,15 +116,15 @@ def _check_losses(conversion: Conversion, tolerance: float) -> None:
 
 def _with_uids(dataset: str, judged: Iterable[Record], noted: Reasons) -> Iterator[tuple[str, Record]]:
     """Give every record a unique id: `<dataset>:<raw id>`, and for repeated ids also `#1`, `#2`, ..."""
-    used: dict[str, int] = {}
+    used = TextSet()
+    repeated: dict[str, int] = {}
     for record in judged:
         plain = uid = f"{dataset}:{record.id}"
         if uid in used:
             noted.add("duplicate_id", f"{uid} is the id of more than one conversation")
-        while uid in used:
-            uid = f"{plain}#{used[plain]}"
-            used[plain] += 1
-        used[uid] = 1
+        while not used.add(uid):
+            repeated[plain] = repeated.get(plain, 0) + 1
+            uid = f"{plain}#{repeated[plain]}"
         yield uid, record
 
 

@@ -6,8 +6,9 @@ Writes  OUT/heldout/<checkpoint>.{jsonl,csv,json}   every held-out question with
         OUT/metrics.json                            all numbers and the comparison of checkpoints, written last
 
 Held-out conversations give the loss per supervised token and the accuracy (exact match) per kind of question with its
-interval, the chance level (always the most frequent answer) and the accuracy with blanked images. An evaluation that
-was interrupted continues where it stopped: answers are cached in OUT/.answer_cache.
+interval, the chance level (always the most frequent answer) and the accuracy with blanked images. Answers of datasets
+without kinds, such as your own, are also scored as free text: token F1, ROUGE-L, chrF. An evaluation that was
+interrupted continues where it stopped: answers are cached in OUT/.answer_cache.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def main() -> None:
     turns: dict[str, dict[str, list[Turn]]] = {name: {} for name in suites}
     for name, folder in models.items():
         evaluation = CheckpointEvaluation(name, folder, settings, args.out)
-        heldout = evaluation.heldout(blend, kinds)
+        heldout = evaluation.heldout(blend, kinds, args.without_kinds)
         scores = {}
         for suite, content in suites.items():
             scores[suite], turns[suite][name] = evaluation.suite(suite, content)
@@ -91,6 +92,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--root", type=Path, metavar="FOLDER", help="results root, which image references are relative to")
     add("--kinds", type=Path, metavar="FILE", help="kinds of questions (default: every dataset is a kind)")
     add("--suite", action="append", default=[], metavar="NAME=FILE", help="suite, repeatable")
+    help_without = "datasets that the kinds are not about: each is a kind, and its answers are scored as free text"
+    add("--without-kinds", nargs="*", action="extend", default=[], metavar="DATASET", help=help_without)
     help_images = "folder that image paths of suites are relative to (default: that of the suite)"
     add("--image-root", type=Path, metavar="FOLDER", help=help_images)
     add("--allow-outside", action="store_true", help="suites may name images outside of that folder")

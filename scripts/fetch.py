@@ -9,32 +9,33 @@ manifest of the source.
 import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scripts.adapters.raw import DATA_LINK, SOURCE_MANIFEST
+from scripts.adapters.raw import DATA_LINK, SOURCE_MANIFEST, own_images, own_rows
+from scripts.common.atomic_folder import point_link
 from scripts.common.cli import hide_pandas, load_settings, parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import file_sha256, read_json, temporary_prefix, write_json, write_table
+from scripts.common.files import file_sha256, read_json, write_json, write_table
 from scripts.common.progress import track
 from scripts.common.table_hash import table_sha256
 from scripts.config.custom import CustomDatasetConfig
 from scripts.config.registry import (
-    REGISTRY,
     SOURCES,
+    WHOLE_FOLDER,
     AnnotationFile,
     Dataset,
     ImageSet,
     Source,
     custom_dataset,
     custom_source,
-    glob_pattern,
+    image_prefix,
 )
-from scripts.fetching.receipts import is_partial, recorded, valid
-from scripts.media.containers import FILE, ImageEntry, list_container, zip_root
-from scripts.media.image_folder import images_below
+from scripts.fetching.found_images import FoundImages, find_images, find_rows, matching_files
+from scripts.fetching.receipts import recorded, valid
+from scripts.media.containers import FILE, ImageEntry, archive_root, list_container
 from scripts.media.listing import (
     FILES_SCHEMA,
     FILES_TABLE,
@@ -82,33 +83,46 @@ def fetch(
     sets = [images for images in source.images if images.folder in required]
     if download is not None:
         _download_missing(source, data_path, files, sets, subset, download)
-    annotations = {file.path: _annotation(file, find_rows(source, data_path, file)) for file in files}
+    if dataset is None:
+        annotations = {file.path: _annotation(file, find_rows(source, data_path, file)) for file in files}
+    else:
+        archives = tuple(path for images in sets for path in images.containers)
+        dataset, annotations, notes = own_rows().found_rows(dataset, data_path, archives)
+    optional = [path for path in source.optional_files if (data_path / path).is_file()]
+    rows = {path for annotation in annotations.values() for path in annotation["found"]} | set(optional)
+    entries = []
+    if dataset is not None:
+        in_rows = own_images().EmbeddedImages(data_path, dataset.model_dump(mode="json"), annotations)
+        entries.append(entries_table(in_rows.entries()))
+        if not in_rows.names_images:
+            # Images that happen to lie below a folder belong to its rows only if these name any.
+            sets = [images for images in sets if images.folder != WHOLE_FOLDER]
     found_sets = [find_images(source, data_path, images, subset) for images in sets]
     if dataset is not None:
         # Rows of a user name images as their archive does; published ones name them without its folders.
-        found_sets = [found._replace(root=_root(data_path, found)) for found in found_sets]
-    optional = [path for path in source.optional_files if (data_path / path).is_file()]
+        paths = [[data_path / path for path in found.containers] for found in found_sets]
+        found_sets = [found._replace(root=archive_root(each)) for found, each in zip(found_sets, paths, strict=True)]
 
     with_receipt = recorded(data_path)
     separate = {path for found in found_sets for path in found.separate}
-    rows = {path for annotation in annotations.values() for path in annotation["found"]} | set(optional)
     hashed, unreadable = _hashed(source.name, data_path, sorted(rows | separate), with_receipt, separate - rows)
     others = pa.array(sorted(rows - separate), pa.string())
-    entries = [separate_images(hashed.filter(pc.invert(pc.is_in(hashed["path"], others))))]
+    entries.append(separate_images(hashed.filter(pc.invert(pc.is_in(hashed["path"], others)))))
     faults = dict.fromkeys(unreadable, "cannot_be_read")
     faults |= {path: fault for found in found_sets for path, fault in found.faults.items()}
     entries.append(entries_table(ImageEntry(path, "", FILE, 0, 0, fault=fault) for path, fault in faults.items()))
     containers = []
     for found in found_sets:
         for container in found.containers:
-            in_container = list_container(data_path / container, container, found.folder, found.root)
+            in_container = list_container(data_path / container, container, image_prefix(found.folder), found.root)
             entries.append(entries_table(entry for entry in in_container if subset is None or entry.path in subset))
-            containers.append(_container(source, data_path, container))
+            if container not in rows:
+                containers.append(_container(source, data_path, container))
     table = pa.concat_tables([hashed, pa.Table.from_pylist(containers, FILES_SCHEMA)]).sort_by("path")
     images = image_listing(pa.concat_tables(entries))
     write_table(out / FILES_TABLE, table)
     write_table(out / IMAGES_TABLE, images)
-    _link(data_path, out / DATA_LINK)
+    point_link(data_path, out / DATA_LINK)
     manifest = {
         "v": 1,
         "source": source.name,
@@ -131,111 +145,9 @@ def fetch(
         "images_sha256": table_sha256(images),
     }
     if dataset is not None:
-        manifest["dataset"] = dataset.model_dump(mode="json")
+        manifest |= {"dataset": dataset.model_dump(mode="json"), "notes": notes}
     write_json(out / SOURCE_MANIFEST, manifest)
     return manifest
-
-
-def find_rows(source: Source, data_path: Path, file: AnnotationFile) -> list[str]:
-    """The paths, below `data_path`, of the files with the rows of `file`: itself, or its first alternative that exists.
-
-    Raises:
-        UserError: there are none.
-    """
-    for form in file.forms():
-        if found := _matching(data_path, form):
-            return found
-    raise missing(source, file.path, data_path / file.path)
-
-
-class FoundImages(NamedTuple):
-    """Where the images of a set were found.
-
-    Attributes:
-        folder: of the set, below the data path.
-        separate: paths of images that are files.
-        containers: paths of container files.
-        faults: why other files with the name of an image cannot be used, by path.
-        root: of the containers, see `list_container`.
-    """
-
-    folder: str
-    separate: list[str]
-    containers: list[str]
-    faults: dict[str, str]
-    root: str | None = None
-
-
-def find_images(
-    source: Source, data_path: Path, images: ImageSet, subset: Collection[str] | None = None
-) -> FoundImages:
-    """Find the images of a set below `data_path`: in their folder, else in the first container that exists.
-
-    A folder into which only some images were downloaded (for a subset) is ignored where all images are needed.
-
-    Args:
-        source: to which the set belongs.
-        data_path: folder with the raw files of all sources.
-        images: the set.
-        subset: paths of the only images to list; None: all.
-
-    Raises:
-        UserError: there are none, and the set is not optional.
-    """
-    folder = data_path / images.folder
-    usable = folder.is_dir() and (subset is not None or not is_partial(data_path, images.folder))
-    files = dict(images_below(folder, data_path)) if usable else {}
-    if subset is not None:
-        files = {path: fault for path, fault in files.items() if path in subset}
-    separate = [path for path, fault in files.items() if not fault]
-    if separate:
-        return FoundImages(images.folder, separate, [], {path: fault for path, fault in files.items() if fault})
-    for pattern in images.containers:
-        if found := _matching(data_path, pattern):
-            return FoundImages(images.folder, [], found, {})
-    if images.optional:
-        return FoundImages(images.folder, [], [], {})
-    if usable:
-        raise UserError(f"source {source.name!r}: {folder} contains no image. To get them: {source.how_to_get}")
-    raise missing(source, images.folder, folder)
-
-
-def _matching(data_path: Path, pattern: str) -> list[str]:
-    """The paths below `data_path` that match `pattern`, sorted."""
-    if (data_path / pattern).is_file():
-        return [pattern]
-    folder, name = os.path.split(pattern)
-    if "*" not in name:
-        return []
-    found = (
-        path
-        for path in (data_path / folder).glob(glob_pattern(name))
-        if path.is_file() and not path.name.startswith(".")
-    )
-    return sorted(_encodable(path.relative_to(data_path).as_posix()) for path in found)
-
-
-def _root(data_path: Path, found: FoundImages) -> str | None:
-    """The folder that the archives of a set have in common; None if its containers are of another kind."""
-    archives = [data_path / path for path in found.containers if path.lower().endswith(".zip")]
-    return zip_root(archives) if archives else None
-
-
-def missing(source: Source, path: str, full_path: Path) -> UserError:
-    """The error for a raw file or folder that does not exist."""
-    users = REGISTRY.users_of(source.name, path) if source.name in REGISTRY.sources else [source.name]
-    return UserError(
-        f"source {source.name!r}: {path} is not there (looked at {full_path}). It is needed by {', '.join(users)}. "
-        f"To get it: {source.how_to_get}; paths are below your data path"
-    )
-
-
-def _encodable(path: str) -> str:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"the file name {path!r} is not valid UTF-8: rename the file") from None
-    return path
 
 
 def _download_missing(
@@ -250,7 +162,7 @@ def _download_missing(
     from scripts.fetching.fetch_missing import fetch_missing, fetch_missing_images
 
     for file in files:
-        if not any(_matching(data_path, form) for form in file.forms()):
+        if not any(matching_files(data_path, form) for form in file.forms()):
             fetch_missing(source, data_path, file.path, file.forms(), options)
     incomplete = [images for images in sets if not _is_complete(source, data_path, images, subset)]
     if incomplete and subset is not None:
@@ -344,23 +256,6 @@ def _image_set(source: Source, found: FoundImages) -> dict[str, Any]:
     return {"containers": found.containers, "expected": expected} | ({"root": found.root} if found.root else {})
 
 
-def _link(target: Path, link: Path) -> None:
-    """Point `link` at `target` atomically; a relative target gives a relative link, so that both can be moved."""
-    link_text = target if target.is_absolute() else os.path.relpath(target.resolve(), link.parent.resolve())
-    if link.exists() and not link.is_symlink():
-        raise UserError(f"{link} is not a link: remove it, then fetch again")
-    temporary = link.with_name(f"{temporary_prefix(link)}link.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(link_text)
-    os.replace(temporary, link)
-
-
-def _options(offline: bool) -> "FetchOptions":
-    from scripts.fetching.connection import FetchOptions
-
-    return FetchOptions(offline=offline)
-
-
 def main() -> None:
     """Run the program."""
     hide_pandas()
@@ -384,6 +279,11 @@ def main() -> None:
     if not args.custom and args.source not in SOURCES:
         raise UserError(f"there is no source {args.source!r}; those known are {', '.join(sorted(SOURCES))}")
     custom = load_settings(CustomDatasetConfig, args.custom) if args.custom else None
+    download = None
+    if args.download:
+        from scripts.fetching.connection import FetchOptions
+
+        download = FetchOptions(offline=args.offline)
     manifest = fetch(
         custom_source(args.source, custom) if custom else SOURCES[args.source],
         args.data_path,
@@ -391,7 +291,7 @@ def main() -> None:
         args.require,
         dataset=custom_dataset(args.source, custom) if custom else None,
         subset=frozenset(read_json(args.subset)["images"][args.source]) if args.subset else None,
-        download=_options(args.offline) if args.download else None,
+        download=download,
     )
     print(f"{args.source}: {manifest['files']} files, {manifest['images']} images, {manifest['bytes'] / 1e6:.1f} MB")
 

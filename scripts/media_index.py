@@ -41,7 +41,9 @@ def write_index(source: str, shards: int, raw: Path, out: Path, tolerance: float
     index = table.filter(readable).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
     rejected = table.filter(pc.invert(readable)).select(REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA).sort_by("path")
     reasons = _counts(rejected["reason"])
-    if not index.num_rows:
+    source_manifest = read_json(raw / SOURCE_MANIFEST)
+    # A dataset of your own may have no images at all.
+    if not index.num_rows and (table.num_rows or "dataset" not in source_manifest):
         raise UserError(f"source {source!r}: none of its {rejected.num_rows} images can be read: {reasons}")
     if rejected.num_rows > tolerance * table.num_rows:
         raise UserError(
@@ -52,7 +54,6 @@ def write_index(source: str, shards: int, raw: Path, out: Path, tolerance: float
     write_table(out / INDEX, index)
     write_table(out / REJECTED, rejected)
     counts = [pc.sum(pc.is_null(part["reason"])).as_py() or 0 for part in parts]
-    source_manifest = read_json(raw / SOURCE_MANIFEST)
     sizes = {name: index[name].to_numpy() for name in ("width", "height", "length")}
     manifest = {
         "v": 1,

@@ -139,7 +139,8 @@ def _warn(manifest: Mapping[str, Any], own: Iterable[str]) -> None:
     if manifest["conversations"] == 0:
         print(
             f"NOTE: the blend {manifest['blend']} holds out no conversation, so nothing will be evaluated on "
-            "held-out ones: no loss, no scores. Raise holdout.share, or keep rows of your own data with custom.<name>.split",
+            "held-out ones: no loss, no scores. Raise holdout.share, or keep rows of your own data with "
+            "custom.<name>.split",
             file=sys.stderr,
         )
         return

@@ -14,7 +14,7 @@ from scripts.common.cli import parser
 from scripts.common.errors import run_program
 from scripts.common.files import atomic, read_json
 from scripts.evaluation.suites import suite_paths
-from scripts.reporting import answers, cards, data, provenance, rule_graph, run_comparison, scores
+from scripts.reporting import answers, cards, data, heldout_answers, provenance, rule_graph, run_comparison, scores
 from scripts.reporting.efficiency import studies
 from scripts.reporting.report_images import ReportImages
 
@@ -24,6 +24,7 @@ _ANCHORS = (
     ("columns", "scores", "Scores"),
     ("columns", "comparison", "Comparison"),
     ("chart", "curves", "Curves"),
+    ("heldout_datasets", "heldout", "Held-out answers"),
     ("suites", "dialogues", "Dialogues"),
     ("columns", "mistakes", "Incorrect answers"),
     ("datasets", "data", "Data"),
@@ -106,6 +107,7 @@ def contents(args: argparse.Namespace) -> dict[str, Any]:
         "losses": scores.losses(columns),
         "chart": chart,
         "run_details": run_details,
+        "heldout_datasets": heldout_answers.heldout_datasets(columns, report_images),
         "suites": answers.suites(columns, report_images),
         "mistakes": answers.mistakes(columns, report_images),
         "datasets": data.dataset_rows(args.records, args.validated),

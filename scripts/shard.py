@@ -11,17 +11,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from scripts.adapters.raw import DATA_LINK, changed
+from scripts.adapters.raw import DATA_LINK, SOURCE_MANIFEST, changed, own_images
 from scripts.common.cli import hide_pandas, parser
 from scripts.common.errors import UserError, run_program
-from scripts.common.files import bytes_sha256, write_table
+from scripts.common.files import bytes_sha256, read_json, write_table
 from scripts.common.progress import track
-from scripts.media.containers import ImageEntry
+from scripts.media.containers import EMBEDDED, ImageEntry
 from scripts.media.image_check import check_image
 from scripts.media.listing import listed_files, share
 from scripts.media.opening import UnreadableImageError
 from scripts.media.parts import PART_SCHEMA, SHARD_BYTES, SHARD_SHA256, part_path
-from scripts.media.raw_images import RawImageReader
+from scripts.media.raw_images import ImagesInRows, RawImageReader
 from scripts.media.tarshard import ShardWriter, shard_name
 
 
@@ -36,7 +36,8 @@ def write_shard(source: str, raw: Path, shards: int, index: int, out: Path) -> p
     listed = listed_files(raw, {entry.container or entry.path for _, entry in rows})
     sizes = {path: file.bytes for path, file in listed.items()}
     hashes = {path: file.sha256 for path, file in listed.items() if file.sha256}
-    reader = RawImageReader(raw / DATA_LINK, sizes, [entry for _, entry in rows])
+    in_rows = _images_in_rows(raw) if any(entry.kind == EMBEDDED for _, entry in rows) else None
+    reader = RawImageReader(raw / DATA_LINK, sizes, [entry for _, entry in rows], in_rows)
     part = []
     with ShardWriter(out / name) as writer:
         for key, entry in track(rows, f"{name}: images checked", len(rows)):
@@ -46,6 +47,12 @@ def write_shard(source: str, raw: Path, shards: int, index: int, out: Path) -> p
     table = table.replace_schema_metadata({SHARD_SHA256: writer.sha256, SHARD_BYTES: str(writer.bytes)})
     write_table(part_path(out, name), table)
     return table
+
+
+def _images_in_rows(raw: Path) -> ImagesInRows:
+    """What reads the images inside of the rows of a source of own data."""
+    manifest = read_json(raw / SOURCE_MANIFEST)
+    return own_images().EmbeddedImages(raw / DATA_LINK, manifest["dataset"], manifest["annotations"]).in_rows
 
 
 def _add(

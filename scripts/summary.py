@@ -34,7 +34,7 @@ def summary_lines(root: Path, config: str = DEFAULT) -> list[str]:
     paths = sorted((root / "evaluate").glob(f"*/{METRICS_FILE}"))
     if not paths:
         raise UserError(f"nothing has been evaluated in {root} yet: run snakemake first")
-    lines = ["", "Exact answers about images that no training conversation shows"]
+    lines = ["", "Scores on conversations that were held out from training"]
     for path in paths:
         lines += [f"  {line}" for line in result_lines(read_json(path))]
     if (root / "report.html").is_file():

@@ -16,6 +16,7 @@ from scripts.adapters.raw import RawFiles
 from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import read_json, read_table, write_json
+from scripts.config.registry import image_prefix
 from scripts.media.listing import IMAGES_TABLE, ListedFile, listed_files
 from scripts.media.source_folders import add_folders, named_folders
 
@@ -38,13 +39,14 @@ def validate_source(source: str, raw: Path) -> dict[str, Any]:
     images = read_table(raw / IMAGES_TABLE, columns=["path", "fault"])
     faults = {entry["values"]: entry["counts"] for entry in pc.value_counts(images["fault"]).to_pylist()}
     sets = {
-        folder: {"images": pc.sum(pc.starts_with(images["path"], folder)).as_py() or 0, **entry}
+        folder: {"images": pc.sum(pc.starts_with(images["path"], image_prefix(folder))).as_py() or 0, **entry}
         for folder, entry in manifest["image_sets"].items()
     }
     files = {
-        path: {"rows": sum(1 for _ in raw_files.rows(path)), "found": entry["found"]}
+        path: {"rows": _count_rows(raw_files, path), "found": entry["found"]}
         for path, entry in manifest["annotations"].items()
     }
+    notes = [*raw_files.listed_notes(), *raw_files.notes]
     synthetic = manifest["provided_by"] == "miniature"
     return {
         "v": 1,
@@ -58,9 +60,18 @@ def validate_source(source: str, raw: Path) -> dict[str, Any]:
         "images": images.num_rows,
         "image_sets": sets,
         "faults": {fault: count for fault, count in sorted(faults.items()) if fault},
-        "notes": [f"{note.reason}: {note.example}" for note in raw_files.notes[:_EXAMPLES]],
+        "notes": [f"{note.reason}: {note.example}" for note in notes[:_EXAMPLES]],
         "problems": [] if synthetic else [*_differences(manifest["published"], listed), *_shortfalls(sets)],
     }
+
+
+def _count_rows(raw_files: RawFiles, path: str) -> int:
+    """The number of rows of a file; of the notes about them only as many are kept as are shown."""
+    rows = 0
+    for _ in raw_files.rows(path):
+        rows += 1
+        del raw_files.notes[_EXAMPLES:]
+    return rows
 
 
 def _differences(published: dict[str, dict], listed: dict[str, ListedFile]) -> list[str]:

@@ -66,7 +66,11 @@ class Conversion:
         self.dropped, self.noted = Reasons(), Reasons()
 
     def __iter__(self) -> Iterator[Record]:
+        raw_notes = self._raw.notes
         for item in load_adapter(self.entry).records(self._raw, self._images):
+            while raw_notes:
+                # Kept one by one, they would take gigabytes where every row has one.
+                self.noted.add(*raw_notes.pop(0))
             if isinstance(item, Note):
                 self.noted.add(item.reason, item.example)
             elif isinstance(item, Dropped):
@@ -78,7 +82,7 @@ class Conversion:
                 self.kept += item.raw_rows
                 self.records += 1
                 yield item
-        for note in self._raw.notes:
+        for note in (*raw_notes, *self._raw.listed_notes()):
             self.noted.add(*note)
         if self.rows != self._raw.rows_read:
             raise ValueError(f"the adapter of {self.dataset!r} accounts for {self.rows} of {self._raw.rows_read} rows")

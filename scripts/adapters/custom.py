@@ -23,8 +23,6 @@ from scripts.common.records import Record, Round, shown_slot
 from scripts.config.custom import ColumnsConfig, OwnRowsConfig
 from scripts.config.registry import Dataset
 
-MAX_IMAGES = 64
-"""Images of the longest conversation that is read."""
 _IGNORED = "ignored:"
 _MAX_IGNORED = 100
 """Different names of ignored members that are counted each by itself."""
@@ -141,11 +139,7 @@ class _NamedMembers:
 
 
 def rounds_of(conversation: OwnConversation) -> tuple[list[ImageValue], tuple[Round, ...]]:
-    """The images of a conversation in the order in which they are shown, and its rounds with their slots.
-
-    Raises:
-        RowError: too_many_images.
-    """
+    """The images of a conversation in the order in which they are shown, and its rounds with their slots."""
     turns = [turn for turn in conversation.turns if turn.role != "system"]
     places = sum(not isinstance(part, str) for turn in turns for part in turn.parts)
     values: list[ImageValue] = [] if places else list(conversation.listed)
@@ -156,9 +150,6 @@ def rounds_of(conversation: OwnConversation) -> tuple[list[ImageValue], tuple[Ro
         text = _with_slots(question, values, listed)
         if not text:
             text = "".join(map(shown_slot, range(begin, len(values))))
-        if len(values) > MAX_IMAGES:
-            total = max(places, len(conversation.listed))
-            raise RowError("too_many_images", f"{total} images in one conversation, the limit is {MAX_IMAGES}")
         images = tuple(range(begin, len(values)))
         rounds.append(Round((text,), (_text(answer),), images, supervised=answer.supervised))
         begin = len(values)

@@ -6,6 +6,7 @@ later steps read these and never the registry, so that they do not depend on sou
 """
 
 import hashlib
+import importlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,10 @@ from scripts.media.listing import ListedFile, listed_files
 
 DATA_LINK = "files"
 SOURCE_MANIFEST = "source.json"
+OWN = "own"
+"""The container of files of custom datasets, whose form shows in each file itself."""
+OWN_ROWS, OWN_IMAGES = "scripts.adapters.own.row_source", "scripts.adapters.own.embedded_images"
+"""Loaded by name, so that published datasets do not depend on its code."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -77,7 +82,12 @@ class RawFiles:
         source, layout = self._annotation(path)
         for name in layout["found"]:
             file_path, listed = self.folder(source) / DATA_LINK / name, self._listed(source, name)
-            for row in _rows(file_path, listed, layout, self.notes):
+            if layout["container"] == OWN:
+                dataset = self.manifest(source)["dataset"]
+                rows = own_rows().rows_of_file(file_path, name, layout, dataset, listed.sha256, self.notes)
+            else:
+                rows = _rows(file_path, listed, layout, self.notes)
+            for row in rows:
                 self.rows_read += 1
                 yield row
 
@@ -91,6 +101,10 @@ class RawFiles:
             if path in self.manifest(source)["optional_files"]:
                 return read_json(self.folder(source) / DATA_LINK / path)
         return None
+
+    def listed_notes(self) -> list[Note]:
+        """Notes of fetch about the files of custom datasets."""
+        return [Note(*note) for source in self.folders for note in self.manifest(source).get("notes", ())]
 
     def folder(self, source: str) -> Path:
         """`raw/<source>`.
@@ -119,6 +133,16 @@ class RawFiles:
 
     def _listed(self, source: str, path: str) -> ListedFile:
         return listed_files(self.folder(source), [path])[path]
+
+
+def own_rows() -> Any:
+    """The module that finds and reads the rows of custom datasets."""
+    return importlib.import_module(OWN_ROWS)
+
+
+def own_images() -> Any:
+    """The module that finds and reads the images inside of the rows of custom datasets."""
+    return importlib.import_module(OWN_IMAGES)
 
 
 def _rows(file_path: Path, listed: ListedFile, layout: Mapping[str, Any], notes: list[Note]) -> Iterable[RawRow]:

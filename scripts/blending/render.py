@@ -42,7 +42,7 @@ def messages(row: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -
 
 
 def _question(question: str, offset: int, new: Sequence[int]) -> list[Part]:
-    """The parts of a question: its `new` images without a place in it, then its texts and the others in their places."""
+    """The parts of a question: `new` images without a place in it, then its texts and the others in their places."""
     parts = question_parts(question, offset)
     placed = [part - 1 for part in parts if isinstance(part, int)]
     if not placed or any(index not in new for index in placed):

@@ -1,12 +1,13 @@
-"""Folders that are written whole or not at all: beside their final path, and renamed at the end."""
+"""Folders and links that are written whole or not at all: beside their final path, and renamed at the end."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.common.errors import naming_target
-from scripts.common.files import sync
+from scripts.common.errors import UserError, naming_target
+from scripts.common.files import sync, temporary_prefix
 
 
 @contextmanager
@@ -37,3 +38,18 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def point_link(target: Path, link: Path) -> None:
+    """Point `link` at `target` atomically; a relative target gives a relative link, so that both can be moved.
+
+    Raises:
+        UserError: `link` is there, and is no link.
+    """
+    link_text = target if target.is_absolute() else os.path.relpath(target.resolve(), link.parent.resolve())
+    if link.exists() and not link.is_symlink():
+        raise UserError(f"{link} is not a link: remove it, then fetch again")
+    temporary = link.with_name(f"{temporary_prefix(link)}link.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(link_text)
+    os.replace(temporary, link)

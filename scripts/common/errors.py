@@ -87,6 +87,11 @@ def results_root(path: str | Path) -> Path | None:
     return max(candidates, key=lambda root: sum((root / stage).is_dir() for stage in _STAGES), default=None)
 
 
+def is_results_root(folder: str | Path) -> bool:
+    """Whether a folder holds results of a configuration, which are no data of the user."""
+    return Path(folder, "configuration.json").is_file() and any(Path(folder, stage).is_dir() for stage in _STAGES)
+
+
 def mark_writing(error: OSError, path: str | Path) -> None:
     """Record in `error` that the file `path` could not be written."""
     error.filename, error.filename2 = str(path), None

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _CHUNK = 1 << 20
+_PARQUET: dict[str, Any] = {"compression": "zstd", "store_schema": True, "write_page_checksum": True}
+_GROUP_ROWS = 65536
+_GROUP_BYTES = 64 << 20
 _FOOTER_MARK = b"FCRC"
 _TAIL = struct.Struct("<I4s")
 """The end of a Parquet file: the length of its footer, and the magic bytes."""
@@ -148,9 +151,51 @@ def write_table(path: str | Path, table: "pa.Table") -> None:
     """Write a Parquet file atomically; with one version of pyarrow, equal tables give equal bytes."""
     import pyarrow.parquet as pq
 
-    options = {"compression": "zstd", "row_group_size": 65536, "store_schema": True, "write_page_checksum": True}
     with atomic(path, "w+b") as file:
-        pq.write_table(table, file, **options)
+        pq.write_table(table, file, row_group_size=_GROUP_ROWS, **_PARQUET)
+        _check_footer(file)
+
+
+class TableWriter:
+    """Writes a Parquet file in parts, see `writing_table`."""
+
+    def __init__(self, parquet: "pq.ParquetWriter", schema: "pa.Schema") -> None:
+        self._parquet, self._schema = parquet, schema
+        self._batches: list[pa.RecordBatch] = []
+        self._rows = self._bytes = 0
+
+    def write(self, batch: "pa.RecordBatch") -> None:
+        """Add rows."""
+        if self._rows + batch.num_rows > _GROUP_ROWS:
+            self.flush()
+        self._batches.append(batch)
+        self._rows += batch.num_rows
+        self._bytes += batch.nbytes
+        if self._rows == _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that were added as a row group."""
+        import pyarrow as pa
+
+        if self._batches:
+            self._parquet.write_table(pa.Table.from_batches(self._batches, self._schema), _GROUP_ROWS)
+        self._batches, self._rows, self._bytes = [], 0, 0
+
+
+@contextmanager
+def writing_table(path: str | Path, schema: "pa.Schema") -> Iterator[TableWriter]:
+    """Write a Parquet file atomically from batches of rows, of which one row group (64 MB and a batch) is in memory.
+
+    Where batches fill row groups exactly, its bytes are those that `write_table` writes.
+    """
+    import pyarrow.parquet as pq
+
+    with atomic(path, "w+b") as file:
+        with pq.ParquetWriter(file, schema, **_PARQUET) as parquet:
+            writer = TableWriter(parquet, schema)
+            yield writer
+            writer.flush()
         _check_footer(file)
 
 

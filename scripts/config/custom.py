@@ -1,11 +1,17 @@
 """Settings of a custom dataset: its files, what its columns mean, what is kept for evaluation, and its terms."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from scripts.config.base import Section
-from scripts.config.paths import Below, Given
+from scripts.config.paths import Below, Given, is_archive, without_archive_extension
+
+_ONE_OR_MORE = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else () if value is None else value
 
 
 class ColumnsConfig(Section):
@@ -67,6 +73,9 @@ class OwnRowsConfig(Section):
     """What the members of a row mean, where their names are not among the usual ones."""
     split: SplitConfig | None = None
     """Which rows are kept for evaluation. Empty: those that show an image that `holdout` keeps."""
+    entry: str | None = None
+    """Entry of LLaMA-Factory's `dataset_info.json` in `folder`, which names the file of rows and its columns. Empty:
+    the entry with the name of the dataset, or the only one, if there is such a file and `files` is empty."""
 
 
 class CustomDatasetConfig(OwnRowsConfig):
@@ -75,20 +84,27 @@ class CustomDatasetConfig(OwnRowsConfig):
     folder: Given
     """Folder with the files and images."""
     files: tuple[Below, ...] = ()
-    """Files of conversations below `folder`, or patterns such as `part-*.jsonl.gz`. Empty: all that `folder` holds."""
-    entry: str | None = None
-    """Entry of the `dataset_info.json` in `folder`, which then names files, form and columns."""
-    images: Below | None = None
-    """Folder of images below `folder`, ending in "/", or an archive of them (.zip, .tar); rows name images by their path
-    in it. Empty: images are looked for below `folder` itself."""
+    """Files of conversations below `folder`; patterns such as `part-*.jsonl.gz` and `**/train*.json`; or folders.
+    Empty: all that `folder` holds."""
+    images: Annotated[tuple[Below, ...], BeforeValidator(_listed), WithJsonSchema(_ONE_OR_MORE)] = ()
+    """Folder of images below `folder`, or an archive of them (.zip, .tar, .tar.gz), or a list of these; rows name
+    images by their path in it. Empty: images are looked for below `folder` itself."""
     licence: str = "the user's own"
     """Free text; it is written into every record."""
     terms: tuple[str, ...] = ("custom",)
     """The terms as keywords, which `licences` can allow or refuse."""
 
+    @model_validator(mode="after")
+    def _files_or_entry(self) -> "CustomDatasetConfig":
+        if self.files and self.entry:
+            raise ValueError("should have `files` or `entry`, whose file is named in dataset_info.json, but not both")
+        return self
+
     @field_validator("images")
     @classmethod
-    def _a_folder_or_an_archive(cls, images: str | None) -> str | None:
-        if images is not None and not images.endswith(("/", ".zip", ".tar", ".tar.gz", ".tgz")):
-            raise ValueError('should be a folder, with a "/" at its end, or an archive (.zip, .tar)')
-        return images
+    def _folders_end_in_a_slash(cls, images: tuple[str, ...]) -> tuple[str, ...]:
+        places = tuple(image if image.endswith("/") or is_archive(image) else f"{image}/" for image in images)
+        folders = [without_archive_extension(place) for place in places]
+        if repeated := next((folder for folder in folders if folders.count(folder) > 1), None):
+            raise ValueError(f"has two entries that stand for the folder {repeated!r}: rename one of them")
+        return places

@@ -92,3 +92,16 @@ Declared = Annotated[str, AfterValidator(_given), AfterValidator(declared), Path
 """A file that is an input of a rule."""
 Below = Annotated[str, AfterValidator(_below), PathKey("below")]
 """A path below the folder that another key names."""
+
+_ARCHIVES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tar", ".zip")
+
+
+def is_archive(path: str) -> bool:
+    """Whether a file has the extension of an archive that may hold images."""
+    return path.lower().endswith(_ARCHIVES)
+
+
+def without_archive_extension(path: str) -> str:
+    """The folder, ending in "/", that an archive stands for; a folder is itself."""
+    extension = next((each for each in _ARCHIVES if path.lower().endswith(each)), "")
+    return path[: -len(extension)] + "/" if extension else path

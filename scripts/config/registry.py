@@ -8,8 +8,10 @@ that the user provides are only compared: a smaller or newer copy is accepted.
 The tables are data, not code: a rule that depends on one source has only that entry as a parameter.
 """
 
+import posixpath
+import re
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +20,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from scripts.config.base import Section
 from scripts.config.custom import CustomDatasetConfig, OwnRowsConfig
+from scripts.config.paths import is_archive, without_archive_extension
 
 _TABLES = Path(__file__).resolve().parents[1] / "adapters"
 
@@ -35,9 +38,41 @@ Below = Annotated[str, AfterValidator(_below)]
 """A path below the data path: relative and without "..". If it ends in "/" it is a folder."""
 
 
+ALL_ROWS = "./"
+"""In place of the files of a custom dataset: all files of rows that its folder holds."""
+
+
+def path_matches(path: str, pattern: str) -> bool:
+    """Whether a path matches a pattern: `*` stands for any characters of a name, `**` for any number of folders."""
+    return _path_expression(pattern).fullmatch(path) is not None
+
+
+@cache
+def _path_expression(pattern: str) -> re.Pattern[str]:
+    *folders, last = posixpath.normpath(pattern).split("/")
+    text = "".join(_ANY_FOLDERS if part == "**" else f"{_name_expression(part)}/" for part in folders)
+    return re.compile(text + (f"{_ANY_FOLDERS}[^/]+" if last == "**" else _name_expression(last)), re.DOTALL)
+
+
+_ANY_FOLDERS = "(?:[^/]+/)*"
+
+
+def _name_expression(part: str) -> str:
+    return re.escape(part).replace(r"\*", "[^/]*")
+
+
 def glob_pattern(name: str) -> str:
     """The pattern for `glob` of a file name in which `*` stands for any characters and all others for themselves."""
     return name.translate({ord("?"): "[?]", ord("["): "[[]"})
+
+
+WHOLE_FOLDER = "./"
+"""The folder of a set of images that is the whole data path."""
+
+
+def image_prefix(folder: str) -> str:
+    """What the paths of the images of a set begin with."""
+    return "" if folder == WHOLE_FOLDER else folder
 
 
 class Address(Section):
@@ -89,13 +124,21 @@ class ImageSet(Section):
     """The images of one folder, however they are stored."""
 
     folder: Annotated[Below, Field(pattern=r"/$")]
-    """Images are identified by their path in this folder, also if they are stored in one of the containers."""
+    """Images are identified by their path in this folder, also if they are stored in one of the containers. "./": the
+    whole data path, without the folders of other sets."""
     containers: tuple[Below, ...] = ()
     """Files (or patterns) that may replace the folder: .zip, .json (an object of base64 by id), .parquet."""
+    archived: bool = False
+    """Whether the images are in the containers even where the folder exists."""
     optional: bool = False
     """Whether the whole set may be absent; its images then count as missing."""
     expected: int | None = None
     """Number of images in the published set."""
+
+    @property
+    def prefix(self) -> str:
+        """The folder as the beginning of the paths of its images."""
+        return image_prefix(self.folder)
 
 
 class Source(Section):
@@ -154,18 +197,24 @@ class Dataset(Section):
 
 def custom_files(config: CustomDatasetConfig) -> tuple[str, ...]:
     """The files of a custom dataset: those of its `split` too, which `files` need not name again."""
-    kept = config.split.files if config.split and config.files else ()
-    return config.files + tuple(file for file in kept if not any(fnmatchcase(file, each) for each in config.files))
+    if not config.files:
+        return (ALL_ROWS,)
+    kept = config.split.files if config.split else ()
+    return config.files + tuple(file for file in kept if not any(path_matches(file, each) for each in config.files))
 
 
 def custom_source(name: str, config: CustomDatasetConfig) -> Source:
     """The source of a custom dataset."""
-    if config.images is None:
-        images: tuple[ImageSet, ...] = ()
-    elif config.images.endswith("/"):
-        images = (ImageSet(folder=config.images),)
-    else:
-        images = (ImageSet(folder=config.images.removesuffix(".zip") + "/", containers=(config.images,)),)
+    places = config.images or (WHOLE_FOLDER,)
+    images = tuple(
+        ImageSet(
+            folder=without_archive_extension(place),
+            containers=(place,) if is_archive(place) else (),
+            archived=is_archive(place),
+            optional=not config.images,
+        )
+        for place in places
+    )
     return Source(
         name=name,
         licence=config.licence,
@@ -183,10 +232,10 @@ def custom_dataset(name: str, config: CustomDatasetConfig) -> Dataset:
         licence=config.licence,
         terms=config.terms,
         files=custom_files(config),
-        image_sources=(name,) if config.images else (),
+        image_sources=(name,),
         adapter="custom",
         only_source=name,
-        own=OwnRowsConfig(columns=config.columns, split=config.split),
+        own=OwnRowsConfig(columns=config.columns, split=config.split, entry=config.entry),
     )
 
 

@@ -3,7 +3,7 @@
 Every part writes its files and returns its numbers; `scripts.evaluate` merges them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from scripts.common.fingerprint import code_fingerprint
 from scripts.config.evaluate import EvaluationConfig
 from scripts.evaluation.dialogues import run_dialogues
 from scripts.evaluation.filters import pipeline
+from scripts.evaluation.free_text import is_closed, loss_row, score_datasets
 from scripts.evaluation.heldout_questions import Question, questions
 from scripts.evaluation.question_kinds import QuestionKind
 from scripts.evaluation.results import HELDOUT, summarise_heldout, summarise_suite, write_summary, write_turns
 from scripts.evaluation.scoring import score_turns
-from scripts.evaluation.statistics import is_correct, mean_loss
+from scripts.evaluation.statistics import is_correct
 from scripts.evaluation.suites import Suite
 from scripts.evaluation.turns import Turn
 from scripts.inference.answer_cache import AnswerCache
@@ -58,43 +59,74 @@ class CheckpointEvaluation:
             "versions": versions(),
         }
 
-    def heldout(self, blend: BlendReader | None, kinds: Sequence[QuestionKind]) -> dict[str, Any]:
-        """Measure loss and accuracy on held-out conversations, write their files and return the numbers.
+    def heldout(
+        self, blend: BlendReader | None, kinds: Sequence[QuestionKind], without_kinds: Collection[str] = ()
+    ) -> dict[str, Any]:
+        """Measure loss and answers on held-out conversations, write their files and return the numbers.
 
         Args:
             blend: the held-out part of a blend; `None` gives the numbers of an empty one.
             kinds: kinds of questions; empty: every dataset is a kind.
+            without_kinds: datasets that `kinds` are not about; each of them is a kind.
         """
         conversations: list[Prompt] = []
         datasets: list[str] = []
-        scored: list[Question] = []
+        asked: list[Question] = []
         if blend is not None:
             for unit in range(min(len(blend), self.settings.limit or len(blend))):
                 sample = blend[unit]
                 name = f"held-out conversation {unit}"
                 conversations.append(_prompt(name, sample.messages, sample.image_sha256, blend, unit))
                 datasets.append(sample.dataset)
-                scored += [question for question in questions(unit, sample, kinds) if question.kind.scored]
-        if not kinds:
-            # An answer longer than what may be generated (a caption, an essay) has no chance of an exact match.
-            limit = self.settings.max_new_tokens
-            scored = [question for question in scored if self.runner.count_tokens(question.reference) <= limit]
+                found = questions(unit, sample, kinds, without_kinds)
+                asked += [question for question in found if question.kind.scored]
         losses = self.runner.losses(conversations, f"{self.checkpoint}: held-out loss")
         by_dataset = {
             name: [loss for dataset, loss in zip(datasets, losses, strict=True) if dataset == name]
             for name in sorted(set(datasets))
         }
-        turns = [] if blend is None else self._answer(blend, scored)
+        turns = [] if blend is None else self._answer(blend, asked)
+        free = without_kinds if kinds else set(datasets)
+        turns, exact, by_text = self._scores(asked, turns, free)
         write_turns(self.out / HELDOUT, self.checkpoint, turns, {"suite": HELDOUT} | self.common)
+        confidence = self.settings.confidence
         summary = {
             "loss": {
-                "overall": mean_loss(losses),
-                "datasets": {name: mean_loss(values) for name, values in by_dataset.items()},
+                "overall": loss_row(losses, confidence),
+                "datasets": {name: loss_row(values, confidence) for name, values in by_dataset.items()},
             },
-            **summarise_heldout(list(zip(scored, turns, strict=True)), kinds, self.settings.confidence),
+            **summarise_heldout(exact, kinds, confidence),
+            "datasets": by_text,
         }
         write_summary(self.out / HELDOUT, self.checkpoint, {"suite": HELDOUT} | self.common | summary)
         return summary
+
+    def _scores(
+        self, asked: Sequence[Question], turns: Sequence[Turn], free: Collection[str]
+    ) -> tuple[list[Turn], list[tuple[Question, Turn]], dict[str, Any]]:
+        """Score the answers of the datasets `free` as free text.
+
+        Returns:
+            The turns; those that count for exact match, with their questions; and the rows of `score_datasets`, each
+            with "long_references", the references that are longer than what may be generated.
+        """
+        references: dict[str, list[str]] = {}
+        for question in asked:
+            if question.dataset in free:
+                references.setdefault(question.dataset, []).append(question.reference)
+        closed = {name: is_closed(texts) for name, texts in references.items()}
+        turns, rows = score_datasets(turns, closed, self.settings.confidence)
+        # An answer longer than what may be generated (a caption, an essay) has no chance of an exact match.
+        limit = self.settings.max_new_tokens
+        exact = []
+        for question, turn in zip(asked, turns, strict=True):
+            long = question.dataset in closed and self.runner.count_tokens(question.reference) > limit
+            if long:
+                row = rows[question.dataset]
+                row["long_references"] = row.get("long_references", 0) + 1
+            elif closed.get(question.dataset, True):
+                exact.append((question, turn))
+        return turns, exact, rows
 
     def suite(self, name: str, suite: Suite) -> tuple[dict[str, Any], list[Turn]]:
         """Run a suite, write its files, and return its numbers and its scored turns.
@@ -114,19 +146,24 @@ class CheckpointEvaluation:
         write_summary(self.out / name, self.checkpoint, common | summary)
         return summary | {"output_type": suite.output_type, "version": suite.version}, turns
 
-    def _answer(self, blend: BlendReader, scored: Sequence[Question]) -> list[Turn]:
+    def _answer(self, blend: BlendReader, asked: Sequence[Question]) -> list[Turn]:
         """Answer every question, and answer it again with blanked images if the settings ask for that."""
         prompts = [
             _prompt(f"held-out conversation {q.unit}, round {q.round}", q.messages, q.gallery, blend, q.unit)
-            for q in scored
+            for q in asked
         ]
         outputs = self.runner.generate(prompts, f"{self.checkpoint}: held-out questions")
-        blanked: Sequence[str | None] = [None] * len(scored)
+        blanked: list[str | None] = [None] * len(asked)
         if self.settings.blank_images:
-            blanked = self.runner.generate(prompts, f"{self.checkpoint}: the same, images blanked", blank=True)
+            label = f"{self.checkpoint}: the same, images blanked"
+            with_images = [number for number, question in enumerate(asked) if question.images]
+            again = self.runner.generate([prompts[number] for number in with_images], label, blank=True)
+            blanked = [*outputs]
+            for number, output in zip(with_images, again, strict=True):
+                blanked[number] = output
         return [
             _turn(question, self.runner.prompt_text(prompt), output, blanked_output)
-            for question, prompt, output, blanked_output in zip(scored, prompts, outputs, blanked, strict=True)
+            for question, prompt, output, blanked_output in zip(asked, prompts, outputs, blanked, strict=True)
         ]
 
 

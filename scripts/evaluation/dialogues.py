@@ -37,8 +37,13 @@ class _State:
         self.images += current.images
         self.shown += [number + 1] * len(current.images)
         self.pending += len(current.images)
-        new = range(len(self.images) - self.pending, len(self.images))
-        parts = [{"type": "image", "index": index} for index in new] + [{"type": "text", "text": current.question}]
+        first = len(self.images) - len(current.images)
+        placed = current.parts or (*range(len(current.images)), current.question)
+        kept = range(len(self.images) - self.pending, first)
+        parts = [
+            *map(_image, kept),
+            *(_text(part) if isinstance(part, str) else _image(first + part) for part in placed),
+        ]
         images = list(self.images)
         return Prompt(
             name=f"test {dialogue.name!r}, round {number + 1}",
@@ -52,6 +57,14 @@ class _State:
         if answer:
             self.history = with_answer(prompt, answer).messages
             self.pending = 0
+
+
+def _image(index: int) -> dict[str, Any]:
+    return {"type": "image", "index": index}
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
 
 
 def with_answer(prompt: Prompt, answer: str) -> Prompt:

@@ -43,7 +43,9 @@ class SuiteImage:
 class SuiteRound:
     """A question, its new images, and the answers that count as correct.
 
-    `given` is an answer that is part of the conversation: the round is context, and the model does not answer it.
+    `parts` are the texts of the question and, as numbers from 0, its images in their places; without them the images
+    come first. `given` is an answer that is part of the conversation: the round is context, and the model does not
+    answer it.
     `choices` are the texts to choose from, `target` is the index of the correct one.
     """
 
@@ -53,6 +55,7 @@ class SuiteRound:
     given: str | None = None
     choices: tuple[str, ...] = ()
     target: int | None = None
+    parts: tuple[str | int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ their image by `url` or by `index` into `doc_to_visual`, and `cluster_key` group
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -249,7 +250,7 @@ def _with_references(
             raise UserError(f"{where} has {len(rounds)} questions, but doc_to_target has {len(targets)} answers")
         answers = targets or [each.given for each in rounds]
         return tuple(
-            SuiteRound(each.question, each.images, _references(answer, where))
+            replace(each, references=_references(answer, where), given=None)
             for each, answer in zip(rounds, answers, strict=True)
         )
     *context, last = rounds
@@ -260,7 +261,7 @@ def _with_references(
         )
     index = _target_index(target, choices, where) if choices else None
     references = (choices[index],) if index is not None else _references(target, where)
-    return (*context, SuiteRound(last.question, last.images, references, choices=choices, target=index))
+    return (*context, replace(last, references=references, choices=choices, target=index))
 
 
 def _choices(task: TaskFile, document: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Converts a document of a task into rounds: reads its images and splits its messages into questions and answers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from io import BytesIO
 from os.path import relpath
 from pathlib import Path
@@ -83,13 +84,14 @@ def conversation(
     for number, message in enumerate(messages):
         location = f"{where}, message {number}"
         role = message.get("role")
-        text, images = _parts(message, gallery, root, allow_outside, base, location)
+        parts, images = _parts(message, gallery, root, allow_outside, base, location)
+        text = "\n".join(part for part in parts if isinstance(part, str))
         if role == "system" and number == 0 and not images:
             system = text
         elif role == "user" and (not rounds or rounds[-1].given is not None or _open_ended(messages)):
-            rounds.append(SuiteRound(text, tuple(images)))
+            rounds.append(SuiteRound(text, tuple(images), parts=parts))
         elif role == "assistant" and rounds and rounds[-1].given is None and not images:
-            rounds[-1] = SuiteRound(rounds[-1].question, rounds[-1].images, given=text)
+            rounds[-1] = replace(rounds[-1], given=text)
         else:
             raise UserError(
                 f"{location}: unexpected role {role!r}; messages of user and assistant must alternate, the user first"
@@ -111,19 +113,22 @@ def _parts(
     allow_outside: bool,
     base: Path,
     where: str,
-) -> tuple[str, list[SuiteImage]]:
+) -> tuple[tuple[str | int, ...], list[SuiteImage]]:
+    """The texts of a message and, as numbers from 0, its images in their places; and these images."""
     content = message.get("content")
-    texts, images = [], []
+    parts: list[str | int] = []
+    images: list[SuiteImage] = []
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content or []:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
+            parts.append(part["text"])
             continue
         sources = [name for name in _SOURCES if kind == "image" and part.get(name) is not None]
         if len(sources) != 1:
             raise UserError(
                 f"{where}: a part must be a text, or an image with exactly one of {', '.join(_SOURCES)}, not {part!r}"
             )
+        parts.append(len(images))
         value = part[sources[0]]
         if sources[0] != "index":
             images.append(_image(value, root, allow_outside, base, where))
@@ -131,9 +136,9 @@ def _parts(
             images.append(gallery[int(value)])
         else:
             raise UserError(f"{where}: there is no image {value!r}; doc_to_visual gives {len(gallery)}, counted from 0")
-    if not texts:
+    if not any(isinstance(part, str) for part in parts):
         raise UserError(f"{where} has no text")
-    return "\n".join(texts), images
+    return tuple(parts), images
 
 
 def _filled(value: Any, document: Mapping[str, Any], where: str) -> Any:

@@ -1,10 +1,11 @@
-"""Metrics of free text against references: ROUGE-L, BLEU, chrF, and perplexity of the reference.
+"""Metrics of free text against references: ROUGE-L, token F1, BLEU, chrF, and perplexity of the reference.
 
-The first three come from the packages that publications use, `rouge-score` and `sacrebleu`. BLEU and chrF are corpus
-scores of the whole suite; ROUGE-L is the mean over answers of the best reference.
+ROUGE-L, BLEU and chrF come from the packages that publications use, `rouge-score` and `sacrebleu`. BLEU and chrF are
+corpus scores of the whole suite; ROUGE-L and token F1 are means over answers of the best reference.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -16,13 +17,43 @@ from scripts.evaluation.metric_registry import Vectors, best_of, metric
 from scripts.evaluation.turns import Turn
 
 _CHRF_ORDER, _CHRF_BETA = 6, 2
+_ARTICLES = {"a", "an", "the"}
+# Scripts without spaces between words, of which every character counts as one: Thai, Lao, Khmer, kana, Chinese.
+_UNSPACED = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation.
+
+    Of ASCII text these are the tokens of `rouge-score`, whose own tokenizer drops all other letters.
+    """
+    return _WORD.findall(text.lower())
 
 
 @metric("rouge_l")
 def rouge_l(turns: Sequence[Turn], *, use_stemmer: bool = False) -> Vectors:
-    """F-measure of the longest common subsequence of words (Lin 2004), between 0 and 1."""
+    """F-measure of the longest common subsequence of words (Lin 2004), between 0 and 1.
+
+    With the stemmer, which is one for English, also with the tokenizer of `rouge-score`.
+    """
     scorer = _rouge(use_stemmer)
     return best_of(lambda output, reference: scorer.score(reference, output)["rougeL"].fmeasure)(turns)
+
+
+def token_f1_score(output: str, reference: str) -> float:
+    """F-measure of the words of two texts without their order (Rajpurkar et al. 2016), between 0 and 1."""
+    ours, theirs = ([word for word in words(text) if word not in _ARTICLES] for text in (output, reference))
+    if not ours or not theirs:
+        return float(ours == theirs)
+    both = (Counter(ours) & Counter(theirs)).total()
+    return 2 * both / (len(ours) + len(theirs))
+
+
+@metric("token_f1")
+def token_f1(turns: Sequence[Turn]) -> Vectors:
+    """F-measure of words as in SQuAD, between 0 and 1: order, articles and punctuation do not count."""
+    return best_of(token_f1_score)(turns)
 
 
 def _bleu_value(total: np.ndarray) -> float:
@@ -86,11 +117,18 @@ def _bleu() -> Any:
     return BLEU(force=True)
 
 
+class _Words:
+    """`words` in the form of a tokenizer of `rouge-score`."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
+
+
 @cache
 def _rouge(use_stemmer: bool) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=use_stemmer)
+    return RougeScorer(["rougeL"], use_stemmer=use_stemmer, tokenizer=None if use_stemmer else _Words())
 
 
 def _perplexity(total: np.ndarray) -> float:

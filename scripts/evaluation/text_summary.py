@@ -20,10 +20,20 @@ def result_lines(metrics: Mapping[str, Any]) -> list[str]:
             row = entry["heldout"]["groups"][group]
             if row["n"]:
                 lines.append(f"  {_LABELS[group]:<15}{_accuracy(row, confidence)}")
+        lines += [line for item in entry["heldout"].get("datasets", {}).items() for line in _free_text(*item)]
         for suite, row in entry["suites"].items():
             if row["n"]:
                 lines.append(f"  suite {suite}: {row['correct']} of {row['n']} answers correct")
             lines += [f"    {name:<17} {_metric(metric)}" for name, metric in row.get("metrics", {}).items()]
+    return lines
+
+
+def _free_text(dataset: str, row: Mapping[str, Any]) -> list[str]:
+    """The scores of the answers of one dataset, and what lowers them."""
+    lines = [f"  {dataset}: {row['n']} held-out answers"]
+    lines += [f"    {name:<17} {_metric(metric)}" for name, metric in row["metrics"].items()]
+    if long := row.get("long_references"):
+        lines.append(f"    {long} references are longer than evaluate.max_new_tokens, where answers are cut off")
     return lines
 
 

@@ -2,21 +2,37 @@
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
+import yaml
+
+from scripts.adapters.own.listed_images import looks_like_image
+from scripts.adapters.own.values import has_value
 from scripts.inspection.survey import Hint
 
 _LARGEST_SEARCH = 200_000
 """Files of a folder among which missing images are searched."""
 
+IMAGES_LINE = "images: "
+NO_FOLDER = f"{IMAGES_LINE}FOLDER/"
 HINTS = {
-    "missing_image": Hint("the images are not below the folder: name the folder or archive that holds them", "images: FOLDER/"),
+    "missing_image": Hint(
+        "the images are not below the folder: name the folder or archive that holds them", "images: FOLDER/"
+    ),
     "ambiguous_image": Hint("several folders hold an image of this name: write its path into the rows"),
     "unreadable_image": Hint("the file is no complete image: get it again"),
-    "unsafe_path": Hint("images must lie below the folder: move them there, or name their common folder", "folder: FOLDER"),
-    "remote_image": Hint("images at addresses are never fetched while data is built: fetch them into the folder first"),
-    "unsupported_media": Hint("the text depends on a video, a sound or a box, which the model cannot read: leave the rows out"),
+    "unsafe_path": Hint(
+        "images must lie below the folder: move them there, or name their common folder", "folder: FOLDER"
+    ),
+    "remote_image": Hint(
+        "images are never downloaded while data is built: download them first",
+        "python -m scripts.download_images FILE --out FOLDER/images",
+    ),
+    "unsupported_media": Hint(
+        "the text depends on a video, a sound or a box, which the model cannot read: leave the rows out"
+    ),
     "unsupported_tool_calls": Hint("the model calls no tools: leave the rows out, or write the result as an answer"),
     "image_count": Hint("write one <image> for every image, in the order of the images, or none at all"),
     "image_in_answer": Hint("the model cannot make images: leave the rows out"),
@@ -29,20 +45,34 @@ HINTS = {
 _OTHERWISE = Hint("see the example")
 
 
-def hint(reason: str, members: Iterable[str], unused: Iterable[str]) -> Hint:
-    """What to do about rows that are lost for `reason`.
+def hint(reason: str, unread: Sequence[Mapping[str, Any]]) -> Hint:
+    """What to do about rows that are lost for `reason`; `unread` are some rows whose form was not recognised."""
+    if reason == "unknown_form" and unread:
+        return Hint("say which member is what, for example", _columns_of(unread))
+    return HINTS.get(reason, _OTHERWISE)
 
-    Args:
-        reason: as the report counts it.
-        members: of the rows.
-        unused: members that no form of the rows uses.
+
+def _columns_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line of `columns` that may fit rows: lists of objects are turns, names of image files are images.
+
+    Of the texts the first one is the question and the next one the answer, which is only a guess.
     """
-    if reason in HINTS:
-        return HINTS[reason]
-    if reason in ("bad_row", "unknown_form"):
-        names = ", ".join(sorted(unused or members)[:12])
-        return Hint(f"the rows have the members {names}: say which is what", "columns: {question: NAME, answer: NAME}")
-    return _OTHERWISE
+    found: dict[str, str] = {}
+    texts: list[str] = []
+    for member in dict.fromkeys(name for row in rows for name in row):
+        values = [row[member] for row in rows if has_value(row.get(member))]
+        if not values:
+            continue
+        if all(isinstance(value, list) and isinstance(value[0], dict) for value in values):
+            found.setdefault("messages", member)
+        elif all(map(looks_like_image, values)):
+            found.setdefault("images", member)
+        elif all(isinstance(value, str) for value in values):
+            texts.append(member)
+    if "messages" not in found:
+        texts = texts or ["NAME"]
+        found = {"question": texts[0], "answer": (texts[1:] or ["NAME"])[0]} | found
+    return f"columns: {yaml.safe_dump(found, default_flow_style=True, sort_keys=False, width=10_000).strip()}"
 
 
 def better_folder(missing: Iterable[str], files: Iterable[str]) -> Hint | None:
@@ -65,4 +95,4 @@ def better_folder(missing: Iterable[str], files: Iterable[str]) -> Hint | None:
     if not found:
         return None
     folder, count = found.most_common(1)[0]
-    return Hint(f"{folder} holds {count} of these {len(names)} images", f"images: {folder}")
+    return Hint(f"{folder} holds {count} of these {len(names)} images", f"{IMAGES_LINE}{folder}")

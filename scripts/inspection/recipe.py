@@ -8,6 +8,8 @@ from scripts.common.errors import UserError
 from scripts.common.files import atomic
 from scripts.config.custom import CustomDatasetConfig
 
+_ORDER = ("folder", "files", "entry", "images", "columns", "split")
+
 
 def recipe(name: str, config: CustomDatasetConfig, path: str) -> str:
     """The configuration as YAML: `custom.<name>` alone, because everything else has defaults.
@@ -17,16 +19,22 @@ def recipe(name: str, config: CustomDatasetConfig, path: str) -> str:
         config: its section.
         path: of this recipe, for the commands in its comments.
     """
-    section = config.model_dump(mode="json", exclude_defaults=True)
-    body = yaml.safe_dump({"custom": {name: section}}, sort_keys=False, allow_unicode=True, width=120)
-    return (
-        f"# {config.folder} as training data. What is not written here is taken from recipes/own-data.yaml: a model that\n"
-        "# trains in a minute on a laptop. docs/configuration.md lists all keys.\n"
-        "#\n"
-        f"#     snakemake --cores all data --configfile {path}     # check and convert; look at results-{name}/blend/mine/preview.html\n"
-        f"#     snakemake --cores all --configfile {path}          # and train, evaluate, report\n\n"
-        f"{body}"
+    given = config.model_dump(mode="json", exclude_defaults=True)
+    section = {key: given[key] for key in sorted(given, key=lambda key: (*_ORDER, key).index(key))}
+    # Lists and the columns on one line each, so that the whole fits into five.
+    body = yaml.safe_dump(
+        {"custom": {name: section}}, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=None
     )
+    return f"""# {config.folder} as training data. What is not written here is taken from recipes/own-data.yaml,
+# whose model trains in a minute on a laptop; docs/configuration.md lists all keys.
+#
+#     snakemake --cores all data --configfile {path}
+#     snakemake --cores all --configfile {path}
+#
+# The first command converts the data: look at results-{name}/blend/mine/preview.html. The second one
+# also trains, evaluates and writes results-{name}/report.html.
+
+{body}"""
 
 
 def write_recipe(path: Path, text: str, replace: bool) -> None:

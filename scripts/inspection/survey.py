@@ -21,7 +21,7 @@ class InspectedFile(NamedTuple):
 class ShownPart:
     """A stretch of a conversation as it is trained on.
 
-    `kind` is header, text, answer, unsupervised or image; an image has its name or origin as `text`, and its encoded
+    `kind` is header, text, answer or image; an image has its name or origin as `text`, and its encoded
     bytes if they could be read.
     """
 
@@ -63,11 +63,13 @@ class Survey:
         roles: turns by role.
         unsupervised: answers that are shown, but not trained on.
         image_files: images that the folders and archives hold.
-        images: images that rows name, by how they were found: found, loosely, embedded, missing.
+        images: images of rows by where they are: named, inside of rows, at addresses.
         dropped, noted: rows by reason, with examples.
         hints: by reason of a loss.
         tokens, n_images: of every conversation.
         tokenizer: that counted the tokens; "": they are estimated.
+        beyond: conversations beyond a limit of the recipe, by the limit and the key that sets it.
+        chosen_images: why `config` names a folder of images that the user has not named, or "".
         shown: conversations as they are trained on.
     """
 
@@ -88,6 +90,8 @@ class Survey:
     tokens: list[int] = field(default_factory=list)
     n_images: list[int] = field(default_factory=list)
     tokenizer: str = ""
+    beyond: dict[str, int] = field(default_factory=dict)
+    chosen_images: str = ""
     shown: list[ShownConversation] = field(default_factory=list)
 
     @property

@@ -8,13 +8,13 @@ from scripts.inspection.survey import ShownConversation, Survey, quantile
 
 _LABEL = 12
 _WIDTH = 118
-_MARKS = {"answer": "+", "unsupervised": "-"}
 _EXAMPLES = 2
 
 
 def as_text(survey: Survey, conversations: int) -> str:
     """The survey, with up to `conversations` of its conversations."""
-    return "\n".join([*_summary(survey), *_losses(survey), *_lengths(survey), *_shown(survey.shown[:conversations])])
+    shown = _shown(survey.shown[:conversations])
+    return "\n".join([*_summary(survey), *_losses(survey), *_lengths(survey), *_cut(survey), *shown])
 
 
 def _summary(survey: Survey) -> Iterator[str]:
@@ -29,7 +29,8 @@ def _summary(survey: Survey) -> Iterator[str]:
     unsupervised = f"; {survey.unsupervised:,} answers are shown, but not trained on" if survey.unsupervised else ""
     yield from _entry("turns", _counted(survey.roles, "") + unsupervised)
     named = _counted(survey.images, "") or "rows name none"
-    yield from _entry("images", f"{named}; {survey.image_files:,} image files are there")
+    where = f" ({survey.chosen_images})" if survey.chosen_images else ""
+    yield from _entry("images", f"{named}; {survey.image_files:,} image files are there{where}")
 
 
 def _losses(survey: Survey) -> Iterator[str]:
@@ -62,20 +63,28 @@ def _lengths(survey: Survey) -> Iterator[str]:
     )
 
 
+def _cut(survey: Survey) -> Iterator[str]:
+    for limit, count in survey.beyond.items():
+        yield from _entry(
+            "beyond", f"{count:,} conversations have more than {limit}: their last rounds are cut off, or all of them"
+        )
+
+
 def _shown(conversations: Iterable[ShownConversation]) -> Iterator[str]:
     for conversation in conversations:
         yield ""
-        yield f"{conversation.origin} ({conversation.form}): {conversation.tokens:,} tokens; lines with + are trained on"
-        text, kinds = "", []
+        about = f"{conversation.form}, {conversation.tokens:,} tokens"
+        yield f"{conversation.origin} ({about}); + marks what is trained on:"
+        text = ""
+        kinds: list[str] = []
         for part in conversation.parts:
             shown = f"[{part.text}]" if part.kind == "image" else part.text
             text += shown
             kinds += [part.kind] * len(shown)
         start = 0
         for line in text.split("\n"):
-            marks = {_MARKS.get(kind, " ") for kind in kinds[start : start + len(line)]}
-            mark = next((each for each in "+-" if each in marks), " ")
-            yield from (f"  {mark} {piece}" for piece in textwrap.wrap(line, _WIDTH - 4) or [""])
+            mark = "+" if "answer" in kinds[start : start + len(line)] else " "
+            yield from (f"  {mark} {piece}" for piece in textwrap.wrap(line, _WIDTH - 4))
             start += len(line) + 1
 
 

@@ -1,4 +1,4 @@
-"""Listing the images inside of container files: zip archives, JSON objects of base64, Parquet tables.
+"""Listing the images inside of container files: zip and tar archives, JSON objects of base64, Parquet tables.
 
 Nothing is unpacked. A container is read once, in constant memory, and every image in it becomes an entry with the
 position of its bytes, from where `raw_images` reads them. An image is identified by its path in the folder that the
@@ -23,11 +23,12 @@ import pyarrow.parquet as pq
 
 from scripts.common.errors import UserError
 from scripts.common.files import bytes_sha256
-from scripts.media import zip_directory
+from scripts.media import tar_members, zip_directory
 from scripts.media.keys import is_hidden, is_image, is_image_data
 from scripts.media.opening import MAX_BYTES
 
 FILE, STORED, DEFLATED, BASE64, PARQUET = "file", "stored", "deflated", "base64", "parquet"
+COMPRESSED_TAR, EMBEDDED = "compressed_tar", "embedded"
 
 _WINDOW = 32 << 20
 _SIGNATURE_BYTES = 512
@@ -40,8 +41,9 @@ class ImageEntry(NamedTuple):
     Attributes:
         path: below the data path, as if unpacked.
         container: file below the data path that contains it; "" for a separate file.
-        kind: how it is stored: FILE, STORED, DEFLATED, BASE64 or PARQUET.
-        offset, length: of the stored bytes; in a Parquet table `offset` is the row, and `length` an estimate.
+        kind: how it is stored: FILE, STORED, DEFLATED, BASE64, PARQUET, COMPRESSED_TAR, or EMBEDDED in a row.
+        offset, length: of the stored bytes, in a compressed tar of what it unpacks to; in a Parquet table `offset` is
+            the row, and `length` an estimate; of an embedded image `offset` is the number of its row in the container.
         crc: CRC-32 of the image's bytes, where the container has one; else -1.
         fault: why the image cannot be used, or "".
     """
@@ -64,8 +66,8 @@ def list_container(file_path: Path, container: str, folder: str, root: str | Non
         file_path: the container.
         container: its path below the data path.
         folder: the folder that it stands for, below the data path, ending in "/".
-        root: of a zip: the folder inside of it that `folder` stands for, ending in "/", or "" (see `zip_root`); None:
-            the base names of its members are the names of the images.
+        root: of an archive: the folder inside of it that `folder` stands for, ending in "/", or "" (see
+            `archive_root`); None, for a zip: the base names of its members are the names of the images.
 
     Raises:
         UserError: the file is damaged, or is not a container of images.
@@ -75,9 +77,10 @@ def list_container(file_path: Path, container: str, folder: str, root: str | Non
         ".json": _json_entries,
         ".parquet": _parquet_entries,
     }
+    tar_entries = partial(_tar_entries, root=root or "")
     seen: set[str] = set()
     try:
-        for entry in readers[file_path.suffix.lower()](file_path, container, folder):
+        for entry in readers.get(file_path.suffix.lower(), tar_entries)(file_path, container, folder):
             repeated = entry.path in seen and not entry.fault
             seen.add(entry.path)
             yield entry._replace(fault="duplicate_name") if repeated else entry
@@ -85,7 +88,7 @@ def list_container(file_path: Path, container: str, folder: str, root: str | Non
         raise UserError(f"{file_path} is damaged or cut off, get it again: {error}") from None
 
 
-def zip_root(file_paths: Iterable[Path]) -> str:
+def archive_root(file_paths: Iterable[Path]) -> str:
     """The folder that contains all images of all of these archives, ending in "/"; "" if they have none in common.
 
     Raises:
@@ -93,11 +96,21 @@ def zip_root(file_paths: Iterable[Path]) -> str:
     """
     roots: set[str] = set()
     for file_path in file_paths:
-        with _opened(file_path) as file:
-            names = [member.name for member in _image_members(file) if not member.fault and not _leads_out(member.name)]
-        roots |= {posixpath.dirname(posixpath.normpath(name)) for name in names}
+        for name, fault in _image_names(file_path):
+            if not fault and not _leads_out(name):
+                roots.add(posixpath.dirname(posixpath.normpath(name)))
     common = posixpath.commonpath(roots) if roots else ""
     return f"{common}/" if common else ""
+
+
+def _image_names(file_path: Path) -> Iterator[tuple[str, str]]:
+    """Names and faults of the members of a zip or tar that are images."""
+    if file_path.suffix.lower() != ".zip":
+        yield from ((member.name, member.fault) for member in _tar_images(file_path))
+        return
+    with _opened(file_path) as file:
+        for member in _image_members(file):
+            yield member.name, member.fault
 
 
 @contextmanager
@@ -149,6 +162,30 @@ def _zip_entries(file_path: Path, container: str, folder: str, root: str | None)
             path, fault = folder + member.name, "ambiguous_name"
         kind = STORED if member.method == zip_directory.STORED else DEFLATED
         yield ImageEntry(path, container, kind, member.offset, member.length, member.crc, fault)
+
+
+def _tar_entries(file_path: Path, container: str, folder: str, root: str) -> Iterator[ImageEntry]:
+    """The images of a tar, by their paths below `root`."""
+    kind = COMPRESSED_TAR if tar_members.is_compressed(file_path) else STORED
+    for member in _tar_images(file_path):
+        name, fault = member.name, member.fault
+        if _leads_out(name):
+            path, fault = f"{folder}{name!r:.100}", "unsafe_path"
+        else:
+            path = folder + posixpath.normpath(name).removeprefix(root)
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            path, fault = path.encode("utf-8", "backslashreplace").decode(), "invalid_utf8"
+        offset, length = (0, 0) if fault else (member.offset, member.length)
+        yield ImageEntry(path, container, kind, offset, length, fault=fault)
+
+
+def _tar_images(file_path: Path) -> Iterator[tar_members.Member]:
+    """The members of a tar that are images: by the ending of their name, or else by their first bytes."""
+    for member in tar_members.members(file_path):
+        if is_image(member.name) or (not is_hidden(member.name) and is_image_data(member.beginning)):
+            yield member
 
 
 def _leads_out(name: str) -> bool:

@@ -11,21 +11,8 @@ from dataclasses import dataclass
 from PIL import Image
 
 from model.pixels import convert, orientation
+from scripts.media.formats import FORMATS
 from scripts.media.opening import LONG_TEXT, UnreadableImageError, decode_image, unreadable
-
-_FORMATS = {
-    "JPEG": ("jpg", {".jpg", ".jpeg", ".jpe", ".jfif", ".jif"}),
-    # Phones write JPEG files with further images appended.
-    "MPO": ("jpg", {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"}),
-    "PNG": ("png", {".png", ".apng"}),
-    "WEBP": ("webp", {".webp"}),
-    "GIF": ("gif", {".gif"}),
-    "BMP": ("bmp", {".bmp"}),
-    "TIFF": ("tif", {".tif", ".tiff"}),
-    "AVIF": ("avif", {".avif", ".avifs"}),
-    "JPEG2000": ("jp2", {".jp2", ".j2k", ".jpx", ".j2c", ".jpc", ".jpf"}),
-}
-"""Pillow's name of a format -> the extension used in shards, and the usual extensions of such files."""
 
 _MODES = {
     "CMYK": "cmyk",
@@ -85,7 +72,7 @@ def check_image(data: bytes, path: str) -> ImageInfo:
             upright, frames = orientation(image), _has_frames(image)
         except Exception as error:  # noqa: BLE001 - Pillow raises anything on damaged data
             raise unreadable(error) from None
-    extension, usual_suffixes = _FORMATS[str(image.format)]
+    usual_suffixes = FORMATS[str(image.format)]
     suffix = os.path.splitext(path)[1].lower()
     flags = [
         *_of_mode(mode, changes),
@@ -95,7 +82,7 @@ def check_image(data: bytes, path: str) -> ImageInfo:
         *(["rotated"] if upright != 1 else []),
         *(["long-text"] if any(len(text) > LONG_TEXT for text in getattr(image, "text", {}).values()) else []),
     ]
-    return ImageInfo(width, height, extension, mode, upright, tuple(flags))
+    return ImageInfo(width, height, usual_suffixes[0].removeprefix("."), mode, upright, tuple(flags))
 
 
 def _of_mode(mode: str, changes: tuple[str, ...]) -> list[str]:

@@ -5,30 +5,41 @@ gets a fault and costs itself alone.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from scripts.common.errors import UserError
+from scripts.common.errors import UserError, is_results_root
+from scripts.common.linked_folders import begin, inner_folder
 from scripts.media.keys import is_hidden, is_image, is_image_data
 
 
-def images_below(root: Path, data_path: Path) -> Iterator[tuple[str, str]]:
+def images_below(root: Path, data_path: Path, skip: Collection[str] = ()) -> Iterator[tuple[str, str]]:
     """The path of every image file below `root`, relative to `data_path`, and why it cannot be used, or "".
+
+    Hidden files and folders, and folders with results of this project, are left out. Links to folders are followed,
+    except those that lead back to a folder in which they lie.
+
+    Args:
+        root: the folder.
+        data_path: folder to which paths are relative.
+        skip: folders, relative to `data_path`, that are left out.
 
     Raises:
         UserError: a folder cannot be read.
     """
-    folders = [root]
+    folders = [begin(root)]
     while folders:
+        folder = folders.pop()
         try:
-            entries = list(os.scandir(folders.pop()))
+            entries = list(os.scandir(folder.path))
         except OSError as error:
             raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(Path(entry.path))
+            if inner := inner_folder(folder, entry):
+                if not is_results_root(inner.path) and os.path.relpath(inner.path, data_path) not in skip:
+                    folders.append(inner)
                 continue
             fault = _fault(entry)
             if is_image(entry.name) or (not fault and is_image_data(_beginning(entry.path))):

@@ -16,8 +16,24 @@ import pyarrow.compute as pc
 
 MAX_KEY_BYTES = 90
 _IMAGE_EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-    | {".avif", ".avifs", ".heic", ".heif", ".jp2", ".j2k", ".jpx", ".j2c", ".jpc", ".jpf"}
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".jif",
+        ".mpo",
+        ".png",
+        ".apng",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+    }
+    | {".avif", ".avifs", ".heic", ".heif", ".hif", ".heics", ".jxl", ".jp2", ".j2k", ".jpx", ".j2c", ".jpc", ".jpf"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".ico", ".pcx", ".dds", ".qoi", ".sgi", ".psd", ".ras"}
 )
 _SIGNATURES = (
     b"\xff\xd8\xff",
@@ -30,9 +46,15 @@ _SIGNATURES = (
     b"MM\0+",
     b"\0\0\0\x0cjP  \r\n\x87\n",
     b"\xff\x4f\xff\x51",
+    b"\0\0\0\x0cJXL \r\n\x87\n",
+    b"P5\n",
+    b"P6\n",
+    b"qoif\0",
+    b"DDS |",
+    b"8BPS\0",
 )
-"""First bytes of JPEG, PNG, GIF, TIFF and JPEG 2000."""
-_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1")
+"""First bytes of JPEG, PNG, GIF, TIFF, JPEG 2000, JPEG XL, PPM, QOI, DDS and PSD."""
+_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 """Of AVIF and HEIF."""
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 """Sizes of the second header of a BMP: two letters alone are no signature."""
@@ -43,7 +65,6 @@ _EXTENSION = r"\.[^./]*\z"
 _ONLY_DOTS_BEFORE = r"(\A|/)\.+[^./]*\z"
 
 
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _EXTENSIONS = {
     b"\xff\xd8\xff": ".jpg",
     b"\x89PNG": ".png",
@@ -54,12 +75,12 @@ _EXTENSIONS = {
     b"BM": ".bmp",
     b"\0\0\0\x0cjP": ".jp2",
     b"\xff\x4f\xff\x51": ".jp2",
+    b"\0\0\0\x0cJXL": ".jxl",
+    b"P": ".ppm",
+    b"qoif": ".qoi",
+    b"DDS": ".dds",
+    b"8BPS": ".psd",
 }
-
-
-def is_archive(path: str) -> bool:
-    """Whether a file has the extension of an archive that may hold images."""
-    return path.lower().endswith(_ARCHIVES)
 
 
 def is_image(path: str) -> bool:

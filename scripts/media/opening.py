@@ -6,7 +6,8 @@ and `decode_image`. Before a pixel is decoded they refuse what would take too mu
     bytes      MAX_BYTES, encoded
     pixels     MAX_PIXELS, and MAX_SIDE in width and in height; a tile of a TIFF likewise
     frames     only the first one is decoded; the others are neither decoded nor counted
-    seconds    JPEG: pixels times scans, MAX_SCANNED (a progressive file may describe every pixel any number of times);
+    seconds    decoders in Python: MAX_SLOWLY pixels;
+               JPEG: pixels times scans, MAX_SCANNED (a progressive file may describe every pixel any number of times);
                PNG, GIF, TIFF: MAX_PIECES chunks, blocks or strips, each of which costs some microseconds; PNG: MAX_TEXT
 
 What the model's image processor makes of an image is bounded in `model/cropping.py`. Files are read with `read_image`,
@@ -21,19 +22,10 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import (
-    AvifImagePlugin,
-    Image,
-    ImageFile,
-    Jpeg2KImagePlugin,
-    MpoImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-)
+from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from model.pixels import MAX_PIXELS, MAX_SIDE
+from scripts.media.formats import FORMATS, OPENED, largest_icon, missing_plug_in, recognised
 
 MAX_BYTES = 4 * MAX_PIXELS
 """Most bytes of an encoded image: no more than its decoded pixels could take."""
@@ -46,12 +38,11 @@ LONG_TEXT = PngImagePlugin.MAX_TEXT_CHUNK
 MAX_TEXT = 64 << 20
 """Characters in a text chunk that are accepted: editing software writes its history there, and pixels are intact."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
-"""Formats that are opened, by Pillow's names. It supports more, which are rare; some of them start other programs."""
-_PLUGINS = tuple(name for name in FORMATS if name != "MPO")  # its files are opened as JPEG
-_REGISTERED = (AvifImagePlugin, Jpeg2KImagePlugin, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin)
-"""Imported to be registered: Pillow would import all of its plugins for the first of these."""
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+MAX_SLOWLY = 1 << 22
+"""Most pixels of an image that Pillow decodes in Python (`_SLOW`), with some microseconds for each: ten seconds."""
+_SLOW = ("ppm", "ppm_plain", "qoi", "dds_rgb", "bmp_rle")
+"""Decoders written in Python: PPM as text or with few levels, QOI, DDS without compression, compressed BMP."""
+_ICON = b"\0\0\1\0"
 
 # Text stays limited: chunks are compressed, so a small file could need any amount of memory.
 PngImagePlugin.MAX_TEXT_CHUNK = MAX_TEXT
@@ -84,7 +75,7 @@ def open_image(data: bytes) -> Image.Image:
         warnings.simplefilter("ignore")
         try:
             _check_pieces(data)
-            image = Image.open(io.BytesIO(data), formats=_PLUGINS)
+            image = _opened(data)
             _check_costs(image, data)
         except UnidentifiedImageError:
             raise _not_opened(data) from None
@@ -140,12 +131,26 @@ def unreadable(error: Exception) -> UnreadableImageError:
     return UnreadableImageError("truncated" if "truncated" in message.lower() else "corrupt", message)
 
 
+def _opened(data: bytes) -> Image.Image:
+    """Open an image of any of the formats.
+
+    Raises:
+        UnidentifiedImageError: it is of none of them.
+        UnreadableImageError: unsupported_format (a plug-in is missing).
+    """
+    try:
+        return Image.open(io.BytesIO(data), formats=OPENED)
+    except UnidentifiedImageError:
+        name = recognised(data)
+        if not name:
+            raise
+    if needed := missing_plug_in(name):
+        raise UnreadableImageError("unsupported_format", f"{needed}, or save it as JPEG")
+    return Image.open(io.BytesIO(data), formats=(name,))
+
+
 def _not_opened(data: bytes) -> UnreadableImageError:
     """Why no plugin has opened `data`."""
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
-        return UnreadableImageError(
-            "unsupported_format", "HEIF, which Pillow reads only with a plug-in: save it as JPEG"
-        )
     Image.init()
     # Some look at bytes that a short file lacks.
     beginning = data[:16].ljust(16, b"\0")
@@ -166,6 +171,9 @@ def _check_costs(image: Image.Image, data: bytes) -> None:
         scans = data.count(b"\xff\xda")
         if width * height * scans > MAX_SCANNED:
             raise UnreadableImageError("too_large", f"{width} x {height} pixels in {scans} scans")
+    slow = [tile[0] for tile in getattr(image, "tile", ()) if tile[0] in _SLOW]
+    if slow and width * height > MAX_SLOWLY:
+        raise UnreadableImageError("too_large", f"{width} x {height} pixels of {image.format}, which is decoded slowly")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tile = [image.tag_v2.get(tag, 1) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
         if all(isinstance(side, int) for side in tile) and tile[0] * tile[1] > MAX_PIXELS:
@@ -175,6 +183,11 @@ def _check_costs(image: Image.Image, data: bytes) -> None:
 def _check_pieces(data: bytes) -> None:
     """Raise UnreadableImageError if Pillow would have to read too many pieces of a file."""
     pieces: Iterator[int] = iter(())
+    if data.startswith(_ICON):
+        # Pillow decodes an icon when it opens it.
+        width, height = largest_icon(data)
+        if width * height > MAX_PIXELS:
+            raise UnreadableImageError("too_large", f"an icon of {width} x {height} pixels")
     if data.startswith(b"\x89PNG"):
         pieces = _png_chunks(data)
     elif data.startswith(b"GIF8"):

@@ -1,15 +1,15 @@
-"""Reading the raw images of a source from where they are stored: files, zip archives, base64 JSON, Parquet.
+"""Reading the raw images of a source from where they are stored: files, archives, base64 JSON, Parquet, rows.
 
-`ImageEntry` (see `containers`) gives the position. Most are read with one `pread` per image, in any order; of a Parquet
-file whole row groups have to be decoded, so the images that will be read are first copied into a temporary file, in one
-pass.
+`ImageEntry` (see `containers`) gives the position. Most are read with one `pread` per image, in any order. Of a Parquet
+file whole row groups have to be decoded, a compressed tar has to be unpacked, and a file of rows has to be parsed, so
+the images of these that will be read are first copied into a temporary file, in one pass.
 """
 
 import os
 import tempfile
 import zlib
 from bisect import bisect_left
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,9 +17,12 @@ import pyarrow.parquet as pq
 import pybase64
 
 from scripts.common.errors import UserError
+from scripts.media import tar_members
 from scripts.media.containers import (
     BASE64,
+    COMPRESSED_TAR,
     DEFLATED,
+    EMBEDDED,
     FILE,
     PARQUET,
     ImageEntry,
@@ -27,9 +30,16 @@ from scripts.media.containers import (
     image_bytes,
     parquet_form,
 )
+from scripts.media.hashed_names import embedded_path
 from scripts.media.opening import MAX_BYTES, UnreadableImageError, read_image
 
 _BATCH = 64
+_NO_CRC = -1
+_COPIED = (PARQUET, COMPRESSED_TAR, EMBEDDED)
+"""Kinds of images that are copied before they are read."""
+
+ImagesInRows = Callable[[str, Collection[int]], Iterable[bytes]]
+"""The bytes of all images in some rows, given by their numbers, of a file of rows below the data path."""
 
 
 class RawImageReader:
@@ -38,16 +48,23 @@ class RawImageReader:
     Args:
         root: the data path.
         sizes: bytes of every container, as listed by fetch.
-        entries: those that will be read; needed only for images in Parquet files.
+        entries: those that will be read; needed only for images that have to be copied first.
+        in_rows: reads the images inside of rows; needed only for these.
     """
 
-    def __init__(self, root: Path, sizes: Mapping[str, int], entries: Iterable[ImageEntry] = ()) -> None:
-        self.root, self._sizes = root, sizes
+    def __init__(
+        self,
+        root: Path,
+        sizes: Mapping[str, int],
+        entries: Iterable[ImageEntry] = (),
+        in_rows: ImagesInRows | None = None,
+    ) -> None:
+        self.root, self._sizes, self._in_rows = root, sizes, in_rows
         self._open: dict[str, int] = {}
         self._spooled: dict[ImageEntry, tuple[int, int, bool]] = {}
         self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
-        in_parquet = [entry for entry in entries if entry.kind == PARQUET and not entry.fault]
-        for container, entries_of_container in _by_container(in_parquet):
+        copied = [entry for entry in entries if entry.kind in _COPIED and not entry.fault]
+        for container, entries_of_container in _by_container(copied):
             self._copy(container, entries_of_container)
 
     def read(self, entry: ImageEntry) -> bytes:
@@ -61,7 +78,9 @@ class RawImageReader:
             raise UnreadableImageError(entry.fault, entry.path)
         if entry.kind == FILE:
             return self._file(entry.path)
-        if entry.kind == PARQUET:
+        if entry.kind in _COPIED:
+            if entry not in self._spooled:
+                raise self._changed(entry.container)
             offset, length, text = self._spooled[entry]
             data = os.pread(self._spool.fileno(), length, offset)
             return _base64(data) if text else data
@@ -69,7 +88,7 @@ class RawImageReader:
         if entry.kind == BASE64:
             return _base64(stored)
         data = _inflate(stored) if entry.kind == DEFLATED else stored
-        if zlib.crc32(data) != entry.crc:
+        if entry.crc != _NO_CRC and zlib.crc32(data) != entry.crc:
             raise UnreadableImageError("corrupt", f"{entry.container}: the checksum of {entry.path} differs")
         return data
 
@@ -93,20 +112,43 @@ class RawImageReader:
                 raise UserError(f"{self.root / path} cannot be read: {error.strerror}; fetch again") from None
             if os.fstat(handle).st_size != self._sizes[path]:
                 os.close(handle)
-                raise UserError(f"{self.root / path} has changed since it was fetched: fetch again")
+                raise self._changed(path)
             self._open[path] = handle
         return self._open[path]
 
+    def _changed(self, path: str) -> UserError:
+        return UserError(f"{self.root / path} has changed since it was fetched: fetch again")
+
     def _copy(self, container: str, entries: list[ImageEntry]) -> None:
-        """Copy the images of `entries`, all of one Parquet file, to the temporary file."""
+        """Copy the images of `entries`, all of one container and kind, to the temporary file."""
         self._container(container)
-        by_number = {entry.offset: entry for entry in entries}
-        for number, stored in _read_parquet(self.root / container, sorted(by_number)):
+        for entry, stored in self._stored(container, entries):
             data = stored.encode() if isinstance(stored, str) else stored
             offset = self._spool.seek(0, os.SEEK_END)
-            self._spooled[by_number[number]] = (offset, len(data), isinstance(stored, str))
+            self._spooled[entry] = (offset, len(data), isinstance(stored, str))
             self._spool.write(data)
         self._spool.flush()
+
+    def _stored(self, container: str, entries: list[ImageEntry]) -> Iterator[tuple[ImageEntry, str | bytes]]:
+        """The stored values of `entries`; base64 is a str."""
+        if entries[0].kind == EMBEDDED:
+            yield from self._embedded(container, entries)
+            return
+        by_number = {entry.offset: entry for entry in entries}
+        if entries[0].kind == PARQUET:
+            values: Iterator[tuple[int, str | bytes]] = _read_parquet(self.root / container, sorted(by_number))
+        else:
+            values = tar_members.copied(self.root / container, by_number)
+        yield from ((by_number[number], stored) for number, stored in values)
+
+    def _embedded(self, container: str, entries: list[ImageEntry]) -> Iterator[tuple[ImageEntry, bytes]]:
+        """The images inside of rows: those whose hash is that of an entry, each once."""
+        if self._in_rows is None:
+            raise ValueError("images inside of rows are read with `in_rows`")
+        by_path = {entry.path: entry for entry in entries}
+        for data in self._in_rows(container, {entry.offset for entry in entries}):
+            if entry := by_path.pop(embedded_path(data), None):
+                yield entry, data
 
 
 def _read_parquet(file_path: Path, numbers: list[int]) -> Iterator[tuple[int, str | bytes]]:
@@ -153,11 +195,12 @@ def _read_row_group(
         row += batch.num_rows
 
 
-def _by_container(entries: Iterable[ImageEntry]) -> Iterable[tuple[str, list[ImageEntry]]]:
-    groups: dict[str, list[ImageEntry]] = {}
+def _by_container(entries: Iterable[ImageEntry]) -> Iterator[tuple[str, list[ImageEntry]]]:
+    """Entries by their container and kind: a tar may hold rows and images."""
+    groups: dict[tuple[str, str], list[ImageEntry]] = {}
     for entry in entries:
-        groups.setdefault(entry.container, []).append(entry)
-    return groups.items()
+        groups.setdefault((entry.container, entry.kind), []).append(entry)
+    yield from ((container, group) for (container, _), group in groups.items())
 
 
 def _base64(text: bytes) -> bytes:

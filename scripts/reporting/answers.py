@@ -53,7 +53,7 @@ def _suite(name: str, columns: Sequence[Column], report_images: ReportImages) ->
         "name": name,
         "scores": [f"{column.label}: {row['correct']} of {row['n']} correct" for column, row in scores if row["n"]],
         "columns": [{"run": column.label, "colour": column.colour} for column, _ in scores],
-        "metrics": _metrics([row.get("metrics", {}) for _, row in scores]),
+        "metrics": metric_rows([row.get("metrics", {}) for _, row in scores]),
         "dialogues": [
             {
                 "name": test,
@@ -66,8 +66,8 @@ def _suite(name: str, columns: Sequence[Column], report_images: ReportImages) ->
     }
 
 
-def _metrics(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The metrics of a suite, one row each: value and interval in every column, `None` if a column lacks it."""
+def metric_rows(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The metrics of a suite or a dataset, one row each: a cell per column, `None` if a column lacks it."""
     names = dict.fromkeys(name for table in tables for name in table)
     rows: list[dict[str, Any]] = [{"name": name, "cells": [table.get(name) for table in tables]} for name in names]
     return [row for row in rows if any(cell and cell["value"] is not None for cell in row["cells"])]
@@ -106,7 +106,7 @@ def _round(
 ) -> dict[str, Any]:
     turn = next(turns[key] for turns in answers if key in turns)
     earlier = len(turn["images"]) - turn["new_images"]
-    rows = _answers(key, columns, answers)
+    rows = answer_rows(key, columns, answers)
     return {
         "question": turn["question"],
         "references": turn["references"],
@@ -127,12 +127,13 @@ def _mistake(
         "show_references": True,
         # All images so far, because the question may be about an earlier one.
         "images": report_images.heldout([image["sha256"] for image in turn["images"]]),
-        "answers": _answers(key, columns, answers),
+        "answers": answer_rows(key, columns, answers),
         "prompt": turn["prompt"] if turn["round"] > 1 else "",
     }
 
 
-def _answers(key: tuple[str, int], columns: Sequence[Column], answers: Sequence[Turns]) -> list[dict[str, Any]]:
+def answer_rows(key: tuple[str, int], columns: Sequence[Column], answers: Sequence[Turns]) -> list[dict[str, Any]]:
+    """The answers of all columns to one question, with their scores."""
     return [
         {
             "run": column.label,

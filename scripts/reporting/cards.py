@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from model.template import message_text
 from scripts.blending.plan_summary import example_text
 from scripts.blending.plan_table import read_plan
 from scripts.blending.record_store import RecordStore
@@ -113,16 +114,15 @@ def _conversation(
 ) -> list[dict[str, Any]]:
     """The first rounds of a conversation: new images, question and answer."""
     turns = [message for message in messages if message["role"] != "system"]
-    rounds = []
+    rounds: list[dict[str, Any]] = []
+    before = 0
     for question, answer in list(zip(turns[::2], turns[1::2], strict=True))[:_MAX_ROUNDS]:
         indices = [part["index"] for part in question["content"] if part["type"] == "image"]
         shown = [report_images.stored(images[index]["source"], images[index]["key"], index + 1) for index in indices]
-        rounds.append({"images": shown, "question": _text(question), "answer": _text(answer)})
+        text = message_text(question, before)
+        before += len(indices)
+        rounds.append({"images": shown, "question": text, "answer": message_text(answer)})
     return rounds
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    return "\n".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 
 def _of_joins(plans: list[Path], records: Path | None, report_images: ReportImages) -> Iterator[dict[str, Any]]:

@@ -20,31 +20,32 @@ _WORD = re.compile(r"""(?<!\S)(?:'(?P<single>[^']+)'|"(?P<double>[^"]+)"|(?P<pla
 
 @dataclass(frozen=True)
 class InputLine:
-    """`images` are paths; in `text`, the question, every path after its first word is replaced by "image N"."""
+    """`images` are paths; `parts` is the question: its texts and, as indices of `images`, the images within it."""
 
     images: tuple[str, ...]
-    text: str
+    parts: tuple[str | int, ...]
 
 
-def parse_line(line: str, first: int) -> InputLine:
-    """Split a line into images and question; `first` is the number of the next image of the conversation.
+def parse_line(line: str) -> InputLine:
+    """Split a line into images and question.
 
-    A path before the question is removed from it. A path within the question is replaced by the image's name: "Is
-    cat.jpg a cat?" becomes "Is image 1 a cat?".
+    A path before the question is removed from it. A path within the question stands for its image: "Is cat.jpg a cat?"
+    has the parts "Is ", 0 and " a cat?".
     """
     images: list[str] = []
-    text, end = "", 0
+    parts: list[str | int] = []
+    end = 0
     for word in _WORD.finditer(line):
         path = _path(word)
         if path is None:
             continue
         between = line[end : word.start()]
-        text += between if text.strip() else between.lstrip()
+        if parts or between.strip():
+            parts += [between if parts else between.lstrip(), len(images)]
         images.append(path)
-        if text.strip():
-            text += f"image {first + len(images) - 1}"
         end = word.end()
-    return InputLine(tuple(images), (text + (line[end:] if text.strip() else line[end:].lstrip())).strip())
+    parts.append(line[end:].rstrip() if parts else line[end:].strip())
+    return InputLine(tuple(images), tuple(part for part in parts if part != ""))
 
 
 def parse_paths(text: str) -> list[str]:

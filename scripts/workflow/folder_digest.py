@@ -15,8 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from scripts.common.errors import is_results_root
 from scripts.common.files import atomic, file_sha256, read_table
-from scripts.config.registry import glob_pattern
+from scripts.common.linked_folders import begin, inner_folder
+from scripts.config.registry import glob_pattern, path_matches
 from scripts.fetching.receipts import is_partial, recorded, valid
 
 _SMALL = 64 << 20
@@ -41,7 +43,8 @@ def folder_digest(folder: str, patterns: tuple[str, ...], fetched: str = "", mem
 
     Args:
         folder: in which to look.
-        patterns: paths, folders ending in "/", or paths with `*` in the file's name.
+        patterns: paths, folders, or patterns with `*` and `**`; "./" is the whole folder. Of folders, hidden files and
+            results of this project do not count.
         fetched: the table of files that fetch has written of them, with their hashes.
         memory: the file that `remember` has written.
     """
@@ -133,19 +136,43 @@ def _with_earlier_times(
 
 def _matching(folder: str, pattern: str) -> list[_File]:
     """The files that match one pattern, sorted by path."""
-    if not pattern.endswith("/"):
+    if not pattern.endswith("/") and not os.path.isdir(os.path.join(folder, pattern)):
         paths = [pattern] if os.path.isfile(os.path.join(folder, pattern)) else _globbed(folder, pattern)
         return [file for path in paths if (file := _regular(path, Path(folder, path)))]
     if is_partial(Path(folder), pattern):
         return []
-    return sorted(_below(folder, os.path.normpath(pattern)))
+    return sorted(_data_below(folder, os.path.normpath(pattern)))
 
 
 def _globbed(folder: str, pattern: str) -> list[str]:
-    """The paths of files whose names match the last part of `pattern`; its folders are taken as they are."""
+    """The paths of the files that match `pattern`."""
     inner, name = os.path.split(pattern)
+    if "*" in inner or name == "**":
+        outer = os.path.dirname(pattern[: pattern.index("*")]) or "."
+        return sorted(file.path for file in _data_below(folder, outer) if path_matches(file.path, pattern))
     found = sorted(glob.glob(glob_pattern(name), root_dir=os.path.join(folder, inner)))
     return [os.path.join(inner, each) for each in found]
+
+
+def _data_below(folder: str, path: str) -> Iterator[_File]:
+    """All files in the folder `path` below `folder` and in its subfolders that may be data of the user."""
+    pending = [begin(os.path.join(folder, path))] if os.path.isdir(os.path.join(folder, path)) else []
+    while pending:
+        inner = pending.pop()
+        name = os.path.relpath(inner.path, folder)
+        try:
+            entries = list(os.scandir(inner.path))
+        except OSError:
+            # Fetch reports what is missing or cannot be read.
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if below := inner_folder(inner, entry):
+                if not is_results_root(below.path):
+                    pending.append(below)
+            elif file := _regular(entry.name if name == "." else f"{name}/{entry.name}", entry):
+                yield file
 
 
 def _below(folder: str, path: str) -> Iterator[_File]:
@@ -156,7 +183,6 @@ def _below(folder: str, path: str) -> Iterator[_File]:
         try:
             entries = os.scandir(os.path.join(folder, inner))
         except OSError:
-            # Fetch reports what is missing or cannot be read.
             continue
         with entries:
             for entry in entries:

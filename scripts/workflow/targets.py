@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
+from scripts.adapters.raw import OWN_IMAGES, OWN_ROWS
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
 from scripts.config.holdout import KeptRowsConfig
@@ -220,6 +221,29 @@ def _suite(path: str, root: str) -> str:
     return f"{root}/raw/miniature/tasks/{task}.yaml" if path != task and task in TASKS else path
 
 
+def needs_miniature(settings: Settings) -> bool:
+    """Whether the miniature is drawn: for a dataset of some blend that no folder provides, or for a suite."""
+    if settings.data_path:
+        return False
+    return bool(set(settings.datasets()) - set(settings.custom)) or bool(miniature_suites(settings))
+
+
+def miniature_suites(settings: Settings) -> list[str]:
+    """Names of the suites that are generated with the miniature."""
+    return [name for name, path in settings.suites.items() if _suite(path, "") != path]
+
+
+def has_kinds(settings: Settings, blend: str) -> bool:
+    """Whether the questions of a blend have kinds: those of the miniature do, which its generator knows."""
+    return not settings.data_path and bool(set(datasets_of(settings, blend)) - set(settings.custom))
+
+
+def without_kinds(settings: Settings, blend: str) -> list[str]:
+    """The entries of a blend that the kinds of the miniature's questions are not about: those of custom datasets."""
+    section = settings.blends[blend]
+    return sorted(name for name in section.datasets if set(section.component_datasets(name)) & set(settings.custom))
+
+
 def suite_inputs(settings: Settings, root: str) -> list[str]:
     """The files of all suites, and the data files that task files of the user name.
 
@@ -290,6 +314,11 @@ def data_path(settings: Settings, source: str, root: str) -> str:
     return settings.data_path or f"{root}/raw/miniature"
 
 
+def row_modules(settings: Settings, source: str) -> list[str]:
+    """The modules that find and read the rows of a source, and images in them, beside those that all sources need."""
+    return [OWN_ROWS, OWN_IMAGES] if source in settings.custom else []
+
+
 def source_rerun_key(settings: Settings, source: str) -> str:
     """The source's entry in the registry: the files that fetch looks for, and what it writes into the manifest."""
     return settings.registry().sources[source].rerun_key()
@@ -337,7 +366,7 @@ def _data_manifests(settings: Settings, blend: str) -> list[str]:
     registry, tokens = settings.registry(), settings.blends[blend].tokens
     datasets, images = datasets_of(settings, blend), image_sources(settings)
     sources = sorted({*images, *(source for dataset in datasets for source in registry.sources_of(dataset))})
-    manifests = [] if settings.data_path else ["raw/miniature/miniature.json"]
+    manifests = ["raw/miniature/miniature.json"] if needs_miniature(settings) else []
     if set(subset_sources(settings)) & set(sources):
         manifests.append("raw/subset.json")
     manifests += [f"raw/{source}/source.json" for source in sources]
@@ -366,7 +395,7 @@ def provenance_programs(settings: Settings, run: str) -> list[str]:
     registry, entry = settings.registry(), settings.runs[run]
     steps = ["fetch", "validate", "shard", "media_index", "holdout", "convert", "count_tokens", "plan", "blend"]
     steps += ["blend_manifest", "make_model", "train", "training.worker", "export", "evaluate"]
-    steps += [] if settings.data_path else ["miniature"]
+    steps += ["miniature"] if needs_miniature(settings) else []
     steps += ["select_subset"] if subset_datasets(settings) else []
     steps += ["preprocess_images"] if entry.pixels else []
     steps += ["encode_images"] if entry.features else []

@@ -1,7 +1,7 @@
 """The cases of the suite of forms: what people bring, and the conversations, drops and notes that must come out.
 
 `cases/*.yaml` holds one form each. A case is a folder (files of rows, images, archives), the lines below
-`custom.<name>` of a configuration, and what is expected. In a text, a mark stands for an image of the case:
+`custom.<name>` of a configuration, and what is expected. In a text, a reference stands for an image of the case:
 
     $path(NAME)      its absolute path
     $bytes(NAME)     its encoded bytes; the whole value

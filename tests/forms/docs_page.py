@@ -24,7 +24,7 @@ from tests.forms.cases import Case, Expected, File, Form, Turn, forms
 PAGE = "docs/forms.md"
 _ROOT = Path(__file__).resolve().parents[2]
 _WIDTH = 118
-_MARKS = {
+_REFERENCES = {
     "path": "/absolute/path/of/{}",
     "base64": "<base64 of {}>",
     "data_url": "data:image/...;base64,<base64 of {}>",
@@ -112,7 +112,7 @@ def _file(name: str, file: File) -> Iterator[str]:
 def _row(row: Any) -> str:
     text = json.dumps(row, ensure_ascii=False)
     text = re.sub(r'"\$bytes\(([^)]*)\)"', r"<bytes of \1>", text)
-    return re.sub(r"\$(path|base64|data_url)\(([^)]*)\)", lambda match: _MARKS[match[1]].format(match[2]), text)
+    return re.sub(r"\$(path|base64|data_url)\(([^)]*)\)", lambda match: _REFERENCES[match[1]].format(match[2]), text)
 
 
 def _conversations(expect: Expected) -> Iterator[str]:
@@ -148,7 +148,7 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _table() -> Iterator[str]:
-    """What forms.yaml recognises: members, roles and marks."""
+    """What forms.yaml recognises: members, roles and markers."""
     yield from ("## Members that are recognised", "")
     yield "A form fits a row whose members have values; null and empty ones do not count. `columns:` maps other names."
     yield from ("", "| form | members | |", "|---|---|---|")
@@ -160,7 +160,7 @@ def _table() -> Iterator[str]:
     yield from ("", "| role | words for it |", "|---|---|")
     for role in ("user", "assistant", "system"):
         yield f"| {role} | {_list(word for word in getattr(FORMS.roles, role))} |"
-    yield from ("", "Marks of media that drop a row, because no text can stand for them:")
+    yield from ("", "Markers of media that drop a row:")
     yield from ("", f"{_list(marker.text or marker.example for marker in FORMS.markers)}.")
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from tests.forms.cases import Case, Drawing, File
 
-_MARK = re.compile(r"\$(path|bytes|base64|data_url)\(([^)]*)\)")
+_REFERENCE = re.compile(r"\$(path|bytes|base64|data_url)\(([^)]*)\)")
 _COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": lambda data: gzip.compress(data, mtime=0),
     ".bz2": bz2.compress,
@@ -50,7 +50,7 @@ def write_folder(case: Case, folder: Path) -> dict[str, bytes]:
     for archive, members in case.archives.items():
         _write(folder / archive, _archive(archive, {path: images[f"{archive}/{path}"] for path in members}))
     for name, file in case.files.items():
-        _write_rows(folder, name, file, _Marks(images, folder))
+        _write_rows(folder, name, file, _References(images, folder))
     return images
 
 
@@ -59,52 +59,52 @@ def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-class _Marks:
-    """Replaces the marks in values of rows."""
+class _References:
+    """Replaces the references in values of rows."""
 
     def __init__(self, images: Mapping[str, bytes], folder: Path) -> None:
         self._images, self._folder = images, folder
 
     def replaced(self, value: Any) -> Any:
         if isinstance(value, str):
-            whole = _MARK.fullmatch(value)
+            whole = _REFERENCE.fullmatch(value)
             if whole and whole[1] == "bytes":
                 return self._images[whole[2]]
-            return _MARK.sub(lambda match: self._text(match[1], match[2]), value)
+            return _REFERENCE.sub(lambda match: self._text(match[1], match[2]), value)
         if isinstance(value, Mapping):
             return {self.replaced(key): self.replaced(member) for key, member in value.items()}
         if isinstance(value, list | tuple):
             return [self.replaced(member) for member in value]
         return value
 
-    def _text(self, mark: str, name: str) -> str:
-        if mark == "path":
+    def _text(self, kind: str, name: str) -> str:
+        if kind == "path":
             return str(self._folder / name)
         data = base64.b64encode(self._images[name]).decode()
-        if mark == "base64":
+        if kind == "base64":
             return data
         ending = Path(name).suffix.removeprefix(".").lower()
         return f"data:image/{_EXTENSIONS[_FORMATS.get(ending, ending.upper())]};base64,{data}"
 
 
-def _write_rows(folder: Path, name: str, file: File, marks: _Marks) -> None:
+def _write_rows(folder: Path, name: str, file: File, references: _References) -> None:
     path = folder / name
     if file.kind == "dataset dict":
         _write(path / "dataset_dict.json", json.dumps({"splits": list(file.splits)}).encode())
         for split, rows in file.splits.items():
-            _save_dataset(path / split, marks.replaced(rows), split)
+            _save_dataset(path / split, references.replaced(rows), split)
         return
     if file.kind == "dataset":
-        _save_dataset(path, marks.replaced(file.rows), "train")
+        _save_dataset(path, references.replaced(file.rows), "train")
         return
     compress = _COMPRESSORS.get(path.suffix)
     kind = file.kind or Path(path.name.removesuffix(path.suffix) if compress else path.name).suffix.removeprefix(".")
     if file.text is not None:
-        text = marks.replaced(file.text)
+        text = references.replaced(file.text)
         assert isinstance(text, str)
         data = text.encode(file.encoding)
     else:
-        data = _encoded(kind, marks.replaced(file.rows), file.encoding)
+        data = _encoded(kind, references.replaced(file.rows), file.encoding)
     _write(path, compress(data) if compress else data)
 
 

@@ -28,6 +28,7 @@ def test_a_form(case: Case, tmp_path):
     for example in outcome.examples:
         assert len(example) <= 250 and "\n" not in example, f"not a short line: {example}"
         assert not re.search(r"[A-Za-z0-9+/]{100}", example), f"a long value that is not cut: {example}"
+        assert str(tmp_path) not in example, f"a report names files below the dataset's folder: {example}"
 
 
 def _turn(turn: Turn) -> dict:

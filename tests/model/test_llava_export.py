@@ -79,14 +79,50 @@ def test_the_chat_template_writes_what_the_template_writes(tmp_path, bos, parts,
     tokenizer = AutoTokenizer.from_pretrained(make_bases(tmp_path, bos=bos)["tokenizer"])
     for template in (
         Template(),
+        Template(images="inline"),
         Template(system='It\'s "brief".', image_header="[{number} of {number}]\\"),
-        Template(system="Hm.", system_header="<|s|>", answer_end="<|e|>", bos=False, images_inside=True, special=True),
+        Template(system="Hm.", system_header="<|s|>", answer_end="<|e|>", bos=False, images="inline", special=True),
     ):
         tokenizer.chat_template = jinja_chat_template(template, tokenizer)
         given = as_parts(messages) if parts else messages
         written = tokenizer.apply_chat_template(given, tokenize=False)
         expected = "".join(text for text, _ in render(messages, template))
         assert written == ("<s>" if bos and template.bos else "") + expected
+
+
+IMAGE = {"type": "image", "index": 0}
+
+
+@pytest.mark.parametrize(
+    ("parts", "before"),
+    [
+        ([IMAGE, "What is it?", IMAGE], False),
+        (["Is", IMAGE, "older than", IMAGE, "or", "", "not?"], False),
+        (["Before: ", IMAGE, "\nAfter: ", IMAGE], False),
+        (["", IMAGE, ": what is it?"], False),
+        (["1. ", IMAGE], False),
+        (["What is it?", IMAGE], True),
+        (["A photo.\nWhat is it? ", IMAGE, IMAGE], True),
+        ([IMAGE, IMAGE, "", "Which?", " And why?"], True),
+        ([IMAGE], True),
+    ],
+)
+def test_images_between_texts_are_written_in_their_places_or_refused(tmp_path, parts, before):
+    """A Jinja template cannot tell which images stand inside a sentence; where it matters it says so."""
+    from jinja2.exceptions import TemplateError
+
+    tokenizer = AutoTokenizer.from_pretrained(make_bases(tmp_path)["tokenizer"])
+    content = [part if isinstance(part, dict) else {"type": "text", "text": part} for part in parts]
+    messages = [{"role": "user", "content": content}]
+    for images, possible in (("inline", True), ("before", before)):
+        template = Template(images=images)
+        tokenizer.chat_template = jinja_chat_template(template, tokenizer)
+        if possible:
+            expected = "".join(text for text, _ in render(messages, template))
+            assert tokenizer.apply_chat_template(messages, tokenize=False) == "<s>" + expected
+        else:
+            with pytest.raises(TemplateError, match="shows images before the text"):
+                tokenizer.apply_chat_template(messages, tokenize=False)
 
 
 @pytest.mark.parametrize(

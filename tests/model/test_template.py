@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.template import IGNORE_INDEX, IMAGE_TOKEN, Template, encode, render, segments
+from model.template import IGNORE_INDEX, IMAGE_TOKEN, Template, encode, message_text, render, segments
 from model.token_counter import TokenCounter, count_prefix
 from tests.tiny_models import make_tokenizer, user
 
@@ -197,6 +197,86 @@ def test_counts_add_up(tokenizer, rounds, system, answered):
     assert len(encoded) == total == len(encoded.labels) == len(encoded.modality)
 
 
+def text(value: str) -> dict:
+    return {"type": "text", "text": value}
+
+
+def image(index: int) -> dict:
+    return {"type": "image", "index": index}
+
+
+INTERLEAVED = [
+    {"role": "user", "content": [text("Which is newer, "), image(4), text(" or "), image(2), image(0), text("?")]},
+    {"role": "assistant", "content": "The first.", "supervised": False},
+    {"role": "user", "content": [text("What is this?\n"), image(1)]},
+    {"role": "assistant", "content": "A dog.", "supervised": True},
+]
+
+
+def test_images_come_before_a_question_that_names_them():
+    assert "".join(text for text, _ in render(INTERLEAVED, Template())) == (
+        "### Image 1:\n<image>\n\n### Image 2:\n<image>\n\n### Image 3:\n<image>\n\n"
+        "### Question:\nWhich is newer, image 1 or image 2 image 3?\n\n### Answer:\nThe first.</s>\n\n"
+        "### Image 4:\n<image>\n\n### Question:\nWhat is this?\n\n### Answer:\nA dog.</s>"
+    )
+
+
+def test_images_stand_where_they_were_written():
+    template = Template(images="inline", image_header="[{number}:", image_end="]")
+    assert "".join(text for text, _ in render(INTERLEAVED, template, end="<end>")) == (
+        "### Question:\nWhich is newer, [1:<image>] or [2:<image>][3:<image>]?\n\n### Answer:\nThe first.<end>\n\n"
+        "### Question:\nWhat is this?\n[4:<image>]\n\n### Answer:\nA dog.<end>"
+    )
+
+
+@pytest.mark.parametrize("images", ["before", "inline"])
+def test_an_answer_that_is_not_supervised_has_no_labels(tokenizer, images):
+    encoded = encode(INTERLEAVED, tokenizer, Template(images=images), IMAGES)
+    supervised = [token for token, label in zip(encoded.input_ids, encoded.labels, strict=True) if label >= 0]
+    assert tokenizer.decode(supervised) == "A dog.</s>"
+    assert encoded.image_indices == [4, 2, 0, 1]
+    other = [message | {"supervised": True} for message in INTERLEAVED]
+    assert encode(other, tokenizer, Template(images=images), IMAGES).input_ids == encoded.input_ids
+
+
+def test_images_in_front_of_a_text_give_the_tokens_that_they_always_gave(tokenizer):
+    """Neither layout changes a question whose images come first: only the header moves."""
+    messages = [user(": which ?\n ", 0, 1), assistant("x")]
+    before = [part.text for part in segments(messages, Template()) if part.text]
+    inline = [part.text for part in segments(messages, Template(images="inline")) if part.text]
+    assert sorted(before) == sorted(inline) and ": which ?\n " in before
+    assert before.index("### Question:\n") == 4 and inline.index("### Question:\n") == 0
+
+
+pieces = st.lists(st.one_of(texts, st.just(0)), min_size=1, max_size=5).filter(
+    lambda parts: any(p != "" for p in parts)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(questions=st.lists(pieces, min_size=1, max_size=3))
+def test_counts_of_images_between_texts_add_up(tokenizer, questions):
+    template = Template(images="inline")
+    counter = TokenCounter(tokenizer, template, IMAGES)
+    messages, total, number = [], counter.prefix(), 0
+    for position, parts in enumerate(questions):
+        content = [image(9) if part == 0 else text(part) for part in parts]
+        messages += [{"role": "user", "content": content}, assistant("yes")]
+        written = [part.text for part in segments(messages, template) if part.from_message]
+        total += counter.round_overhead() + counter.between_rounds() * (position > 0) + counter.end()
+        shown = sum(part == 0 for part in parts)
+        total += sum(counter.image(number + k + 1) for k in range(shown))
+        number += shown
+    total += sum(counter.texts(written))
+    assert len(encode(messages, tokenizer, template, IMAGES)) == total
+
+
+def test_the_text_of_a_message_for_a_reader():
+    assert message_text(INTERLEAVED[0], shown=2) == "Which is newer, image 3 or image 4 image 5?"
+    assert message_text(INTERLEAVED[1]) == "The first."
+    assert message_text(user("What?", 0, 1)) == "What?"
+
+
 @pytest.mark.parametrize(
     ("messages", "error"),
     [
@@ -211,6 +291,7 @@ def test_counts_add_up(tokenizer, rounds, system, answered):
         ([{"role": "system", "content": [{"type": "image", "index": 0}]}, user("x")], "system message cannot show"),
         ([user("x"), assistant("y"), {"role": "system", "content": "z"}], "message 2: a system message after"),
         ([{"role": "tool", "content": "x"}], "role 'tool'"),
+        ([user("x"), assistant("y") | {"supervised": 0}], "message 1: 'supervised' must be true or false, not 0"),
         ([{"role": "user", "content": None}], "content must be"),
         ([{"role": "user", "content": [{"type": "image"}]}], "a part must be"),
     ],
@@ -228,6 +309,11 @@ def test_template_as_dictionary():
         Template.from_dict({"sytem": "Hi"})
     with pytest.raises(ValueError, match="must be a text"):
         Template.from_dict({"system": 3})
+    assert "images" not in Template().to_dict() and Template(images="inline").to_dict()["images"] == "inline"
+    with pytest.raises(ValueError, match="'images' must be 'before' or 'inline', not 'behind'"):
+        Template.from_dict({"images": "behind"})
+    with pytest.raises(ValueError, match=r'"images": "inline" for true'):
+        Template.from_dict({"images_inside": True})
 
 
 def test_the_template_needs_no_torch():

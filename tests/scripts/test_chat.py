@@ -157,6 +157,18 @@ def test_an_image_is_shown_to_the_model_once(trained, pictures):
     assert [len(message["content"]) for message in session.history if message["role"] == "user"] == [2, 1]
 
 
+def test_images_within_a_question_keep_their_places(trained, pictures, monkeypatch):
+    monkeypatch.chdir(pictures)
+    session = chat.load_session(chat.arguments().parse_args(["--model", str(trained.model)]))
+    conversation = chat.Conversation(session, max_new_tokens=16)
+    for line in ("/image green.png", "red.png Is it like blue.png or image 1?"):
+        assert chat.handle_line(conversation, line)
+    shown = [part.get("text", part.get("index")) for part in session.history[0]["content"]]
+    assert shown == [0, 1, "", "Is it like ", 2, " or image 1?"]
+    assert conversation.names == ["green.png", "red.png", "blue.png"]
+    assert not conversation.pending_images
+
+
 def test_undo_regenerate_save_and_load(trained, pictures, monkeypatch, capsys):
     monkeypatch.chdir(pictures)
     session = chat.load_session(chat.arguments().parse_args(["--model", str(trained.model)]))

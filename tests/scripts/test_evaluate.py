@@ -354,3 +354,34 @@ def test_several_models_at_once_are_compared(trained, monkeypatch, tmp_path):
     assert exact["difference"] == pytest.approx(values[0] - values[1]) and exact["p"] < 0.05
     low, high = exact["interval"]
     assert 0 < low <= exact["difference"] <= high
+
+
+def test_answers_of_datasets_without_kinds_are_scored_as_free_text(trained, run, tmp_path):
+    kinds = tmp_path / "kinds.json"
+    kinds.write_text(json.dumps([{"name": "any", "pattern": ".", "images": "one", "scored": True}]))
+    settings = {"limit": 16, "blank_images": False}
+    metrics = run(tmp_path / "out", trained, "--kinds", kinds, "--without-kinds", "llava", settings=settings)
+    heldout, turns = metrics["checkpoints"]["final"]["heldout"], lines(tmp_path / "out/heldout/final.jsonl")
+    mine = [turn for turn in turns if turn["dataset"] == "llava"]
+    others = [turn for turn in turns if turn["dataset"] != "llava"]
+    assert (
+        mine
+        and others
+        and {turn["kind"] for turn in others} == {"any"}
+        and {turn["kind"] for turn in mine} == {"llava"}
+    )
+    row = heldout["datasets"].pop("llava")
+    assert heldout["datasets"] == {} and row["n"] == len(mine)
+    f1 = row["metrics"]["token_f1"]
+    assert f1["value"] == pytest.approx(sum(turn["scores"]["token_f1"] for turn in mine) / len(mine))
+    assert f1["interval"][0] <= f1["value"] <= f1["interval"][1]
+    assert not any("scores" in turn for turn in others)
+    assert heldout["loss"]["datasets"]["llava"]["interval"]
+
+
+def test_long_references_are_counted_and_no_exact_match(trained, run, tmp_path, capsys):
+    metrics = run(tmp_path / "out", trained, settings={"limit": 16, "blank_images": False, "max_new_tokens": 1})
+    heldout = metrics["checkpoints"]["final"]["heldout"]
+    rows = heldout["datasets"].values()
+    assert sum(row["long_references"] for row in rows) == sum(row["n"] for row in rows) > 0
+    assert heldout["kinds"] == [] and "references are longer than evaluate.max_new_tokens" in capsys.readouterr().err

@@ -41,8 +41,8 @@ def tar_rows(
 ) -> Iterator[RawRow]:
     """The samples of a tar, and the rows of the files of rows in it, in its order.
 
-    A JSON file belongs to a sample unless it is a list of objects that are no turns. A sample whose files do not lie together gives a
-    `Broken` row for each of its parts but the first.
+    A JSON file belongs to a sample unless it is a list of objects that are no turns. A sample whose files do not lie
+    together gives a `Broken` row for each of its parts but the first.
 
     Args:
         stream: the tar, not compressed.

@@ -27,6 +27,8 @@ class Form(Section):
     """Addresses of public pages that describe it."""
     turns: tuple[str, ...] = ()
     """Members that may hold all turns."""
+    plain: bool = False
+    """Whether these may also be plain texts, of the user and the assistant in turn."""
     question: tuple[str, ...] = ()
     context: tuple[str, ...] = ()
     """Members with text that is put after the question, on a new line."""
@@ -34,7 +36,7 @@ class Form(Section):
     options: tuple[str, ...] = ()
     """Members with the options of a multiple-choice question."""
     only_one: bool = False
-    """Whether values in two of the names of the question, or of the answer, must be equal; otherwise the first counts."""
+    """Whether values in two members of the question, or of the answer, must be equal; otherwise the first counts."""
 
     @model_validator(mode="after")
     def _members_of_its_kind(self) -> "Form":
@@ -102,10 +104,14 @@ class RowMembers(Section):
     """Members with earlier rounds."""
     system: Names
     loss: Names
+    texts: Names
+    """Members with texts that belong to a conversation; a row of one question in which one is left over is refused."""
     images: tuple[Names, ...]
     """Groups of members with the images; the first group with values counts."""
     names_only: Names
     """Members that give an image if their value is the name of an image file, and no other member does."""
+    image_ids: Names
+    """Members with ids of images, which are no names: a row that shows no image is refused."""
     media: Names
     preference: Names
     """Members of pairs of preferred and rejected answers."""

@@ -22,8 +22,9 @@ from scripts.adapters.own.image_names import loose, loose_name, stem, tidy
 from scripts.adapters.own.image_values import ImageBytes, ImageName, ImageValue
 from scripts.adapters.raw import DATA_LINK, Note, RawFiles
 from scripts.common.records import ImageRef
+from scripts.config.paths import is_archive
+from scripts.config.registry import image_prefix
 from scripts.media.hashed_names import downloaded_stem, embedded_path
-from scripts.media.keys import is_archive
 
 LOOSELY = "name_matched_loosely"
 """The note about an image that was found by another spelling of its name."""
@@ -50,12 +51,13 @@ class OwnImages:
 
     def __init__(self, images: ImageLookup, source: str, sets: Mapping[str, str], folder: Path) -> None:
         self._images, self._source, self._folder = images, source, folder
-        self._prefixes = [("" if name == "./" else name, root) for name, root in sets.items()]
+        self._prefixes = [(image_prefix(name), root) for name, root in sets.items()]
         # Most datasets have one set: its images are found with one look-up.
         self._only_prefix = self._prefixes[0][0] if len(self._prefixes) == 1 and not self._prefixes[0][1] else None
         self._roots = _absolute_roots(folder, [prefix for prefix, _ in self._prefixes])
         self._notes: list[Note] = []
         self._archives: list[str] | None = None
+        self._linked: dict[str, str] | None = None
 
     @classmethod
     def from_raw(cls, images: ImageLookup, raw: RawFiles, source: str) -> "OwnImages":
@@ -178,12 +180,22 @@ class OwnImages:
             for root, prefix in self._roots:
                 if candidate.startswith(root):
                     return prefix + candidate[len(root) :]
+        folder, base = posixpath.split(_resolved(path))
+        if (linked := self._linked_folders().get(folder)) is not None:
+            return posixpath.join(linked, base)
         meant = self._ends_like(path) if self._images.count_missing(self._source, name) else []
         raise RowError(
             "unsafe_path",
             f"{_short(name)} does not lie below {self._folder}, where all images of the dataset must be"
             + (f"; there is {', '.join(meant[:CANDIDATES])}: meant?" if meant else ""),
         )
+
+    def _linked_folders(self) -> dict[str, str]:
+        """Where the folders of images really are, by links to other disks -> their paths below `folder`."""
+        if self._linked is None:
+            folders = sorted({posixpath.dirname(path) for path in self._images.of(self._source).texts()})
+            self._linked = {os.path.realpath(self._folder / folder): folder for folder in reversed(folders)}
+        return self._linked
 
     def _missing(self, name: str, plain: str) -> RowError:
         """The error for a name without an image; it shows what may have been meant."""

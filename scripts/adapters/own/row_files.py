@@ -7,7 +7,6 @@ their split as the member `__split__`.
 
 import os
 import posixpath
-import re
 import stat
 import tarfile
 import zipfile
@@ -22,11 +21,11 @@ from scripts.adapters.own.archive_rows import is_hidden_below, zip_members
 from scripts.adapters.own.byte_streams import COMPRESSIONS, DAMAGED, beginning, unpacked, utf8
 from scripts.adapters.own.json_rows import holds_rows
 from scripts.adapters.own.row_readers import TABLE_ENDINGS, TEXT_ENDINGS, ZIP_ENDING, is_member, kind_of
-from scripts.common.errors import UserError
+from scripts.adapters.own.splits import splits_by_name
+from scripts.common.errors import UserError, is_results_root
 from scripts.common.files import read_json
+from scripts.config.registry import path_matches
 
-ALL = "./"
-"""Stands for all files of rows of a folder."""
 STATE, SPLITS, INFO = "state.json", "dataset_dict.json", "dataset_info.json"
 """Files of a folder that the `datasets` library has saved: of a dataset, and of several splits."""
 OTHER_FILES = frozenset(
@@ -60,7 +59,7 @@ def find_row_files(folder: Path, names: Sequence[str], not_rows: Collection[str]
 
     Args:
         folder: of the dataset.
-        names: paths, patterns or folders below it; `ALL` is the folder itself.
+        names: paths, patterns or folders below it; `./` is the folder itself.
         not_rows: archives that hold the images, which are not looked into.
 
     Raises:
@@ -73,7 +72,7 @@ def find_row_files(folder: Path, names: Sequence[str], not_rows: Collection[str]
         if path.is_dir():
             _add_folder(folder, posixpath.normpath(name), found, not_rows)
         elif "*" in name:
-            matching = [each for each in _walk(folder, ".", found) if matches(each, name)]
+            matching = [each for each in _walk(folder, ".", found) if path_matches(each, name)]
             if not matching:
                 raise UserError(f"no file in {folder} matches {name!r}{_what_is_there(folder)}")
             found.splits |= dict.fromkeys(matching, "")
@@ -89,21 +88,6 @@ def find_row_files(folder: Path, names: Sequence[str], not_rows: Collection[str]
     for file in found.splits:
         _encodable(file)
     return found
-
-
-def matches(path: str, pattern: str) -> bool:
-    """Whether a path matches a pattern: `*` stands for any characters of a name, `**` for any folders."""
-    return _expression(posixpath.normpath(pattern)).fullmatch(path) is not None
-
-
-def _expression(pattern: str) -> re.Pattern[str]:
-    *folders, last = pattern.split("/")
-    text = "".join("(?:[^/]+/)*" if part == "**" else f"{_name(part)}/" for part in folders)
-    return re.compile(text + ("(?:[^/]+/)*[^/]+" if last == "**" else _name(last)), re.DOTALL)
-
-
-def _name(part: str) -> str:
-    return re.escape(part).replace(r"\*", "[^/]*")
 
 
 def _what_is_there(folder: Path) -> str:
@@ -126,7 +110,7 @@ def _add_folder(folder: Path, inner: str, found: RowFiles, not_rows: Collection[
         else:
             paths.append(path)
     _refuse_two_forms(folder, paths)
-    found.splits |= dict.fromkeys(paths, "")
+    found.splits |= splits_by_name(paths)
 
 
 def _saved_files(folder: Path, inner: str) -> dict[str, str]:
@@ -183,11 +167,6 @@ def _walk(folder: Path, inner: str, found: RowFiles) -> Iterator[str]:
                 yield path
             else:
                 found.left_out[_shown(path)] = "is a link that leads nowhere, or no file"
-
-
-def is_results_root(folder: str) -> bool:
-    """Whether a folder holds results of this project, whose tables are no rows of a user."""
-    return os.path.isfile(os.path.join(folder, "configuration.json")) and os.path.isdir(os.path.join(folder, "logs"))
 
 
 def _is_regular(path: Path) -> bool:

@@ -6,9 +6,9 @@ does that, for all datasets alike.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 from scripts.adapters.raw import Note
 from scripts.common.errors import UserError
@@ -16,12 +16,29 @@ from scripts.common.files import canonical_json
 from scripts.common.records import HELD_OUT, Record
 from scripts.config.custom import SplitConfig
 from scripts.config.holdout import KeptRowsConfig
+from scripts.config.registry import path_matches
 
 TRAIN = "train"
 KEPT = "kept_for_evaluation"
 """The reason under which the report counts rows that are kept for evaluation."""
 UNKNOWN_SPLIT = "unknown_split"
+_SPLIT_NAME = re.compile(rf"({'|'.join(SplitConfig.model_fields['values'].default)})([-_.]?\d.*)?(\.[a-z0-9.]+)?")
 _TRAINING = {"train", "training", "trainval", "all"}
+
+
+def splits_by_name(paths: Iterable[str]) -> dict[str, str]:
+    """The splits of files of a folder by their names or those of their folders; "" for files of none.
+
+    As in `test-00000-of-00002.parquet`, `val.jsonl.gz` or `test/rows.jsonl`. If all files have such names, as a single
+    `test.jsonl` has, the names mean nothing.
+    """
+    found = {path: _named_split(path) for path in paths}
+    return found if not all(found.values()) else dict.fromkeys(found, "")
+
+
+def _named_split(path: str) -> str:
+    matches = [_SPLIT_NAME.fullmatch(part.casefold()) for part in path.split("/")]
+    return next((match[1] for match in matches if match), "")
 
 
 class OwnSplits:
@@ -43,7 +60,7 @@ class OwnSplits:
             value: what the row's column of splits holds, or "".
             row: names the row in the examples of the report.
         """
-        patterns = [pattern for pattern in self._settings.files if fnmatchcase(file, pattern)]
+        patterns = [pattern for pattern in self._settings.files if path_matches(file, pattern)]
         if patterns:
             self._files_left.difference_update(patterns)
             return HELD_OUT, [Note(KEPT, f"{row}: a row of {file}")]

@@ -1,12 +1,13 @@
 """Texts of own data split at the places of images, and refused where they hold other markers of media.
 
-A placeholder (`<image>`, or `columns.image_tag`) shows the next image that the row lists. `<img>path</img>` is Qwen-VL's
-way to show the image at a path, and MiniCPM's rows have a marker of their own for each image. Other markers, such as
-`<video>` or `<|image_pad|>`, mean media that would be trained on as literal text; the table in forms.yaml lists them.
+A placeholder (`<image>`, or `columns.image_tag`) shows the next image that the row lists. `<img>path</img>` is
+Qwen-VL's way to show the image at a path, and MiniCPM's rows have a marker of their own for each image. Other markers,
+such as `<video>` or `<|image_pad|>`, mean media that would be trained on as literal text; forms.yaml lists them.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import groupby
 
 from scripts.adapters.base import RowError
 from scripts.adapters.own.conversation import ShownImage
@@ -17,6 +18,8 @@ from scripts.adapters.own.values import checked_text
 PLACEHOLDER = "<image>"
 _PATH = r"<img>(?P<path>[^<>\n]{1,2000})</img>"
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
+_LONGEST_ELEMENT = 5000
+"""Characters around a marker in which code and the end of an element are looked for."""
 _IS_WORD = re.compile(r"[`'\"]?\s*(?:tag|element|attribute)s?\b", re.IGNORECASE)
 _ELEMENTS = frozenset(marker.text for marker in FORMS.markers if marker.html)
 
@@ -32,8 +35,6 @@ class TextSplitter:
         markers = [marker.regex for marker in FORMS.markers if marker.text != tag]
         markers += [re.escape(PLACEHOLDER)] if tag != PLACEHOLDER else []
         self._regex = re.compile(f"(?P<tag>{re.escape(tag)})|{_PATH}|(?P<marker>{'|'.join(markers)})")
-        # Most texts have no marker, and a search for a character is faster than the expression.
-        self._beginnings = tuple({"<", "[", tag[:1]})
 
     def split(self, text: str, named: Mapping[str, ImageValue] | None = None) -> list[Part]:
         """The texts and places of images of `text`, in their order; the texts as they are, empty ones left out.
@@ -54,11 +55,13 @@ class TextSplitter:
         return parts
 
     def _split(self, text: str) -> list[Part]:
-        for character in self._beginnings:
-            if character in text:
+        # Most texts have no other marker, and this is faster than the expression.
+        pieces = text.split(self._tag)
+        for piece in pieces:
+            if "<" in piece or "[" in piece:
                 break
         else:
-            return [text] if text else []
+            return _with_places(pieces)
         parts: list[Part] = []
         begin = 0
         for match in self._regex.finditer(text):
@@ -86,11 +89,34 @@ class TextSplitter:
         )
 
 
+def _with_places(pieces: list[str]) -> list[Part]:
+    """`pieces` with the place of an image between each two, without empty texts."""
+    parts: list[Part] = [pieces[0]] if pieces[0] else []
+    for piece in pieces[1:]:
+        parts.append(ShownImage())
+        if piece:
+            parts.append(piece)
+    return parts
+
+
+def joined(parts: Iterable[Part]) -> list[Part]:
+    """`parts` with texts that are next to each other made one."""
+    result: list[Part] = []
+    for is_text, group in groupby(parts, key=lambda part: isinstance(part, str)):
+        if is_text:
+            result.append("".join(part for part in group if isinstance(part, str)))
+        else:
+            result += group
+    return result
+
+
 def _is_html(text: str, match: re.Match[str]) -> bool:
     """Whether an element's start tag is code, is named in a sentence, or has other elements inside."""
     if _IS_WORD.match(text, match.end()):
         return True
-    if any(code.start() <= match.start() < code.end() for code in _CODE.finditer(text)):
+    before = text[max(0, match.start() - _LONGEST_ELEMENT) : match.end() + _LONGEST_ELEMENT]
+    at = min(match.start(), _LONGEST_ELEMENT)
+    if any(code.start() <= at < code.end() for code in _CODE.finditer(before)):
         return True
-    end = text.find(f"</{match[0][1:]}", match.end())
+    end = text.find(f"</{match[0][1:]}", match.end(), match.end() + _LONGEST_ELEMENT)
     return end >= 0 and "<" in text[match.end() : end]

@@ -8,6 +8,7 @@ import ast
 import json
 import re
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from scripts.adapters.base import RowError
@@ -65,7 +66,7 @@ def as_list(value: Any) -> Any:
         return _parsed(value) if value[:1] == "[" and value.rstrip()[-1:] == "]" else value
     if isinstance(value, dict) and value:
         lists = list(value.values())
-        if all(isinstance(each, list) for each in lists) and len({len(each) for each in lists}) == 1:
+        if all(isinstance(each, list) and each for each in lists) and len({len(each) for each in lists}) == 1:
             return [dict(zip(value, members, strict=True)) for members in zip(*lists, strict=True)]
     return value
 
@@ -92,7 +93,7 @@ def shown(value: Any) -> str:
     return f"{value!r:.40}" if isinstance(value, str | int | float) else f"of type {type(value).__name__}"
 
 
-def members_of(row: dict[str, Any]) -> str:
+def members_of(row: Mapping[str, Any]) -> str:
     """The names of a row's members with values, for an error message."""
     names = [f"{name!s:.30}" for name, value in row.items() if has_value(value)]
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "(none)"

@@ -4,7 +4,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from model.template import Template, encode
+from scripts.blending.plan_summary import describe
 from scripts.blending.render import messages
+from scripts.blending.tokens_identity import template_of
+from scripts.common.errors import UserError
+from scripts.common.records import named_slot, shown_slot
+from scripts.config.tokens import TemplateTexts
 from tests.scripts.blending.plan_fixtures import (
     ALL,
     TOKENS,
@@ -17,6 +22,9 @@ from tests.scripts.blending.plan_fixtures import (
     turn,
 )
 
+TEMPLATE = Template()
+INLINE = TOKENS.model_copy(update={"template": TemplateTexts(images="inline", image_header="({number}) ")})
+
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
@@ -28,10 +36,10 @@ def tokenizer(workspace):
     return AutoTokenizer.from_pretrained(workspace.tokenizer)
 
 
-def assert_exact(rows, records, tokenizer):
+def assert_exact(rows, records, tokenizer, template=TEMPLATE):
     for row in rows:
         conversation = messages(row, records)
-        encoded = encode(conversation, tokenizer, Template(), TOKENS.image_tokens)
+        encoded = encode(conversation, tokenizer, template, TOKENS.image_tokens)
         assert len(encoded) == row["n_tokens"]
         assert sum(label >= 0 for label in encoded.labels) == row["n_labels"]
         assert encoded.image_indices == list(range(row["n_images"]))
@@ -138,3 +146,112 @@ def test_a_join_that_would_lose_its_comparison_is_dropped(tmp_path):
     assert len(account["dropped_conversations"]["too_many_tokens"]["examples"]) <= 20
     assert account["cut"]["conversations"] > 0
     assert all(any(uid.startswith("otter") for uid in row["uids"]) for row in rows)
+
+
+A, B = shown_slot(0), shown_slot(1)
+WRITTEN = [
+    turn(f"Which is newer, {A} or {B}?", f"Image {named_slot(1)}.", [0, 1]),
+    turn(f"{A}: and this, like image{named_slot(0)}? {B}", "Yes.", [0, 1]),
+    turn([f"{A}\nWhat is it?", f"What is {A}?", f"What is it? {A}", "What?"], "A dog.", [0], 0),
+    turn(f"Before: {A}\nAfter: {B}", "Yes.", [0, 1]),
+    turn(f"Compare it to{B}.", "Yes.", [0, 1]),
+    turn(f"{B}, is it like the other?", "Yes.", [0, 1]),
+    turn(f"{A}{B}", "Two.", [0, 1]),
+    turn(f"{named_slot(0)}. {A}", "One.", [0]),
+]
+
+
+def interleaved_records():
+    groups = [("question", "pick", 4)]
+    return [
+        record(f"own:{number}.{copy}", ["a", "b"][: len(round_["images"])], [round_], groups * (number == 2))
+        for number, round_ in enumerate(WRITTEN)
+        for copy in range(4)
+    ]
+
+
+@pytest.mark.parametrize("layout", ["before", "inline"])
+def test_images_in_their_places_are_counted_exactly(tmp_path, tokenizer, layout):
+    """In every layout, behind any number of earlier images, with numbers of one digit and of two."""
+    workspace = PlanWorkspace(tmp_path, interleaved_records())
+    settings = (INLINE if layout == "inline" else TOKENS).model_copy(update={"max_images": 24})
+    manifest = workspace.count("own", settings)
+    assert manifest["shows_images_in_questions"]
+    template = template_of(settings, tokenizer)
+    for seed in range(3):
+        rows = workspace.plan({"own": {"concat": 12}}, max_images=24, seed=seed)
+        assert_exact(rows, workspace.records, tokenizer, template)
+        assert max(row["n_images"] for row in rows) > 10
+
+
+def test_a_join_of_images_in_their_places(tmp_path, tokenizer):
+    """What was shown before is named, which is exact where images come first; inline it is refused."""
+    single = [
+        record(f"llava:{n}", [image], [turn(f"{A}\nWhat is it?", "x", [0]), turn("And?", "y")])
+        for n, image in enumerate("ab")
+    ]
+    pairs = [
+        record(f"otter_mimicit_cgd:{n}", ["a", "b"], [turn(f"Is {A} like {B}?", "x", [0, 1]), turn("Why?", "z")])
+        for n in range(3)
+    ]
+    workspace = PlanWorkspace(tmp_path, [*single, *pairs])
+    joined = {"pairs": {"join": {"over": "otter_mimicit_cgd", "talk": ["llava"]}, "repeat": 10}}
+    rows = workspace.plan(joined)
+    assert_exact(rows, workspace.records, tokenizer)
+    texts = {
+        part["text"]
+        for row in rows
+        for message in messages(row, workspace.records)
+        for part in message["content"]
+        if part["type"] == "text"
+    }
+    assert {text for text in texts if "like" in text} == {"Is image 1 like image 2?"}
+    for name in workspace.datasets:
+        workspace.count(name, INLINE)
+    with pytest.raises(UserError, match=r"a join of the blend shows llava, .*`images: before`"):
+        workspace.plan(joined)
+    rows = workspace.plan({"otter_mimicit_cgd": {"concat": 3}})
+    assert_exact(rows, workspace.records, tokenizer, template_of(INLINE, tokenizer))
+
+
+def test_rounds_that_are_not_supervised_are_shown_and_have_no_labels(tmp_path, tokenizer):
+    rounds = [turn("One?", "It is 1.", supervised=False), turn("Two?", "2", [0]), turn("Three?", "3", supervised=False)]
+    workspace = PlanWorkspace(tmp_path, [record("own:1", ["a"], rounds), llava(0, "a")])
+    rows = workspace.plan({"own": {}, "llava": {}})
+    assert_exact(rows, workspace.records, tokenizer)
+    own = next(row for row in rows if row["dataset"] == "own")
+    assert own["rounds"] == [[0, 1, 2]] and own["n_labels"] == 2
+    assert workspace.manifest["datasets"]["own"]["labels"] == 2
+
+
+def test_a_conversation_without_a_supervised_round_is_dropped_by_its_name(tmp_path, tokenizer):
+    """Also one that loses its supervised rounds by truncation."""
+    silent = record("own:1", [], [turn("One?", "1", supervised=False)])
+    cut = record("own:2", [], [turn("One?", "1", supervised=False), turn("Two? " * 90, "2")])
+    workspace = PlanWorkspace(tmp_path, [silent, cut, record("own:3", [], [turn("One?", "1")])])
+    rows = workspace.plan({"own": {}}, sequence=100)
+    assert [row["uids"] for row in rows] == [["own:3"]]
+    dropped = workspace.manifest["datasets"]["own"]["dropped_conversations"]
+    examples = [{"uids": ["own:1"]}, {"uids": ["own:2"]}]
+    assert dropped == {"no_supervised_round": {"count": 2, "examples": examples}}
+    assert len(workspace.plan({"own": {}}, sequence=10_000)) == 2
+
+
+def test_the_reason_names_the_limit_that_struck(tmp_path):
+    many = [record(f"own:{n}", [f"i{k}" for k in range(n)], [turn("Which?", "x", list(range(n)))]) for n in (2, 9, 30)]
+    long = record("own:long", ["i0"], [turn("Why? " * 90, "x", [0])])
+    workspace = PlanWorkspace(tmp_path, [*many, long])
+    table = workspace.plan({"own": {}}, sequence=300)
+    assert [row["uids"] for row in table] == [["own:2"]]
+    dropped = workspace.manifest["datasets"]["own"]["dropped_conversations"]
+    assert list(dropped) == ["too_many_images", "too_many_tokens"]
+    assert sorted(dropped["too_many_images"]["examples"], key=str) == [
+        {"uids": ["own:30"], "images": 30, "limit": 8},
+        {"uids": ["own:9"], "images": 9, "limit": 8},
+    ]
+    (example,) = dropped["too_many_tokens"]["examples"]
+    assert example["uids"] == ["own:long"] and example["tokens"] > example["limit"] == 300
+    text = describe(workspace.table(), workspace.manifest)
+    assert "own: 2 conversations dropped: too many images" in text
+    assert "own:30: 30 images, limit 8" in text or "own:9: 9 images, limit 8" in text
+    assert f"own: 1 conversations dropped: too many tokens\n    such as own:long: {example['tokens']} tokens" in text

@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pytest
 
+from scripts.common import files
 from scripts.common.errors import UserError
 from scripts.common.files import (
     atomic,
@@ -12,6 +13,7 @@ from scripts.common.files import (
     read_table,
     write_json,
     write_table,
+    writing_table,
 )
 from tests.disks import PowerCut
 
@@ -58,6 +60,39 @@ def test_equal_tables_give_equal_files(tmp_path):
     write_table(tmp_path / "1.parquet", table)
     write_table(tmp_path / "2.parquet", table)
     assert file_sha256(tmp_path / "1.parquet") == file_sha256(tmp_path / "2.parquet")
+
+
+def test_a_table_that_is_written_in_parts_has_the_bytes_of_the_whole(tmp_path, monkeypatch):
+    table = pa.table({"a": list(range(150_000)), "b": [["x", str(number)] for number in range(150_000)]})
+    write_table(tmp_path / "whole.parquet", table)
+    with writing_table(tmp_path / "parts.parquet", table.schema) as writer:
+        for batch in table.to_batches(max_chunksize=4096):
+            writer.write(batch)
+        assert not (tmp_path / "parts.parquet").exists()
+    assert file_sha256(tmp_path / "parts.parquet") == file_sha256(tmp_path / "whole.parquet")
+    # Batches that do not fill a row group, and rows that are long.
+    monkeypatch.setattr(files, "_GROUP_BYTES", 100_000)
+    for size in (5000, 70_000):
+        with writing_table(tmp_path / "other.parquet", table.schema) as writer:
+            for batch in table.to_batches(max_chunksize=size):
+                writer.write(batch)
+        assert read_table(tmp_path / "other.parquet").equals(table)
+    with writing_table(tmp_path / "empty.parquet", table.schema):
+        pass
+    assert read_table(tmp_path / "empty.parquet").equals(table.slice(0, 0))
+
+
+def test_a_table_that_is_not_written_to_its_end_is_not_there(tmp_path):
+    table = pa.table({"a": [1]})
+
+    def interrupted() -> None:
+        with writing_table(tmp_path / "a.parquet", table.schema) as writer:
+            writer.write(table.to_batches()[0])
+            raise UserError("too many rows are lost")
+
+    with pytest.raises(UserError, match="too many"):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_table_is_read_whole_or_by_columns_in_the_order_asked_for(tmp_path):

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scripts.common.table_hash import table_sha256
+from scripts.common.table_hash import TableHash, table_sha256
 
 SCHEMA = pa.schema(
     [
@@ -105,3 +105,17 @@ def test_a_hash_is_the_same_in_every_version():
     """Plans, token tables and everything made from them refer to tables by these hashes."""
     rows = pa.table({"a": pa.array([1, 2], pa.int64()), "b": [["x", "é"], []], "c": [True, False]})
     assert table_sha256(rows) == "6c6afd043b62a0f0ba9be2e4e47dc89466f6c997932ddaf3d9015cdd2c3adc8f"
+
+
+EMPTY = {"number": None, "text": None, "texts": [None], "numbers": [], "pairs": [None], "flag": None}
+
+
+@pytest.mark.parametrize("rows", [(), (ROW,), (ROW, EMPTY, ROW), (EMPTY, ROW, {**ROW, "text": "ü" * 2_000_000})])
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_a_hash_of_parts_is_that_of_the_whole(rows, size):
+    whole = table(*rows)
+    with TableHash(SCHEMA) as parts:
+        for start in range(0, len(rows), size):
+            part = whole.slice(start, size)
+            parts.update(part if start else part.to_batches()[0])
+        assert parts.hexdigest() == parts.hexdigest() == table_sha256(whole)

@@ -1,5 +1,7 @@
 """Held-out conversations as questions: one prompt per round, with the reference answers before it."""
 
+from dataclasses import replace
+
 from scripts.evaluation.heldout_questions import questions
 from scripts.evaluation.question_kinds import QuestionKind
 from scripts.inference.blend_reader import Sample
@@ -41,3 +43,16 @@ def test_without_kinds_the_group_follows_from_the_number_of_images():
     assert [q.kind for q in questions(0, SAMPLE, [])] == [QuestionKind("join", "one"), several, several]
     listed = [QuestionKind("again", "one", False, "^Again"), QuestionKind("rest", "several", True, ".")]
     assert [q.kind.name for q in questions(0, SAMPLE, listed)] == ["rest", "rest", "again"]
+
+
+def test_a_round_that_is_not_supervised_is_history_and_no_question():
+    shown_only = [SAMPLE.messages[0], SAMPLE.messages[1] | {"supervised": False}, *SAMPLE.messages[2:]]
+    found = list(questions(0, replace(SAMPLE, messages=shown_only), []))
+    assert [(q.round, q.question, len(q.messages)) for q in found] == [(2, "Two?", 3), (3, "Again?", 5)]
+    assert found[0].images == ("aa", "bb", "cc")
+
+
+def test_kinds_are_not_about_every_dataset():
+    kinds = [QuestionKind("any", "several", True, ".")]
+    assert {q.kind.name for q in questions(0, SAMPLE, kinds, ["other"])} == {"any"}
+    assert {q.kind.name for q in questions(0, SAMPLE, kinds, ["join"])} == {"join"}

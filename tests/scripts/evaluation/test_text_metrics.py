@@ -86,6 +86,31 @@ def test_rouge_against_a_value_worked_out_by_hand():
     assert value("rouge_l", ["police kill the gunman"], [["police killed the gunman"]]) == 0.75
 
 
+@pytest.mark.parametrize(
+    ("output", "reference", "expected"),
+    [
+        ("A red car.", "the red car", 1.0),
+        ("red car", "Car, red!", 1.0),
+        ("red", "a red car", 2 / 3),
+        ("red red", "red car", 0.5),
+        ("blue", "red", 0.0),
+        ("the", "a", 1.0),
+        ("", "red", 0.0),
+        ("Ein kühler Morgen", "ein kühler Abend", 2 / 3),
+        ("红色的车", "红色的船", 0.75),
+    ],
+)
+def test_token_f1_against_values_worked_out_by_hand(output, reference, expected):
+    assert value("token_f1", [output], [[reference]]) == pytest.approx(expected)
+
+
+def test_rouge_counts_letters_of_all_scripts():
+    """The tokenizer of rouge-score knows a to z only, so that a correct answer in Chinese would score 0."""
+    assert value("rouge_l", ["红色的车"], [["红色的船"]]) == pytest.approx(0.75)
+    assert value("rouge_l", ["Süße Äpfel"], [["süße Äpfel"]]) == 1.0
+    assert value("rouge_l", ["né"], [["ni"]]) == 0.0
+
+
 def test_perplexity_is_weighted_by_tokens():
     turns = [turn("a", answer_loss=(2.0, 1)), turn("b", answer_loss=(1.0, 9)), turn("c")]
     scored, rows = score_turns(turns, [metric_spec("perplexity")], 0.95)

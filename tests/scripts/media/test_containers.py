@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scripts.common.errors import UserError
-from scripts.media.containers import ImageEntry, list_container, zip_root
+from scripts.media.containers import ImageEntry, archive_root, list_container
 from scripts.media.opening import UnreadableImageError
 from scripts.media.raw_images import RawImageReader
 
@@ -219,11 +219,11 @@ def test_the_same_name_in_two_folders_belongs_to_the_folder_of_the_set_or_to_non
 def test_with_a_root_images_keep_their_folders(tmp_path):
     data = list(IMAGES.values())
     _zip(tmp_path / "x.zip", {"top/augmented/solo.png": data[0], "./top/solo.png": data[1], "top/notes.txt": b"x"})
-    assert zip_root([tmp_path / "x.zip"]) == "top/"
+    assert archive_root([tmp_path / "x.zip"]) == "top/"
     entries = list(list_container(tmp_path / "x.zip", "x.zip", "own/", "top/"))
     assert _read(tmp_path, entries) == {"own/augmented/solo.png": data[0], "own/solo.png": data[1]}
     _zip(tmp_path / "y.zip", {"solo.png": data[0]})
-    assert zip_root([tmp_path / "x.zip", tmp_path / "y.zip"]) == "" == zip_root([tmp_path / "y.zip"])
+    assert archive_root([tmp_path / "x.zip", tmp_path / "y.zip"]) == "" == archive_root([tmp_path / "y.zip"])
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])

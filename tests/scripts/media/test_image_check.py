@@ -43,7 +43,7 @@ def _bomb(width, height):
         (_encode("PNG")[:-300], "truncated"),
         (_encode("JPEG", size=(1, 1)), "one_pixel"),
         (_encode("GIF", size=(1, 50)), "one_pixel"),
-        (_encode("PPM"), "unsupported_format"),
+        (_encode("EPS"), "unsupported_format"),
         (_bomb(10_000, 9_000), "too_large"),
         (_bomb(60_000, 60_000), "too_large"),
     ],

@@ -4,6 +4,7 @@ import pytest
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
+from model.question_parts import text_with_names
 from scripts.chat import COMMANDS
 from scripts.common.errors import UserError
 from scripts.terminal.input_line import InputLine, parse_line, parse_paths
@@ -42,13 +43,24 @@ def folder(tmp_path, monkeypatch):
     ],
 )
 def test_images_and_question(folder, line, images, text):
-    assert parse_line(line, 4) == InputLine(images, text)
+    parsed = parse_line(line)
+    assert parsed.images == images
+    within = sum(isinstance(part, int) for part in parsed.parts)
+    numbered = [4 + part if isinstance(part, int) else part for part in parsed.parts]
+    assert text_with_names([*range(4, 4 + len(images) - within), "", *numbered]) == text
 
 
 def test_files_without_an_image_suffix_are_images_if_they_exist(folder):
-    assert parse_line("./notes What?", 1) == InputLine(("./notes",), "What?")
-    assert parse_line(f"{folder}/notes What?", 1) == InputLine((f"{folder}/notes",), "What?")
-    assert parse_line(f"{folder} What?", 1) == InputLine((), f"{folder} What?"), "a folder is no image"
+    assert parse_line("./notes What?") == InputLine(("./notes",), ("What?",))
+    assert parse_line(f"{folder}/notes What?") == InputLine((f"{folder}/notes",), ("What?",))
+    assert parse_line(f"{folder} What?") == InputLine((), (f"{folder} What?",)), "a folder is no image"
+
+
+def test_images_within_a_question_keep_their_places(folder):
+    line = parse_line("cat.jpg  Is it like DOG.PNG or 'my cat.jpg'?")
+    assert line == InputLine(("cat.jpg", "DOG.PNG"), ("Is it like ", 1, " or 'my cat.jpg'?"))
+    line = parse_line("Which is newer, cat.jpg or DOG.PNG")
+    assert line == InputLine(("cat.jpg", "DOG.PNG"), ("Which is newer, ", 0, " or ", 1))
 
 
 def test_paths(folder):

@@ -159,3 +159,30 @@ def test_a_base_counts_by_content_and_not_by_time(tmp_path):
     assert now(weights=False) != without
     assert base_digest(str(folder), str(tmp_path), True) == "", "below the results, where its manifest is the cause"
     assert base_digest("openai/clip-vit-large-patch14", str(root), True) == ""
+
+
+def own_digest(folder, *patterns):
+    folder_digest.cache_clear()
+    return folder_digest(str(folder), patterns)
+
+
+def test_the_whole_folder_counts_without_hidden_files_and_results(data):
+    before = own_digest(data, "./")
+    for name in (".hidden/a.json", "images/.a.jpg", "results/configuration.json", "results/raw/x.json"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_bytes(b"1")
+    assert own_digest(data, "./") == before
+    (data / "parts/new.jsonl").write_bytes(b"1")
+    changed = own_digest(data, "./")
+    assert changed != before
+    (data / "parts/new.jsonl").unlink()
+    assert own_digest(data, "./") == before
+
+
+@pytest.mark.parametrize("pattern", ["**/*.jsonl", "d/**", "d", "d/", "*/e/*.jsonl"])
+def test_patterns_reach_into_folders(data, pattern):
+    before = own_digest(data, pattern)
+    (data / "d/e").mkdir(parents=True)
+    assert own_digest(data, pattern) == before
+    (data / "d/e/x.jsonl").write_bytes(b"1")
+    assert own_digest(data, pattern) != before

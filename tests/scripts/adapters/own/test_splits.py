@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from scripts.adapters.own.splits import KEPT, TRAIN, UNKNOWN_SPLIT, OwnSplits, content_share, keep_rows
+from scripts.adapters.own.row_files import find_row_files
+from scripts.adapters.own.splits import KEPT, TRAIN, UNKNOWN_SPLIT, OwnSplits, content_share, keep_rows, splits_by_name
 from scripts.common.errors import UserError
 from scripts.common.records import HELD_OUT, ImageRef, Record, Round
 from scripts.config.custom import SplitConfig
@@ -100,5 +101,36 @@ def test_the_adapter_reads_column_and_files(tmp_path):
     (tmp_path / "files/mine/val.jsonl").write_text(
         '{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}\n'
     )
-    records, _, notes = convert(tmp_path / "files", rows, split={"files": ["val.jsonl"]})
+    plain = [{"messages": row["messages"]} for row in rows]
+    records, _, notes = convert(tmp_path / "files", plain, split={"files": ["val.jsonl"]})
     assert [record.split for record in records] == [TRAIN, TRAIN, TRAIN, HELD_OUT] and notes == {KEPT: 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("val.jsonl", "val"),
+        ("Test.json.gz", "test"),
+        ("test-00000-of-00002.parquet", "test"),
+        ("data/validation/part-1.parquet", "validation"),
+        ("dev_2.csv", "dev"),
+        ("train.jsonl", ""),
+        ("testimonials.jsonl", ""),
+        ("my_test.jsonl", ""),
+        ("test_answers.jsonl", ""),
+        ("latest/rows.jsonl", ""),
+    ],
+)
+def test_files_of_a_folder_have_the_split_of_their_name(path, split):
+    assert splits_by_name(["rows.jsonl", path]) == {"rows.jsonl": "", path: split}
+
+
+def test_a_folder_with_nothing_else_is_trained_on():
+    assert splits_by_name(["test.jsonl"]) == {"test.jsonl": ""}
+
+
+def test_files_of_a_folder_are_listed_with_their_splits(tmp_path):
+    for name in ("train.jsonl", "val.jsonl"):
+        (tmp_path / name).write_text('{"question": "Q", "answer": "A"}\n')
+    assert find_row_files(tmp_path, ["./"]).splits == {"train.jsonl": "", "val.jsonl": "val"}
+    assert find_row_files(tmp_path, ["train.jsonl", "val.jsonl"]).splits == {"train.jsonl": "", "val.jsonl": ""}
