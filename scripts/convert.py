@@ -9,8 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from scripts.adapters.conversion import Conversion, Reasons
-from scripts.adapters.image_lookup import OUTSIDE_SUBSET, ImageLookup
+from scripts.adapters.conversion import MEANT, Conversion, Reasons
+from scripts.adapters.image_lookup import ImageLookup
 from scripts.adapters.own.splits import keep_rows
 from scripts.adapters.raw import RawFiles
 from scripts.adapters.statistics import Statistics
@@ -21,10 +21,13 @@ from scripts.common.records import RECORD_SCHEMA, Record, to_batch
 from scripts.common.table_hash import TableHash
 from scripts.common.text_set import TextSet
 from scripts.config.holdout import KeptRowsConfig
+from scripts.config.tolerance import ToleranceConfig
 from scripts.media.source_folders import add_folders, named_folders
 
 _BATCH = 4096
 _CHARACTERS = 16 << 20
+_QUOTED = 3
+"""The most frequent reasons, which an error names with an example of each."""
 
 
 def convert(
@@ -32,7 +35,7 @@ def convert(
     raw_folders: dict[str, Path],
     media: dict[str, Path],
     out: Path,
-    tolerance: float = 1.0,
+    tolerance: float | None = 1.0,
     subset: dict[str, list[str]] | None = None,
     kept_rows: KeptRowsConfig | None = None,
 ) -> dict[str, Any]:
@@ -43,7 +46,7 @@ def convert(
         raw_folders: `raw/<source>` of every source that it reads.
         media: `media/<source>` of every source of its images.
         out: folder to write into.
-        tolerance: share of rows that may be dropped, in [0, 1].
+        tolerance: share of rows that may be dropped, in [0, 1]; None: the usual one of own or of published data.
         subset: paths of the only images to use, by source; None: all.
         kept_rows: which rows of own data are kept for evaluation, by a share; None: none.
 
@@ -101,16 +104,22 @@ def _bounded(records: Iterable[tuple[str, Record]]) -> Iterator[list[tuple[str, 
         yield rows
 
 
-def _check_losses(conversion: Conversion, tolerance: float) -> None:
-    """Raise UserError if more than the share `tolerance` of the rows was dropped, those outside the subset apart."""
-    outside = conversion.dropped.as_dict().get(OUTSIDE_SUBSET, {"count": 0})["count"]
-    lost, rows = conversion.rows - conversion.kept - outside, conversion.rows - outside
-    if lost > tolerance * rows:
-        first = next(iter(conversion.dropped.as_dict().values()))["examples"][0]
+def _check_losses(conversion: Conversion, tolerance: float | None) -> None:
+    """Raise UserError if more than the share `tolerance` of the rows was dropped, those apart that are meant to be."""
+    dropped = {reason: entry for reason, entry in conversion.dropped.as_dict().items() if reason not in MEANT}
+    meant = conversion.dropped.total - sum(entry["count"] for entry in dropped.values())
+    lost, rows = conversion.rows - conversion.kept - meant, conversion.rows - meant
+    own = conversion.entry.own is not None
+    allowed = ToleranceConfig(rows=tolerance).rows_of(own)
+    if lost > allowed * rows:
+        frequent = sorted(dropped.items(), key=lambda item: (-item[1]["count"], item[0]))
+        reasons = [f"{entry['count']} {reason}, such as {entry['examples'][0]}" for reason, entry in frequent]
+        more = f"; and {len(reasons) - _QUOTED} further reasons" if len(reasons) > _QUOTED else ""
+        look = "look at it with `python -m scripts.inspect_data`, " if own else ""
         raise UserError(
             f"dataset {conversion.dataset!r}: {lost} of {rows} rows cannot be used, more than the share of "
-            f"{tolerance:g} that `tolerance.rows` allows ({conversion.dropped}). For example {first}. "
-            "Repair the data, or raise the tolerance"
+            f"{allowed:g} that `tolerance.rows` allows: {'; '.join(reasons[:_QUOTED])}{more}. "
+            f"Repair the data, {look}or raise the tolerance"
         )
 
 
@@ -136,7 +145,7 @@ def main() -> None:
     add_folders(arguments, "--media", "media/<source> of every image source of the dataset")
     arguments.add_argument("--out", type=Path, required=True, help="folder to write into: records")
     arguments.add_argument(
-        "--tolerance", type=float, default=0.5, help="share of rows that may be dropped (default: %(default)s)"
+        "--tolerance", type=float, help="share of rows that may be dropped (default: 0.05 of own data, 0.5 of others)"
     )
     arguments.add_argument("--subset", type=Path, help="raw/subset.json: use only the images listed in it")
     arguments.add_argument("--kept-rows", metavar="JSON", help="own data: share of rows kept for evaluation, or @file")

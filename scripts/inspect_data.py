@@ -38,7 +38,7 @@ def main() -> None:
     config = custom_section(args.path, args.images, **more)
     survey = inspect(str(args.path), name, config, _reading(args), args.rows, args.conversations)
     path = args.recipe or Path(f"{name}.yaml")
-    text = recipe(name, survey.config, str(path))
+    text = recipe(name, survey.config, str(path), survey.lost_share)
     usable = survey.lost < survey.rows
     if usable:
         write_recipe(path, text, args.force)

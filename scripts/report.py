@@ -26,7 +26,7 @@ _ANCHORS = (
     ("chart", "curves", "Curves"),
     ("heldout_datasets", "heldout", "Held-out answers"),
     ("suites", "dialogues", "Dialogues"),
-    ("columns", "mistakes", "Incorrect answers"),
+    ("kinds", "mistakes", "Incorrect answers"),
     ("datasets", "data", "Data"),
     ("cards", "cards", "Datasets"),
     ("sources", "images", "Images"),

@@ -25,6 +25,7 @@ LEVELS = (
     ("serving", "terminal"),
     ("workflow",),
     ("reporting", "provenance"),
+    ("inspection",),
 )
 """From the bottom to the top: a room may import the rooms of lower levels. Programs are above all of them."""
 

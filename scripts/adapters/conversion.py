@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from typing import Protocol, cast
 
 from scripts.adapters.base import Dropped
-from scripts.adapters.image_lookup import ImageLookup
+from scripts.adapters.image_lookup import OUTSIDE_SUBSET, ImageLookup
 from scripts.adapters.raw import Note, RawFiles
 from scripts.common.errors import UserError
 from scripts.common.records import Record, check
 from scripts.config.registry import DATASETS, Dataset
 
+MEANT = frozenset({OUTSIDE_SUBSET, "nothing_supervised"})
+"""Reasons of rows that the configuration or the rows themselves leave out; these are no losses."""
 _EXAMPLES = 20
 
 

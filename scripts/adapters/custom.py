@@ -12,11 +12,11 @@ from typing import Any
 from scripts.adapters.base import Dropped, RowError
 from scripts.adapters.image_lookup import ImageLookup
 from scripts.adapters.own.conversation import OwnConversation, Turn
-from scripts.adapters.own.conversation_reader import RowReader
+from scripts.adapters.own.conversation_reader import RowReader, named_members
 from scripts.adapters.own.image_search import OwnImages
 from scripts.adapters.own.image_values import ImageValue
 from scripts.adapters.own.splits import OwnSplits
-from scripts.adapters.own.values import has_value, one_line
+from scripts.adapters.own.values import has_value, member_of, one_line
 from scripts.adapters.raw import Broken, Note, RawFiles, RawRow
 from scripts.common.errors import UserError
 from scripts.common.records import Record, Round, shown_slot
@@ -96,7 +96,8 @@ class _Adapter:
         self._splits.check()
 
     def _labelled(self, note: Note, label: str) -> Note:
-        reason = note.reason
+        # Names of members may be of any length and, in damaged files, not be UTF-8.
+        reason = one_line(note.reason, 80).encode("utf-8", "backslashreplace").decode()
         if reason.startswith(_IGNORED) and reason not in self._ignored:
             if len(self._ignored) < _MAX_IGNORED:
                 self._ignored.add(reason)
@@ -109,20 +110,18 @@ class _NamedMembers:
     """The members that `columns` names, until a row has them."""
 
     def __init__(self, source: str, columns: ColumnsConfig) -> None:
-        settings = ("messages", "question", "context", "answer", "history", "system", "images", "id")
-        names = {setting: getattr(columns, setting) for setting in settings}
         self._source = source
-        self._missing = {name: setting for setting, name in names.items() if name is not None}
+        self._missing = {name: setting for setting, name in named_members(columns).items()}
         self._members: dict[str, None] = {}
 
     def see(self, row: Any) -> None:
         """Look at a row."""
         if self._missing and isinstance(row, dict):
+            for name in [name for name in self._missing if has_value(member_of(row, name))]:
+                del self._missing[name]
             for name, value in row.items():
-                if has_value(value):
-                    self._missing.pop(name, None)
-                    if len(self._members) < _MAX_MEMBERS:
-                        self._members[str(name)[:40]] = None
+                if len(self._members) < _MAX_MEMBERS and has_value(value):
+                    self._members[str(name)[:40]] = None
 
     def check(self) -> None:
         """Check, after the last row, that all have been seen.

@@ -213,6 +213,47 @@ def read_rows(data: bytes, file_path: Path, layout: Mapping[str, Any], notes: li
     return [RawRow(key, row) for key, row in (value.pairs if isinstance(value, _RepeatedKeys) else value.items())]
 
 
+class JsonParser:
+    """Parses many JSON values with one decoder; integers may have any number of digits."""
+
+    def __init__(self) -> None:
+        self._builder = ObjectBuilder()
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._builder.object)
+        # A function for every integer makes parsing slower, so it is used only where an integer is too long.
+        self._slow = json.JSONDecoder(object_pairs_hook=self._builder.object, parse_int=integer)
+
+    def decode(self, text: str) -> Any:
+        """The JSON value that `text` is.
+
+        Raises:
+            json.JSONDecodeError: it is not JSON.
+            RecursionError: it is nested too deeply.
+        """
+        value, end = self.decode_at(text, 0 if text[:1] in _VALUE_STARTS else len(text) - len(text.lstrip(_JSON_SPACE)))
+        if end != len(text) and text[end:].strip(_JSON_SPACE):
+            raise json.JSONDecodeError("Extra data", text, end)
+        return value
+
+    def decode_at(self, text: str, start: int) -> tuple[Any, int]:
+        """The JSON value that begins at `start`, and where it ends; errors as of `decode`."""
+        self._builder.repeated.clear()
+        try:
+            return self._decoder.raw_decode(text, start)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:
+            self._builder.repeated.clear()
+            return self._slow.raw_decode(text, start)
+
+    def notes(self, where: str) -> list[Note]:
+        """A note for every key that occurred twice in an object of the last value; `where` names the file."""
+        return self._builder.notes(where) if self._builder.repeated else []
+
+
+_JSON_SPACE = " \t\n\r"
+_VALUE_STARTS = ("{", "[")
+
+
 class HugeNumber:
     """In place of an integer with more digits than Python reads; of no type that a field may have."""
 
@@ -259,7 +300,7 @@ class ObjectBuilder:
     """Builds JSON objects and collects the keys that occur twice in one of them."""
 
     def __init__(self) -> None:
-        self._repeated: list[str] = []
+        self.repeated: list[str] = []
 
     def object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         """The object with the members `pairs`, for `object_pairs_hook` of the json module."""
@@ -271,13 +312,13 @@ class ObjectBuilder:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                self._repeated.append(key)
+                self.repeated.append(key)
             seen.add(key)
         return repeated
 
     def notes(self, where: str) -> list[Note]:
         """A note for every repeated key; `where` names the file."""
-        return [Note("duplicate_key", f"{where}: {key!r:.80} occurs twice in one object") for key in self._repeated]
+        return [Note("duplicate_key", f"{where}: {key!r:.80} occurs twice in one object") for key in self.repeated]
 
 
 def line_rows(file_path: Path, sha256: str, notes: list[Note]) -> Iterator[RawRow]:

@@ -23,10 +23,10 @@ def begin(folder: str | Path) -> Walked:
     return Walked(str(folder), (_identity(str(folder)),))
 
 
-def inner_folder(above: Walked, entry: os.DirEntry[str]) -> Walked | None:
-    """The folder that an entry of the folder `above` is or leads to, if it is to be walked."""
+def inner_folder(above: Walked, entry: os.DirEntry[str], follow: bool) -> Walked | None:
+    """The folder that an entry of the folder `above` is or, with `follow`, leads to, if it is to be walked."""
     try:
-        if not entry.is_dir():
+        if not entry.is_dir(follow_symlinks=follow):
             return None
         identity = _identity(entry.path)
     except OSError:

@@ -15,7 +15,10 @@ def _listed(value: Any) -> Any:
 
 
 class ColumnsConfig(Section):
-    """What the members of a row mean, where their names are not among the usual ones. All are optional."""
+    """What the members of a row mean, where their names are not among the usual ones. All are optional.
+
+    A name with dots is that of a member inside of objects: `meta.caption`.
+    """
 
     messages: str | None = None
     """Member with the turns: a list of objects, or a list of pairs."""

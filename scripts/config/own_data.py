@@ -18,7 +18,12 @@ RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "own-data.yaml"
 _NEEDED = ("tokens", "blends", "models", "runs")
 _SUITABLE = (*_NEEDED, "pretrain", "evaluate")
 """Sections that are taken from the recipe; the first ones make a configuration complete."""
-_REFERENCES = (("blends", "tokens", "tokens"), ("models", "tokens", "tokens"), ("runs", "model", "models"), ("runs", "blend", "blends"))
+_REFERENCES = (
+    ("blends", "tokens", "tokens"),
+    ("models", "tokens", "tokens"),
+    ("runs", "model", "models"),
+    ("runs", "blend", "blends"),
+)
 """(section, key of its entries, section whose entry it names)."""
 
 

@@ -36,14 +36,14 @@ def _title(class_name: str) -> str:
 
 
 def _default(value: Any) -> str:
-    return "see below" if isinstance(value, Section) else str(value).replace("|", "\\|")
+    return "see below" if isinstance(value, Section) else str(value).replace("|", "\\|").replace("\n", "\\n")
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return " or ".join(f"`{value}`" for value in schema["enum"])
-    if "anyOf" in schema:
-        return " or ".join(_kind(part) for part in schema["anyOf"])
+    if forms := schema.get("anyOf", schema.get("oneOf")):
+        return " or ".join(_kind(part) for part in forms)
     if "$ref" in schema:
         return f"section {_title(schema['$ref'].rsplit('/', 1)[-1])}"
     # Keys with a checked form are patterns of properties, others are additional properties.

@@ -157,7 +157,8 @@ def _resolve_extends(runs: Mapping[str, Any], name: str, seen: tuple[str, ...] =
 
 def _describe(detail: Mapping[str, Any]) -> str:
     """An error of pydantic as one line, with the path of the key."""
-    path = [str(part) for part in detail["loc"]]
+    # Parts in angle brackets are the forms that a key may have, see `TokensConfig.template`.
+    path = [str(part) for part in detail["loc"] if not str(part).startswith("<")]
     if detail["type"] == "extra_forbidden":
         return f"{'.'.join(path)}: unknown key{_suggestion(path[-1], _keys_at(path[:-1]))}"
     if detail["type"] == "missing":

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from model.template import Template
 from scripts.config.base import Section
@@ -55,7 +55,11 @@ class TokensConfig(Section):
     image_tokens: Annotated[int, Field(ge=1)]
     """Tokens per image: as many as the vision encoder and projector of the model produce (CLIP ViT-L/14 at 224 pixels:
     257; Qwen: 256)."""
-    template: Literal["paper", "chat"] | TemplateTexts = PAPER
+    template: Annotated[
+        Annotated[Literal["paper", "chat"], Tag("<name>")] | Annotated[TemplateTexts, Tag("<texts>")],
+        # Otherwise an error in a text is reported for both forms.
+        Discriminator(lambda value: "<name>" if isinstance(value, str) else "<texts>"),
+    ] = PAPER
     """`paper`: the texts of DeepSpeed-VisualChat, with the images before the questions; `chat`: the chat template of
     the tokenizer, with the images inline; or the texts themselves. Change it only before training: a model answers well
     only with the template of its training."""

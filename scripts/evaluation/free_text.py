@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from scripts.evaluation.resampling import bootstrap
+from scripts.evaluation.results import TEXT_METRICS
 from scripts.evaluation.scoring import metric_spec, score_turns
 from scripts.evaluation.statistics import mean_loss
 from scripts.evaluation.text_metrics import words
@@ -20,7 +21,6 @@ from scripts.evaluation.turns import Turn
 SHORT = 4
 """Words of the longest reference that counts as short."""
 _CLOSED_SHARE = 0.8
-_FREE_TEXT = ("token_f1", "rouge_l", "chrf")
 
 
 def is_closed(references: Sequence[str]) -> bool:
@@ -41,7 +41,7 @@ def score_datasets(
     result, rows = list(turns), {}
     for dataset in sorted(closed):
         indices = [index for index, turn in enumerate(turns) if turn.dataset == dataset]
-        names = (("exact_match",) if closed[dataset] else ()) + _FREE_TEXT
+        names = TEXT_METRICS if closed[dataset] else [name for name in TEXT_METRICS if name != "exact_match"]
         specs = [metric_spec(name) for name in names]
         scored, metrics = score_turns([turns[index] for index in indices], specs, confidence)
         blanked = [replace(turn, output=turn.blanked["output"]) for turn in scored if turn.blanked is not None]

@@ -18,6 +18,9 @@ from scripts.evaluation.turns import Turn
 
 HELDOUT = "heldout"
 METRICS_FILE = "metrics.json"
+TEXT_METRICS = ("exact_match", "token_f1", "rouge_l", "chrf")
+"""Metrics of held-out answers that are compared as free text, the most telling one first; in JSON they are sorted by
+name."""
 COLUMNS = ("test_name", "image_path", "question", "answer")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scripts.evaluation.question_kinds import GROUPS
+from scripts.evaluation.results import TEXT_METRICS
 
 _LABELS = {"one": "one image", "several": "several images"}
 
@@ -31,7 +32,7 @@ def result_lines(metrics: Mapping[str, Any]) -> list[str]:
 def _free_text(dataset: str, row: Mapping[str, Any]) -> list[str]:
     """The scores of the answers of one dataset, and what lowers them."""
     lines = [f"  {dataset}: {row['n']} held-out answers"]
-    lines += [f"    {name:<17} {_metric(metric)}" for name, metric in row["metrics"].items()]
+    lines += [f"    {name:<17} {_metric(row['metrics'][name])}" for name in TEXT_METRICS if name in row["metrics"]]
     if long := row.get("long_references"):
         lines.append(f"    {long} references are longer than evaluate.max_new_tokens, where answers are cut off")
     return lines

@@ -61,7 +61,8 @@ def find_images(
     partial = subset is None and is_partial(data_path, images.folder)
     usable = folder.is_dir() and not images.archived and not partial
     others = {each.folder.rstrip("/") for each in source.images if each is not images}
-    files = dict(images_below(folder, data_path, others)) if usable else {}
+    own = source.name not in REGISTRY.sources
+    files = dict(images_below(folder, data_path, others, follow=own)) if usable else {}
     if subset is not None:
         files = {path: fault for path, fault in files.items() if path in subset}
     separate = [path for path, fault in files.items() if not fault]

@@ -218,9 +218,12 @@ def _length(conversation: list[dict[str, Any]], reading: Reading) -> tuple[int, 
 
 
 def _chosen(kept: list[_Kept], count: int) -> list[_Kept]:
-    """Up to `count` rows, spread over all of them, with at least one of every form."""
-    first_of_form = {each.form: number for number, each in reversed(list(enumerate(kept)))}
-    numbers = sorted(first_of_form.values())[:count]
+    """Up to `count` rows, spread over all of them, with at least one of every kind, the rarest kind first."""
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for number, each in enumerate(kept):
+        supervised = all(round_.supervised for round_ in each.record.rounds)
+        kinds.setdefault((each.form, min(len(each.record.images), 2), supervised), []).append(number)
+    numbers = [rows[0] for rows in sorted(kinds.values(), key=len)][:count]
     step = max(1, len(kept) // max(1, count))
     for number in range(0, len(kept), step):
         if len(numbers) < count and number not in numbers:

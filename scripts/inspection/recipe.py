@@ -1,5 +1,6 @@
 """The recipe that `inspect_data` writes: the shortest configuration that trains on what was inspected."""
 
+import math
 from pathlib import Path
 
 import yaml
@@ -7,17 +8,21 @@ import yaml
 from scripts.common.errors import UserError
 from scripts.common.files import atomic
 from scripts.config.custom import CustomDatasetConfig
+from scripts.config.tolerance import OWN
 
 _ORDER = ("folder", "files", "entry", "images", "columns", "split")
 
 
-def recipe(name: str, config: CustomDatasetConfig, path: str) -> str:
+def recipe(name: str, config: CustomDatasetConfig, path: str, lost: float = 0.0) -> str:
     """The configuration as YAML: `custom.<name>` alone, because everything else has defaults.
+
+    Where more rows are lost than the default allows, a `tolerance` is added, so that the recipe runs as it is.
 
     Args:
         name: of the dataset.
         config: its section.
         path: of this recipe, for the commands in its comments.
+        lost: share of the rows that cannot be used.
     """
     given = config.model_dump(mode="json", exclude_defaults=True)
     section = {key: given[key] for key in sorted(given, key=lambda key: (*_ORDER, key).index(key))}
@@ -34,7 +39,19 @@ def recipe(name: str, config: CustomDatasetConfig, path: str) -> str:
 # The first command converts the data: look at results-{name}/blend/mine/preview.html. The second one
 # also trains, evaluates and writes results-{name}/report.html.
 
-{body}"""
+{body}{_tolerance(lost)}"""
+
+
+def _tolerance(lost: float) -> str:
+    if lost <= OWN:
+        return ""
+    # Rows that were not inspected may lose a little more.
+    allowed = min(1.0, math.ceil(20 * lost + 1) / 20)
+    return f"""
+# {lost:.1%} of the rows that were inspected cannot be used. Mend them and remove these lines; then
+# more than {OWN:.0%} stop the build again.
+tolerance: {{rows: {allowed:g}}}
+"""
 
 
 def write_recipe(path: Path, text: str, replace: bool) -> None:

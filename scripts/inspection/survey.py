@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.adapters.conversion import Reasons
+from scripts.adapters.conversion import MEANT, Reasons
 from scripts.config.custom import CustomDatasetConfig
 
 
@@ -108,6 +108,12 @@ class Survey:
     def lost(self) -> int:
         """Rows that cannot be used."""
         return self.dropped.total
+
+    @property
+    def lost_share(self) -> float:
+        """The share of them, without those that the rows themselves leave out, as `convert` judges it."""
+        meant = sum(entry["count"] for reason, entry in self.dropped.as_dict().items() if reason in MEANT)
+        return (self.lost - meant) / max(1, self.rows - meant)
 
     @property
     def folder(self) -> Path:

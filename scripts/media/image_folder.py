@@ -13,16 +13,18 @@ from scripts.common.linked_folders import begin, inner_folder
 from scripts.media.keys import is_hidden, is_image, is_image_data
 
 
-def images_below(root: Path, data_path: Path, skip: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+def images_below(
+    root: Path, data_path: Path, skip: Collection[str] = (), follow: bool = False
+) -> Iterator[tuple[str, str]]:
     """The path of every image file below `root`, relative to `data_path`, and why it cannot be used, or "".
 
-    Hidden files and folders, and folders with results of this project, are left out. Links to folders are followed,
-    except those that lead back to a folder in which they lie.
+    Hidden files and folders, and folders with results of this project, are left out.
 
     Args:
         root: the folder.
         data_path: folder to which paths are relative.
         skip: folders, relative to `data_path`, that are left out.
+        follow: follow links to folders, except those that lead back to a folder in which they lie.
 
     Raises:
         UserError: a folder cannot be read.
@@ -37,7 +39,7 @@ def images_below(root: Path, data_path: Path, skip: Collection[str] = ()) -> Ite
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            if inner := inner_folder(folder, entry):
+            if inner := inner_folder(folder, entry, follow):
                 if not is_results_root(inner.path) and os.path.relpath(inner.path, data_path) not in skip:
                     folders.append(inner)
                 continue

@@ -7,7 +7,7 @@ datasets whose questions have no kinds, such as your own; questions with kinds h
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scripts.evaluation.results import HELDOUT
+from scripts.evaluation.results import HELDOUT, TEXT_METRICS
 from scripts.reporting.answers import Turns, answer_rows, metric_rows, read_turns
 from scripts.reporting.report_images import ReportImages
 from scripts.reporting.scores import Column
@@ -40,7 +40,7 @@ def _dataset(
         "n": max(row.get("n", 0) for row in rows),
         "long_references": max(row.get("long_references", 0) for row in rows),
         "columns": [{"run": column.label, "colour": column.colour} for column in columns],
-        "metrics": metric_rows([row.get("metrics", {}) for row in rows]),
+        "metrics": metric_rows([_in_order(row.get("metrics", {})) for row in rows]),
         "conversations": [
             {"name": test, "rounds": [_round(key, columns, turns, report_images) for key in sorted(tests[test])]}
             for test in list(tests)[:CONVERSATIONS]
@@ -54,10 +54,16 @@ def _round(
 ) -> dict[str, Any]:
     turn = next(table[key] for table in turns if key in table)
     earlier = len(turn["images"]) - turn["new_images"]
+    rows = answer_rows(key, columns, turns)
+    scores = [table[key].get("scores", {}).get("token_f1") for table in turns if key in table]
     return {
         "question": turn["question"],
         "references": turn["references"],
         "show_references": True,
         "images": report_images.heldout([image["sha256"] for image in turn["images"][earlier:]], first=earlier + 1),
-        "answers": answer_rows(key, columns, turns),
+        "answers": [row | {"score": score} for row, score in zip(rows, scores, strict=True)],
     }
+
+
+def _in_order(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: metrics[name] for name in TEXT_METRICS if name in metrics}

@@ -25,6 +25,8 @@ _SMALL = 64 << 20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 _MOST_BYTES = 1 << 30
 """Most bytes to read because of changed times, at a start of Snakemake."""
+_NOT_DATA = (".log", ".out", ".err", ".txt", ".md", ".html", ".yaml", ".yml", ".toml", ".py", ".pyc", ".ipynb", ".sh")
+"""Endings of files that lie beside a user's data and change all the time: no rows and, in practice, no images."""
 
 
 class _File(NamedTuple):
@@ -36,7 +38,9 @@ class _File(NamedTuple):
 
 
 @cache
-def folder_digest(folder: str, patterns: tuple[str, ...], fetched: str = "", memory: str = "") -> str:
+def folder_digest(
+    folder: str, patterns: tuple[str, ...], fetched: str = "", memory: str = "", follow: bool = False
+) -> str:
     """A hash, 16 hex digits, of (name, size, time of change) of the files that match `patterns` below `folder`.
 
     Downloaded files are skipped: they depend on the registry, and do not exist yet when the first digest is computed.
@@ -47,8 +51,10 @@ def folder_digest(folder: str, patterns: tuple[str, ...], fetched: str = "", mem
             results of this project do not count.
         fetched: the table of files that fetch has written of them, with their hashes.
         memory: the file that `remember` has written.
+        follow: of a custom dataset: links to folders are followed (see `scripts.common.linked_folders`), and files
+            that are neither rows nor images by their ending do not count.
     """
-    files = _files(folder, patterns)
+    files = _files(folder, patterns, follow)
     found = _digest(files)
     if not memory or not os.path.isfile(memory):
         return found
@@ -59,10 +65,10 @@ def folder_digest(folder: str, patterns: tuple[str, ...], fetched: str = "", mem
     return _digest(_with_earlier_times(folder, files, earlier, fetched))
 
 
-def remember(folder: str, patterns: tuple[str, ...], fetched: str, memory: str) -> None:
+def remember(folder: str, patterns: tuple[str, ...], fetched: str, memory: str, follow: bool = False) -> None:
     """Write size and time of every file that the digest with these arguments covers into the file `memory`."""
-    digest = folder_digest(folder, patterns, fetched, memory)
-    files = _files(folder, patterns)
+    digest = folder_digest(folder, patterns, fetched, memory, follow)
+    files = _files(folder, patterns, follow)
     if os.path.isfile(memory):
         with open(memory, encoding="utf-8", errors="surrogateescape") as file:
             if file.readline().rstrip("\n") == digest:
@@ -99,13 +105,13 @@ def files_digest(paths: Iterable[Path]) -> str:
     return _digest(files) if files else ""
 
 
-def _files(folder: str, patterns: tuple[str, ...]) -> list[_File]:
+def _files(folder: str, patterns: tuple[str, ...], follow: bool) -> list[_File]:
     """The files that match `patterns` and were not downloaded."""
     with_receipt = recorded(Path(folder))
     return [
         file
         for pattern in patterns
-        for file in _matching(folder, pattern)
+        for file in _matching(folder, pattern, follow)
         if file.path not in with_receipt or not valid(Path(folder), file.path)
     ]
 
@@ -134,27 +140,27 @@ def _with_earlier_times(
     return [file._replace(mtime_ns=earlier[file.path][1]) if file.path in same else file for file in files]
 
 
-def _matching(folder: str, pattern: str) -> list[_File]:
+def _matching(folder: str, pattern: str, follow: bool) -> list[_File]:
     """The files that match one pattern, sorted by path."""
     if not pattern.endswith("/") and not os.path.isdir(os.path.join(folder, pattern)):
-        paths = [pattern] if os.path.isfile(os.path.join(folder, pattern)) else _globbed(folder, pattern)
+        paths = [pattern] if os.path.isfile(os.path.join(folder, pattern)) else _globbed(folder, pattern, follow)
         return [file for path in paths if (file := _regular(path, Path(folder, path)))]
     if is_partial(Path(folder), pattern):
         return []
-    return sorted(_data_below(folder, os.path.normpath(pattern)))
+    return sorted(_data_below(folder, os.path.normpath(pattern), follow))
 
 
-def _globbed(folder: str, pattern: str) -> list[str]:
+def _globbed(folder: str, pattern: str, follow: bool) -> list[str]:
     """The paths of the files that match `pattern`."""
     inner, name = os.path.split(pattern)
     if "*" in inner or name == "**":
         outer = os.path.dirname(pattern[: pattern.index("*")]) or "."
-        return sorted(file.path for file in _data_below(folder, outer) if path_matches(file.path, pattern))
+        return sorted(file.path for file in _data_below(folder, outer, follow) if path_matches(file.path, pattern))
     found = sorted(glob.glob(glob_pattern(name), root_dir=os.path.join(folder, inner)))
     return [os.path.join(inner, each) for each in found]
 
 
-def _data_below(folder: str, path: str) -> Iterator[_File]:
+def _data_below(folder: str, path: str, follow: bool) -> Iterator[_File]:
     """All files in the folder `path` below `folder` and in its subfolders that may be data of the user."""
     pending = [begin(os.path.join(folder, path))] if os.path.isdir(os.path.join(folder, path)) else []
     while pending:
@@ -168,9 +174,11 @@ def _data_below(folder: str, path: str) -> Iterator[_File]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if below := inner_folder(inner, entry):
+            if below := inner_folder(inner, entry, follow):
                 if not is_results_root(below.path):
                     pending.append(below)
+            elif follow and entry.name.lower().endswith(_NOT_DATA):
+                continue
             elif file := _regular(entry.name if name == "." else f"{name}/{entry.name}", entry):
                 yield file
 

@@ -29,14 +29,15 @@ def remember_raw(settings: Settings, root: str) -> None:
             remember(*_raw_files(settings, source, root))
 
 
-def _raw_files(settings: Settings, source: str, root: str) -> tuple[str, tuple[str, ...], str, str]:
+def _raw_files(settings: Settings, source: str, root: str) -> tuple[str, tuple[str, ...], str, str, bool]:
     """The arguments of `folder_digest` for a source."""
     entry = settings.registry().sources[source]
     required = settings.registry().requirements(source, settings.datasets())
     paths = [form for file in entry.files if file.path in required for form in file.forms()]
     paths += [path for images in entry.images for path in (images.folder, *images.containers)]
     folder, patterns = data_path(settings, source, root), tuple(sorted({*paths, *entry.optional_files}))
-    return folder, patterns, f"{root}/raw/{source}/files.parquet", f"{root}/logs/raw/{source}.jsonl"
+    fetched, memory = f"{root}/raw/{source}/files.parquet", f"{root}/logs/raw/{source}.jsonl"
+    return folder, patterns, fetched, memory, source in settings.custom
 
 
 def suite_images(settings: Settings) -> str:

@@ -153,7 +153,7 @@ def test_images_and_texts_in_any_order(session, model, processor):
     assert [part.get("index", part.get("text")) for part in parts] == ["Is", 0, "like", 1, "?"]
     assert len(session.images) == 2
     other = ChatSession(model, processor)
-    assert other.ask("Is\nlike\n?", [RED, BLUE], max_new_tokens=3) == answer
+    assert other.ask("Is image 1 like image 2?", [RED, BLUE], max_new_tokens=3) == answer
     session.ask([BLUE], max_new_tokens=3)
     assert session.history[2]["content"] == [{"type": "image", "index": 2}]
 

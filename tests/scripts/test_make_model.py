@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from scripts.blending.tokens_identity import load_tokenizer, template_of, tokens_identity
 from scripts.common.errors import UserError
 from scripts.config.model import ModelConfig
 from scripts.config.tokens import TokensConfig
@@ -57,6 +58,21 @@ def test_the_program_writes_a_folder_that_loads_with_any_attention(root: Path):
         assert model.config.attention == attention and processor.image_tokens == IMAGE_TOKENS
     bases = AutoModelForCausalLM.from_pretrained(root / "bases/language").state_dict()
     assert all(torch.equal(model.language_model.state_dict()[name], value) for name, value in bases.items())
+
+
+def test_a_model_gets_the_chat_template_of_its_tokenizer(root: Path):
+    tokens = TOKENS.model_copy(update={"template": "chat"})
+    with pytest.raises(UserError, match=r"the tokenizer has no chat template.*`template: paper`"):
+        make(root, tokens=tokens)
+    tokenizer = load_tokenizer(str(root / "bases/tokenizer"))
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ eos_token }}{% endfor %}"
+    tokenizer.chat_template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    tokenizer.save_pretrained(root / "bases/tokenizer")
+    folder = make(root, tokens=tokens)
+    _, processor = load_model(folder, root, "mmca")
+    assert processor.template == template_of(tokens, tokenizer) and processor.template.images == "inline"
+    identity = tokens_identity(tokenizer, processor.template, IMAGE_TOKENS)
+    assert json.loads((folder / "manifest.json").read_text())["tokens_identity"] == identity
 
 
 def test_two_builds_are_equal_and_the_seed_matters(root: Path):

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from model.template import Template, render
 from scripts.common.errors import UserError
-from scripts.inference.blend_reader import BlendReader
+from scripts.config.tokens import TemplateTexts
+from scripts.inference.blend_reader import BlendReader, Sample
 from scripts.preview import choose_conversations, main, rendered, write_preview
 from tests.scripts.blending.plan_fixtures import TOKENS, PlanWorkspace, record, turn
 from tests.scripts.blending.synthetic_blend import World, write_blend
@@ -85,11 +86,42 @@ def test_the_spans_are_the_rendered_template_and_only_answers_are_coloured(world
         assert sum(len(p.tokens) for p in spans) + sum(p.kind == "end" for p in spans) == sample.n_labels
 
 
-def own_blend(tmp_path, rounds):
+def own_blend(tmp_path, rounds, settings=TOKENS):
     workspace = PlanWorkspace(tmp_path, [record("own:1", [], rounds)])
+    workspace.count("own", settings)
     workspace.plan_file({"own": {}})
     write_blend(workspace.path(), tmp_path / "records", {}, tmp_path / "blend", tmp_path)
     return workspace
+
+
+def test_a_blend_of_another_template_with_answers_that_are_not_supervised(tmp_path):
+    settings = TOKENS.model_copy(update={"template": TemplateTexts(answer_end="#\n", images="inline", bos=False)})
+    rounds = [turn("First <this>?", "Never learned.", supervised=False), turn("And?", "Learned.")]
+    workspace = own_blend(tmp_path, rounds, settings)
+    write_preview(tmp_path / "blend", tmp_path, str(workspace.tokenizer), settings, tmp_path / "p.html")
+    page = (tmp_path / "p.html").read_text()
+    learned = [re.sub("<.*?>", "", span) for span in re.findall('<span class="answer">(<i>.*?)</span>', page)]
+    assert learned[-1] == "Learned." and not any("Never" in text for text in learned)
+    assert '<span class="text">Never learned.</span>' in page
+    (sample,) = BlendReader(tmp_path / "blend", tmp_path)
+    assert [message.get("supervised") for message in sample.messages] == [None, False, None, None]
+
+
+@pytest.mark.parametrize("answer_end", ["", "<|end|>\n"])
+def test_what_is_coloured_is_what_is_supervised(tmp_path, answer_end):
+    """Also with a text of its own that closes an answer; an answer that is not supervised is shown like a question."""
+    template = Template(answer_end=answer_end, images="inline")
+    tokenizer = AutoTokenizer.from_pretrained(make_tokenizer(tmp_path / "tokenizer"))
+    user = {"role": "user", "content": [{"type": "text", "text": "Hello "}, {"type": "text", "text": "there?"}]}
+    answers = [{"role": "assistant", "content": [{"type": "text", "text": text}]} for text in ("Ho.", "Hi.")]
+    messages = [user, answers[0] | {"supervised": False}, user, answers[1]]
+    sample = Sample(["own:1"], "own", messages, [], [], 0, 0, 0)
+    spans = list(rendered(sample, tokenizer, template))
+    end = answer_end or "</s>"
+    assert [(span.kind, span.text) for span in spans if span.kind != "header"] == [
+        *(("text", "Hello \nthere?"), ("text", "Ho."), ("text", "Hello \nthere?"), ("answer", "Hi."), ("end", end)),
+    ]
+    assert [span.text for span in spans if span.kind == "header"].count(end) == 1
 
 
 def test_texts_cannot_break_the_page_and_no_character_is_lost(tmp_path):

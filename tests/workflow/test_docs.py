@@ -14,6 +14,7 @@ import yaml
 
 from scripts.config import settings
 from scripts.config.registry import Dataset, Source
+from scripts.inspection.hints import HINTS
 from scripts.workflow.program_list import first_sentence
 from tests.workflow.project import ROOT
 
@@ -141,6 +142,26 @@ def messages() -> Iterator[str]:
                 yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
 
 
+def reasons_of_own_data() -> set[str]:
+    """Every reason for which rows of own data are dropped or noted, where the code has it as a text."""
+    adapters = ROOT / "scripts/adapters"
+    paths = [
+        *(adapters / "own").glob("*.py"),
+        *(adapters / f"{name}.py" for name in ("custom", "base", "image_lookup")),
+    ]
+    calls = [node for path in paths for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    made = [call.args[0] for call in calls if ast.unparse(call.func) in ("RowError", "Note", "Broken") and call.args]
+    return {reason.value for reason in made if isinstance(reason, ast.Constant)}
+
+
+def test_every_reason_of_own_data_is_explained():
+    described = (ROOT / "docs/records.md").read_text()
+    found = {reason for reason in reasons_of_own_data() if not reason.startswith("ignored:")}
+    assert len(found) > 30
+    assert not {reason for reason in found if f"`{reason}`" not in described}
+    assert HINTS.keys() <= found | {"unreadable_image"}
+
+
 def test_every_message_that_is_explained_exists():
     texts = list(messages())
     ours, snakemakes = (ROOT / "docs/troubleshooting.md").read_text().split("## From Snakemake")
@@ -160,7 +181,7 @@ def test_examples_of_configuration_are_valid():
         config = yaml.safe_load((ROOT / default).read_text())
         for block in re.findall(r"^```yaml\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL):
             for section, entries in yaml.safe_load(block).items():
-                config[section] |= entries
+                config[section] = config.get(section, {}) | entries
         if "llama" in str(config["blends"]):
             config["tokens"]["llama"] = config["tokens"]["miniature"]
         settings.load(config)

@@ -26,6 +26,7 @@ from snakemake.api import SnakemakeApi
 from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
 
 from scripts.config import paths
+from scripts.config.custom import ColumnsConfig
 from scripts.config.settings import Settings
 from scripts.config.tokens import TemplateTexts
 from scripts.workflow import targets
@@ -34,8 +35,13 @@ from tests.workflow.project import ROOT, TINY, Project
 OWN = copy.deepcopy(TINY) | {
     "data_path": "PLAINdata",
     "custom": {
-        "pets": {"folder": "PLAINfolder", "files": ["PLAINrows.json", "PLAINlines.jsonl"], "images": "PLAINimages/"},
-        "cars": {"folder": "PLAINcars", "files": ["PLAINothers.json"], "images": "PLAINarchive.zip"},
+        "pets": {"folder": "PLAINfolder", "files": ["PLAINrows.json", "PLAINlines.jsonl"], "images": ["PLAINimages/"]},
+        "cars": {
+            "folder": "PLAINcars",
+            "files": ["PLAINothers.json"],
+            "split": {"files": ["PLAINkept.json"]},
+            "images": ["PLAINarchive.zip"],
+        },
     },
     "tokens": {"words": {"tokenizer": "PLAINtokenizer", "image_tokens": 4}},
     "models": {"small": {"vision": "PLAINvision", "language": "PLAINlanguage", "tokens": "words"}},
@@ -104,9 +110,11 @@ def _inner(value, part: str) -> list:
 KEYS = {key: mark for key, mark in text_keys().items() if mark}
 # Texts that no program takes for a path.
 TEXTS = {"name", "custom.*.licence", "custom.*.terms.*", "licences.allow.*", "licences.refuse.*", "runs.*.project"}
+TEXTS |= {f"custom.*.columns.{name}" for name in ColumnsConfig.model_fields if name not in ("roles", "ignore")}
+TEXTS |= {"custom.*.columns.ignore.*", "custom.*.entry", "custom.*.split.column", "custom.*.split.values.*"}
 TEXTS |= {"blends.*.tokens", "blends.*.datasets.*.join.over", "blends.*.datasets.*.join.talk.*"}
 TEXTS |= {"models.*.tokens", "models.*.projector", "runs.*.model", "runs.*.blend"}
-TEXTS |= {f"tokens.*.template.{name}" for name in TemplateTexts.model_fields}
+TEXTS |= {f"tokens.*.template.{name}" for name, field in TemplateTexts.model_fields.items() if field.annotation is str}
 PLACES = {place: mark for key, mark in KEYS.items() for place in places(OWN, key)}
 TYPES = {"results": paths.Results, "given": paths.Given, "hub": paths.FolderOrName, "declared": paths.Declared}
 TYPES["below"] = paths.Below

@@ -14,9 +14,9 @@ from scripts.adapters.own.forms import FORMS
 from scripts.adapters.own.listed_images import NO_IMAGES, listed_images, looks_like_image
 from scripts.adapters.own.turn_reader import TurnReader, loss_switch
 from scripts.adapters.own.turn_sequence import in_turn, with_images
-from scripts.adapters.own.values import has_value, shown
+from scripts.adapters.own.values import has_value, member_of, shown
 from scripts.adapters.raw import Note
-from scripts.config.custom import OwnRowsConfig
+from scripts.config.custom import ColumnsConfig, OwnRowsConfig
 
 _ROW = FORMS.row
 _SPLIT = "__split__"
@@ -40,7 +40,9 @@ class RowReader:
         self._ids = (columns.id,) if columns.id else _ROW.id
         self._systems = (columns.system,) if columns.system else _ROW.system
         self._images = columns.images
-        self._silent = frozenset((*_ROW.silent, self._split, *columns.ignore, *self._ids[:1]))
+        self._inside = [name for name in named_members(columns).values() if "." in name]
+        outside = [name.split(".", 1)[0] for name in self._inside]
+        self._silent = frozenset((*_ROW.silent, self._split, *columns.ignore, *self._ids[:1], *outside))
         chosen = {columns.messages, columns.question, columns.context, columns.answer, columns.images}
         self._refused = frozenset(_ROW.media) - self._silent - chosen
         self._undesirable = frozenset(_ROW.undesirable) - self._silent
@@ -60,6 +62,10 @@ class RowReader:
         if not isinstance(row, dict):
             raise RowError("bad_row", f"the row is {shown(row)}, not an object")
         values = {name: value for name, value in row.items() if (value if type(value) is str else has_value(value))}
+        for name in self._inside:
+            value = member_of(row, name)
+            if name not in values and has_value(value):
+                values[name] = value
         special = not self._special.isdisjoint(values)
         if special:
             self._refuse(values)
@@ -185,6 +191,12 @@ def _count_unsupervised(turns: list[Turn], notes: list[Note]) -> None:
     if not any(answers):
         raise RowError("nothing_supervised", "no answer of the row is trained on")
     notes += [Note("unsupervised_turn", "an answer is shown, but not trained on")] * answers.count(False)
+
+
+def named_members(columns: ColumnsConfig) -> dict[str, str]:
+    """The members of rows that `columns` names, by setting."""
+    settings = ("messages", "question", "context", "answer", "history", "system", "images", "id")
+    return {setting: name for setting in settings if (name := getattr(columns, setting)) is not None}
 
 
 _readers: dict[int, RowReader] = {}

@@ -84,7 +84,7 @@ def described(folder: Path, entry: str | None, dataset: str) -> Described:
         raise UserError(f"{where} should be an object, it is of type {type(value).__name__}")
     _refuse(value, where)
     file = _file(value["file_name"], folder, where)
-    columns, notes = _columns(value, where)
+    columns, notes = _columns(value, name, where)
     return Described(name, file, columns, notes)
 
 
@@ -160,21 +160,25 @@ def _file(name: str, folder: Path, where: str) -> str:
     return below.as_posix()
 
 
-def _columns(value: Mapping[str, Any], where: str) -> tuple[ColumnsConfig, list[Note]]:
-    """What the columns mean, as the setting `columns`, and notes about keys that change nothing."""
+def _columns(value: Mapping[str, Any], entry: str, where: str) -> tuple[ColumnsConfig, list[Note]]:
+    """What the columns mean, as the setting `columns`, and notes about keys that change nothing.
+
+    Notes stand in the report of the records, which names files below the dataset's folder.
+    """
+    source = f"{FILE}, entry {entry!r:.60}"
     columns, tags = _section(value, "columns", where), _section(value, "tags", where)
     unknown = sorted(columns.keys() - {*_COLUMNS, *_PREFERENCES, *_MEDIA, "tools"})
     if unknown:
         raise UserError(f"{where} has the column {unknown[0]!r:.40}, which is not known here")
     notes = [
-        Note(f"ignored:{key}", f"{where}: the column {columns[key]!r:.40} of {key}; rows that have some are dropped")
+        Note(f"ignored:{key}", f"{source}: the column {columns[key]!r:.40} of {key}; rows that have some are dropped")
         for key in _MEDIA
         if columns.get(key)
     ]
     if columns.get("tools"):
-        notes.append(Note("ignored:tools", f"{where}: the column {columns['tools']!r:.40} of descriptions of tools"))
+        notes.append(Note("ignored:tools", f"{source}: the column {columns['tools']!r:.40} of descriptions of tools"))
     if value.get("split") not in (None, "train"):
-        notes.append(Note("ignored:split", f"{where}: the split {value['split']!r:.40}; all rows of the file are read"))
+        notes.append(Note("ignored:split", f"{source}: the split {value['split']!r:.40}; all rows are read"))
     # An entry often names columns that no row has a value in; those with their usual names are found without it.
     settings = {
         _COLUMNS[key]: name for key, name in columns.items() if key in _COLUMNS and name and (key, name) not in _USUAL

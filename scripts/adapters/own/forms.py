@@ -129,6 +129,8 @@ class Marker(Section):
     example: str = ""
     html: bool = False
     """Whether it is also an element of HTML, which texts about HTML contain."""
+    image: bool = False
+    """Whether other programs use it as the placeholder of an image."""
 
     @property
     def regex(self) -> str:

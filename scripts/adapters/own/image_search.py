@@ -125,7 +125,7 @@ class OwnImages:
             if row is not None:
                 self._notes.append(Note(LOOSELY, f"{self._path(row)} for {_short(name)}"))
                 return row
-        raise self._missing(name, plain)
+        raise self._missing(name, plain, beside)
 
     def _exact(self, name: str, beside: str) -> int | None:
         """The number of the image at the path `name`, or None.
@@ -186,7 +186,7 @@ class OwnImages:
         meant = self._ends_like(path) if self._images.count_missing(self._source, name) else []
         raise RowError(
             "unsafe_path",
-            f"{_short(name)} does not lie below {self._folder}, where all images of the dataset must be"
+            f"{_short(name)} does not lie below the dataset's `folder`, where all of its images must be"
             + (f"; there is {', '.join(meant[:CANDIDATES])}: meant?" if meant else ""),
         )
 
@@ -197,7 +197,7 @@ class OwnImages:
             self._linked = {os.path.realpath(self._folder / folder): folder for folder in reversed(folders)}
         return self._linked
 
-    def _missing(self, name: str, plain: str) -> RowError:
+    def _missing(self, name: str, plain: str, beside: str) -> RowError:
         """The error for a name without an image; it shows what may have been meant."""
         explained = self._images.count_missing(self._source, plain)
         rows = self._images.of(self._source).derived_rows(loose_name, loose_name(plain))
@@ -210,11 +210,21 @@ class OwnImages:
             return RowError("missing_image", _short(name))
         if others := [self._path(row) for row in rows[:CANDIDATES]]:
             return RowError("missing_image", f"{_short(name)}; others with its name are {', '.join(others)}")
+        if self._is_file(plain, beside):
+            return RowError("missing_image", f"{_short(name)} is there, but is not an image of a format that is read")
         near = self._nearest(plain)
         hints = [f"the nearest names are {', '.join(near)}"] if near else []
         if archives := self._unread_archives():
             hints.append(f"{', '.join(archives)} may hold it: name the archive as `images`")
         return RowError("missing_image", "; ".join((_short(name), *hints)))
+
+    def _is_file(self, name: str, beside: str) -> bool:
+        """Whether there is a file of that name, which fetch has not listed as an image."""
+        folders = dict.fromkeys((*(prefix for prefix, _ in self._prefixes), beside, ""))
+        try:
+            return any((self._folder / folder / name).is_file() for folder in folders)
+        except (OSError, ValueError):
+            return False
 
     def _ambiguous(self, name: str, rows: list[int]) -> RowError:
         self._images.count_missing(self._source, name)

@@ -58,7 +58,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DATA_URL = re.compile(r"\s*data:([^,]{0,200}),", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+={0,2}\s*")
 _SPACE = re.compile(rb"\s+")
-_OF_ANY_FILE = ("", "application/octet-stream", "binary/octet-stream")
+_OF_ANY_FILE = ("", "image", "application/octet-stream", "binary/octet-stream")
 _NOT_RASTER = "image/svg"
 
 

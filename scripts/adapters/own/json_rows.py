@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from scripts.adapters.own.byte_streams import beginning
-from scripts.adapters.raw import Broken, Note, ObjectBuilder, RawRow, integer, parsed
+from scripts.adapters.own.byte_streams import COMPRESSIONS, beginning
+from scripts.adapters.raw import Broken, JsonParser, Note, RawRow, parsed
 from scripts.common.errors import UserError
 
 LINE_ENDINGS = (".jsonl", ".ndjson", ".jsonlines")
@@ -81,12 +81,19 @@ def holds_rows(head: bytes, whole: bool, name: str) -> bool:
         return False
     if text.startswith("["):
         return text[1:].lstrip().startswith(("{", "["))
-    if name.endswith(LINE_ENDINGS) or _is_lines(text, whole, name) or _is_values(text, whole, name):
+    if _for_lines(name) or _is_lines(text, whole, name) or _is_values(text, whole, name):
         return True
     if not whole:
         return re.search(r'"\s*:\s*\[\s*\{', text) is not None
     value = _complete(text)
     return isinstance(value, dict) and len(_lists_of_objects(value)) == 1
+
+
+def _for_lines(name: str) -> bool:
+    """Whether a file, perhaps a compressed one, has the name of one with a JSON value per line."""
+    name = name.lower()
+    plain = next((name.removesuffix(ending) for ending in COMPRESSIONS if name.endswith(ending)), name)
+    return plain.endswith(LINE_ENDINGS)
 
 
 def no_rows(file_path: Path, why: str) -> UserError:
@@ -110,7 +117,7 @@ def _is_lines(text: str, whole: bool, name: str) -> bool:
     lines = text.split("\n")
     # The last one may go on after the beginning that was read.
     lines = [line for line in (lines if whole else lines[:-1])[:_SHOWN_LINES] if line.strip()]
-    for_lines = name.endswith(LINE_ENDINGS)
+    for_lines = _for_lines(name)
     if not lines:
         return for_lines and not text.lstrip().startswith("[")
     first = _complete(lines[0])
@@ -134,7 +141,7 @@ def _is_values(text: str, whole: bool, name: str) -> bool:
     if rest.strip() or not whole or not isinstance(first, dict):
         return True
     is_row = any(isinstance(first.get(member), list) for member in TURNS)
-    return is_row or (name.endswith(LINE_ENDINGS) and len(_lists_of_objects(first)) != 1)
+    return is_row or (_for_lines(name) and len(_lists_of_objects(first)) != 1)
 
 
 def _first_value(text: str) -> tuple[Any, str] | None:
@@ -154,6 +161,7 @@ def _lists_of_objects(value: dict[str, Any]) -> list[str]:
 def _line_rows(stream: IO[bytes], name: str, notes: list[Note]) -> Iterator[RawRow]:
     """The rows of a text with one value per line."""
     number = -1
+    parser = JsonParser()
     while data := stream.readline(MAX_ROW):
         number += 1
         if len(data) == MAX_ROW and not data.endswith(b"\n"):
@@ -162,15 +170,15 @@ def _line_rows(stream: IO[bytes], name: str, notes: list[Note]) -> Iterator[RawR
             yield RawRow(str(number), Broken("too_large", f"the line has more than {MAX_ROW >> 20} MiB"), name)
             continue
         line = data.decode("utf-8", "surrogateescape")
-        if not line.strip():
+        if line.isspace():
             continue
         try:
-            value, builder = parsed(line)
+            value = parser.decode(line)
         except (json.JSONDecodeError, RecursionError) as error:
             yield RawRow(str(number), Broken("invalid_json", str(error)), name)
             continue
         yield RawRow(str(number), value, name)
-        notes += builder.notes(f"{name} line {number + 1}")
+        notes += parser.notes(f"{name} line {number + 1}")
 
 
 class _Window:
@@ -179,6 +187,7 @@ class _Window:
     def __init__(self, stream: IO[bytes], file_path: Path, name: str, notes: list[Note]) -> None:
         self.file_path = file_path
         self._stream, self._name, self._notes = stream, name, notes
+        self._parser = JsonParser()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._text, self._at, self._lines, self._ended = "", 0, 0, False
 
@@ -210,9 +219,8 @@ class _Window:
         """
         self.next()
         while True:
-            builder = ObjectBuilder()
             try:
-                value, end = self._decoded(builder)
+                value, end = self._parser.decode_at(self._text, self._at)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or len(self._text) - error.pos < _MARGIN
                 if self._ended or not cut:
@@ -223,20 +231,11 @@ class _Window:
                 # A number at the end of the window may go on behind it.
                 if end < len(self._text) or self._ended:
                     self._at = end
-                    self._notes += builder.notes(self._name)
+                    self._notes += self._parser.notes(self._name)
                     return value
             if len(self._text) - self._at > MAX_ROW:
                 raise self._broken(f"a value has more than {MAX_ROW} characters", self._at)
             self._more()
-
-    def _decoded(self, builder: ObjectBuilder) -> tuple[Any, int]:
-        try:
-            return json.JSONDecoder(object_pairs_hook=builder.object).raw_decode(self._text, self._at)
-        except json.JSONDecodeError:
-            raise
-        except ValueError:
-            decoder = json.JSONDecoder(object_pairs_hook=builder.object, parse_int=integer)
-            return decoder.raw_decode(self._text, self._at)
 
     def _more(self) -> None:
         """Leave out what was passed, and read as much again as is left, so that a long value is not parsed often."""

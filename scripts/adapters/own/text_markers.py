@@ -6,6 +6,7 @@ such as `<video>` or `<|image_pad|>`, mean media that would be trained on as lit
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 
@@ -19,8 +20,9 @@ PLACEHOLDER = "<image>"
 _PATH = r"<img>(?P<path>[^<>\n]{1,2000})</img>"
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _LONGEST_ELEMENT = 5000
-"""Characters around a marker in which code and the end of an element are looked for."""
+"""Characters after a marker in which the end of its element is looked for."""
 _IS_WORD = re.compile(r"[`'\"]?\s*(?:tag|element|attribute)s?\b", re.IGNORECASE)
+_PLACEHOLDERS = frozenset(marker.text for marker in FORMS.markers if marker.image)
 _ELEMENTS = frozenset(marker.text for marker in FORMS.markers if marker.html)
 
 Part = str | ShownImage
@@ -64,9 +66,11 @@ class TextSplitter:
             return _with_places(pieces)
         parts: list[Part] = []
         begin = 0
+        html = _Html(text)
         for match in self._regex.finditer(text):
             if match.lastgroup == "marker":
-                self._check_marker(text, match)
+                if not html.has(match):
+                    raise self._unsupported(match[0])
                 continue
             if match.start() > begin:
                 parts.append(text[begin : match.start()])
@@ -77,16 +81,11 @@ class TextSplitter:
             parts.append(text[begin:])
         return parts
 
-    def _check_marker(self, text: str, match: re.Match[str]) -> None:
-        """Raise RowError unless the marker is an element of HTML in a text about HTML."""
-        marker = match[0]
-        if marker in _ELEMENTS and _is_html(text, match):
-            return
-        numbered = any(character.isdigit() for character in marker)
-        way_out = "" if numbered else f', or set `columns: {{image_tag: "{marker}"}}` if it shows an image'
-        raise RowError(
-            "unsupported_media", f"the text contains {marker}: write {self._tag} where an image stands{way_out}"
-        )
+    def _unsupported(self, marker: str) -> RowError:
+        way_out = f"an image stands at {self._tag}"
+        if marker in _PLACEHOLDERS:
+            way_out += f', or at this with `columns: {{image_tag: "{marker}"}}`'
+        return RowError("unsupported_media", f"the text contains {marker}, which is not trained on as text; {way_out}")
 
 
 def _with_places(pieces: list[str]) -> list[Part]:
@@ -110,13 +109,24 @@ def joined(parts: Iterable[Part]) -> list[Part]:
     return result
 
 
-def _is_html(text: str, match: re.Match[str]) -> bool:
-    """Whether an element's start tag is code, is named in a sentence, or has other elements inside."""
-    if _IS_WORD.match(text, match.end()):
-        return True
-    before = text[max(0, match.start() - _LONGEST_ELEMENT) : match.end() + _LONGEST_ELEMENT]
-    at = min(match.start(), _LONGEST_ELEMENT)
-    if any(code.start() <= at < code.end() for code in _CODE.finditer(before)):
-        return True
-    end = text.find(f"</{match[0][1:]}", match.end(), match.end() + _LONGEST_ELEMENT)
-    return end >= 0 and "<" in text[match.end() : end]
+class _Html:
+    """Whether markers of a text are elements of HTML in a text about HTML."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._code: list[tuple[int, int]] | None = None
+
+    def has(self, match: re.Match[str]) -> bool:
+        """Whether a marker is an element that is named in a sentence, stands in code, or has other elements inside."""
+        if match[0] not in _ELEMENTS:
+            return False
+        if _IS_WORD.match(self._text, match.end()) or self._is_code(match.start()):
+            return True
+        end = self._text.find(f"</{match[0][1:]}", match.end(), match.end() + _LONGEST_ELEMENT)
+        return end >= 0 and "<" in self._text[match.end() : end]
+
+    def _is_code(self, position: int) -> bool:
+        if self._code is None:
+            self._code = [code.span() for code in _CODE.finditer(self._text)]
+        before = bisect_right(self._code, (position, len(self._text)))
+        return before > 0 and position < self._code[before - 1][1]

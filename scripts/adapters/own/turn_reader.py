@@ -63,11 +63,13 @@ class TurnReader:
             for number, element in enumerate(value):
                 if type(element) is dict:
                     self._object(element, member, images, notes, turns)
-                elif isinstance(element, list | tuple) and len(element) == 2:
+                elif _is_pair(element):
                     turns.append(self.turn("user", as_text(element[0], "question"), images, notes))
                     turns.append(self.turn("assistant", as_text(element[1], "answer"), images, notes))
                 elif isinstance(element, str) and texts:
                     turns.append(self.turn("assistant" if number % 2 else "user", element, images, notes))
+                elif isinstance(element, list) and element and isinstance(element[0], dict):
+                    raise RowError("bad_row", "a conversation inside of a list: a row should have one")
                 else:
                     raise RowError("bad_row", f"{shown(element)} is not a turn: an object with role and content")
         except RowError as error:
@@ -164,6 +166,11 @@ class TurnReader:
             raise RowError("bad_row", "images inside of a pair of question and answer")
         if not supervised:
             turns[-1] = Turn(turns[-1].role, turns[-1].parts, False)
+
+
+def _is_pair(element: Any) -> bool:
+    """Whether an element of a list of turns is a list of a question and an answer."""
+    return isinstance(element, list | tuple) and len(element) == 2 and not isinstance(element[0], dict | list)
 
 
 def loss_switch(name: str, value: Any, role: Role, notes: list[Note]) -> bool:

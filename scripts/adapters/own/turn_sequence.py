@@ -119,10 +119,8 @@ def _matching(shown: list[ShownImage], listed: tuple[ImageValue, ...]) -> tuple[
     if not places and all(value in given for value in listed) and all(value in listed for value in given):
         return ()
     if places != len(listed) or not places:
-        raise RowError(
-            "image_count",
-            f"the turns give {len(given)} images, and {places} placeholders are left for {len(listed)} of the row",
-        )
+        left = f"placeholders without one: {places}, images of the row: {len(listed)}"
+        raise RowError("image_count", f"images that the turns give: {len(given)}, {left}")
     return listed
 
 

@@ -93,6 +93,16 @@ def shown(value: Any) -> str:
     return f"{value!r:.40}" if isinstance(value, str | int | float) else f"of type {type(value).__name__}"
 
 
+def member_of(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a member, or of a member inside of objects by a name with dots (`meta.caption`); None if absent."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
 def members_of(row: Mapping[str, Any]) -> str:
     """The names of a row's members with values, for an error message."""
     names = [f"{name!s:.30}" for name, value in row.items() if has_value(value)]

@@ -104,6 +104,7 @@ def test_direct_answers_are_not_looked_at(tmp_path):
         (reason_row(rationales=[]), "empty_text"),
         (reason_row(question="<image>"), "empty_text"),
         (reason_row(split="dev"), "bad_row"),
+        (reason_row(split="heldout"), "bad_row"),
         (3, "bad_row"),
     ],
 )

@@ -23,6 +23,13 @@ A, B, C = (shown_slot(index) for index in range(3))
 
 def convert(tmp_path, rows, file="chats.json", images="pictures/", **settings):
     """Records and reasons of `rows` (a value, or the file's text)."""
+    records, conversion = converted(tmp_path, rows, file, images, **settings)
+    counts = {reason: entry["count"] for reason, entry in conversion.dropped.as_dict().items()}
+    return records, counts, {reason: entry["count"] for reason, entry in conversion.noted.as_dict().items()}
+
+
+def converted(tmp_path, rows, file="chats.json", images="pictures/", **settings):
+    """Records of `rows`, and the conversion that made them."""
     folder = tmp_path / "mine"
     for name in NAMES:
         (folder / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -32,9 +39,7 @@ def convert(tmp_path, rows, file="chats.json", images="pictures/", **settings):
     fetch(custom_source("pets", own), folder, tmp_path / "raw", dataset=custom_dataset("pets", own))
     raw = RawFiles({"pets": tmp_path / "raw"})
     conversion = Conversion("pets", raw, ImageLookup.from_listing(raw, ["pets"]))
-    records = list(conversion)
-    counts = {reason: entry["count"] for reason, entry in conversion.dropped.as_dict().items()}
-    return records, counts, {reason: entry["count"] for reason, entry in conversion.noted.as_dict().items()}
+    return list(conversion), conversion
 
 
 def llava(*turns, **row):
@@ -187,6 +192,40 @@ def test_a_missing_file_names_the_configuration(tmp_path):
     own = CustomDatasetConfig(folder=str(tmp_path), files=("lost.json",))
     with pytest.raises(UserError, match=r"lost.json is not there .*custom.pets"):
         fetch(custom_source("pets", own), tmp_path, tmp_path / "raw")
+
+
+def test_a_member_that_no_row_has_is_an_error(tmp_path):
+    rows = [{"frage": "Wer?", "antwort": "Ich.", "bild": "a.jpg", "leer": None}]
+    columns = {"question": "frage", "answer": "antwort", "images": "foto"}
+    with pytest.raises(
+        UserError, match=r"custom\.pets\.columns: .*`images: foto`; the rows have frage, antwort, bild\Z"
+    ):
+        convert(tmp_path, rows, columns=columns)
+    records, dropped, noted = convert(tmp_path / "2", rows, columns=columns | {"images": "bild"})
+    assert shown(records[0]) == [("Wer?", (0,))] and not dropped and not noted
+
+
+def test_answers_that_are_not_trained_on_reach_the_record(tmp_path):
+    row = chat("a", "b", "c", "d")
+    row["messages"][1]["weight"] = 0
+    records, _, noted = convert(tmp_path, [row])
+    assert [round_.supervised for round_ in records[0].rounds] == [False, True] and noted == {"unsupervised_turn": 1}
+
+
+def test_many_ignored_members_are_counted_together(tmp_path):
+    rows = [chat("Hello", "Hi.") | {f"key {number}": 1} for number in range(150)]
+    _, _, noted = convert(tmp_path, rows)
+    assert len(noted) == 101 and noted["ignored:other members"] == 50 and noted["ignored:key 7"] == 1
+
+
+def test_examples_are_one_line_and_name_the_row(tmp_path):
+    rows = [GOOD, {"text": "x\n" * 900, "b" * 5000: 1, "\ud800": "\ud800"}, GOOD | {"\ud800" + "c" * 900: 1}]
+    *_, conversion = converted(tmp_path, rows)
+    (example,) = conversion.dropped.as_dict()["unknown_form"]["examples"]
+    assert example.startswith("chats.json row 1: no question and answer: the row has the members text, bbb")
+    assert len(example) <= 200 and "\n" not in example
+    (name,) = conversion.noted.as_dict()
+    assert len(name) < 100 and name.encode()
 
 
 GOOD = chat("Who?", "Me.")

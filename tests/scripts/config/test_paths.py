@@ -8,7 +8,7 @@ from scripts.common.errors import UserError
 from scripts.config import settings
 from tests.workflow.project import TINY
 
-OWN = {"folder": "pets", "files": ["rows.json"], "images": "images/"}
+OWN = {"folder": "pets", "files": ["rows.json"], "images": ["images/"]}
 
 
 def load(place: tuple, value: str) -> settings.Settings:
@@ -25,7 +25,7 @@ PLACES = [
     ("data_path",),
     ("suites", "own"),
     ("custom", "pets", "folder"),
-    ("custom", "pets", "images"),
+    ("custom", "pets", "images", 0),
     ("custom", "pets", "files", 0),
     ("tokens", "words", "tokenizer"),
     ("models", "small", "vision"),
@@ -66,7 +66,7 @@ def test_what_no_message_can_show_is_refused_everywhere(place, text):
         (("tokens", "words", "tokenizer"), "--help", "write ./--help"),
         (("models", "small", "vision"), "~/clip", "that folder's full path"),
         (("custom", "pets", "folder"), "-x", "write ./-x"),
-        (("custom", "pets", "images"), "../images/", "below `folder`"),
+        (("custom", "pets", "images", 0), "../images/", "below `folder`"),
         (("custom", "pets", "files", 0), "/rows.json", "below `folder`"),
     ],
 )

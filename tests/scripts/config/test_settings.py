@@ -59,7 +59,11 @@ def test_generated_files_are_up_to_date(name):
             ["llava and ocr_vqa show images of different sources"],
         ),
         (("custom",), {"llava": {"folder": "x", "files": ["a.json"]}}, ["custom.llava", "choose another"]),
-        (("custom",), {"pets": {"folder": "x", "files": ["a.json"], "images": "pics"}}, ["custom.pets.images", ".zip"]),
+        (
+            ("custom",),
+            {"pets": {"folder": "x", "files": ["a.json"], "images": ["a.zip", "a.tar"]}},
+            ["custom.pets.images", "'a/'", "rename one of them"],
+        ),
         (("licences",), {"refuse": ["OpenAI-terms"]}, ["blends.demo.datasets: llava is under OpenAI-terms"]),
         (("licences",), {"allow": ["CC-BY-4.0", "MIT"]}, ["otter_mimicit_cgd is under Flickr-terms, research-only"]),
     ],

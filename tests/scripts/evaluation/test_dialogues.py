@@ -41,3 +41,14 @@ def test_a_prompt_keeps_the_images_of_its_own_round():
     state.ask(DIALOGUE, 1)
     state.ask(DIALOGUE, 2)
     assert first.read_images() == [b"a"]
+
+
+def test_images_keep_their_places_in_a_question():
+    placed = SuiteRound("Is \n like\n?", (A, B), parts=("Is ", 1, " like ", 0, "?"))
+    dialogue = Dialogue("talk", (SuiteRound("one?", (A,)), placed))
+    state = _State()
+    state.add_answer(state.ask(dialogue, 0), "")  # its image stays, and is shown before the next question
+    prompt = state.ask(dialogue, 1)
+    parts = [part.get("text", part.get("index")) for part in prompt.messages[-1]["content"]]
+    assert parts == [0, "Is ", 2, " like ", 1, "?"]
+    assert prompt.hashes == ["a" * 64, "a" * 64, "b" * 64]

@@ -56,3 +56,12 @@ def test_kinds_are_not_about_every_dataset():
     kinds = [QuestionKind("any", "several", True, ".")]
     assert {q.kind.name for q in questions(0, SAMPLE, kinds, ["other"])} == {"any"}
     assert {q.kind.name for q in questions(0, SAMPLE, kinds, ["join"])} == {"join"}
+
+
+def test_rounds_that_are_not_supervised_are_context_and_images_in_their_places_are_named():
+    pieces = [{"type": "text", "text": "Is "}, {"type": "image", "index": 1}, {"type": "text", "text": " older?"}]
+    messages = [user("One?", 0), assistant("1") | {"supervised": False}, {"role": "user", "content": pieces}]
+    sample = replace(SAMPLE, messages=[*messages, assistant("No.")])
+    (only,) = questions(4, sample, [])
+    assert (only.round, only.question, only.reference) == (2, "Is image 2 older?", "No.")
+    assert only.images == ("aa", "bb") and only.new_images == 1 and only.messages == sample.messages[:3]

@@ -25,7 +25,7 @@ def line(number, dataset="pets", rounds=1, images=("aa",)):
         "references": [f"Reference {number}."],
         "correct": None,
         "dataset": dataset,
-        "scores": {"token_f1": 0.25},
+        "scores": {"chrf": 0.5, "token_f1": 0.25},
     }
 
 
@@ -35,7 +35,9 @@ def column(tmp_path):
     (tmp_path / "heldout").mkdir()
     (tmp_path / "heldout/final.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     row = {"value": 0.5, "interval": [0.25, 0.75], "n": 16, "blanked": 0.125}
-    pets = {"closed": False, "n": 16, "metrics": {"token_f1": row}, "long_references": 4}
+    # By name, as in the file.
+    metrics = dict.fromkeys(("chrf", "rouge_l", "token_f1"), row)
+    pets = {"closed": False, "n": 16, "metrics": metrics, "long_references": 4}
     return Column("mmca", "final", 0, tmp_path, {"heldout": {"datasets": {"pets": pets}}})
 
 
@@ -47,7 +49,9 @@ class Images:
 def test_conversations_come_in_the_order_of_the_plan_with_their_rounds(column):
     (pets,) = heldout_datasets([column], Images())
     assert (pets["name"], pets["left_out"], len(pets["conversations"])) == ("pets", 3, CONVERSATIONS)
+    assert [metric["name"] for metric in pets["metrics"]] == ["token_f1", "rouge_l", "chrf"]
     first = pets["conversations"][0]
+    assert first["rounds"][0]["answers"][0]["score"] == 0.25
     assert first["name"] == "pets:0" and [len(turn["images"]) for turn in first["rounds"]] == [1, 0]
     assert [len(each["rounds"]) for each in pets["conversations"][1:]] == [1] * (CONVERSATIONS - 1)
 

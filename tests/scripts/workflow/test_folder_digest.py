@@ -186,3 +186,16 @@ def test_patterns_reach_into_folders(data, pattern):
     assert own_digest(data, pattern) == before
     (data / "d/e/x.jsonl").write_bytes(b"1")
     assert own_digest(data, pattern) != before
+
+
+def test_logs_and_recipes_beside_the_data_of_a_user_do_not_count(data):
+    def whole():
+        folder_digest.cache_clear()
+        return folder_digest(str(data), ("./",), follow=True)
+
+    before = whole()
+    for name in ("run.log", "pets.yaml", "look.HTML", "images/notes.txt"):
+        (data / name).write_text("1")
+    assert whole() == before
+    (data / "images/unknown").write_text("1")
+    assert whole() != before

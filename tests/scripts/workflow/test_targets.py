@@ -1,5 +1,6 @@
 """What the rules ask about a configuration."""
 
+import json
 import subprocess
 
 import pytest
@@ -7,6 +8,9 @@ import yaml
 
 from scripts.common.errors import UserError
 from scripts.config import settings
+from scripts.config.blend import BlendDatasetConfig
+from scripts.config.custom import CustomDatasetConfig
+from scripts.config.holdout import HoldoutConfig
 from scripts.workflow import targets
 from tests.workflow.project import ROOT, TINY
 
@@ -231,3 +235,43 @@ def test_a_task_file_names_no_data_that_snakemake_cannot_take(tiny, tmp_path):
     given = tiny.model_copy(update={"suites": {"own": str(tmp_path / "task.yaml")}})
     with pytest.raises(UserError, match=r"rows\{run\}\.jsonl, .* contains '\{run\}'"):
         targets.suite_inputs(given, "out")
+
+
+def with_own(tiny, datasets, **changes):
+    own = {"pets": CustomDatasetConfig(folder="pets", **changes.pop("pets", {}))}
+    blend = tiny.blends["mixed"].model_copy(update={"datasets": {name: BlendDatasetConfig() for name in datasets}})
+    return tiny.model_copy(update={"custom": own, "blends": {"mixed": blend}, "suites": {}, **changes})
+
+
+def test_own_data_alone_needs_no_miniature_and_has_no_kinds(tiny):
+    own, mixed = with_own(tiny, ["pets"]), with_own(tiny, ["pets", "llava"])
+    assert not targets.needs_miniature(own) and not targets.has_kinds(own, "mixed")
+    assert targets.needs_miniature(mixed) and targets.has_kinds(mixed, "mixed")
+    assert targets.without_kinds(mixed, "mixed") == ["pets"] and targets.without_kinds(tiny, "mixed") == []
+    assert targets.needs_miniature(own.model_copy(update={"suites": {"talk": "miniature/choices"}}))
+    given = mixed.model_copy(update={"data_path": "/data"})
+    assert not targets.needs_miniature(given) and not targets.has_kinds(given, "mixed")
+
+
+@pytest.mark.parametrize(
+    ("pets", "holdout", "expected"),
+    [
+        ({}, {"share": 0.1, "seed": 3}, {"share": 0.1, "seed": 3, "text_only": True}),
+        ({"split": {"rows": 0.25}}, {"share": 0.1, "seed": 3}, {"share": 0.25, "seed": 3}),
+        ({"split": {"rows": 0.25}}, {"share": 0}, {"share": 0.25}),
+        ({"split": {"column": "part"}}, {"share": 0.1}, None),
+        ({}, {"share": 0}, None),
+    ],
+)
+def test_a_share_of_the_rows_of_own_data_is_kept(tiny, pets, holdout, expected):
+    config = with_own(tiny, ["pets", "llava"], pets=pets, holdout=HoldoutConfig(**holdout))
+    assert json.loads(targets.kept_rows(config, "pets") or "null") == expected
+    assert targets.kept_rows(config, "llava") == ""
+
+
+def test_each_own_dataset_of_a_plan_holds_out_something(tiny):
+    config = with_own(tiny, ["pets", "llava"])
+    assert json.loads(targets.plan_rerun_key(config, "mixed"))["own"] == ["pets"]
+    none = config.model_copy(update={"holdout": HoldoutConfig(share=0)})
+    assert "own" not in json.loads(targets.plan_rerun_key(none, "mixed"))
+    assert "own" not in json.loads(targets.plan_rerun_key(tiny, "mixed"))

@@ -174,6 +174,14 @@ def test_columns_name_other_members():
     assert read({"faden": [{"kunde": "Who?", "agent": "Me."}]}, messages="faden", roles={"kunde": "user"}) == ONE
 
 
+def test_columns_reach_inside_of_objects():
+    row = {"meta": {"text": {"alt": "A cat."}}, "file": {"img": "a"}, "other": 1}
+    columns = {"answer": "meta.text.alt", "images": "file.img", "prompt": "What?"}
+    assert read(row, **columns) == ["U What?", "A A cat."] and listed(row, **columns) == ["{a}"]
+    assert notes(row, **columns) == {"ignored:other": 1}
+    assert dropped({"meta": {"text": 5}}, **columns)[0] == "missing_member"
+
+
 def test_preferences_are_refused_or_chosen():
     row = {"prompt": "Who?", "chosen": "Me.", "rejected": "You."}
     reason, detail = dropped(row)
