@@ -10,13 +10,12 @@ that no disk is timed:
 
     ours      `python -m scripts.convert`: rows are read, understood and checked, their images looked up among as many
               images as there are rows, and records are written with their hash
-    peer      `datasets.load_dataset` into a new cache, then a loop that makes a list of messages of every row, with the
-              image's path or bytes, and keeps nothing
+    peer      `datasets.load_dataset` into a new cache, then a loop that makes a list of messages of every row and
+              writes it as a line of JSON, with the image's path or, for bytes, the number of the row
 
-The images are listed, not made: the index of the media is written as media_index writes it. So the peer looks up and
-writes nothing beside its own cache. Times are CPU seconds of the process with those of its threads, from start to end,
-because the peer uses several threads; memory is its largest resident size. The peer's environment is made by
-`make .neighbours/datasets/.ready`; without it, ours is measured alone.
+The images are listed, not made: the index of the media is written as media_index writes it. Times are CPU seconds of
+the process with those of its threads, from start to end, because the peer uses several threads; memory is its largest
+resident size. The peer's environment is made by `make .neighbours/datasets/.ready`; without it, ours is measured alone.
 """
 
 import argparse
@@ -173,19 +172,21 @@ def convert(work: Path) -> Measured:
 
 
 _PEER = """
+import json
 import sys
+
 from datasets import Image, load_dataset
 
-kind, path, cache = sys.argv[1:]
+kind, path, cache, out = sys.argv[1:]
 data = load_dataset({"llava": "json", "parquet": "parquet"}[kind], data_files=path, split="train", cache_dir=cache)
 if kind == "parquet" and isinstance(data.features["image"], Image):
     data = data.cast_column("image", Image(decode=False))
 roles = {"human": "user", "gpt": "assistant"}
 
 
-def messages(row):
+def messages(number, row):
     if kind == "parquet":
-        parts = [{"type": "image", "image": row["image"]["bytes"]}, {"type": "text", "text": row["question"]}]
+        parts = [{"type": "image", "image": number}, {"type": "text", "text": row["question"]}]
         return [
             {"role": "user", "content": parts},
             {"role": "assistant", "content": [{"type": "text", "text": row["answer"]}]},
@@ -193,8 +194,8 @@ def messages(row):
     turns = []
     for turn in row["conversations"]:
         parts = []
-        for number, text in enumerate(turn["value"].split("<image>")):
-            if number:
+        for place, text in enumerate(turn["value"].split("<image>")):
+            if place:
                 parts.append({"type": "image", "image": row["image"]})
             if text.strip():
                 parts.append({"type": "text", "text": text.strip()})
@@ -202,11 +203,9 @@ def messages(row):
     return turns
 
 
-rows = 0
-for row in data:
-    messages(row)
-    rows += 1
-print(rows, "rows")
+with open(out, "w") as file:
+    for number, row in enumerate(data):
+        file.write(json.dumps(messages(number, row)) + "\\n")
 """
 
 
@@ -214,7 +213,9 @@ def load(peer: Path, case: str, file: Path, work: Path) -> Measured:
     """The peer's reading and conversion of a file, into a new cache."""
     cache = work / "cache"
     shutil.rmtree(cache, ignore_errors=True)
-    measured = run([str(peer), "-c", _PEER, case, str(file), str(cache)], work / "peer.log")
+    out = work / "messages.jsonl"
+    measured = run([str(peer), "-c", _PEER, case, str(file), str(cache), str(out)], work / "peer.log")
+    out.unlink()
     shutil.rmtree(cache, ignore_errors=True)
     return measured
 

@@ -25,9 +25,10 @@ from scripts.common.errors import UserError, machine_error
 from scripts.common.fingerprint import asset_fingerprint as assets
 from scripts.common.fingerprint import code_fingerprint as code
 from scripts.config.settings import load
-from scripts.workflow import early_cutoff, graph, k8s_cluster, preflight, raw_files, targets
+from scripts.workflow import early_cutoff, graph, k8s_cluster, lock_inputs, preflight, raw_files, targets
 from scripts.workflow.folder_digest import base_digest
 from scripts.workflow.products import Products
+from scripts.workflow.row_code import row_code
 from scripts.workflow.targets import versions
 
 CONDA = any(str(method) == "conda" for method in workflow.deployment_settings.deployment_method)

@@ -3,7 +3,7 @@
 
 rule lock:
     input:
-        lambda w: [f"{ROOT}/{manifest}" for manifest in targets.provenance_manifests(SETTINGS, w.run)],
+        lambda w: [f"{ROOT}/{manifest}" for manifest in lock_inputs.provenance_manifests(SETTINGS, w.run)],
     output:
         report(
             f"{ROOT}/train/{{run}}/lock.json",
@@ -16,8 +16,8 @@ rule lock:
     conda:
         "../envs/train.yaml"
     params:
-        programs=lambda w: targets.provenance_programs(SETTINGS, w.run),
-        code=lambda w: code("scripts.lock", *targets.provenance_programs(SETTINGS, w.run)),
+        programs=lambda w: lock_inputs.provenance_programs(SETTINGS, w.run),
+        code=lambda w: code("scripts.lock", *lock_inputs.provenance_programs(SETTINGS, w.run)),
         root=folder(),
     message:
         "Writing the provenance of {wildcards.run}"

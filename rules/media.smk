@@ -21,7 +21,7 @@ rule shard:
     params:
         # Archives are not hashed as a whole: without this, a change of one between two runs could go unnoticed.
         digest=raw_digest,
-        code=lambda w: code("scripts.shard", *targets.row_modules(SETTINGS, w.source)),
+        code=lambda w: row_code(SETTINGS, w.source, "scripts.shard"),
         libraries=versions("pillow"),
         raw=folder("raw/{source}"),
         out=subpath(output.tar, parent=True),

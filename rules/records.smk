@@ -23,7 +23,9 @@ rule convert:
         "../envs/data.yaml"
     params:
         entry=lambda w: targets.dataset_rerun_key(SETTINGS, w.dataset),
-        code=lambda w: code("scripts.convert", f"scripts.adapters.{REGISTRY.datasets[w.dataset].adapter}"),
+        code=lambda w: row_code(
+            SETTINGS, w.dataset, "scripts.convert", f"scripts.adapters.{REGISTRY.datasets[w.dataset].adapter}"
+        ),
         raw=raw_folders,
         media=lambda w: named_folders("media", REGISTRY.image_sources(w.dataset)),
         tolerance=lambda w: SETTINGS.tolerance.rows_of(w.dataset in SETTINGS.custom),

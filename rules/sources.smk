@@ -78,7 +78,7 @@ rule fetch:
         digest=raw_digest,
         download=lambda w: ["--download"] if SETTINGS.download == "missing" and w.source not in SETTINGS.custom else [],
         subset=lambda w, input: option("--subset", input.subset),
-        code=lambda w: code("scripts.fetch", *targets.row_modules(SETTINGS, w.source)),
+        code=lambda w: row_code(SETTINGS, w.source, "scripts.fetch"),
         out=subpath(output.manifest, parent=True),
     message:
         "Listing the raw files of {wildcards.source}"
@@ -98,7 +98,7 @@ rule validate_source:
     conda:
         "../envs/data.yaml"
     params:
-        code=lambda w: code("scripts.validate", *targets.row_modules(SETTINGS, w.source)),
+        code=lambda w: row_code(SETTINGS, w.source, "scripts.validate"),
         raw=lambda w: named_folders("raw", [w.source]),
     message:
         "Validating the files of {wildcards.source}"
@@ -120,7 +120,9 @@ rule validate_dataset:
         "../envs/data.yaml"
     params:
         entry=lambda w: targets.dataset_rerun_key(SETTINGS, w.dataset),
-        code=lambda w: code("scripts.validate", f"scripts.adapters.{REGISTRY.datasets[w.dataset].adapter}"),
+        code=lambda w: row_code(
+            SETTINGS, w.dataset, "scripts.validate", f"scripts.adapters.{REGISTRY.datasets[w.dataset].adapter}"
+        ),
         raw=raw_folders,
         subset=lambda w, input: option("--subset", input.subset),
     message:

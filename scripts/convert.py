@@ -4,6 +4,7 @@ Reads `raw/<source>` and the media indexes of the image sources. Writes, below -
 and, last, `<dataset>.report.json`: rows read and kept, and the dropped rows counted by reason, with examples.
 """
 
+import gc
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -11,8 +12,7 @@ from typing import Any
 
 from scripts.adapters.conversion import MEANT, Conversion, Reasons
 from scripts.adapters.image_lookup import ImageLookup
-from scripts.adapters.own.splits import keep_rows
-from scripts.adapters.raw import RawFiles
+from scripts.adapters.raw import RawFiles, own_splits
 from scripts.adapters.statistics import Statistics
 from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
@@ -26,6 +26,8 @@ from scripts.media.source_folders import add_folders, named_folders
 
 _BATCH = 4096
 _CHARACTERS = 16 << 20
+_OBJECTS = 100_000
+"""New objects after which Python looks for unreachable cycles."""
 _QUOTED = 3
 """The most frequent reasons, which an error names with an example of each."""
 
@@ -57,18 +59,18 @@ def convert(
     conversion = Conversion(dataset, RawFiles(raw_folders), images)
     licence = conversion.entry.licence
     statistics = Statistics()
-    judged = keep_rows(conversion, kept_rows, conversion.noted.add) if kept_rows else conversion
-    records = statistics.measure(_with_uids(dataset, judged, conversion.noted))
-    batches = _bounded(records)
+    judged = own_splits().keep_rows(conversion, kept_rows, conversion.noted.add) if kept_rows else conversion
+    batches = _bounded(_with_uids(dataset, judged, conversion.noted))
     # Where no row can be used, nothing is written.
     first = next(batches, [])
-    with TableHash(RECORD_SCHEMA) as content:
-        with writing_table(out / f"{dataset}.parquet", RECORD_SCHEMA) as table:
-            for rows in chain([first], batches):
-                batch = to_batch(rows, licence)
-                table.write(batch)
-                content.update(batch)
-            _check_losses(conversion, tolerance)
+    path = out / f"{dataset}.parquet"
+    with writing_table(path, RECORD_SCHEMA) as table, TableHash(RECORD_SCHEMA, path) as content:
+        for rows in chain([first], batches):
+            statistics.add([record for _, record in rows])
+            batch = to_batch(rows, licence)
+            table.write(batch)
+            content.update(batch)
+        _check_losses(conversion, tolerance)
         sha256 = content.hexdigest()
     report = {
         "v": 1,
@@ -96,7 +98,8 @@ def _bounded(records: Iterable[tuple[str, Record]]) -> Iterator[list[tuple[str, 
     for uid, record in records:
         rows.append((uid, record))
         for round_ in record.rounds:
-            characters += sum(map(len, round_.question)) + sum(map(len, round_.answer))
+            for text in (*round_.question, *round_.answer):
+                characters += len(text)
         if len(rows) == _BATCH or characters > _CHARACTERS:
             yield rows
             rows, characters = [], 0
@@ -129,11 +132,13 @@ def _with_uids(dataset: str, judged: Iterable[Record], noted: Reasons) -> Iterat
     repeated: dict[str, int] = {}
     for record in judged:
         plain = uid = f"{dataset}:{record.id}"
-        if uid in used:
+        is_new = used.add(uid)
+        if not is_new:
             noted.add("duplicate_id", f"{uid} is the id of more than one conversation")
-        while not used.add(uid):
+        while not is_new:
             repeated[plain] = repeated.get(plain, 0) + 1
             uid = f"{plain}#{repeated[plain]}"
+            is_new = used.add(uid)
         yield uid, record
 
 
@@ -150,6 +155,9 @@ def main() -> None:
     arguments.add_argument("--subset", type=Path, help="raw/subset.json: use only the images listed in it")
     arguments.add_argument("--kept-rows", metavar="JSON", help="own data: share of rows kept for evaluation, or @file")
     args = arguments.parse_args()
+    # Rows leave no cycles behind, so that looking for some among all living objects is mostly in vain.
+    gc.freeze()
+    gc.set_threshold(_OBJECTS)
     kept_rows = load_settings(KeptRowsConfig, args.kept_rows) if args.kept_rows else None
     raw, media = named_folders(args.raw, "--raw"), named_folders(args.media, "--media")
     subset = read_json(args.subset)["images"] if args.subset else None

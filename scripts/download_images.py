@@ -15,13 +15,14 @@ from scripts.adapters.own.conversation_reader import RowReader
 from scripts.adapters.own.image_values import ImageAddress
 from scripts.adapters.own.row_files import find_row_files
 from scripts.adapters.own.row_readers import read_rows
+from scripts.adapters.own.row_source import nested_columns
 from scripts.adapters.raw import Broken, Note
 from scripts.common.cli import hide_pandas, load_settings, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import atomic
 from scripts.common.progress import track
 from scripts.config.custom import OwnRowsConfig
-from scripts.config.registry import ALL_ROWS
+from scripts.config.registry import WHOLE_FOLDER
 from scripts.fetching.connection import FetchOptions
 from scripts.fetching.image_download import download_images, present_stems
 from scripts.media.hashed_names import downloaded_stem
@@ -40,10 +41,10 @@ def addresses(paths: Sequence[Path], own: OwnRowsConfig) -> Iterator[str]:
     reader = RowReader(own)
     found: set[str] = set()
     for path in paths:
-        folder, names = (path, (ALL_ROWS,)) if path.is_dir() else (path.parent, (path.name,))
+        folder, names = (path, (WHOLE_FOLDER,)) if path.is_dir() else (path.parent, (path.name,))
         for name in find_row_files(folder, names).splits:
             notes: list[Note] = []
-            for row in read_rows(folder / name, name, notes):
+            for row in read_rows(folder / name, name, notes, nested=nested_columns(own.columns)):
                 notes.clear()
                 for url in [] if isinstance(row.value, Broken) else _of_row(reader, row.value):
                     if url not in found:
@@ -57,8 +58,7 @@ def _of_row(reader: RowReader, row: object) -> list[str]:
         conversation = reader.read(row)
     except RowError:
         return []
-    shown = [part.value for turn in conversation.turns for part in turn.parts if not isinstance(part, str)]
-    return [value.url for value in (*conversation.listed, *shown) if isinstance(value, ImageAddress)]
+    return [value.url for value in conversation.image_values() if isinstance(value, ImageAddress)]
 
 
 def main() -> None:

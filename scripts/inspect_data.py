@@ -13,8 +13,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import yaml
+from pydantic import ValidationError
+
 from model.template import Template
-from scripts.common.cli import load_settings, parser
+from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
 from scripts.config.custom import ColumnsConfig
 from scripts.config.settings import load
@@ -32,7 +35,7 @@ def main() -> None:
     name = args.name or dataset_name(args.path)
     more: dict[str, Any] = {}
     if args.columns:
-        more["columns"] = load_settings(ColumnsConfig, args.columns)
+        more["columns"] = _columns(args.columns)
     if args.entry:
         more["entry"] = args.entry
     config = custom_section(args.path, args.images, **more)
@@ -45,13 +48,33 @@ def main() -> None:
     if args.html:
         from scripts.inspection.page import write_page
 
-        write_page(survey, text, args.html)
+        write_page(survey, text if usable else "", args.html)
     print(as_text(survey, args.conversations))
     print(f"\nwrote {args.html}" if args.html else "")
     if usable:
         print(f"wrote {path}. Next: snakemake --cores all data --configfile {shlex.quote(str(path))}")
     else:
         raise UserError("no row can be used, so no recipe was written; the reasons are above")
+
+
+def _columns(text: str) -> ColumnsConfig:
+    """`columns` as a configuration has them, as YAML or JSON, perhaps in the file after "@".
+
+    Raises:
+        UserError: it is not YAML, or not valid.
+    """
+    example = "expected, for example, --columns '{question: ask, answer: reply}'"
+    try:
+        given = yaml.safe_load(Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--columns is not valid YAML: {' '.join(str(error).split())}; {example}") from None
+    if isinstance(given, dict) and list(given) == ["columns"]:
+        given = given["columns"]
+    try:
+        return ColumnsConfig.model_validate(given)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors())
+        raise UserError(f"--columns: {problems}; {example}") from None
 
 
 def _reading(args: argparse.Namespace) -> Reading:
@@ -94,8 +117,8 @@ def _arguments() -> argparse.ArgumentParser:
     )
     add(
         "--columns",
-        metavar="JSON",
-        help="what the members of a row mean, as `columns` in a configuration (JSON, or @file)",
+        metavar="YAML",
+        help="what the members of a row mean, as `columns` in a configuration (YAML, or @file)",
     )
     add("--entry", help="entry of dataset_info.json in PATH")
     add("--name", help="of the dataset in the recipe (default: after PATH)")

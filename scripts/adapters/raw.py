@@ -24,8 +24,12 @@ DATA_LINK = "files"
 SOURCE_MANIFEST = "source.json"
 OWN = "own"
 """The container of files of custom datasets, whose form shows in each file itself."""
-OWN_ROWS, OWN_IMAGES = "scripts.adapters.own.row_source", "scripts.adapters.own.embedded_images"
-"""Loaded by name, so that published datasets do not depend on its code."""
+OWN_MODULES = OWN_ROWS, OWN_IMAGES, OWN_SPLITS = (
+    "scripts.adapters.own.row_source",
+    "scripts.adapters.own.embedded_images",
+    "scripts.adapters.own.splits",
+)
+"""Loaded by name, so that published datasets do not depend on their code."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -145,6 +149,11 @@ def own_images() -> Any:
     return importlib.import_module(OWN_IMAGES)
 
 
+def own_splits() -> Any:
+    """The module that keeps rows of custom datasets for evaluation."""
+    return importlib.import_module(OWN_SPLITS)
+
+
 def _rows(file_path: Path, listed: ListedFile, layout: Mapping[str, Any], notes: list[Note]) -> Iterable[RawRow]:
     if file_path.suffix == ".parquet":
         return parquet_rows(file_path, listed.bytes)
@@ -245,9 +254,14 @@ class JsonParser:
             self._builder.repeated.clear()
             return self._slow.raw_decode(text, start)
 
+    @property
+    def has_repeated(self) -> bool:
+        """Whether a key occurred twice in an object of the last value."""
+        return bool(self._builder.repeated)
+
     def notes(self, where: str) -> list[Note]:
         """A note for every key that occurred twice in an object of the last value; `where` names the file."""
-        return self._builder.notes(where) if self._builder.repeated else []
+        return self._builder.notes(where)
 
 
 _JSON_SPACE = " \t\n\r"

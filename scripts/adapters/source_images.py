@@ -45,7 +45,7 @@ class Texts:
         return self._array
 
 
-_NO_TEXTS = pa.array([], pa.large_string())
+_NO_TEXTS = pa.nulls(0, pa.large_string())
 
 
 class _HashIndex:

@@ -14,8 +14,10 @@ Images of a round that its question does not show by a slot are shown before the
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -25,6 +27,7 @@ HELD_OUT = "heldout"
 """The split of rows of own data that are kept for evaluation, whatever their images."""
 SPLITS = ("train", "val", "test")
 """The splits of published datasets."""
+_ALL_SPLITS = (*SPLITS, HELD_OUT)
 SHOWN_SLOT = re.compile(r"<\|image:(\d+):shown\|>")
 MAX_PERMUTED = 20
 """Largest number of rounds that may be permuted: 20! is the last factorial that an int64 holds."""
@@ -81,8 +84,7 @@ class ChoiceGroup(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True)
-class Round:
+class Round(NamedTuple):
     """A question and its answer, each with at least one wording, and the record's images that first appear here.
 
     `images` are indices into the record's images. A group of -1 means that there is nothing to choose. An answer that
@@ -121,39 +123,52 @@ def check(record: Record) -> None:
         ValueError: the adapter that built the record has a bug (bad data is a dropped row instead).
     """
     _require(record.rounds, record, "has no rounds")
-    _require(record.split in (*SPLITS, HELD_OUT), record, f"has the split {record.split!r}")
-    shown = [index for round_ in record.rounds for index in round_.images]
-    _require(shown == list(range(len(record.images))), record, "must show its images once, in their order")
+    _require(record.split in _ALL_SPLITS, record, f"has the split {record.split!r}")
+    appeared: list[int] = []
+    shows = False
     for round_ in record.rounds:
-        for texts, group in ((round_.question, round_.question_group), (round_.answer, round_.answer_group)):
-            clean = texts and all(text and text == text.strip() and "<image>" not in text for text in texts)
-            _require(clean, record, "has a bad text")
-            _require((group < 0) == (len(texts) == 1), record, "needs a group exactly where there are alternatives")
-            _require(group < len(record.groups), record, "refers to a group that it lacks")
-            if group >= 0:
-                _require(record.groups[group][1:] == ("pick", len(texts)), record, "has a group of another size")
-        _check_shown_slots(record, round_)
-    clean = record.system == record.system.strip() and not SHOWN_SLOT.search(record.system)
-    _require(clean, record, "has a bad system text")
-    orders = [group for group in record.groups if group.kind == "permute"]
-    _require(len(orders) <= 1, record, "has two orders")
-    _require(all(1 < g.size == len(record.rounds) <= MAX_PERMUTED for g in orders), record, "has a bad order")
-    questions = [question for round_ in record.rounds for question in round_.question]
-    shows = any(SHOWN_SLOT.search(question) for question in questions)
-    _require(not (orders and shows), record, "has an order of rounds, whose images have no places in questions")
+        appeared += round_.images
+        _check_texts(record, round_.question, round_.question_group)
+        _check_texts(record, round_.answer, round_.answer_group)
+        for question in round_.question:
+            if SLOT_PREFIX in question:
+                shows |= _check_shown_slots(record, round_, question)
+        for answer in round_.answer:
+            if SLOT_PREFIX in answer:
+                _require(not SHOWN_SLOT.search(answer), record, "shows an image in an answer")
+    _require(appeared == list(range(len(record.images))), record, "must show its images once, in their order")
+    if record.system:
+        clean = record.system == record.system.strip() and not SHOWN_SLOT.search(record.system)
+        _require(clean, record, "has a bad system text")
+    if record.groups:
+        orders = [group for group in record.groups if group.kind == "permute"]
+        _require(len(orders) <= 1, record, "has two orders")
+        _require(all(1 < g.size == len(record.rounds) <= MAX_PERMUTED for g in orders), record, "has a bad order")
+        _require(not (orders and shows), record, "has an order of rounds, whose images have no places in questions")
 
 
-def _check_shown_slots(record: Record, round_: Round) -> None:
-    """Check that the shown slots of every wording are the last images of the round, each once, in their order."""
-    for question in round_.question:
-        shown = [int(slot) for slot in SHOWN_SLOT.findall(question)]
-        last = list(round_.images[len(round_.images) - len(shown) :])
-        _require(
-            len(shown) <= len(round_.images) and shown == last,
-            record,
-            "shows other images than its round, or in another order",
-        )
-    _require(not any(map(SHOWN_SLOT.search, round_.answer)), record, "shows an image in an answer")
+def _check_texts(record: Record, texts: tuple[str, ...], group: int) -> None:
+    """Check the wordings of a question or an answer, and their choice group."""
+    for text in texts:
+        if not text or text != text.strip() or ("<" in text and "<image>" in text):
+            _require(False, record, "has a bad text")
+    if group >= 0 or len(texts) != 1:
+        _require(texts, record, "has a bad text")
+        _require(group >= 0 and len(texts) > 1, record, "needs a group exactly where there are alternatives")
+        _require(group < len(record.groups), record, "refers to a group that it lacks")
+        _require(record.groups[group][1:] == ("pick", len(texts)), record, "has a group of another size")
+
+
+def _check_shown_slots(record: Record, round_: Round, question: str) -> bool:
+    """Whether a wording of a question shows images; they must be the last of its round, each once, in their order."""
+    shown = [int(slot) for slot in SHOWN_SLOT.findall(question)]
+    last = list(round_.images[len(round_.images) - len(shown) :])
+    _require(
+        len(shown) <= len(round_.images) and shown == last,
+        record,
+        "shows other images than its round, or in another order",
+    )
+    return bool(shown)
 
 
 def _require(condition: object, record: Record, problem: str) -> None:
@@ -163,16 +178,23 @@ def _require(condition: object, record: Record, problem: str) -> None:
 
 def to_batch(rows: Iterable[tuple[str, Record]], licence: str) -> pa.RecordBatch:
     """Pairs of uid and record as rows with the schema `RECORD_SCHEMA`."""
-    return pa.RecordBatch.from_pylist([_row(uid, record, licence) for uid, record in rows], RECORD_SCHEMA)
+    pairs = list(rows)
+    records = [record for _, record in pairs]
+    given = {"uid": [uid for uid, _ in pairs], "licence": [licence] * len(pairs)}
+    columns = [
+        _column(given.get(field.name) or list(map(attrgetter(field.name), records)), field.type)
+        for field in RECORD_SCHEMA
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA)
 
 
-def _row(uid: str, record: Record, licence: str) -> dict[str, Any]:
-    return {
-        "uid": uid,
-        "images": [image._asdict() for image in record.images],
-        "rounds": [vars(round_) for round_ in record.rounds],
-        "system": record.system,
-        "groups": [group._asdict() for group in record.groups],
-        "licence": licence,
-        "split": record.split,
-    }
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Values as a column of type `kind`; those of a struct have its fields as attributes. None of them is null."""
+    if pa.types.is_struct(kind):
+        parts = [_column(list(map(attrgetter(field.name), values)), field.type) for field in kind]
+        return pa.StructArray.from_arrays(parts, fields=list(kind))
+    if pa.types.is_list(kind):
+        offsets = pa.array(list(accumulate(map(len, values), initial=0)), pa.int32())
+        elements = _column(list(chain.from_iterable(values)), kind.value_type)
+        return pa.ListArray.from_arrays(offsets, elements, type=kind)
+    return pa.array(values, kind)

@@ -12,13 +12,17 @@ it keeps the bytes of all sections in a temporary file until the end.
 import hashlib
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from scripts.common.errors import mark_writing
 
 Select = Callable[[pa.Array], pa.Array]
 _PIECE = 1 << 20
@@ -64,9 +68,11 @@ def table_sha256(table: pa.Table) -> str:
 class TableHash:
     """The `table_sha256` of a table that is never in memory as a whole; a context that closes its temporary file."""
 
-    def __init__(self, schema: pa.Schema) -> None:
+    def __init__(self, schema: pa.Schema, table: Path) -> None:
+        """Hash a table of `schema` that is written to `table`, in whose folder the temporary file lies."""
         self._columns = [(field.name, _sections(field.type)) for field in schema]
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - `__exit__` closes it
+        self._table = table
+        self._file = tempfile.TemporaryFile(dir=table.parent)  # noqa: SIM115 - `__exit__` closes it
         self._places: list[list[tuple[int, int]]] = [[] for _, sections in self._columns for _ in sections]
         self._with_nulls: set[int] = set()
         self._end = 0
@@ -77,20 +83,27 @@ class TableHash:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # what could not be written has been reported
+            self._file.close()
 
     def update(self, part: pa.RecordBatch | pa.Table) -> None:
         """Add the rows of `part`, which has the schema.
 
         Raises:
+            OSError: the temporary file cannot be written; `filename` is that of the table.
             ValueError: see `table_sha256`.
         """
         numbers = count()
-        for name, sections in self._columns:
-            column = part.column(name)
-            chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-            for section in sections:
-                self._add(next(numbers), section, chunks)
+        try:
+            for name, sections in self._columns:
+                column = part.column(name)
+                chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+                for section in sections:
+                    self._add(next(numbers), section, chunks)
+            self._file.flush()
+        except OSError as error:
+            mark_writing(error, self._table)
+            raise
 
     def _add(self, number: int, section: _Section, chunks: list[pa.Array]) -> None:
         for chunk in chunks:

@@ -38,10 +38,6 @@ Below = Annotated[str, AfterValidator(_below)]
 """A path below the data path: relative and without "..". If it ends in "/" it is a folder."""
 
 
-ALL_ROWS = "./"
-"""In place of the files of a custom dataset: all files of rows that its folder holds."""
-
-
 def path_matches(path: str, pattern: str) -> bool:
     """Whether a path matches a pattern: `*` stands for any characters of a name, `**` for any number of folders."""
     return _path_expression(pattern).fullmatch(path) is not None
@@ -67,7 +63,7 @@ def glob_pattern(name: str) -> str:
 
 
 WHOLE_FOLDER = "./"
-"""The folder of a set of images that is the whole data path."""
+"""The whole folder of a dataset, or data path: all files of rows in it, or all images."""
 
 
 def image_prefix(folder: str) -> str:
@@ -198,7 +194,7 @@ class Dataset(Section):
 def custom_files(config: CustomDatasetConfig) -> tuple[str, ...]:
     """The files of a custom dataset: those of its `split` too, which `files` need not name again."""
     if not config.files:
-        return (ALL_ROWS,)
+        return (WHOLE_FOLDER,)
     kept = config.split.files if config.split else ()
     return config.files + tuple(file for file in kept if not any(path_matches(file, each) for each in config.files))
 

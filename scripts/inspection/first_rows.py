@@ -4,18 +4,18 @@
 images inside of rows in the first rows only. So the adapter and its look-up of images run as in the graph.
 """
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from scripts.adapters.base import RowError
-from scripts.adapters.own.conversation import OwnConversation, ShownImage
+from scripts.adapters.own.conversation import OwnConversation
 from scripts.adapters.own.conversation_reader import RowReader
-from scripts.adapters.own.image_values import ImageBytes, ImageValue
-from scripts.adapters.own.row_readers import read_rows
-from scripts.adapters.own.row_source import SPLIT, found_rows
-from scripts.adapters.own.table_rows import NESTED
+from scripts.adapters.own.image_values import ImageBytes
+from scripts.adapters.own.row_source import found_rows, rows_of_file
 from scripts.adapters.raw import DATA_LINK, SOURCE_MANIFEST, Broken, Note, RawFiles, RawRow
 from scripts.common.atomic_folder import point_link
 from scripts.common.files import write_json, write_table
@@ -47,29 +47,33 @@ class FirstRows(RawFiles):
     """
 
     def __init__(
-        self, source: str, raw: Path, folder: Path, entry: Dataset, splits: dict[str, str], limit: int
+        self, source: str, raw: Path, folder: Path, entry: Dataset, annotations: dict[str, dict[str, Any]], limit: int
     ) -> None:
-        """Read up to `limit` rows of the files of `entry` below `folder`, as many of each; `splits`: theirs by file."""
+        """Read up to `limit` rows of the files of `entry` below `folder`, as many of each.
+
+        Args:
+            source: the name of the dataset.
+            raw: the folder `raw/<source>`.
+            folder: of the dataset.
+            entry: of the dataset, with the files that were found.
+            annotations: of these files, as in the manifest of fetch.
+            limit: rows of all files together.
+        """
         super().__init__({source: raw})
-        self.entry, self._folder, self._splits = entry, folder, splits
+        self.entry, self._folder, self._layouts = entry, folder, annotations
         self._share = max(1, limit // max(1, len(entry.files)))
-        own = entry.own or OwnRowsConfig()
-        columns = own.columns
-        self._nested = NESTED | {name for name in (columns.messages, columns.history, columns.images) if name}
-        self._reader = RowReader(own)
+        self._dataset = entry.model_dump(mode="json")
+        self._reader = RowReader(entry.own or OwnRowsConfig())
         self.current = CurrentRow("", None, None)
         self.counts: dict[str, tuple[int, bool]] = {}
 
     def rows(self, path: str) -> Iterator[RawRow]:
         """The first rows of a file."""
-        rows = read_rows(self._folder / path, path, self.notes, None, self._nested)
-        split = self._splits.get(path)
+        rows = rows_of_file(self._folder / path, path, self._layouts[path], self._dataset, None, self.notes)
         read = 0
         for row in islice(rows, self._share):
             read += 1
             self.rows_read += 1
-            if split and isinstance(row.value, dict):
-                row.value.setdefault(SPLIT, split)
             self.current = CurrentRow(f"{row.file or path} row {row.id}", row.value, self._read(row))
             yield row
         self.counts[path] = (read, next(rows, None) is None)
@@ -83,11 +87,42 @@ class FirstRows(RawFiles):
             return None
 
 
+class EmbeddedSpool:
+    """The images inside of the first rows, by path in the listing, in a temporary file: a thousand may be large."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the object
+        self._places: dict[str, tuple[int, int]] = {}
+        self.entries: list[ImageEntry] = []
+
+    def add(self, data: bytes) -> None:
+        """Add an image, unless it was added before."""
+        path = embedded_path(data)
+        if path in self._places:
+            return
+        self._places[path] = (self._file.seek(0, os.SEEK_END), len(data))
+        self._file.write(data)
+        fault = ""
+        try:
+            check_image(data, path)
+        except UnreadableImageError as error:
+            fault = error.reason
+        self.entries.append(ImageEntry(path, "", STORED, 0, len(data), fault=fault))
+
+    def read(self, path: str) -> bytes | None:
+        """The bytes of an image; None if there is none of this path."""
+        if path not in self._places:
+            return None
+        start, length = self._places[path]
+        self._file.seek(start)
+        return self._file.read(length)
+
+
 class FirstImages(NamedTuple):
-    """Images of own data before they are checked: those of folders and archives, and those inside of rows by path."""
+    """Images of own data before they are checked: those of folders and archives, and those inside of rows."""
 
     listed: list[ImageEntry]
-    embedded: dict[str, bytes]
+    embedded: EmbeddedSpool
 
 
 def list_first_rows(
@@ -102,18 +137,17 @@ def list_first_rows(
     source, entry = custom_source(name, config), custom_dataset(name, config)
     archives = tuple(path for images in source.images for path in images.containers)
     entry, annotations, notes = found_rows(entry, folder, archives)
-    splits = {path: layout["split"] for path, layout in annotations.items()}
-    embedded, names_images = _images_in(FirstRows(name, raw, folder, entry, splits, limit), see)
+    embedded, names_images = _images_in(FirstRows(name, raw, folder, entry, annotations, limit), see)
     # As in fetch: without configured images, those below the folder count only if rows name any.
     places = [images for images in source.images if names_images or images.folder != WHOLE_FOLDER]
     sets = [_with_root(folder, find_images(source, folder, images)) for images in places]
     listed = [image for found in sets for image in _images_of(folder, found)]
-    entries = [*listed, *_entries_of(embedded)]
+    entries = [*listed, *embedded.entries]
     raw.mkdir(parents=True, exist_ok=True)
     write_table(raw / IMAGES_TABLE, image_listing(entries_table(entries)))
     point_link(folder.resolve(), raw / DATA_LINK)
     write_json(raw / SOURCE_MANIFEST, _manifest(source, entry, annotations, sets, notes))
-    return FirstRows(name, raw, folder, entry, splits, limit), FirstImages(listed, embedded)
+    return FirstRows(name, raw, folder, entry, annotations, limit), FirstImages(listed, embedded)
 
 
 def _manifest(
@@ -143,33 +177,16 @@ def _images_of(folder: Path, found: FoundImages) -> Iterator[ImageEntry]:
         yield from list_container(folder / container, container, image_prefix(found.folder), found.root)
 
 
-def _images_in(rows: FirstRows, see: Callable[[CurrentRow], None]) -> tuple[dict[str, bytes], bool]:
-    """The images inside of the first rows, by path in the listing, and whether a row names an image."""
-    found: dict[str, bytes] = {}
+def _images_in(rows: FirstRows, see: Callable[[CurrentRow], None]) -> tuple[EmbeddedSpool, bool]:
+    """The images inside of the first rows, and whether a row names an image."""
+    found = EmbeddedSpool()
     names_images = False
     for path in rows.entry.files:
         for _ in rows.rows(path):
             see(rows.current)
-            for value in image_values(rows.current.conversation) if rows.current.conversation else ():
+            for value in rows.current.conversation.image_values() if rows.current.conversation else ():
                 if isinstance(value, ImageBytes):
-                    found[embedded_path(value.data)] = value.data
+                    found.add(value.data)
                 else:
                     names_images = True
     return found, names_images
-
-
-def image_values(conversation: OwnConversation) -> Iterator[ImageValue]:
-    """The images of a conversation, those beside its turns last."""
-    for turn in conversation.turns:
-        yield from (part.value for part in turn.parts if isinstance(part, ShownImage) and part.value is not None)
-    yield from conversation.listed
-
-
-def _entries_of(embedded: dict[str, bytes]) -> Iterator[ImageEntry]:
-    for path, data in embedded.items():
-        fault = ""
-        try:
-            check_image(data, path)
-        except UnreadableImageError as error:
-            fault = error.reason
-        yield ImageEntry(path, "", STORED, 0, len(data), fault=fault)

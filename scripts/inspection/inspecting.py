@@ -17,7 +17,8 @@ from scripts.blending.render import messages
 from scripts.common.errors import UserError
 from scripts.common.records import Record, to_batch
 from scripts.config.custom import CustomDatasetConfig
-from scripts.inspection.first_rows import CurrentRow, FirstImages, FirstRows, image_values, list_first_rows
+from scripts.config.paths import is_archive
+from scripts.inspection.first_rows import CurrentRow, FirstImages, FirstRows, list_first_rows
 from scripts.inspection.hints import IMAGES_LINE, NO_FOLDER, better_folder, hint
 from scripts.inspection.survey import InspectedFile, ShownConversation, ShownPart, Survey
 from scripts.media.containers import ImageEntry
@@ -95,7 +96,8 @@ def inspect(
 ) -> Survey:
     """Read the first rows of own data as training would.
 
-    Where no images are configured and a folder below has most of the missing ones, the survey is that with this folder.
+    Where no images are configured and a folder below, or the archive of the rows, has most of the missing ones, the
+    survey is that with this folder or archive.
 
     Args:
         path: as the user gave it.
@@ -110,12 +112,23 @@ def inspect(
     """
     survey = _inspected(path, name, config, reading, limit, shown)
     better = survey.hints.get(_MISSING)
-    if not config.images and better and better.line not in ("", NO_FOLDER):
+    if config.images or not better:
+        return survey
+    archives = tuple(file.name for file in survey.files if is_archive(file.name))
+    if archives:
+        files = config.files or tuple(file.name for file in survey.files)
+        changed = config.model_copy(update={"images": archives, "files": files})
+        advice = f"with `{IMAGES_LINE}[{', '.join(archives)}]`, because the images are in the archive of the rows"
+        other = _inspected(path, name, changed, reading, limit, shown)
+        if other.lost < survey.lost:
+            other.chosen_images = advice
+            return other
+    if better.line not in ("", NO_FOLDER):
         changed = config.model_copy(update={"images": (better.line.removeprefix(IMAGES_LINE),)})
-        with_folder = _inspected(path, name, changed, reading, limit, shown)
-        if with_folder.lost < survey.lost:
-            with_folder.chosen_images = f"with `{better.line}`, because {better.advice}"
-            return with_folder
+        other = _inspected(path, name, changed, reading, limit, shown)
+        if other.lost < survey.lost:
+            other.chosen_images = f"with `{better.line}`, because {better.advice}"
+            return other
     return survey
 
 
@@ -163,7 +176,7 @@ def _count(survey: Survey, row: CurrentRow, seen: _Seen) -> None:
     for turn in row.conversation.turns:
         survey.roles[turn.role] += 1
         survey.unsupervised += turn.role == "assistant" and not turn.supervised
-    for value in image_values(row.conversation):
+    for value in row.conversation.image_values():
         if isinstance(value, ImageName):
             seen.names.append(value.name)
         kind = "named" if isinstance(value, ImageName) else "inside of rows"
@@ -242,17 +255,15 @@ def _shown(rows: list[_Kept], folder: Path, reading: Reading, images: FirstImage
     for row in rows:
         conversation = _messages(row.record)
         paths = [image.key for image in row.record.images]
-        found = [_read(reader, entries.get(path), images.embedded.get(path)) for path in paths]
+        found = [_read(reader, entries[path]) if path in entries else images.embedded.read(path) for path in paths]
         parts = tuple(_parts(conversation, reading.template, paths, found))
         tokens, count = _length(conversation, reading)
         yield ShownConversation(row.origin, row.form, parts, tokens, count)
     reader.close()
 
 
-def _read(reader: RawImageReader, entry: ImageEntry | None, embedded: bytes | None) -> bytes | None:
+def _read(reader: RawImageReader, entry: ImageEntry) -> bytes | None:
     """The bytes of an image; None if it cannot be read."""
-    if entry is None:
-        return embedded
     try:
         return reader.read(entry)
     except UnreadableImageError:

@@ -12,7 +12,7 @@ _PAGE = Path(__file__).parent / "page.html.jinja"
 
 
 def write_page(survey: Survey, recipe: str, out: Path) -> None:
-    """Write the page to `out`; `recipe` is the text of the recipe."""
+    """Write the page to `out`; `recipe` is the text of the recipe, or "" if there is none."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -53,7 +53,7 @@ def members(file_path: Path) -> Iterator[Member]:
         UserError: the file is damaged, or is no tar archive.
     """
     with _opened(file_path) as archive:
-        for member in _entries(archive):
+        for member in entries(archive):
             if member.isdir():
                 continue
             fault = _fault(member)
@@ -69,7 +69,7 @@ def copied(file_path: Path, offsets: Container[int]) -> Iterator[tuple[int, byte
         UserError: the file is damaged.
     """
     with _opened(file_path) as archive:
-        for member in _entries(archive):
+        for member in entries(archive):
             data = archive.extractfile(member) if member.offset_data in offsets and not _fault(member) else None
             if data:
                 yield member.offset_data, data.read()
@@ -87,7 +87,7 @@ def _fault(member: tarfile.TarInfo) -> str:
     return "too_large" if member.size > MAX_BYTES else ""
 
 
-def _entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The entries of an archive, none of which it keeps: it may have millions."""
     while member := archive.next():
         yield member

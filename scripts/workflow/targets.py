@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-from scripts.adapters.raw import OWN_IMAGES, OWN_ROWS
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
 from scripts.config.holdout import KeptRowsConfig
@@ -314,11 +313,6 @@ def data_path(settings: Settings, source: str, root: str) -> str:
     return settings.data_path or f"{root}/raw/miniature"
 
 
-def row_modules(settings: Settings, source: str) -> list[str]:
-    """The modules that find and read the rows of a source, and images in them, beside those that all sources need."""
-    return [OWN_ROWS, OWN_IMAGES] if source in settings.custom else []
-
-
 def source_rerun_key(settings: Settings, source: str) -> str:
     """The source's entry in the registry: the files that fetch looks for, and what it writes into the manifest."""
     return settings.registry().sources[source].rerun_key()
@@ -341,67 +335,6 @@ def subset_datasets(settings: Settings) -> list[str]:
     """Names of the datasets by whose conversations the subset is selected, in the order of the registry."""
     registry, sources = settings.registry(), set(subset_sources(settings))
     return [name for name in settings.datasets() if sources & set(registry.datasets[name].image_sources)]
-
-
-def provenance_manifests(settings: Settings, run: str) -> list[str]:
-    """The manifests that the provenance (lock.json) of a run covers: of all steps before it, and of its outputs.
-
-    Paths are relative to the root. Only small files, so that a new time of change of an archive does not count.
-    """
-    entry = settings.runs[run]
-    parts = sorted({*epoch_parts(settings, run), HELDOUT})
-    manifests = _data_manifests(settings, entry.blend)
-    manifests += [f"plan/{entry.blend}/{part}.json" for part in parts]
-    manifests += [f"blend/{entry.blend}/{part}/manifest.json" for part in parts]
-    manifests += [shard.removeprefix(f"{settings.results}/") for shard in pixel_manifests(settings, run)]
-    manifests += [shard.removeprefix(f"{settings.results}/") for shard in feature_manifests(settings, run)]
-    manifests += [f"bases/miniature/{base}/manifest.json" for base in _miniature_bases(settings, entry.model)]
-    manifests += [f"models/{entry.model}/manifest.json", f"train/{run}/finished.json"]
-    manifests += [f"exported/{run}/{which}/manifest.json" for which in ("final", "best")]
-    return [*manifests, f"evaluate/{run}/metrics.json"]
-
-
-def _data_manifests(settings: Settings, blend: str) -> list[str]:
-    """The manifests of all steps from raw files to token counts, for the datasets of a blend."""
-    registry, tokens = settings.registry(), settings.blends[blend].tokens
-    datasets, images = datasets_of(settings, blend), image_sources(settings)
-    sources = sorted({*images, *(source for dataset in datasets for source in registry.sources_of(dataset))})
-    manifests = ["raw/miniature/miniature.json"] if needs_miniature(settings) else []
-    if set(subset_sources(settings)) & set(sources):
-        manifests.append("raw/subset.json")
-    manifests += [f"raw/{source}/source.json" for source in sources]
-    manifests += [f"validated/source/{source}.json" for source in sources]
-    manifests += [f"validated/{dataset}.json" for dataset in datasets]
-    manifests += [f"media/{source}/manifest.json" for source in images]
-    manifests.append("split/manifest.json")
-    manifests += [f"records/{dataset}.report.json" for dataset in datasets]
-    manifests += [f"tokens/{tokens}/{dataset}.json" for dataset in datasets]
-    return manifests
-
-
-def _miniature_bases(settings: Settings, model: str) -> list[str]:
-    """The bases of a model that the graph makes: of "vision", "language" and "tokenizer"."""
-    entry = settings.models[model]
-    names = {
-        "vision": entry.vision,
-        "language": entry.language,
-        "tokenizer": settings.tokens[entry.tokens].tokenizer,
-    }
-    return [base for base, name in names.items() if name == "miniature"]
-
-
-def provenance_programs(settings: Settings, run: str) -> list[str]:
-    """The modules that were run for a run and all steps before it, adapters included, as arguments of `code`."""
-    registry, entry = settings.registry(), settings.runs[run]
-    steps = ["fetch", "validate", "shard", "media_index", "holdout", "convert", "count_tokens", "plan", "blend"]
-    steps += ["blend_manifest", "make_model", "train", "training.worker", "export", "evaluate"]
-    steps += ["miniature"] if needs_miniature(settings) else []
-    steps += ["select_subset"] if subset_datasets(settings) else []
-    steps += ["preprocess_images"] if entry.pixels else []
-    steps += ["encode_images"] if entry.features else []
-    steps += [f"pretraining.{base}" for base in _miniature_bases(settings, entry.model)]
-    steps += sorted({f"adapters.{registry.datasets[name].adapter}" for name in datasets_of(settings, entry.blend)})
-    return [f"scripts.{step}" for step in steps]
 
 
 def versions(*libraries: str) -> str:

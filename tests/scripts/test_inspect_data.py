@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -73,15 +74,36 @@ def test_a_folder_is_shown_as_it_will_be_trained(pets):
 
 def test_a_file_of_unknown_members_gets_a_line_that_mends_it(pets):
     (pets / "table.csv").write_text("picture,ask,reply\npets/photos/cat.png,What is it?,A cat.\n")
-    done = run(pets, "table.csv")
+    done = run(pets, "table.csv", "--html", "look.html")
     assert done.returncode == 1 and not (pets / "table.yaml").exists()
-    assert "columns: {question: ask, answer: reply, images: picture}" in done.stdout
-    columns = '{"question": "ask", "answer": "reply", "images": "picture"}'
-    done = run(pets, "table.csv", "--columns", columns)
+    assert "Recipe" not in (pets / "look.html").read_text()
+    line = "columns: {question: ask, answer: reply, images: picture}"
+    assert line in done.stdout
+    done = run(pets, "table.csv", "--columns", line)
     assert done.returncode == 0, done.stderr
     section = yaml.safe_load((pets / "table.yaml").read_text())["custom"]["table"]
-    assert section == {"folder": ".", "files": ["table.csv"], "columns": json.loads(columns)}
+    assert section == {"folder": ".", "files": ["table.csv"]} | yaml.safe_load(line)
     assert len((pets / "table.yaml").read_text().partition("custom:")[2].strip().splitlines()) <= 4
+
+
+@pytest.mark.parametrize("text", ["{question: ask", "{quetsion: ask}", "ask", '{"question": 1}'])
+def test_bad_columns_are_one_clear_error(pets, text):
+    done = run(pets, "pets", "--columns", text)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "settings" not in done.stderr
+    assert done.stderr.startswith("error: --columns") and "{question: ask, answer: reply}" in done.stderr
+
+
+def test_a_zip_with_rows_and_images_needs_no_options(pets):
+    rows = (pets / "pets/rows.jsonl").read_text().replace('"cat.png"', '"photos/cat.png"')
+    with zipfile.ZipFile(pets / "both.zip", "w") as archive:
+        archive.writestr("both/rows/train.jsonl", rows.replace('"dog.png"', '"photos/dog.png"'))
+        for name in ("cat", "dog"):
+            archive.write(pets / f"pets/photos/{name}.png", f"both/photos/{name}.png")
+    done = run(pets, "both.zip")
+    assert done.returncode == 0, done.stderr
+    assert "1 missing_image" in done.stdout
+    section = yaml.safe_load((pets / "both.yaml").read_text())["custom"]["both"]
+    assert section == {"folder": ".", "files": ["both.zip"], "images": ["both.zip"]}
 
 
 def test_another_recipe_is_not_replaced(pets):

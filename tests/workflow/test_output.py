@@ -101,7 +101,7 @@ def test_a_failure_shows_the_rule_the_message_and_the_log(project):
     project.configure(TINY | {"custom": {"mine": {"folder": "nowhere", "files": ["rows.json"]}}})
     output = project.snakemake("out/raw/mine/source.json", *LOGGER, check=False)
     assert re.search(r"^FAILED after \d:\d\d: Listing the raw files of mine \(rule fetch\)$", output, re.M), output
-    assert output.count("error: source 'mine': rows.json is not there") == 1
+    assert output.count("error: custom.mine: the folder nowhere does not exist") == 1
     assert "  log: out/logs/fetch/mine.log" in output and "CalledProcessError" not in output
     assert len(output.splitlines()) < 10
     with pytest.raises(AssertionError):

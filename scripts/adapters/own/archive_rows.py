@@ -20,10 +20,11 @@ from scripts.adapters.own.json_rows import no_rows
 from scripts.adapters.raw import BYTE_ORDER_MARK, Broken, Note, RawRow, parsed
 from scripts.common.errors import UserError
 from scripts.common.text_set import TextSet
+from scripts.media.tar_members import entries
 
 KEY = "__key__"
-MAX_MEMBER = 1 << 28
-"""Most bytes of a file of a sample."""
+MAX_SAMPLE = 1 << 28
+"""Most bytes of the files of a sample."""
 
 _TEXTS = frozenset({"txt", "text", "caption", "transcript", "question", "answer", "cls", "id"})
 _HEAD = 4096
@@ -61,7 +62,7 @@ def tar_rows(
     ending = _Ending(stream)
     try:
         with tarfile.open(fileobj=ending, mode="r|") as archive:
-            for member in archive:
+            for member in entries(archive):
                 if not member.isreg() or is_hidden_below(member.name):
                     continue
                 file = archive.extractfile(member)
@@ -116,17 +117,19 @@ class _Sample:
         self.key = key
         self._notes, self._name = notes, name
         self._row: dict[str, Any] = {KEY: key}
+        self._size = 0
         self._broken = (
             None if new else Broken("split_sample", f"the files of {key!r:.80} do not lie one after the other")
         )
 
     def add(self, extension: str, size: int, content: IO[bytes]) -> None:
         """Add a file; a fault of one file is a fault of the sample."""
-        if size > MAX_MEMBER:
-            self._broken = Broken("too_large", f"{self.key}.{extension} has more than {MAX_MEMBER >> 20} MiB")
+        self._size += size
+        if self._size > MAX_SAMPLE:
+            self._broken = Broken("too_large", f"the files of {self.key!r:.80} have more than {MAX_SAMPLE >> 20} MiB")
         if self._broken:
             return
-        data = content.read(MAX_MEMBER)
+        data = content.read(MAX_SAMPLE)
         kind = extension.rpartition(".")[2]
         if kind in _TEXTS or kind == "json":
             text = data.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")

@@ -1,7 +1,8 @@
 """A row of own data once its form is understood: turns of text and images, before images are found."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from scripts.adapters.own.image_values import ImageValue
 from scripts.adapters.raw import Note
@@ -16,8 +17,7 @@ class ShownImage:
     value: ImageValue | None = None
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """One turn: texts and images in the order in which they were written; `supervised`: whether it is trained on."""
 
     role: Role
@@ -25,8 +25,7 @@ class Turn:
     supervised: bool = True
 
 
-@dataclass(frozen=True)
-class OwnConversation:
+class OwnConversation(NamedTuple):
     """A conversation of a row.
 
     Attributes:
@@ -44,3 +43,9 @@ class OwnConversation:
     id: str = ""
     split: str = ""
     notes: tuple[Note, ...] = ()
+
+    def image_values(self) -> Iterator[ImageValue]:
+        """All images that the row gives: those in its turns, then those beside them."""
+        for turn in self.turns:
+            yield from (part.value for part in turn.parts if isinstance(part, ShownImage) and part.value is not None)
+        yield from self.listed

@@ -12,19 +12,21 @@ from scripts.adapters.own.conversation import OwnConversation, Turn
 from scripts.adapters.own.form_recognition import FormReader
 from scripts.adapters.own.forms import FORMS
 from scripts.adapters.own.listed_images import NO_IMAGES, listed_images, looks_like_image
+from scripts.adapters.own.splits import SPLIT_MEMBER
 from scripts.adapters.own.turn_reader import TurnReader, loss_switch
 from scripts.adapters.own.turn_sequence import in_turn, with_images
 from scripts.adapters.own.values import has_value, member_of, shown
 from scripts.adapters.raw import Note
-from scripts.config.custom import ColumnsConfig, OwnRowsConfig
+from scripts.config.custom import ColumnsConfig, OwnRowsConfig, SplitConfig
 
 _ROW = FORMS.row
-_SPLIT = "__split__"
-"""The member with the split of a row in a folder of `datasets`."""
+_EVALUATION = frozenset(SplitConfig.model_fields["values"].default)
 _IMAGE_IDS = frozenset(_ROW.image_ids)
 _SYSTEM_PARTS = "parts"
 """The member of Gemini's system instruction with its parts."""
 _PREFERENCE = frozenset(_ROW.preference)
+_SIZED = (str, list, dict, bytes)
+"""Types of values that `has_value` refuses only where they are empty."""
 
 
 class RowReader:
@@ -36,7 +38,7 @@ class RowReader:
         self.own = own
         self._turns = TurnReader(columns)
         self._forms = FormReader(columns, self._turns)
-        self._split = own.split.column if own.split and own.split.column else _SPLIT
+        self._split = own.split.column if own.split and own.split.column else SPLIT_MEMBER
         self._ids = (columns.id,) if columns.id else _ROW.id
         self._systems = (columns.system,) if columns.system else _ROW.system
         self._images = columns.images
@@ -61,7 +63,7 @@ class RowReader:
             row = {self.own.columns.messages or "messages": row}
         if not isinstance(row, dict):
             raise RowError("bad_row", f"the row is {shown(row)}, not an object")
-        values = {name: value for name, value in row.items() if (value if type(value) is str else has_value(value))}
+        values = {name: value for name, value in row.items() if (value if type(value) in _SIZED else has_value(value))}
         for name in self._inside:
             value = member_of(row, name)
             if name not in values and has_value(value):
@@ -75,17 +77,17 @@ class RowReader:
         if special:
             turns = self._with_system(turns, values, notes, read)
             self._check_loss(values, notes, read)
-        elif any(turn.role == "system" for turn in turns):
+        elif "system" in [turn.role for turn in turns]:
             turns = _system_first(turns)
         turns = in_turn(turns, notes)
         turns, images, shows = with_images(turns, listed, notes)
-        if not all(turn.supervised for turn in turns):
+        if False in [turn.supervised for turn in turns]:
             _count_unsupervised(turns, notes)
         if len(read) + (self._ids[0] in values) < len(values):
             self._count_ignored(values, read, shows, notes)
         split = values.get(self._split, "")
         split = split if type(split) is str else str(split)
-        return OwnConversation(form, tuple(turns), images, self._id(values), split, tuple(notes))
+        return OwnConversation(form, tuple(turns), images, self._id(values), split, tuple(notes) if notes else ())
 
     def _refuse(self, values: Mapping[str, Any]) -> None:
         """Raise RowError if the row has members that change what its text means and that cannot be honoured."""
@@ -145,6 +147,10 @@ class RowReader:
             if not shows and self._images is None and (name in _IMAGE_IDS or looks_like_image(value)):
                 way_out = f"add `columns: {{images: {name!s:.40}}}`, or list it in `columns: {{ignore: ...}}`"
                 raise RowError("unknown_image_member", f"{name!r:.40} seems to mean an image: {way_out}")
+            if self.own.split is None and _is_evaluation_split(name, value):
+                way_out = f"`split: {{column: {name!s:.40}}}` keeps such rows for evaluation"
+                notes.append(Note("unused_split", f"{name!r:.40} is {shown(value)}, and it is trained on; {way_out}"))
+                continue
             notes.append(Note(f"ignored:{name!s:.60}", ""))
 
     def _id(self, values: Mapping[str, Any]) -> str:
@@ -163,6 +169,11 @@ class RowReader:
                 raise RowError("bad_row", f"{name!r} is {shown(value)}, not a text or a number")
             return str(value)
         return ""
+
+
+def _is_evaluation_split(name: Any, value: Any) -> bool:
+    """Whether a member seems to say that its row is for evaluation."""
+    return isinstance(value, str) and str(name).lower() in _ROW.split and value.strip().lower() in _EVALUATION
 
 
 def _system_first(turns: list[Turn]) -> list[Turn]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from scripts.adapters.base import RowError
-from scripts.adapters.own.conversation import OwnConversation
 from scripts.adapters.own.conversation_reader import RowReader
 from scripts.adapters.own.image_values import ImageBytes
 from scripts.adapters.own.row_source import rows_of_file
@@ -75,14 +74,8 @@ class EmbeddedImages:
             conversation = self._reader.read(row.value)
         except RowError:
             return
-        for value in _values(conversation):
+        for value in conversation.image_values():
             if isinstance(value, ImageBytes):
                 yield value.data
             else:
-                self.names_images = self.names_images or value is not None
-
-
-def _values(conversation: OwnConversation) -> Iterator[Any]:
-    yield from conversation.listed
-    for turn in conversation.turns:
-        yield from (part.value for part in turn.parts if not isinstance(part, str))
+                self.names_images = True

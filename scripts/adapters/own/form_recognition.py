@@ -98,7 +98,9 @@ class FormReader:
         for name in form.turns:
             if name not in values:
                 continue
-            value = as_list(values[name])
+            value = values[name]
+            if type(value) is not list:
+                value = as_list(value)
             if not isinstance(value, list | tuple) or (form.order > 1 and not _may_be_turns(value)):
                 continue
             notes: list[Note] = []
@@ -109,8 +111,9 @@ class FormReader:
                     read.add(answer)
                     turns += self._rounds.answer(values[answer], answer, images, notes)
             fits.append(FormTurns(form.name, turns, notes, read))
-            left = _HISTORY.intersection(values) - self._ignore
-            if left and not self._named:
+            if self._named or _HISTORY.isdisjoint(values):
+                continue
+            if left := _HISTORY.intersection(values) - self._ignore:
                 raise RowError(
                     "ambiguous_form", f"{min(left)!r} beside {name!r}: add it to `columns: {{ignore: [...]}}`"
                 )
@@ -118,8 +121,8 @@ class FormReader:
 
     def _refuse_other_texts(self, form: Form, values: Collection[str], read: set[str]) -> None:
         """Raise RowError if a text that belongs to a conversation stands in a further member."""
-        others = _TEXTS.intersection(values).difference(read, form.answer, self._ignore)
-        if others:
+        others = _TEXTS.intersection(values).difference(read)
+        if others and (others := others.difference(form.answer, self._ignore)):
             raise RowError(
                 "ambiguous_form",
                 f"{', '.join(sorted(others)[:4])} beside {', '.join(sorted(read)[:4])}: name the members of the "

@@ -68,6 +68,8 @@ class TurnMembers(Section):
     images: Names
     loss: Names
     """Switches: an answer with false or 0 is shown, but not trained on."""
+    masks: Names
+    """Members that exclude parts of a turn from training; only false and 0 are understood."""
     tool_calls: Names
     media: Names
     """Members with media other than images."""
@@ -117,6 +119,10 @@ class RowMembers(Section):
     """Members of pairs of preferred and rejected answers."""
     undesirable: Names
     """Members whose value false marks an answer that should not be learned."""
+    lettered_options: Names
+    """Members that hold one option each of a multiple-choice question; `{}` is its letter."""
+    split: Names
+    """Members, in lower case, that may hold the split of a row, which counts only where the configuration names it."""
     reserved: Names
     """Members with descriptions of tools; ignored where no turn calls one."""
 
@@ -151,6 +157,8 @@ class FormsTable(Section):
     row: RowMembers
     image_extensions: Names
     markers: tuple[Marker, ...]
+    likely_placeholder: str
+    """A regular expression of what stands for an image if a row lists images and shows none in its texts."""
 
 
 def _load() -> FormsTable:

@@ -1,7 +1,7 @@
 """Finding the images that rows of own data name, hold as bytes, or refer to by an address.
 
 A name is compared as it was written first: with the path of an image below `images`, inside of an archive with or
-without the folder that contains all of it, and below `folder`. Absolute paths are made relative to the folders of the
+without the folders that contain all of it, and below `folder`. Absolute paths are made relative to the folders of the
 dataset. Only if nothing is found, other spellings of the path count (`image_names`); that is noted. A name that is only
 the end of a path is never taken for it, because another folder may have another image of that name.
 """
@@ -51,7 +51,7 @@ class OwnImages:
 
     def __init__(self, images: ImageLookup, source: str, sets: Mapping[str, str], folder: Path) -> None:
         self._images, self._source, self._folder = images, source, folder
-        self._prefixes = [(image_prefix(name), root) for name, root in sets.items()]
+        self._prefixes = [(image_prefix(name), _ends(root)) for name, root in sets.items()]
         # Most datasets have one set: its images are found with one look-up.
         self._only_prefix = self._prefixes[0][0] if len(self._prefixes) == 1 and not self._prefixes[0][1] else None
         self._roots = _absolute_roots(folder, [prefix for prefix, _ in self._prefixes])
@@ -138,8 +138,9 @@ class OwnImages:
             row = images.row(self._only_prefix + name)
             return images.row(name) if row is None else row
         found: list[int] = []
-        for prefix, root in self._prefixes:
-            row = images.row(prefix + name[len(root) :]) if root and name.startswith(root) else None
+        for prefix, roots in self._prefixes:
+            inside = [images.row(prefix + name[len(root) :]) for root in roots if name.startswith(root)]
+            row = next((each for each in inside if each is not None), None)
             if row is None:
                 row = images.row(prefix + name)
             if row is not None and row not in found:
@@ -158,9 +159,10 @@ class OwnImages:
         """
         spelling = loose(name)
         paths = {loose(prefix + spelling) for prefix in ("", beside, *(prefix for prefix, _ in self._prefixes))}
-        for prefix, root in self._prefixes:
-            if root and spelling.startswith(loose(root)):
-                paths.add(loose(prefix) + spelling[len(loose(root)) :])
+        for prefix, roots in self._prefixes:
+            for root in map(loose, roots):
+                if spelling.startswith(root):
+                    paths.add(loose(prefix) + spelling[len(root) :])
         images = self._images.of(self._source)
         found = {row for path in sorted(paths) for row in images.derived_rows(loose, path)}
         if len(found) > 1:
@@ -258,6 +260,12 @@ class OwnImages:
 
     def _path(self, row: int) -> str:
         return self._images.of(self._source).path(row)
+
+
+def _ends(root: str) -> tuple[str, ...]:
+    """A folder, and the ends of its path, to which names may be relative as well: "a/b/", "b/"; the longest first."""
+    parts = root.split("/")[:-1]
+    return tuple("/".join(parts[first:]) + "/" for first in range(len(parts)))
 
 
 def _absolute_roots(folder: Path, prefixes: list[str]) -> list[tuple[str, str]]:

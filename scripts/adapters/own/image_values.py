@@ -79,7 +79,7 @@ def image_value(value: Any) -> ImageValue:
     Raises:
         RowError: bad_image (no form of an image; the example is cut to a line).
     """
-    return _value(value, 0)
+    return _of_text(value) if type(value) is str else _value(value, 0)
 
 
 def _value(value: Any, depth: int) -> ImageValue:
@@ -96,7 +96,11 @@ def _value(value: Any, depth: int) -> ImageValue:
 
 def _of_object(value: dict[str, Any], depth: int) -> ImageValue:
     """The image of an object; of several members the one that holds bytes, else a name, else an address."""
-    name = next((value[key] for key in _NAMES if isinstance(value.get(key), str) and value[key].strip()), "")
+    name = ""
+    for key in _NAMES:
+        if isinstance(value.get(key), str) and value[key].strip():
+            name = value[key]
+            break
     for key in _DATA:
         if has_image(value.get(key)) and (data := _data(value[key], key)) is not None:
             return ImageBytes(data, name)
@@ -113,7 +117,7 @@ def _of_object(value: dict[str, Any], depth: int) -> ImageValue:
 
 def _data(value: Any, member: str) -> bytes | None:
     """The bytes that a member of an object holds; None if it is an object of another meaning."""
-    if isinstance(value, bytes | bytearray | memoryview):
+    if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     if isinstance(value, str):
         found = _data_url(value)

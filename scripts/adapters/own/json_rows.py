@@ -178,7 +178,8 @@ def _line_rows(stream: IO[bytes], name: str, notes: list[Note]) -> Iterator[RawR
             yield RawRow(str(number), Broken("invalid_json", str(error)), name)
             continue
         yield RawRow(str(number), value, name)
-        notes += parser.notes(f"{name} line {number + 1}")
+        if parser.has_repeated:
+            notes += parser.notes(f"{name} line {number + 1}")
 
 
 class _Window:

@@ -59,7 +59,7 @@ def looks_like_image(value: Any) -> bool:
     """Whether a value of an unknown member seems to be an image or images: bytes, or the names of image files."""
     value = value[0] if isinstance(value, list) and value else value
     if isinstance(value, dict):
-        return isinstance(value.get("bytes"), bytes) or _names_images(value.get("path"))
+        return any(isinstance(each, bytes) or _names_images(each) for each in value.values())
     return isinstance(value, bytes) or _names_images(value)
 
 
@@ -95,7 +95,26 @@ def listed_images(values: Mapping[str, Any], member: str | None) -> ListedImages
             "ambiguous_images",
             f"{' and '.join(names)} have different images: choose with `columns: {{images: {names[0]}}}`",
         )
-    return ListedImages(first.listed, first.named, names)
+    numbered = sorted((name for rank, name in ranked if rank == _NUMBERED_RANK), key=_natural)
+    return _with_numbered(ListedImages(first.listed, first.named, names), values, numbered)
+
+
+def _with_numbered(images: ListedImages, values: Mapping[str, Any], numbered: list[str]) -> ListedImages:
+    """`images`, and those of the members `image2`, `image3`, ... after them.
+
+    Raises:
+        RowError: ambiguous_images (members of other numbers have other images).
+    """
+    further = [each for name in numbered for each in _images(values[name], name).listed]
+    members = [*images.members, *numbered]
+    if all(each in images.listed for each in further):
+        return images._replace(members=members)
+    if len(images.listed) == 1 and numbered[0].rstrip("0123456789") + "2" == numbered[0]:
+        return ListedImages((*images.listed, *further), images.named, members)
+    raise RowError(
+        "ambiguous_images",
+        f"{' and '.join(members[:4])} have different images: choose with `columns: {{images: {members[0]}}}`",
+    )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -105,6 +124,9 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _images(value: Any, member: str) -> ListedImages:
     if type(value) is str and value[:1] != "[":
+        return ListedImages((image_value(value),), {}, (member,))
+    if type(value) is dict and type(value.get("bytes")) is bytes and value["bytes"]:
+        # As `datasets` stores an image.
         return ListedImages((image_value(value),), {}, (member,))
     value = as_list(value)
     if isinstance(value, dict) and value and all(isinstance(key, str) and _MARKER.fullmatch(key) for key in value):

@@ -31,7 +31,7 @@ class PartReader:
 
     def __init__(self, columns: ColumnsConfig) -> None:
         """Read with the placeholder that `columns` names, or `<image>`; members that it ignores are not counted."""
-        self._splitter = TextSplitter(columns.image_tag or PLACEHOLDER)
+        self.splitter = TextSplitter(columns.image_tag or PLACEHOLDER)
         self._ignore = frozenset(columns.ignore)
 
     def parts(self, content: Any, images: ListedImages, notes: list[Note]) -> list[Part]:
@@ -47,7 +47,7 @@ class PartReader:
                 invalid_utf8.
         """
         if type(content) is str:
-            return self._splitter.split(content, images.named)
+            return self.splitter.split(content, images.named)
         if isinstance(content, dict) and not _OF_PARTS.isdisjoint(content):
             content = [content]
         if not isinstance(content, list | tuple):
@@ -63,7 +63,7 @@ class PartReader:
 
     def _part(self, part: Any, images: ListedImages, notes: list[Note]) -> list[Part]:
         if isinstance(part, str):
-            return self._splitter.split(part, images.named)
+            return self.splitter.split(part, images.named)
         if not isinstance(part, dict):
             raise RowError("bad_row", f"a part is {shown(part)}, not an object or a text")
         members = {name: value for name, value in part.items() if has_value(value)}
@@ -76,7 +76,7 @@ class PartReader:
             text = next((members[name] for name in _PART.text_members if name in members), part.get("text"))
             if not isinstance(text, str):
                 raise RowError("bad_row", f"a part of type 'text' has the text {shown(text)}")
-            result = self._splitter.split(text, images.named)
+            result = self.splitter.split(text, images.named)
         if not read.issuperset(members):
             others = [
                 name for name in members if name not in read and self._ignore.isdisjoint((name, f"content.{name}"))

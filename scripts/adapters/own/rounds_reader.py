@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from itertools import takewhile
 from typing import Any
 
 from scripts.adapters.base import RowError
@@ -13,8 +14,16 @@ from scripts.adapters.own.values import as_list, as_text, has_value, shown
 from scripts.adapters.raw import Note
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_LETTERED = tuple(
+    tuple(map(pattern.format, letters))
+    for pattern in FORMS.row.lettered_options
+    for letters in (_LETTERS, _LETTERS.lower())
+)
+"""Names of members with one option each."""
 _ANSWER_MEMBERS = ("answer", "text", "value")
 """Members of the objects of a list of answers."""
+_SEVERAL = frozenset({"questions", "answers", "captions"})
+"""Members that hold several texts, which tables without lists write as one text."""
 
 
 class RoundsReader:
@@ -60,15 +69,14 @@ class RoundsReader:
             question = FORMS.default_prompt
             notes.append(Note("default_prompt", f"{question!r} is asked; `columns: {{prompt: ...}}` asks another"))
         else:
-            question = _with_context(form, values, read)
-        options = next((name for name in form.options if name in values), None)
+            question = self._with_context(form, values, read)
+        options = _options(form, values, read)
         if options is not None:
-            read.add(options)
-            question, answer = _with_options(question, as_list(values[options]), answer)
+            question, answer = _with_options(question, options, answer)
             notes.append(Note("options_listed", "the options are put after the question"))
         questions = _texts_of(question)
         if len(questions) > 1:
-            answers = _texts_of(as_list(answer))
+            answers = _texts_of(self._listed(answer, answer_name))
             if len(answers) != len(questions):
                 raise RowError("bad_row", f"{len(questions)} questions, but {len(answers)} answers")
             for each, its_answer in zip(questions, answers, strict=True):
@@ -90,7 +98,7 @@ class RoundsReader:
 
     def _best_answer(self, value: Any, name: str, notes: list[Note]) -> Any:
         """The answer itself or, of a list of answers, the most frequent one; the first of equally frequent ones."""
-        value = as_list(value)
+        value = self._listed(value, name)
         if isinstance(value, dict):
             value = value if self._turns.is_turn(value) else _text_of(value)
         if not isinstance(value, list):
@@ -104,6 +112,28 @@ class RoundsReader:
         if count < len(texts):
             notes.append(Note("several_answers", f"{count} of {len(texts)} answers in {name!s:.40} are {shown(best)}"))
         return best
+
+    def _with_context(self, form: Form, values: Mapping[str, Any], read: set[str]) -> Any:
+        """The question, with the row's context after it on a new line."""
+        name = _one_of(form, form.question, values, read)
+        question = self._listed(values[name], name)
+        context = next((each for each in form.context if each in values), None)
+        if context is not None:
+            read.add(context)
+            return f"{as_text(question, name)}\n{as_text(values[context], context)}"
+        return question if isinstance(question, list | dict) else as_text(question, name)
+
+    def _listed(self, value: Any, name: str) -> Any:
+        """`value` as a list, where it is one in another form (`as_list`).
+
+        A text such as "[1, 2]" may be the answer itself. It is a list only in a member that holds several texts, or if
+        its elements are turns.
+        """
+        listed = as_list(value)
+        if isinstance(value, str) and isinstance(listed, list) and name not in _SEVERAL:
+            are_turns = listed and all(map(self._turns.is_turn_with_content, listed))
+            return listed if are_turns else value
+        return listed
 
     def _side(self, role: Role, value: Any, images: ListedImages, notes: list[Note]) -> list[Turn]:
         """The turns that a question or an answer gives: one content, or turns of their own."""
@@ -142,15 +172,18 @@ def _one_of(form: Form, names: tuple[str, ...], values: Mapping[str, Any], read:
     return present[0]
 
 
-def _with_context(form: Form, values: Mapping[str, Any], read: set[str]) -> Any:
-    """The question, with the row's context after it on a new line."""
-    name = _one_of(form, form.question, values, read)
-    question = as_list(values[name])
-    context = next((each for each in form.context if each in values), None)
-    if context is not None:
-        read.add(context)
-        return f"{as_text(question, name)}\n{as_text(values[context], context)}"
-    return question if isinstance(question, list | dict) else as_text(question, name)
+def _options(form: Form, values: Mapping[str, Any], read: set[str]) -> Any:
+    """The options of a question: the value of one member, or by letter those of members of their own; None if none."""
+    name = next((name for name in form.options if name in values), None)
+    if name is not None:
+        read.add(name)
+        return as_list(values[name])
+    for names in _LETTERED if form.options else ():
+        if names[0] in values and names[1] in values:
+            present = list(takewhile(lambda each: each in values, names))
+            read.update(present)
+            return {letter: as_text(values[each], each) for letter, each in zip(_LETTERS, present, strict=False)}
+    return None
 
 
 def _with_options(question: Any, options: Any, answer: Any) -> tuple[Any, Any]:

@@ -66,6 +66,8 @@ def find_row_files(folder: Path, names: Sequence[str], not_rows: Collection[str]
         UserError: a name stands for no file, a file that is named holds no rows, a folder has the same rows in two
             forms, or a file's name is not UTF-8.
     """
+    if not folder.is_dir():
+        raise UserError(f"the folder {folder} does not exist: correct `folder`")
     found = RowFiles()
     for name in names:
         path = folder / name
@@ -84,6 +86,7 @@ def find_row_files(folder: Path, names: Sequence[str], not_rows: Collection[str]
         raise UserError(
             f"{folder} has no files of rows; known are {', '.join((*TEXT_ENDINGS, *TABLE_ENDINGS, '.tar', ZIP_ENDING))}"
             + "".join(f"; {path} {reason}" for path, reason in islice(found.left_out.items(), _SHOWN))
+            + "".join(f"; {path} is one of `images`: if it holds rows, too, add it to `files`" for path in not_rows)
         )
     for file in found.splits:
         _encodable(file)
@@ -117,10 +120,11 @@ def _saved_files(folder: Path, inner: str) -> dict[str, str]:
     """The files, and their splits, of a folder that the `datasets` library has saved; none if it is not one."""
     path = folder / inner
     if (path / SPLITS).is_file():
-        names = read_json(path / SPLITS).get("splits")
+        index = read_json(path / SPLITS)
+        names = index.get("splits") if isinstance(index, dict) else None
         if not isinstance(names, list) or not names:
             raise UserError(f"{path / SPLITS} names no splits: save the dataset again")
-        parts = {str(name): _data_files(folder, posixpath.join(inner, str(name)), str(name)) for name in names}
+        parts = {str(name): _data_files(folder, _inside(inner, name, path / SPLITS), str(name)) for name in names}
         return {file: split for files in parts.values() for file, split in files.items()}
     if (path / STATE).is_file() and (path / INFO).is_file():
         return _data_files(folder, inner, None)
@@ -135,11 +139,23 @@ def _data_files(folder: Path, inner: str, split: str | None) -> dict[str, str]:
     if state.get("_indices_data_files") or state.get("_indices_files"):
         raise UserError(f"{path} selects rows by an index: save the dataset again with a newer version of `datasets`")
     name = split if split is not None else state.get("_split") or ""
-    files = [posixpath.normpath(posixpath.join(inner, str(each["filename"]))) for each in state["_data_files"]]
+    names = [each.get("filename") if isinstance(each, dict) else None for each in state["_data_files"]]
+    files = [_inside(inner, name, path) for name in names]
     missing = [file for file in files if not _is_regular(folder / file)]
     if missing:
         raise UserError(f"{path} lists {missing[0]}, which is not there: save or copy the dataset again")
     return dict.fromkeys(files, str(name))
+
+
+def _inside(inner: str, name: Any, listed_in: Path) -> str:
+    """The path below the dataset's folder of a file or folder `name` in the folder `inner`.
+
+    Raises:
+        UserError: it is no name, or leads out of `inner`.
+    """
+    if not isinstance(name, str) or not name or name.startswith("/") or ".." in name.split("/"):
+        raise UserError(f"{listed_in} lists {name!r:.80}, which is no path below its folder: save the dataset again")
+    return posixpath.normpath(posixpath.join(inner, name))
 
 
 def _walk(folder: Path, inner: str, found: RowFiles) -> Iterator[str]:
@@ -190,7 +206,7 @@ def _no_rows(path: Path) -> str:
     kind = kind_of(path.name)
     if kind == ".json":
         head, whole = _text_beginning(path)
-        return "" if holds_rows(head, whole, path.name) else "is JSON without a list of rows"
+        return "" if holds_rows(head, whole, path.name) else "is JSON that is not one list of rows"
     if kind == ZIP_ENDING:
         return "" if _zip_has_rows(path) else "is an archive without rows"
     if kind == ".tar":

@@ -10,14 +10,12 @@ from typing import Any
 from scripts.adapters.own.dataset_info import described, is_dataset_info
 from scripts.adapters.own.row_files import find_row_files
 from scripts.adapters.own.row_readers import read_rows
+from scripts.adapters.own.splits import SPLIT_MEMBER
 from scripts.adapters.own.table_rows import NESTED
 from scripts.adapters.raw import OWN, Note, RawRow
 from scripts.common.errors import UserError
 from scripts.config.custom import ColumnsConfig, OwnRowsConfig
-from scripts.config.registry import ALL_ROWS, Dataset
-
-SPLIT = "__split__"
-"""Member that rows of a folder get that the `datasets` library has saved: the name of their split."""
+from scripts.config.registry import WHOLE_FOLDER, Dataset
 
 
 def found_rows(
@@ -39,7 +37,7 @@ def found_rows(
     """
     own, names = dataset.own or OwnRowsConfig(), dataset.files
     notes: list[Note] = []
-    if own.entry is not None or (names == (ALL_ROWS,) and is_dataset_info(folder)):
+    if own.entry is not None or (names == (WHOLE_FOLDER,) and is_dataset_info(folder)):
         entry = described(folder, own.entry, dataset.name)
         names, notes = (entry.file,), entry.notes
         own = own.model_copy(update={"columns": _merged(own.columns, entry.columns), "entry": entry.name})
@@ -57,6 +55,11 @@ def found_rows(
 def _merged(given: ColumnsConfig, entry: ColumnsConfig) -> ColumnsConfig:
     """The columns of an entry, except those that the configuration gives."""
     return entry.model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
+
+
+def nested_columns(columns: ColumnsConfig) -> frozenset[str]:
+    """The columns of text tables that may hold lists or objects: the usual ones, and those of the configuration."""
+    return NESTED.union(name for name in (columns.messages, columns.history, columns.images) if name)
 
 
 def rows_of_file(
@@ -80,9 +83,8 @@ def rows_of_file(
     Raises:
         UserError: see `read_rows`.
     """
-    columns = dataset["own"]["columns"]
-    named = {columns[setting] for setting in ("messages", "history", "images") if columns[setting]}
-    for row in read_rows(file_path, name, notes, sha256, NESTED | named):
+    nested = nested_columns(ColumnsConfig.model_validate(dataset["own"]["columns"]))
+    for row in read_rows(file_path, name, notes, sha256, nested):
         if layout["split"] and isinstance(row.value, dict):
-            row.value.setdefault(SPLIT, layout["split"])
+            row.value.setdefault(SPLIT_MEMBER, layout["split"])
         yield row

@@ -19,6 +19,8 @@ from scripts.config.holdout import KeptRowsConfig
 from scripts.config.registry import path_matches
 
 TRAIN = "train"
+SPLIT_MEMBER = "__split__"
+"""The member with the split of a row in a folder that `datasets` has saved, or of a file that is named by its split."""
 KEPT = "kept_for_evaluation"
 """The reason under which the report counts rows that are kept for evaluation."""
 UNKNOWN_SPLIT = "unknown_split"
@@ -46,7 +48,7 @@ class OwnSplits:
 
     def __init__(self, dataset: str, settings: SplitConfig | None) -> None:
         """Judge rows of `dataset`; rows that carry the split of a `datasets` folder have that, with any `settings`."""
-        self._dataset, self._settings = dataset, settings or SplitConfig(column="__split__")
+        self._dataset, self._settings = dataset, settings or SplitConfig(column=SPLIT_MEMBER)
         self._column = settings.column if settings and settings.values else None
         self._kept_names = {_plain(value) for value in self._settings.values}
         self._files_left = set(self._settings.files)
@@ -60,11 +62,12 @@ class OwnSplits:
             value: what the row's column of splits holds, or "".
             row: names the row in the examples of the report.
         """
-        patterns = [pattern for pattern in self._settings.files if path_matches(file, pattern)]
-        if patterns:
-            self._files_left.difference_update(patterns)
-            return HELD_OUT, [Note(KEPT, f"{row}: a row of {file}")]
-        name = _plain(value)
+        if self._settings.files:
+            patterns = [pattern for pattern in self._settings.files if path_matches(file, pattern)]
+            if patterns:
+                self._files_left.difference_update(patterns)
+                return HELD_OUT, [Note(KEPT, f"{row}: a row of {file}")]
+        name = _plain(value) if value else ""
         if not name:
             return TRAIN, []
         self._values[name] = self._values.get(name, 0) + 1

@@ -9,6 +9,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Collection, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,14 +46,16 @@ def text_table_rows(
         nested: columns that may hold lists or objects.
 
     Raises:
-        UserError: there are no columns or no rows, two columns have one name, or a quote is never closed.
+        UserError: there are no columns or no rows, two columns have one name, a quote is never closed, or a line is
+            too long.
     """
     text = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
-    first = next((line for line in text if line.strip()), "")
+    lines = _lines(text, file_path)
+    first = next((line for line in lines if line.strip()), "")
     delimiter = "\t" if ".tsv" in name else max(_DELIMITERS, key=_outside_quotes(first).count)
     # The limit belongs to the process; nothing else here reads CSV files of users.
     csv.field_size_limit(MAX_ROW)
-    reader = csv.reader(_chained(first, text), delimiter=delimiter, strict=True)
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
     columns: list[str] = []
     number = -1
     while True:
@@ -90,9 +93,12 @@ def _outside_quotes(line: str) -> str:
     return "".join(line.split('"')[::2])
 
 
-def _chained(first: str, rest: io.TextIOWrapper) -> Iterator[str]:
-    yield first
-    yield from rest
+def _lines(text: io.TextIOWrapper, file_path: Path) -> Iterator[str]:
+    """The lines of a text; raises UserError if one is longer than a row may be: it would not fit into memory."""
+    while line := text.readline(MAX_ROW):
+        if len(line) == MAX_ROW:
+            raise UserError(f"{file_path} has a line of more than {MAX_ROW >> 20} MiB: it is no table of rows")
+        yield line
 
 
 def _row(columns: list[str], cells: list[str], nested: Collection[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from scripts.adapters.base import RowError
 from scripts.adapters.own.conversation import ShownImage
 from scripts.adapters.own.forms import FORMS
 from scripts.adapters.own.image_values import ImageValue, image_value
-from scripts.adapters.own.values import checked_text
+from scripts.adapters.own.values import checked_text, is_utf8
 
 PLACEHOLDER = "<image>"
 _PATH = r"<img>(?P<path>[^<>\n]{1,2000})</img>"
@@ -23,6 +23,7 @@ _LONGEST_ELEMENT = 5000
 """Characters after a marker in which the end of its element is looked for."""
 _IS_WORD = re.compile(r"[`'\"]?\s*(?:tag|element|attribute)s?\b", re.IGNORECASE)
 _PLACEHOLDERS = frozenset(marker.text for marker in FORMS.markers if marker.image)
+_LIKELY = re.compile(FORMS.likely_placeholder)
 _ELEMENTS = frozenset(marker.text for marker in FORMS.markers if marker.html)
 
 Part = str | ShownImage
@@ -38,6 +39,13 @@ class TextSplitter:
         markers += [re.escape(PLACEHOLDER)] if tag != PLACEHOLDER else []
         self._regex = re.compile(f"(?P<tag>{re.escape(tag)})|{_PATH}|(?P<marker>{'|'.join(markers)})")
 
+    def is_plain(self, text: str) -> bool:
+        """Whether a text has neither places of images nor anything to refuse; False also for some that have neither."""
+        # Slots of records, markers of the table or of single images, and likely placeholders have one of these.
+        if "<" in text or "[" in text or "{" in text or ";base64," in text or self._tag in text:
+            return False
+        return text.isascii() or is_utf8(text)
+
     def split(self, text: str, named: Mapping[str, ImageValue] | None = None) -> list[Part]:
         """The texts and places of images of `text`, in their order; the texts as they are, empty ones left out.
 
@@ -48,6 +56,8 @@ class TextSplitter:
         Raises:
             RowError: unsupported_media (a marker of other media), reserved_text, invalid_utf8, bad_image.
         """
+        if self.is_plain(text):
+            return [text] if text else []
         checked_text(text)
         if not named:
             return self._split(text)
@@ -60,7 +70,7 @@ class TextSplitter:
         # Most texts have no other marker, and this is faster than the expression.
         pieces = text.split(self._tag)
         for piece in pieces:
-            if "<" in piece or "[" in piece:
+            if "<" in piece or "[" in piece or ";base64," in piece:
                 break
         else:
             return _with_places(pieces)
@@ -84,8 +94,28 @@ class TextSplitter:
     def _unsupported(self, marker: str) -> RowError:
         way_out = f"an image stands at {self._tag}"
         if marker in _PLACEHOLDERS:
-            way_out += f', or at this with `columns: {{image_tag: "{marker}"}}`'
-        return RowError("unsupported_media", f"the text contains {marker}, which is not trained on as text; {way_out}")
+            way_out += f", or at this with {_tag_line(marker)}"
+        return RowError(
+            "unsupported_media", f"the text contains {marker:.60}, which is not trained on as text; {way_out}"
+        )
+
+
+def refuse_likely_placeholder(text: str) -> None:
+    """Check a question of a row whose images have no place in any text.
+
+    Raises:
+        RowError: unsupported_media (it contains what is likely to be meant as such a place).
+    """
+    if match := _LIKELY.search(text):
+        raise RowError(
+            "unsupported_media",
+            f"the text contains {match[0]}, and the row's images have no other place: an image stands at "
+            f"{PLACEHOLDER}, or at this with {_tag_line(match[0])}",
+        )
+
+
+def _tag_line(marker: str) -> str:
+    return f'`columns: {{image_tag: "{marker}"}}`'
 
 
 def _with_places(pieces: list[str]) -> list[Part]:

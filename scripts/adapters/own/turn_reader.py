@@ -3,6 +3,7 @@
 Roles are words in many spellings. A turn may have a switch that says whether its answer is trained on.
 """
 
+from itertools import permutations
 from typing import Any, Literal
 
 from scripts.adapters.base import RowError
@@ -18,6 +19,7 @@ from scripts.config.custom import ColumnsConfig
 
 _TURN, _PAIR = FORMS.turn, FORMS.pair
 _LOSS, _TOOL_CALLS, _MEDIA, _IMAGES = map(frozenset, (_TURN.loss, _TURN.tool_calls, _TURN.media, _TURN.images))
+_MASKS = frozenset(_TURN.masks)
 _KINDS: tuple[Literal["user", "assistant", "system", "tool"], ...] = ("user", "assistant", "system", "tool")
 
 
@@ -26,11 +28,13 @@ class TurnReader:
 
     def __init__(self, columns: ColumnsConfig) -> None:
         """Read with the members, roles and placeholder that `columns` names, or the usual ones."""
-        self._parts = PartReader(columns).parts
+        parts = PartReader(columns)
+        self._parts, self._split, self.is_plain = parts.parts, parts.splitter.split, parts.splitter.is_plain
         self._role_members = (columns.role,) if columns.role else _TURN.role
         self._content_members = (columns.content,) if columns.content else _TURN.content
         self._roles = {word: role for role in _KINDS for word in getattr(FORMS.roles, role)}
         self._roles |= {word.strip().lower(): role for word, role in columns.roles.items()}
+        self._usable_roles: dict[str, Role] = {word: role for word, role in self._roles.items() if role != "tool"}
         own = {role: tuple(word for word, each in columns.roles.items() if each == role) for role in _KINDS}
         self._pair_members: tuple[tuple[Role, tuple[str, ...]], ...] = (
             ("system", (*own["system"], *_PAIR.system, *FORMS.roles.system)),
@@ -38,6 +42,14 @@ class TurnReader:
             ("assistant", (*own["assistant"], *_PAIR.assistant, *FORMS.roles.assistant)),
         )
         self._ignore = frozenset(columns.ignore)
+        # The role and the content of objects of two members, by their names.
+        self._plain_members: dict[tuple[str, ...], tuple[str, str]] = {}
+        for names in permutations({*self._role_members, *self._content_members}, 2):
+            role_member = next((name for name in self._role_members if name in names), None)
+            others = (name for name in self._content_members if name in names and name != role_member)
+            content_member = next(others, None)
+            if role_member is not None and content_member is not None:
+                self._plain_members[names] = (role_member, content_member)
 
     def turns(
         self, value: Any, member: str, images: ListedImages, notes: list[Note], texts: bool = False
@@ -62,7 +74,12 @@ class TurnReader:
         try:
             for number, element in enumerate(value):
                 if type(element) is dict:
-                    self._object(element, member, images, notes, turns)
+                    plain = self.role_and_text(element)
+                    if plain is not None and self.is_plain(plain[1]):
+                        text = plain[1].strip()
+                        turns.append(Turn(plain[0], (text,) if text else ()))
+                    else:
+                        self._object(element, member, images, notes, turns)
                 elif _is_pair(element):
                     turns.append(self.turn("user", as_text(element[0], "question"), images, notes))
                     turns.append(self.turn("assistant", as_text(element[1], "answer"), images, notes))
@@ -90,6 +107,19 @@ class TurnReader:
         """Whether a value is an object with a role."""
         return isinstance(value, dict) and any(has_value(value.get(name)) for name in self._role_members)
 
+    def is_turn_with_content(self, value: Any) -> bool:
+        """Whether a value is an object with a role and a content."""
+        return self.is_turn(value) and any(has_value(value.get(name)) for name in self._content_members)
+
+    def role_and_text(self, turn: dict[str, Any]) -> tuple[Role, str] | None:
+        """The role and the text of an object that has nothing else, as most turns; None: it is another object."""
+        members = self._plain_members.get(tuple(turn))
+        if members is None:
+            return None
+        word, content = turn[members[0]], turn[members[1]]
+        role = self._usable_roles.get(word) if type(word) is str else None
+        return (role, content) if role is not None and type(content) is str else None
+
     def _object(
         self, turn: dict[str, Any], member: str, images: ListedImages, notes: list[Note], turns: list[Turn]
     ) -> None:
@@ -101,7 +131,9 @@ class TurnReader:
         else:
             self._pair(turn, member, images, notes, turns)
             return
-        role = self._role(word)
+        role = self._usable_roles.get(word) if type(word) is str else None
+        if role is None:
+            role = self._role(word)
         for content_member in self._content_members:
             content = turn.get(content_member)
             if content is not None and content != "" and content_member != role_member:
@@ -112,13 +144,11 @@ class TurnReader:
         beside: list[ShownImage] = []
         if len(turn) > (2 if content_member else 1):
             supervised, beside = self._further(turn, (role_member, content_member), member, role, notes)
-        parts = self._parts(content, images, notes)
+        parts = self._split(content, images.named) if type(content) is str else self._parts(content, images, notes)
         turns.append(_turn(role, _with_images(parts, beside) if beside else parts, supervised))
 
     def _role(self, word: Any) -> Role:
-        role = self._roles.get(word) if type(word) is str else None
-        if role is None and isinstance(word, str):
-            role = self._roles.get(word.strip().lower())
+        role = self._roles.get(word.strip().lower()) if isinstance(word, str) else None
         if role is None:
             raise RowError("unknown_role", f"the role {shown(word)} is not known: add it to `columns: {{roles: ...}}`")
         if role == "tool":
@@ -144,6 +174,8 @@ class TurnReader:
                 listed = as_list(value)
                 images += [ShownImage(image_value(each)) for each in (listed if isinstance(listed, list) else [listed])]
             elif name not in self._ignore and f"{member}.{name}" not in self._ignore:
+                if name in _MASKS and value:
+                    raise RowError("unsupported_loss", f"{name!r} excludes parts of the turn; `weight: 0` excludes all")
                 notes.append(Note(f"ignored:{member!s:.40}.{name!s:.40}", ""))
         return supervised, images
 

@@ -7,7 +7,7 @@ from scripts.adapters.base import RowError
 from scripts.adapters.own.conversation import ShownImage, Turn
 from scripts.adapters.own.image_values import ImageBytes, ImageName, ImageValue
 from scripts.adapters.own.listed_images import ListedImages
-from scripts.adapters.own.text_markers import Part, joined
+from scripts.adapters.own.text_markers import Part, joined, refuse_likely_placeholder
 from scripts.adapters.raw import Note
 
 MAX_IMAGES = 64
@@ -66,7 +66,8 @@ def with_images(
     The places without an image of their own are as many as the images that are returned, or none.
 
     Raises:
-        RowError: image_count (places and images do not match), too_many_images, empty_text.
+        RowError: image_count (places and images do not match), too_many_images, empty_text, unsupported_media (a
+            likely placeholder).
     """
     shown = [part for turn in turns for part in turn.parts if type(part) is ShownImage]
     listed = images.listed
@@ -74,11 +75,16 @@ def with_images(
         number = max(len(shown), len(listed))
         if number > MAX_IMAGES:
             raise RowError("too_many_images", f"{number} images in one conversation, the limit is {MAX_IMAGES}")
-        if any(part.value is not None for part in shown) and _are_same(shown, listed):
+        given = [part.value for part in shown if part.value is not None]
+        if given and _are_same(shown, listed):
             # The row gives images twice, and its list may have their bytes.
             turns = [_without_values(turn) for turn in turns]
         else:
-            listed = _matching(shown, listed)
+            listed = _matching(len(shown) - len(given), given, listed)
+    if listed and not shown:
+        for turn in turns:
+            if turn.role == "user":
+                refuse_likely_placeholder("".join(part for part in turn.parts if isinstance(part, str)))
     if images.named:
         _check_named(shown, images.named)
     if turns[-1].role == "user":
@@ -86,7 +92,7 @@ def with_images(
         places = _places(turns)
         turns = turns[:-1]
         listed = listed[: _places(turns)] if places else listed
-    if not all(turn.parts for turn in turns):
+    if () in [turn.parts for turn in turns]:
         _check_questions(turns, bool(listed) and not _places(turns))
     return turns, listed, bool(shown or listed)
 
@@ -102,14 +108,12 @@ def _places(turns: list[Turn]) -> int:
     return sum(type(part) is ShownImage and part.value is None for turn in turns for part in turn.parts)
 
 
-def _matching(shown: list[ShownImage], listed: tuple[ImageValue, ...]) -> tuple[ImageValue, ...]:
-    """The listed images that the places without one show, in their order; none if the places have the same ones.
+def _matching(places: int, given: list[ImageValue], listed: tuple[ImageValue, ...]) -> tuple[ImageValue, ...]:
+    """The listed images that `places` without one show, in their order; none if others have `given` the same ones.
 
     Raises:
         RowError: image_count.
     """
-    given = [part.value for part in shown if part.value is not None]
-    places = len(shown) - len(given)
     if not given:
         if places not in (0, len(listed)):
             raise RowError("image_count", f"placeholders in the texts: {places}, images of the row: {len(listed)}")

@@ -33,14 +33,20 @@ def checked_text(value: str) -> str:
     Raises:
         RowError: reserved_text (it contains a slot of records), invalid_utf8.
     """
-    if SLOT_PREFIX in value:
+    if "<" in value and SLOT_PREFIX in value:
         raise RowError("reserved_text", f"the text contains {SLOT_PREFIX!r}, which refers to images in records")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise RowError("invalid_utf8", "the text contains bytes that are not UTF-8") from None
+    if not is_utf8(value):
+        raise RowError("invalid_utf8", "the text contains bytes that are not UTF-8")
     return value
+
+
+def is_utf8(value: str) -> bool:
+    """Whether a text can be encoded: it has no lone surrogates, which stand for bytes that are not UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def as_text(value: Any, name: str) -> str:
@@ -101,6 +107,13 @@ def member_of(row: Mapping[str, Any], name: str) -> Any:
     for key in name.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return value
+
+
+def has_member(row: Mapping[str, Any], name: str) -> bool:
+    """Whether a row has a member of that name, as `member_of` finds it, with or without a value."""
+    folder, _, last = name.rpartition(".")
+    inner = member_of(row, folder) if folder else None
+    return name in row or (isinstance(inner, dict) and last in inner)
 
 
 def members_of(row: Mapping[str, Any]) -> str:

@@ -112,9 +112,9 @@ EMPTY = {"number": None, "text": None, "texts": [None], "numbers": [], "pairs": 
 
 @pytest.mark.parametrize("rows", [(), (ROW,), (ROW, EMPTY, ROW), (EMPTY, ROW, {**ROW, "text": "ü" * 2_000_000})])
 @pytest.mark.parametrize("size", [1, 2, 100])
-def test_a_hash_of_parts_is_that_of_the_whole(rows, size):
+def test_a_hash_of_parts_is_that_of_the_whole(tmp_path, rows, size):
     whole = table(*rows)
-    with TableHash(SCHEMA) as parts:
+    with TableHash(SCHEMA, tmp_path / "table.parquet") as parts:
         for start in range(0, len(rows), size):
             part = whole.slice(start, size)
             parts.update(part if start else part.to_batches()[0])

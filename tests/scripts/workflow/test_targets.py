@@ -11,7 +11,7 @@ from scripts.config import settings
 from scripts.config.blend import BlendDatasetConfig
 from scripts.config.custom import CustomDatasetConfig
 from scripts.config.holdout import HoldoutConfig
-from scripts.workflow import targets
+from scripts.workflow import lock_inputs, targets
 from tests.workflow.project import ROOT, TINY
 
 
@@ -127,21 +127,21 @@ def test_the_picture_names_every_step():
 
 
 def test_what_is_behind_a_run_is_its_own(tiny):
-    first, second = (targets.provenance_manifests(tiny, run) for run in ("first", "second"))
+    first, second = (lock_inputs.provenance_manifests(tiny, run) for run in ("first", "second"))
     assert {"plan/mixed/epoch-000.json", "records/llava.report.json", "raw/miniature/miniature.json"} <= set(first)
     assert not [path for path in first if "plain" in path or "aokvqa" in path or path.startswith("pixels")]
     assert "features/miniature/layer-1-drop-fp32/coco-00001-of-00002.json" in first
-    assert "scripts.encode_images" in targets.provenance_programs(tiny, "first")
-    assert "scripts.encode_images" not in targets.provenance_programs(tiny, "second")
+    assert "scripts.encode_images" in lock_inputs.provenance_programs(tiny, "first")
+    assert "scripts.encode_images" not in lock_inputs.provenance_programs(tiny, "second")
     assert "pixels/miniature/coco-00001-of-00002.json" in second and "bases/miniature/vision/manifest.json" in second
     assert len(set(first)) == len(first) and not [path for path in first if path.endswith((".tar", ".parquet"))]
-    assert "scripts.adapters.llava" in targets.provenance_programs(tiny, "first")
-    assert "scripts.preprocess_images" in targets.provenance_programs(tiny, "second")
+    assert "scripts.adapters.llava" in lock_inputs.provenance_programs(tiny, "first")
+    assert "scripts.preprocess_images" in lock_inputs.provenance_programs(tiny, "second")
     own = tiny.model_copy(update={"data_path": "/data", "suites": {"mine": "/data/talk.json"}})
     assert not [
-        path for path in targets.provenance_manifests(own, "first") if path.startswith(("raw/miniature", "/data"))
+        path for path in lock_inputs.provenance_manifests(own, "first") if path.startswith(("raw/miniature", "/data"))
     ]
-    assert "scripts.miniature" not in targets.provenance_programs(own, "first")
+    assert "scripts.miniature" not in lock_inputs.provenance_programs(own, "first")
 
 
 def test_every_profile_is_readable():

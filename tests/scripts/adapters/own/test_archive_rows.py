@@ -3,7 +3,9 @@
 import gzip
 import io
 import tarfile
+import tracemalloc
 import zipfile
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -74,10 +76,24 @@ def test_faults_of_samples_cost_the_sample(tmp_path):
     assert [note.example for note in notes] == ["x.tar 4.json: 'q' occurs twice in one object"]
 
 
-def test_a_file_of_a_sample_has_a_largest_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive_rows, "MAX_MEMBER", 10)
-    path = make_tar(tmp_path / "x.tar", [("1.txt", b"x" * 11), ("2.txt", b"x" * 10)])
-    assert [getattr(row.value, "reason", "") for row in rows_of(path)] == ["too_large", ""]
+def test_a_sample_has_a_largest_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive_rows, "MAX_SAMPLE", 10)
+    files = [("1.txt", b"x" * 11), ("2.txt", b"x" * 10), ("3.txt", b"x" * 6), ("3.jpg", b"x" * 5)]
+    path = make_tar(tmp_path / "x.tar", files)
+    assert [getattr(row.value, "reason", "") for row in rows_of(path)] == ["too_large", "", "too_large"]
+
+
+def test_samples_of_a_tar_are_not_kept(tmp_path):
+    path = make_tar(tmp_path / "x.tar", [(f"{number}.txt", b"x") for number in range(3000)])
+    tracemalloc.start()
+    try:
+        rows = read_rows(path, path.name, [])
+        next(rows)
+        before = tracemalloc.get_traced_memory()[0]
+        assert sum(1 for _ in islice(rows, 2900)) == 2900
+        assert tracemalloc.get_traced_memory()[0] - before < 300_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_files_of_rows_in_archives_are_read_where_they_are(tmp_path):

@@ -147,6 +147,17 @@ def test_columns_of_the_configuration_come_before_those_of_the_entry(tmp_path):
     assert records[0].rounds[0].answer == ("Me.",)
 
 
+def test_a_column_of_the_entry_may_be_empty_in_all_rows(tmp_path):
+    columns = {"prompt": "q", "query": "more", "response": "a", "history": "before"}
+    folder = write(tmp_path / "data", pets={"file_name": "rows.json", "columns": columns})
+    (folder / "rows.json").write_text(json.dumps([{"q": "Who?", "more": "", "a": "Me.", "before": []}]))
+    records, _ = convert(tmp_path, folder)
+    assert records[0].rounds[0].question == ("Who?",)
+    (folder / "rows.json").write_text(json.dumps([{"q": "Who?", "a": "Me."}]))
+    with pytest.raises(UserError, match=r"no row has the members of `context: more, history: before`; .* have q, a"):
+        convert(tmp_path, folder)
+
+
 def test_files_and_an_entry_exclude_each_other():
     with pytest.raises(ValueError, match="should have `files` or `entry`"):
         CustomDatasetConfig(folder="data", files=("a.json",), entry="a")

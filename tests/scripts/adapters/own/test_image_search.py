@@ -171,3 +171,12 @@ def test_only_the_first_missing_images_are_explained_but_all_are_counted(tmp_pat
     details = [refused(images, f"cat{number}.jpg")[1] for number in range(30)]
     assert "nearest" in details[0] and details[-1] == "cat29.jpg"
     assert images._images.named == 30 and images._images.found == 0
+
+
+def test_names_in_an_archive_may_be_relative_to_any_folder_that_contains_all_of_it(tmp_path):
+    images = own_images(tmp_path, ("zip/cat.jpg", "zip/x/dog.jpg"), sets={"zip/": "mine/photos/"})
+    for name in ("cat.jpg", "photos/cat.jpg", "mine/photos/cat.jpg"):
+        assert found(images, name) == ("zip/cat.jpg", 0)
+    assert found(images, "Photos/x/DOG.jpg") == ("zip/x/dog.jpg", 1)
+    for name in ("mine/cat.jpg", "otherphotos/cat.jpg", "x/cat.jpg"):
+        assert refused(images, name)[0] == "missing_image"

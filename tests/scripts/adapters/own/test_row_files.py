@@ -95,6 +95,10 @@ def test_without_names_all_files_of_rows_are_taken_and_others_left_out(tmp_path)
     left_out = {"gone.json", "images.zip", "numbers.json", "photos.tar", "pipe.jsonl", "settings.json"}
     assert set(files.left_out) == left_out
     assert "rows.zip" not in found(tmp_path, "./", not_rows=("rows.zip",))
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "rows.zip").rename(tmp_path / "alone/rows.zip")
+    with pytest.raises(UserError, match=r"rows.zip is one of `images`: if it holds rows, too, add it to `files`"):
+        found(tmp_path / "alone", "./", not_rows=("rows.zip",))
 
 
 def test_the_same_rows_in_two_forms_are_refused(tmp_path):
@@ -108,7 +112,7 @@ def test_the_same_rows_in_two_forms_are_refused(tmp_path):
 
 def test_a_folder_without_files_of_rows_says_what_was_left_out(tmp_path):
     make(tmp_path, "settings.json", text="{}")
-    with pytest.raises(UserError, match=r"has no files of rows; known are .*settings\.json is JSON without a list of"):
+    with pytest.raises(UserError, match=r"has no files of rows; known are .*settings\.json is JSON that is not one"):
         found(tmp_path)
 
 
@@ -166,6 +170,9 @@ def test_the_splits_of_a_saved_dataset_are_in_its_rows(tmp_path):
         ({"_data_files": [{"filename": "lost.arrow"}]}, r"lists d/lost\.arrow, which is not there"),
         ({"_indices_data_files": [{"filename": "i.arrow"}]}, "selects rows by an index"),
         ({"_data_files": None}, "lists no files of data"),
+        ({"_data_files": [{"filename": "../other.arrow"}]}, r"state\.json lists '\.\./other\.arrow', which is no path"),
+        ({"_data_files": [{"filename": "/etc/hosts"}]}, "lists '/etc/hosts', which is no path below its folder"),
+        ({"_data_files": ["data.arrow"]}, "lists None, which is no path"),
     ],
 )
 def test_a_saved_dataset_that_is_not_whole_is_refused(tmp_path, change, message):
@@ -173,6 +180,15 @@ def test_a_saved_dataset_that_is_not_whole_is_refused(tmp_path, change, message)
     state = json.loads((tmp_path / "d/state.json").read_text())
     (tmp_path / "d/state.json").write_text(json.dumps(state | change))
     with pytest.raises(UserError, match=message):
+        found(tmp_path, "d")
+
+
+@pytest.mark.parametrize("index", ['{"splits": ["../train"]}', '{"splits": [1]}', '["train"]', '{"splits": {}}'])
+def test_splits_of_a_saved_dataset_are_folders_in_it(tmp_path, index):
+    saved(tmp_path / "train", "train", ROWS)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/dataset_dict.json").write_text(index)
+    with pytest.raises(UserError, match=r"dataset_dict\.json (lists|names no splits)"):
         found(tmp_path, "d")
 
 
@@ -187,7 +203,7 @@ def test_rows_of_several_files_are_read_with_their_names_and_checked(tmp_path):
         ("b.json", "1"),
     ]
     raw = RawFiles({"own": tmp_path / "raw"})
-    assert [note.example for note in raw.listed_notes()] == ["settings.json is JSON without a list of rows"]
+    assert [note.example for note in raw.listed_notes()] == ["settings.json is JSON that is not one list of rows"]
     list(raw.rows("a.jsonl"))
     assert raw.rows_read == 2
     make(folder, "a.jsonl", text=LINES.replace("q", "p"))

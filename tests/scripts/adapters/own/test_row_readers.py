@@ -184,6 +184,13 @@ def test_a_row_has_a_largest_size(tmp_path, monkeypatch):
         values(tmp_path, "rows.json", json.dumps([short, long]))
 
 
+@pytest.mark.parametrize("text", ["x" * 150, "q,a\n1," + "x" * 150], ids=["the first line", "a later line"])
+def test_a_line_of_a_table_has_a_largest_size(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(table_rows, "MAX_ROW", 100)
+    with pytest.raises(UserError, match="has a line of more than 0 MiB"):
+        values(tmp_path, "rows.csv.gz", gzip.compress(text.encode()))
+
+
 def test_text_tables(tmp_path):
     path = tmp_path / "rows.csv"
     with path.open("w", newline="", encoding="utf-8-sig") as file:

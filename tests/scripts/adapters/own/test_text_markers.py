@@ -87,3 +87,36 @@ def test_long_rows_cost_linear_time():
     turns = [{"role": "user", "content": "word " * 10}] * 20_000 + [{"role": "assistant", "content": "Me."}]
     assert len(read({"messages": turns})[0]) > 900_000
     assert read(chat([{"type": "text", "text": "word " * 10}] * 20_000, "Me."))
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [
+        "<Image 1>",
+        "<IMAGE_2>",
+        "<image:cat.png>",
+        "< image >",
+        "<|img|>",
+        "<|vision_bos|>",
+        "<|video_1|>",
+        "<image_token>",
+        "<begin_of_image>",
+        "[IMG0]",
+        "<Img>a.png</Img>",
+        "<__media__>",
+        "![](data:image/png;base64,iVBORw0KGgo=)",
+        "data:image/jpeg;base64,/9j/4AAQSkZJRg==",
+    ],
+)
+def test_spellings_of_markers_that_no_list_has(marker):
+    assert dropped(chat(f"{marker} Who?", "Me.", image="a"))[0] == "unsupported_media"
+
+
+@pytest.mark.parametrize("marker", ["[image]", "{image}", "{{image}}", "<images>", "[IMAGE]", "<photo>"])
+def test_a_likely_placeholder_costs_rows_whose_images_have_no_other_place(marker):
+    question = f"Look at {marker}: who?"
+    reason, detail = dropped(chat(question, "Me.", image="a"))
+    assert reason == "unsupported_media" and f'columns: {{image_tag: "{marker}"}}' in detail
+    assert read(chat(question, "Me.", image="a"), image_tag=marker) == ["U Look at {}: who?", "A Me."]
+    assert read(chat(f"<image>{question}", "Me.", image="a")) == [f"U {{}}{question}", "A Me."]
+    assert read(chat(question, "Me.")) == [f"U {question}", "A Me."]
