@@ -1,6 +1,5 @@
 """What to do about lost rows: for each reason a sentence and, where there is one, the line that mends it."""
 
-import posixpath
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -8,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from scripts.adapters.own.image_names import loose, loose_name
 from scripts.adapters.own.listed_images import looks_like_image
 from scripts.adapters.own.values import has_value
 from scripts.inspection.survey import Hint
@@ -95,14 +95,16 @@ def better_folder(missing: Iterable[str], files: Iterable[str]) -> Hint | None:
     """
     by_name: dict[str, list[str]] = {}
     for path in islice(files, _LARGEST_SEARCH):
-        by_name.setdefault(posixpath.basename(path), []).append(path)
+        by_name.setdefault(loose_name(path), []).append(path)
     found: Counter[str] = Counter()
     names = list(missing)
     for name in names:
-        ending = name.replace("\\", "/").removeprefix("./")
-        for path in by_name.get(posixpath.basename(ending), ()):
-            if path.endswith(f"/{ending}"):
-                found[path.removesuffix(ending)] += 1
+        ending = loose(name)
+        length = ending.count("/") + 1
+        for path in by_name.get(loose_name(name), ()):
+            parts = path.split("/")
+            if len(parts) > length and loose("/".join(parts[-length:])) == ending:
+                found["/".join((*parts[:-length], ""))] += 1
     if not found:
         return None
     folder, count = found.most_common(1)[0]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from scripts.common.errors import UserError
 from scripts.config import settings
+from scripts.inspection.hints import better_folder
 from scripts.inspection.inspecting import custom_section, dataset_name
 from scripts.inspection.recipe import recipe
 from tests.tiny_models import make_tokenizer
@@ -158,3 +159,9 @@ def test_a_recipe_for_data_with_losses_runs_and_says_what_it_allows():
     assert yaml.safe_load(text)["tolerance"] == {"rows": 0.25}
     assert "17.1% of the rows" in text
     assert "tolerance" not in yaml.safe_load(recipe("pets", custom_section(ROOT / "examples"), "pets.yaml", lost=0.05))
+
+
+def test_missing_images_are_looked_for_in_other_spellings():
+    files = ["pics/P 0.PNG", "pics/deep/P 1.png", "old/x.png"]
+    assert better_folder(["p 0.png", "deep\\p 1.PNG", "y.png"], files).line == "images: pics/"
+    assert better_folder(["y.png"], files) is None

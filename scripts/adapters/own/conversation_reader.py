@@ -24,9 +24,8 @@ _EVALUATION = frozenset(SplitConfig.model_fields["values"].default)
 _IMAGE_IDS = frozenset(_ROW.image_ids)
 _SYSTEM_PARTS = "parts"
 """The member of Gemini's system instruction with its parts."""
+_UNKNOWN = "unknown_form"
 _PREFERENCE = frozenset(_ROW.preference)
-_SIZED = (str, list, dict, bytes)
-"""Types of values that `has_value` refuses only where they are empty."""
 
 
 class RowReader:
@@ -36,6 +35,7 @@ class RowReader:
         """Read as `own` says; what it leaves out is recognised."""
         columns = own.columns
         self.own = own
+        self._usual = columns == ColumnsConfig()
         self._turns = TurnReader(columns)
         self._forms = FormReader(columns, self._turns)
         self._split = own.split.column if own.split and own.split.column else SPLIT_MEMBER
@@ -54,16 +54,31 @@ class RowReader:
     def read(self, row: Any) -> OwnConversation:
         """The conversation of a row.
 
-        In it, the places of images without an image of their own are as many as the listed images, or none.
+        In it, the places of images without an image of their own are as many as the listed images, or none. Members
+        that are recognised in no form, as the columns of a spreadsheet with capitals, are tried in lower case.
 
         Raises:
             RowError: the row cannot be used: the reason, and what was expected.
         """
+        try:
+            return self._read(row)
+        except RowError as error:
+            unknown = error
+        plain = _in_lower_case(row) if unknown.reason == _UNKNOWN and self._usual else None
+        if plain is None:
+            raise unknown
+        try:
+            return self._read(plain)
+        except RowError as error:
+            # Its message would name the members in lower case.
+            raise unknown if error.reason == _UNKNOWN else error from None
+
+    def _read(self, row: Any) -> OwnConversation:
         if isinstance(row, list) and row and all(isinstance(turn, dict) for turn in row):
             row = {self.own.columns.messages or "messages": row}
         if not isinstance(row, dict):
             raise RowError("bad_row", f"the row is {shown(row)}, not an object")
-        values = {name: value for name, value in row.items() if (value if type(value) in _SIZED else has_value(value))}
+        values = {name: value for name, value in row.items() if (value if type(value) is str else has_value(value))}
         for name in self._inside:
             value = member_of(row, name)
             if name not in values and has_value(value):
@@ -190,6 +205,14 @@ def _system_first(turns: list[Turn]) -> list[Turn]:
     if any(turn.parts != systems[0].parts for turn in systems[1:]):
         raise RowError("two_systems", f"the conversation has {len(systems)} system texts")
     return systems[:1] + rest
+
+
+def _in_lower_case(row: Any) -> dict[str, Any] | None:
+    """A row with its names of members in lower case; None where that changes nothing, or makes two names equal."""
+    if not isinstance(row, dict):
+        return None
+    plain = {str(name).strip().lower(): value for name, value in row.items()}
+    return plain if len(plain) == len(row) and plain.keys() != row.keys() else None
 
 
 def _count_unsupervised(turns: list[Turn], notes: list[Note]) -> None:

@@ -5,6 +5,7 @@ in turn, each with one text, and only the first question may show the image. For
 `RowReader` and `rounds_of`; any other row, and every row of a dataset with settings of its own, is left to them.
 """
 
+from collections import Counter
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -29,11 +30,9 @@ class PlainRow(NamedTuple):
 
 
 class _Shape(NamedTuple):
-    """Members of a row: that with its turns, or those with its question and answer; those with its image and id."""
+    """Members of a row: that with its turns, or those with its question and its answer; those of its image and id."""
 
-    turns: str | None
-    question: str | None
-    answer: str | None
+    texts: tuple[str] | tuple[str, str]
     image: str | None
     id: str | None
 
@@ -70,10 +69,10 @@ class PlainRows:
 
     def _texts(self, row: dict[str, Any], shape: _Shape) -> list[str] | None:
         """The texts of user and assistant in turn, as they are written."""
-        if shape.question is not None and shape.answer is not None:
-            texts = [row[shape.question], row[shape.answer]]
-            return texts if type(texts[0]) is type(texts[1]) is str else None
-        turns = row.get(shape.turns or "")
+        if len(shape.texts) == 2:
+            question, answer = row[shape.texts[0]], row[shape.texts[1]]
+            return [question, answer] if type(question) is str and type(answer) is str else None
+        turns = row[shape.texts[0]]
         if type(turns) is not list:
             return None
         texts = []
@@ -114,20 +113,18 @@ def _image(value: Any) -> ImageValue | None:
 
 def _shapes() -> dict[frozenset[str], _Shape]:
     """The shapes of plain rows by the names of all their members."""
-    conversations: dict[_Members, int] = {}
+    forms: Counter[tuple[str] | tuple[str, str]] = Counter()
     for form in FORMS.forms:
         if form.order == 1:
-            found: list[_Members] = [(name, None, None) for name in form.turns]
-            found += [(None, question, answer) for question, answer in product(form.question, form.answer)]
-            for members in found:
-                conversations[members] = conversations.get(members, 0) + 1
-    of_forms = {name for members in conversations for name in members}
+            forms.update((name,) for name in form.turns)
+            forms.update(product(form.question, form.answer))
+    of_forms = {name for texts in forms for name in texts}
     images = [None, *(name for names in FORMS.row.images for name in names if name not in of_forms)]
     shapes = {}
-    for members, forms in conversations.items():
-        # What several forms fit is compared by `RowReader`.
-        if forms == 1:
+    for texts, count in forms.items():
+        # Where several forms fit, `RowReader` compares what they give.
+        if count == 1:
             for image, id_ in product(images, (None, FORMS.row.id[0])):
-                shape = _Shape(*members, image, id_)
-                shapes[frozenset(name for name in shape if name is not None)] = shape
+                names = (*texts, image, id_)
+                shapes[frozenset(name for name in names if name is not None)] = _Shape(texts, image, id_)
     return shapes

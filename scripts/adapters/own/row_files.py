@@ -39,6 +39,7 @@ _OTHER_FOLDERS = frozenset({"node_modules", "__pycache__", "site-packages"})
 _HEAD = 1 << 20
 _LOOKED_AT = 1000
 _SHOWN = 8
+_EMPTY = "is empty"
 
 
 @dataclass
@@ -77,7 +78,9 @@ def find_row_files(folder: Path, names: Sequence[str], not_rows: Collection[str]
             matching = [each for each in _walk(folder, ".", found) if path_matches(each, name)]
             if not matching:
                 raise UserError(f"no file in {folder} matches {name!r}{_what_is_there(folder)}")
-            found.splits |= dict.fromkeys(matching, "")
+            empty = {each for each in matching if _is_empty(folder / each)}
+            found.left_out |= dict.fromkeys(sorted(empty), _EMPTY)
+            found.splits |= dict.fromkeys((each for each in matching if each not in empty), "")
         elif _is_regular(path):
             found.splits[posixpath.normpath(name)] = ""
         else:
@@ -203,6 +206,8 @@ def _shown(path: str) -> str:
 
 def _no_rows(path: Path) -> str:
     """Why a file, which was not named, is taken for one without rows; "" if it is not."""
+    if _is_empty(path):
+        return _EMPTY
     kind = kind_of(path.name)
     if kind == ".json":
         head, whole = _text_beginning(path)
@@ -212,6 +217,16 @@ def _no_rows(path: Path) -> str:
     if kind == ".tar":
         return "" if _tar_has_rows(path) else "is an archive without rows"
     return ""
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a file has no bytes, or a text nothing but whitespace."""
+    if path.stat().st_size == 0:
+        return True
+    if path.stat().st_size > _HEAD or kind_of(path.name) not in TEXT_ENDINGS:
+        return False
+    head, whole = _text_beginning(path)
+    return whole and not head.strip()
 
 
 def _text_beginning(path: Path) -> tuple[bytes, bool]:

@@ -5,7 +5,6 @@ The bytes of a file are compared with the hash that fetch has listed: while they
 not read from the beginning to the end (Parquet, Arrow, zip).
 """
 
-import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -25,6 +24,8 @@ TABLE_ENDINGS = (".parquet", ".arrow", ".feather")
 TAR_ENDINGS = (".tar", ".tgz", *(f".tar{ending}" for ending in COMPRESSIONS))
 """Endings of tars."""
 ZIP_ENDING = ".zip"
+LARGEST_TABLE = 16 << 30
+"""Bytes of the largest table in an archive, which is copied to a temporary file: a damaged one can claim any size."""
 
 
 def kind_of(name: str) -> str:
@@ -107,6 +108,11 @@ class _Reader:
                 raise unreadable(inner._file_path, error) from None
             return
         with tempfile.TemporaryFile() as copy:
-            shutil.copyfileobj(stored, copy, BUFFER)
+            size = 0
+            while data := stored.read(BUFFER):
+                size += len(data)
+                if size > LARGEST_TABLE:
+                    raise UserError(f"{inner._file_path} has more than {LARGEST_TABLE >> 30} GiB: unpack the archive")
+                copy.write(data)
             copy.seek(0)
             yield from inner.table(kind_of(name), cast(IO[bytes], copy), name)

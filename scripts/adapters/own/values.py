@@ -21,8 +21,10 @@ _SPACE = re.compile(r"\s+")
 
 
 def has_value(value: Any) -> bool:
-    """Whether a member has a value: not null, "", [], {} or NaN."""
+    """Whether a member has a value: not null, "", [], {} or NaN, nor a list of nothing but these."""
     if value:
+        if type(value) is list:
+            return any(map(has_value, value))
         return type(value) is not float or value == value
     return value is False or type(value) in (int, float)
 

@@ -157,3 +157,13 @@ def test_damaged_empty_and_encrypted_zips_are_refused(tmp_path):
         archive.writestr("photo.jpg", b"")
     with pytest.raises(UserError, match=r"x\.zip has no rows: the archive holds no files of rows"):
         rows_of(path)
+
+
+def test_a_table_in_an_archive_has_a_largest_size(tmp_path, monkeypatch):
+    pq.write_table(pa.table({"question": ["Why?"] * 100}), tmp_path / "rows.parquet")
+    with zipfile.ZipFile(tmp_path / "rows.zip", "w") as file:
+        file.write(tmp_path / "rows.parquet", "rows.parquet")
+    assert len(list(read_rows(tmp_path / "rows.zip", "rows.zip", []))) == 100
+    monkeypatch.setattr("scripts.adapters.own.row_readers.LARGEST_TABLE", 100)
+    with pytest.raises(UserError, match="unpack the archive"):
+        list(read_rows(tmp_path / "rows.zip", "rows.zip", []))

@@ -116,36 +116,6 @@ def test_lists_in_tables_without_lists():
     assert listed(chat("Who?", "Me.", images={"bytes": [b"x", None], "path": [None, "b"]})) == ["{1 bytes}", "{b}"]
 
 
-@pytest.mark.parametrize("text", ["[1, 2, 3]", '["a", "b"]', "[]", "[x]", '[{"author": "A", "title": "B"}]'])
-def test_a_text_that_looks_like_a_list_is_a_text(text):
-    for row in (
-        {"instruction": "Sort.", "output": text},
-        {"question": "Sort.", "answer": text},
-        {"prompt": "Sort.", "completion": text},
-        chat("Sort.", text),
-    ):
-        assert read(row) == ["U Sort.", f"A {text}"] and notes(row) == {}
-    assert read({"question": text, "answer": "Yes."}) == [f"U {text}", "A Yes."]
-    assert read({"image": "a.jpg", "caption": text})[1:] == [f"A {text}"]
-
-
-def test_lists_in_texts_are_several_answers_or_turns():
-    assert read({"questions": '["Who?", "a"]', "answers": "['Me.', 'b']"}) == [*ONE, "U a", "A b"]
-    assert read({"question": "Who?", "answers": "['Me.', 'b', 'Me.']"}) == ONE
-    assert read({"prompt": json.dumps(PAIR[:1]), "completion": repr(PAIR[1:])}) == ONE
-
-
-@pytest.mark.parametrize(
-    "names", [["A", "B"], ["option_a", "option_b"], ["choice_a", "choice_b"], ["option A", "option B"]]
-)
-def test_options_in_members_of_their_own_are_options(names):
-    row = {"question": "Which?", **dict(zip(names, ["a cat", 2], strict=True)), "answer": "B", "C": None}
-    assert read(row) == ["U Which?\nA. a cat\nB. 2", "A B"] and notes(row) == {"options_listed": 1}
-    assert dropped(row | {"answer": "D"})[0] == "unsupported_options"
-    alone = {"question": "Which?", "answer": "B", names[1]: "x"}
-    assert read(alone) == ["U Which?", "A B"] and notes(alone) == {f"ignored:{names[1]}": 1}
-
-
 def test_two_forms_in_a_row_must_give_the_same_texts():
     same = chat("Who?", "Me.", prompt="Who?", completion="Me.", id="1")
     assert read(same) == ONE and notes(same) == {}
@@ -338,11 +308,6 @@ def test_an_id_of_an_image_is_no_image():
     assert notes({"question": "Who?", "answer": "Me.", "image_id": 5, "image": "a"}) == {"ignored:image_id": 1}
 
 
-def test_lists_of_questions_need_as_many_answers():
-    assert dropped({"questions": ["a", "b"], "answers": ["c"]})[0] == "bad_row"
-    assert dropped({"questions": ["a", "b"], "answers": "c"})[0] == "bad_row"
-
-
 @pytest.mark.parametrize("value", [True, ["a"], {"a": 1}, math.inf, HugeNumber()])
 def test_ids_are_texts_or_numbers(value):
     assert dropped(chat("Who?", "Me.", id=value))[0] == "bad_row"
@@ -426,43 +391,3 @@ def test_a_changed_row_is_a_conversation_or_a_reason(data):
         if places:
             places[-1][0][places[-1][1]] = data.draw(values)
     test_any_row_is_a_conversation_or_a_reason.hypothesis.inner_test(row)
-
-
-def test_numbered_images_beside_a_first_one():
-    assert listed(chat("Who?", "Me.", image="a", image2="b", image3="c")) == ["{a}", "{b}", "{c}"]
-    assert listed(chat("Who?", "Me.", image="a", image_2="b")) == ["{a}", "{b}"]
-    assert listed(chat("Who?", "Me.", images=["a", "b"], image_1="a")) == ["{a}", "{b}"]
-    assert notes(chat("Who?", "Me.", image="a", image_2="b")) == {}
-    for row in ({"image": "a", "image_1": "b"}, {"images": ["a", "b"], "image_2": "c"}):
-        reason, detail = dropped(chat("Who?", "Me.", **row))
-        assert reason == "ambiguous_images" and f"columns: {{images: {next(iter(row))}}}" in detail
-
-
-@pytest.mark.parametrize("member", [{"type": "image", "url": "a.png"}, {"image": "a.png"}, {"raw": b"\x89PNG"}])
-def test_an_object_that_holds_an_image_is_not_ignored(member):
-    for value in (member, [member]):
-        assert dropped(chat("Who?", "Me.", attached=value))[0] == "unknown_image_member"
-    assert notes(chat("Who?", "Me.", attached=member, image="a")) == {"ignored:attached": 1}
-
-
-def test_rows_for_evaluation_that_are_trained_on_are_noted():
-    for name, value in (("split", "test"), ("Split", "Validation"), ("subset", "dev")):
-        row = chat("Who?", "Me.", **{name: value})
-        assert notes(row) == {"unused_split": 1}
-        (note,) = read_row(row, OwnRowsConfig()).notes
-        assert f"split: {{column: {name}}}" in note.example
-        assert read_row(row, OwnRowsConfig.model_validate({"split": {"column": name}})).notes == ()
-    assert notes(chat("Who?", "Me.", split="train")) == {"ignored:split": 1}
-    assert notes(chat("Who?", "Me.", result="test")) == {"ignored:result": 1}
-
-
-def test_other_switches_of_the_loss_are_not_ignored():
-    def row(**members):
-        return {"messages": [*PAIR, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"} | members]}
-
-    assert read(row(loss_scale=0)) == [*ONE, "U a", "(A) b"]
-    for members in ({"masked": True}, {"mask": "User"}, {"training_detail": [{"begin_offset": 0, "train": False}]}):
-        assert dropped(row(**members))[0] == "unsupported_loss"
-        assert read(row(**members), ignore=list(members)) == [*ONE, "U a", "A b"]
-    assert notes(row(mask=0)) == {"ignored:messages.mask": 1}
-    assert dropped(chat("Who?", "Me.", "a", "b", weights=[0, 1]))[0] == "unsupported_loss"

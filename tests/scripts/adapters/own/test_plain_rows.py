@@ -42,6 +42,7 @@ IMAGES = (
     None,
     " ",
     "[x",
+    '["a.jpg", "b.jpg"]',
     3,
     {"bytes": b"123", "path": None},
     {"bytes": None, "path": "a"},

@@ -209,3 +209,19 @@ def test_rows_of_several_files_are_read_with_their_names_and_checked(tmp_path):
     make(folder, "a.jsonl", text=LINES.replace("q", "p"))
     with pytest.raises(UserError, match="has changed since it was fetched"):
         list(raw.rows("a.jsonl"))
+
+
+@pytest.mark.parametrize("names", [("./",), ("*.jsonl",)])
+def test_an_empty_file_among_others_is_left_out(tmp_path, names):
+    (tmp_path / "a.jsonl").write_text('{"question": "Why?", "answer": "So."}\n')
+    (tmp_path / "b.jsonl").write_text("")
+    (tmp_path / "c.jsonl").write_text(" \n\n")
+    found = find_row_files(tmp_path, names)
+    assert found.splits == {"a.jsonl": ""}
+    assert found.left_out == {"b.jsonl": "is empty", "c.jsonl": "is empty"}
+
+
+def test_only_empty_files_are_an_error(tmp_path):
+    (tmp_path / "b.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"no files of rows.*b\.jsonl is empty"):
+        find_row_files(tmp_path, ("*.jsonl",))
