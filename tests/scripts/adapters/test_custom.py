@@ -239,7 +239,7 @@ NUMBER = "HUGE"
         *(5, True, None, 1.5, "text", [], ["text"], [5], [[]], {}, float("nan"), float("inf"), NUMBER),
         *({"messages": value} for value in (5, True, None, "text", {}, [], [5, True], [None, []], [[], []])),
         *(GOOD | {"id": value} for value in (True, {"a": 1}, ["a"], float("-inf"), NUMBER)),
-        *(GOOD | {"images": value} for value in (5, True, {"a": 1}, [5], [True], [[]], [{"path": 5}], NUMBER)),
+        *(GOOD | {"images": value} for value in (5, True, {"a": 1}, [5], [True], [[5]], [{"path": 5}], NUMBER)),
         *(
             {"messages": [{"role": "user", "content": content}, GOOD["messages"][1]]}
             for content in (5, True, None, {}, [5], [None], [[]], [{}], [{"type": 5}], [{"type": "text"}])
