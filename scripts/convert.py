@@ -61,7 +61,7 @@ def convert(
     statistics = Statistics()
     judged = own_splits().keep_rows(conversion, kept_rows, conversion.noted.add) if kept_rows else conversion
     batches = _bounded(_with_uids(dataset, judged, conversion.noted))
-    # Where no row can be used, nothing is written.
+    # Made before the table is opened: where no row can be used, this raises, and nothing is written.
     first = next(batches, [])
     path = out / f"{dataset}.parquet"
     with writing_table(path, RECORD_SCHEMA) as table, TableHash(RECORD_SCHEMA, path) as content:

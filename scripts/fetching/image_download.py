@@ -1,7 +1,7 @@
 """Downloading images from the addresses in rows: each once, bounded, checked, and named by a hash of its address."""
 
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
@@ -31,22 +31,19 @@ def present_stems(folder: Path) -> set[str]:
     return {path.stem for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
 
 
-def download_images(
-    urls: Iterable[str], folder: Path, options: FetchOptions, present: Collection[str] = ()
-) -> Iterator[Outcome]:
+def download_images(urls: Iterable[str], folder: Path, options: FetchOptions) -> Iterator[Outcome]:
     """Download the images at `urls` into `folder`; yields one outcome for each, as soon as it is known.
 
     Args:
         urls: http and https addresses, each once.
         folder: to write into.
         options: retries, timeouts and the number of parallel connections.
-        present: file names without extensions of images that are there already and are left out.
 
     Raises:
         UserError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    waiting = (url for url in urls if downloaded_stem(url) not in present)
+    waiting = iter(urls)
     local = threading.local()
 
     def download(url: str) -> Outcome:

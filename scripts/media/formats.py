@@ -26,6 +26,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from scripts.media.keys import AVIF_BRANDS, HEIF_BRANDS
+
 REGISTERED = (
     *(
         AvifImagePlugin,
@@ -72,10 +74,7 @@ _PLUG_INS = {
     "AVIF": ("pillow_avif", "pillow-avif-plugin"),
 }
 """Format -> the module of the plug-in that reads it, and its package. Most builds of Pillow read AVIF themselves."""
-_BRANDS = {
-    "HEIF": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
-    "AVIF": (b"avif", b"avis"),
-}
+_BRANDS = {"HEIF": HEIF_BRANDS, "AVIF": AVIF_BRANDS}
 _JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 OPENED = tuple(name for name in FORMATS if name not in ("MPO", "TGA", "HEIF", "JXL"))
 """Formats that Pillow recognises; the files of MPO are opened as JPEG, the others are recognised here."""

@@ -15,26 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 MAX_KEY_BYTES = 90
-_IMAGE_EXTENSIONS = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".jif",
-        ".mpo",
-        ".png",
-        ".apng",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-    }
-    | {".avif", ".avifs", ".heic", ".heif", ".hif", ".heics", ".jxl", ".jp2", ".j2k", ".jpx", ".j2c", ".jpc", ".jpf"}
+IMAGE_EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"}
+    | {".tif", ".tiff", ".avif", ".avifs", ".heic", ".heif", ".hif", ".heics", ".jxl"}
+    | {".jp2", ".j2k", ".jpx", ".j2c", ".jpc", ".jpf"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".ico", ".pcx", ".dds", ".qoi", ".sgi", ".psd", ".ras"}
 )
+"""Endings that only images have, in lower case: those of the formats in media/formats.py."""
 _SIGNATURES = (
     b"\xff\xd8\xff",
     b"\x89PNG\r\n\x1a\n",
@@ -54,8 +41,8 @@ _SIGNATURES = (
     b"8BPS\0",
 )
 """First bytes of JPEG, PNG, GIF, TIFF, JPEG 2000, JPEG XL, PPM, QOI, DDS and PSD."""
-_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-"""Of AVIF and HEIF."""
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+AVIF_BRANDS = (b"avif", b"avis")
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 """Sizes of the second header of a BMP: two letters alone are no signature."""
 _SAFE = r"\A[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*\z"
@@ -85,7 +72,7 @@ _EXTENSIONS = {
 
 def is_image(path: str) -> bool:
     """Whether a file has the extension of an image and is not hidden."""
-    return posixpath.splitext(path)[1].lower() in _IMAGE_EXTENSIONS and not is_hidden(path)
+    return posixpath.splitext(path)[1].lower() in IMAGE_EXTENSIONS and not is_hidden(path)
 
 
 def is_hidden(path: str) -> bool:
@@ -98,7 +85,7 @@ def is_image_data(beginning: bytes) -> bool:
     return (
         beginning.startswith(_SIGNATURES)
         or (beginning[:4] == b"RIFF" and beginning[8:12] == b"WEBP")
-        or (beginning[4:8] == b"ftyp" and beginning[8:12] in _BRANDS)
+        or (beginning[4:8] == b"ftyp" and beginning[8:12] in HEIF_BRANDS + AVIF_BRANDS)
         or (beginning[:2] == b"BM" and int.from_bytes(beginning[14:18], "little") in _BMP_HEADERS)
     )
 
@@ -108,7 +95,7 @@ def extension_of(beginning: bytes) -> str:
     if not is_image_data(beginning):
         return ""
     if beginning[4:8] == b"ftyp":
-        return ".avif" if beginning[8:11] == b"avi" else ".heic"
+        return ".avif" if beginning[8:12] in AVIF_BRANDS else ".heic"
     return next((extension for start, extension in _EXTENSIONS.items() if beginning.startswith(start)), "")
 
 

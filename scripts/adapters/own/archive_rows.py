@@ -5,22 +5,20 @@ its `__key__`: the members of its `json` file, text files as texts, and all othe
 extension.
 """
 
-import io
 import posixpath
 import re
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from scripts.adapters.own.byte_streams import BUFFER, beginning, unreadable
+from scripts.adapters.own.byte_streams import beginning, unreadable
 from scripts.adapters.own.json_rows import no_rows
 from scripts.adapters.raw import BYTE_ORDER_MARK, Broken, Note, RawRow, parsed
 from scripts.common.errors import UserError
 from scripts.common.text_set import TextSet
-from scripts.media.tar_members import entries
+from scripts.media.tar_members import entries, open_tar
 
 KEY = "__key__"
 MAX_SAMPLE = 1 << 28
@@ -59,55 +57,29 @@ def tar_rows(
     number, files = 0, 0
     sample = _Sample("", True, notes, name)
     keys = TextSet()
-    ending = _Ending(stream)
-    try:
-        with tarfile.open(fileobj=ending, mode="r|") as archive:
-            for member in entries(archive):
-                if not member.isreg() or is_hidden_below(member.name):
-                    continue
-                file = archive.extractfile(member)
-                if file is None:
-                    continue
-                head, content = beginning(file, _HEAD)
-                key, extension = _split(member.name)
-                if is_rows(member.name) and (extension != "json" or _LIST_OF_ROWS.match(head)):
-                    yield from read(content, f"{name}/{member.name}")
-                    files += 1
-                    continue
-                if key != sample.key:
-                    if sample.key:
-                        yield RawRow(str(number), sample.row(), name)
-                        number += 1
-                    sample = _Sample(key, keys.add(key), notes, name)
-                sample.add(extension, member.size, content)
-    except tarfile.TarError as error:
-        raise UserError(f"{file_path} is damaged or cut off, get it again: {error}") from None
-    ending.check(file_path)
+    with open_tar(stream, file_path) as archive:
+        for member in entries(archive):
+            if not member.isreg() or is_hidden_below(member.name):
+                continue
+            file = archive.extractfile(member)
+            if file is None:
+                continue
+            head, content = beginning(file, _HEAD)
+            key, extension = _split(member.name)
+            if is_rows(member.name) and (extension != "json" or _LIST_OF_ROWS.match(head)):
+                yield from read(content, f"{name}/{member.name}")
+                files += 1
+                continue
+            if key != sample.key:
+                if sample.key:
+                    yield RawRow(str(number), sample.row(), name)
+                    number += 1
+                sample = _Sample(key, keys.add(key), notes, name)
+            sample.add(extension, member.size, content)
     if sample.key:
         yield RawRow(str(number), sample.row(), name)
     elif not files:
         raise no_rows(file_path, "the archive has neither samples nor files of rows")
-
-
-class _Ending(io.RawIOBase):
-    """A tar whose end is remembered, because tarfile takes a cut header for the end of the archive."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream, self._last = stream, b""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Up to `size` bytes; b"" at the end."""
-        data = self._stream.read(size)
-        self._last = (self._last + data)[-tarfile.BLOCKSIZE :]
-        return data
-
-    def check(self, file_path: Path) -> None:
-        """Raise UserError if the tar does not end with a block of zeros, or goes on behind its end."""
-        if self._last.strip(b"\0"):
-            raise UserError(f"{file_path} is damaged or cut off, get it again: the end of the archive is missing")
-        while data := self._stream.read(BUFFER):
-            if data.strip(b"\0"):
-                raise UserError(f"{file_path} goes on behind its end, like archives that were joined: separate them")
 
 
 class _Sample:

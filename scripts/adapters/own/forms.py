@@ -155,7 +155,6 @@ class FormsTable(Section):
     pair: PairMembers
     part: PartMembers
     row: RowMembers
-    image_extensions: Names
     markers: tuple[Marker, ...]
     likely_placeholder: str
     """A regular expression of what stands for an image if a row lists images and shows none in its texts."""

@@ -96,9 +96,13 @@ def _for_lines(name: str) -> bool:
     return plain.endswith(LINE_ENDINGS)
 
 
-def no_rows(file_path: Path, why: str) -> UserError:
+class NoRowsError(UserError):
+    """A file is whole, but has no rows."""
+
+
+def no_rows(file_path: Path, why: str) -> NoRowsError:
     """The error for a file without rows."""
-    return UserError(f"{file_path} has no rows: {why}. Get the file again, or leave it out")
+    return NoRowsError(f"{file_path} has no rows: {why}. Get the file again, or leave it out")
 
 
 _NOTHING = object()

@@ -8,6 +8,7 @@ from scripts.adapters.base import RowError
 from scripts.adapters.own.forms import FORMS
 from scripts.adapters.own.image_values import ImageValue, image_value
 from scripts.adapters.own.values import as_list, has_value
+from scripts.media.keys import IMAGE_EXTENSIONS
 
 _NAMES_ONLY = frozenset(FORMS.row.names_only)
 _RANKS = {name: rank for rank, names in enumerate(FORMS.row.images) for name in names}
@@ -16,7 +17,7 @@ _NUMBERED_RANK = len(FORMS.row.images)
 _BYTES_RANK = _NUMBERED_RANK + 1
 _NAMES_RANK = _NUMBERED_RANK + 2
 _NUMBERED = re.compile(r"(?:image|img)[_-]?(\d{1,3})")
-_ENDINGS = "|".join(FORMS.image_extensions)
+_ENDINGS = "|".join(extension.removeprefix(".") for extension in sorted(IMAGE_EXTENSIONS))
 _EXTENSION = re.compile(rf"(?:.*\.)?(?:{_ENDINGS})", re.IGNORECASE)
 _FILE_NAME = re.compile(rf".+\.(?:{_ENDINGS})", re.IGNORECASE)
 _MARKER = re.compile(r"<[^<>]{1,60}>")

@@ -19,8 +19,8 @@ from typing import Any
 
 from scripts.adapters.own.archive_rows import is_hidden_below, zip_members
 from scripts.adapters.own.byte_streams import COMPRESSIONS, DAMAGED, beginning, unpacked, utf8
-from scripts.adapters.own.json_rows import holds_rows
-from scripts.adapters.own.row_readers import TABLE_ENDINGS, TEXT_ENDINGS, ZIP_ENDING, is_member, kind_of
+from scripts.adapters.own.json_rows import NoRowsError, holds_rows
+from scripts.adapters.own.row_readers import TABLE_ENDINGS, TEXT_ENDINGS, ZIP_ENDING, is_member, kind_of, read_rows
 from scripts.adapters.own.splits import splits_by_name
 from scripts.common.errors import UserError, is_results_root
 from scripts.common.files import read_json
@@ -39,7 +39,7 @@ _OTHER_FOLDERS = frozenset({"node_modules", "__pycache__", "site-packages"})
 _HEAD = 1 << 20
 _LOOKED_AT = 1000
 _SHOWN = 8
-_EMPTY = "is empty"
+_EMPTY = "has no rows"
 
 
 @dataclass
@@ -206,8 +206,6 @@ def _shown(path: str) -> str:
 
 def _no_rows(path: Path) -> str:
     """Why a file, which was not named, is taken for one without rows; "" if it is not."""
-    if _is_empty(path):
-        return _EMPTY
     kind = kind_of(path.name)
     if kind == ".json":
         head, whole = _text_beginning(path)
@@ -216,17 +214,18 @@ def _no_rows(path: Path) -> str:
         return "" if _zip_has_rows(path) else "is an archive without rows"
     if kind == ".tar":
         return "" if _tar_has_rows(path) else "is an archive without rows"
-    return ""
+    return _EMPTY if _is_empty(path) else ""
 
 
 def _is_empty(path: Path) -> bool:
-    """Whether a file has no bytes, or a text nothing but whitespace."""
-    if path.stat().st_size == 0:
+    """Whether a file is whole, but has no row; one that cannot be read is reported later."""
+    try:
+        next(read_rows(path, path.name, []), None)
+    except NoRowsError:
         return True
-    if path.stat().st_size > _HEAD or kind_of(path.name) not in TEXT_ENDINGS:
+    except UserError:
         return False
-    head, whole = _text_beginning(path)
-    return whole and not head.strip()
+    return False
 
 
 def _text_beginning(path: Path) -> tuple[bytes, bool]:

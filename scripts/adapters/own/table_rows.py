@@ -7,6 +7,7 @@ object, as JSON or as Python writes it, becomes that value.
 import ast
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from itertools import chain
@@ -25,6 +26,7 @@ NESTED = frozenset({"messages", "conversations", "conversation", "history", "ima
 """Columns of text tables that may hold lists or objects."""
 
 _DELIMITERS = ",;\t|"
+_STATED = re.compile(r'"?sep=([^\w"])"?', re.IGNORECASE)
 _BATCH_BYTES = 8 << 20
 _MOST_ROWS = 1024
 _ARROW_FILE, _FEATHER_1 = b"ARROW1", b"FEA1"
@@ -42,7 +44,7 @@ def text_table_rows(
         stream: the text, in UTF-8.
         file_path: the file, for errors.
         name: of the file; `.tsv` has tabs between cells, other files what their first line has (comma, semicolon, tab
-            or bar).
+            or bar), or says: Excel writes a line such as `sep=;` before the names of columns.
         nested: columns that may hold lists or objects.
 
     Raises:
@@ -52,7 +54,12 @@ def text_table_rows(
     text = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
     lines = _lines(text, file_path)
     first = next((line for line in lines if line.strip()), "")
-    delimiter = "\t" if ".tsv" in name else max(_DELIMITERS, key=_outside_quotes(first).count)
+    stated = _STATED.fullmatch(first.strip())
+    if stated:
+        first = next((line for line in lines if line.strip()), "")
+        delimiter = stated[1]
+    else:
+        delimiter = "\t" if ".tsv" in name else max(_DELIMITERS, key=_outside_quotes(first).count)
     # The limit belongs to the process; nothing else here reads CSV files of users.
     csv.field_size_limit(MAX_ROW)
     reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)

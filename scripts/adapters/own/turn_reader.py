@@ -245,7 +245,7 @@ def _turn(role: Role, parts: list[Part], supervised: bool) -> Turn:
     if role != "user" and any(isinstance(part, ShownImage) for part in parts):
         if role == "system":
             raise RowError("image_in_system", "a system text shows an image")
-        raise RowError("image_in_answer", "an answer shows an image, which this model cannot generate")
+        raise RowError("image_in_answer", "an answer has the place of an image, which this model cannot generate")
     if parts and isinstance(parts[0], str):
         first = parts[0].lstrip()
         parts = [first, *parts[1:]] if first else parts[1:]

@@ -21,12 +21,21 @@ _SPACE = re.compile(r"\s+")
 
 
 def has_value(value: Any) -> bool:
-    """Whether a member has a value: not null, "", [], {} or NaN, nor a list of nothing but these."""
-    if value:
-        if type(value) is list:
-            return any(map(has_value, value))
+    """Whether a member has a value: not null, "", [], {} or NaN, nor a list or an object of nothing but these."""
+    if not value:
+        return value is False or type(value) in (int, float)
+    if type(value) is not list and type(value) is not dict:
         return type(value) is not float or value == value
-    return value is False or type(value) in (int, float)
+    # Not by recursion: a value may be nested as deeply as JSON is parsed.
+    left: list[list[Any] | dict[Any, Any]] = [value]
+    while left:
+        inner = left.pop()
+        for each in inner.values() if isinstance(inner, dict) else inner:
+            if each and type(each) in (list, dict):
+                left.append(each)
+            elif has_value(each):
+                return True
+    return False
 
 
 def checked_text(value: str) -> str:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from scripts.media import formats, opening
 from scripts.media.image_check import check_image
-from scripts.media.keys import extension_of, is_image
+from scripts.media.keys import IMAGE_EXTENSIONS, extension_of, is_image
 from scripts.media.opening import UnreadableImageError, decode_image
 
 COLOUR = (200, 10, 10)
@@ -99,3 +99,10 @@ def test_what_is_decoded_in_python_has_fewer_pixels(data):
         decode_image(data)
     with pytest.raises(UnreadableImageError, match=r"truncated|corrupt"):
         decode_image(encoded("PPM")[:-5])
+
+
+def test_the_extensions_of_all_formats_are_those_of_images():
+    """Of SGI two are left out, which other files have too."""
+    of_formats = {extension for extensions in formats.FORMATS.values() for extension in extensions}
+    assert of_formats - IMAGE_EXTENSIONS == {".rgb", ".bw"}
+    assert of_formats >= IMAGE_EXTENSIONS

@@ -1,6 +1,9 @@
 """Images in tars: listed where they are, read in any order; what is no regular file is a fault; damage is an error."""
 
+import bz2
+import gzip
 import io
+import lzma
 import tarfile
 
 import pytest
@@ -10,6 +13,7 @@ from scripts.media.containers import COMPRESSED_TAR, STORED, archive_root, list_
 from scripts.media.raw_images import RawImageReader
 
 JPEG = b"\xff\xd8\xff" + bytes(700)
+OPEN = {"a.tar": open, "a.tar.gz": gzip.open, "a.tgz": gzip.open, "a.tar.bz2": bz2.open, "a.tar.xz": lzma.open}
 MODES = {"a.tar": "w", "a.tar.gz": "w:gz", "a.tgz": "w:gz", "a.tar.bz2": "w:bz2", "a.tar.xz": "w:xz"}
 
 
@@ -96,3 +100,26 @@ def test_what_is_no_tar_is_an_error(tmp_path, data):
     (tmp_path / "a.tar.gz").write_bytes(data)
     with pytest.raises(UserError, match="damaged or cut off"):
         entries(tmp_path / "a.tar.gz")
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_a_tar_that_is_cut_between_two_members_is_damaged(tmp_path, name):
+    """tarfile takes this for the end of the archive, and the images behind it would be lost."""
+    write(tmp_path / "whole.tar", regular(**{"a.jpg": JPEG, "b.jpg": JPEG}))
+    cut = (tmp_path / "whole.tar").read_bytes()[: 3 * tarfile.BLOCKSIZE]
+    with OPEN[name](tmp_path / name, "wb") as file:
+        file.write(cut)
+    with pytest.raises(UserError, match="the end of the archive is missing"):
+        entries(tmp_path / name)
+
+
+@pytest.mark.parametrize("blocks", [5, 20])
+@pytest.mark.parametrize("name", MODES)
+def test_a_tar_that_goes_on_behind_its_end_is_refused(tmp_path, name, blocks):
+    write(tmp_path / "one.tar", regular(**{"a.jpg": JPEG}))
+    write(tmp_path / "two.tar", regular(**{"b.jpg": JPEG}))
+    first = (tmp_path / "one.tar").read_bytes()[: blocks * tarfile.BLOCKSIZE]
+    with OPEN[name](tmp_path / name, "wb") as file:
+        file.write(first + (tmp_path / "two.tar").read_bytes())
+    with pytest.raises(UserError, match="goes on behind its end"):
+        entries(tmp_path / name)

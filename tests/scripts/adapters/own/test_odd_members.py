@@ -14,16 +14,25 @@ PAIR = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "M
 QUESTION = {"question": "Which animal?", "answer": "A cat."}
 
 
-@pytest.mark.parametrize("nothing", [[], [""], [None], [[None, ""]], [{}]])
-def test_a_list_of_nothing_is_no_value(nothing):
+NESTED: list = []
+for _ in range(900):
+    NESTED = [NESTED]
+
+
+@pytest.mark.parametrize(
+    "nothing", [[], [""], [None], [[None, ""]], [{}], {"path": None, "bytes": None}, [{"path": ""}], NESTED], ids=len
+)
+def test_lists_and_objects_of_nothing_are_no_values(nothing):
     row = {**QUESTION, "image": "cat.png", "videos": nothing, "messages": nothing, "history": nothing}
     found = read_row(row, OWN)
     assert (found.form, found.listed, found.notes) == ("question_answer", (ImageName("cat.png"),), ())
 
 
-def test_a_list_with_a_value_is_one():
+def test_lists_and_objects_with_a_value_are_values():
     with pytest.raises(RowError, match="unsupported_media"):
         read_row({**QUESTION, "videos": ["", "a.mp4"]}, OWN)
+    with pytest.raises(RowError, match="unsupported_media"):
+        read_row({**QUESTION, "video": {"bytes": None, "path": "a.mp4"}}, OWN)
 
 
 def test_columns_of_a_spreadsheet_may_have_capitals():

@@ -1,11 +1,13 @@
 """Which files hold the rows of a custom dataset: named, by pattern, all of a folder, or saved by `datasets`."""
 
+import gzip
 import json
 import os
 import tarfile
 import zipfile
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from scripts.adapters.own.row_files import find_row_files
@@ -211,17 +213,29 @@ def test_rows_of_several_files_are_read_with_their_names_and_checked(tmp_path):
         list(raw.rows("a.jsonl"))
 
 
-@pytest.mark.parametrize("names", [("./",), ("*.jsonl",)])
-def test_an_empty_file_among_others_is_left_out(tmp_path, names):
+@pytest.mark.parametrize("names", [("./",), ("*",)])
+def test_files_without_rows_among_others_are_left_out(tmp_path, names):
     (tmp_path / "a.jsonl").write_text('{"question": "Why?", "answer": "So."}\n')
     (tmp_path / "b.jsonl").write_text("")
-    (tmp_path / "c.jsonl").write_text(" \n\n")
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b" \n\n"))
+    (tmp_path / "d.csv").write_text("question,answer\n")
+    table = pa.table({"question": pa.array([], pa.string())})
+    pq.write_table(table, tmp_path / "e.parquet")
+    with pa.OSFile(str(tmp_path / "f.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
     found = find_row_files(tmp_path, names)
     assert found.splits == {"a.jsonl": ""}
-    assert found.left_out == {"b.jsonl": "is empty", "c.jsonl": "is empty"}
+    empty = ("b.jsonl", "c.jsonl.gz", "d.csv", "e.parquet", "f.arrow")
+    assert found.left_out == dict.fromkeys(empty, "has no rows")
 
 
-def test_only_empty_files_are_an_error(tmp_path):
+def test_only_files_without_rows_are_an_error(tmp_path):
     (tmp_path / "b.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"no files of rows.*b\.jsonl is empty"):
+    with pytest.raises(UserError, match=r"no files of rows.*b\.jsonl has no rows"):
         find_row_files(tmp_path, ("*.jsonl",))
+
+
+def test_a_damaged_file_is_not_taken_for_one_without_rows(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "Why?", "answer": "So."}\n')
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 cut")
+    assert list(find_row_files(tmp_path, ("./",)).splits) == ["a.jsonl", "b.parquet"]

@@ -300,3 +300,13 @@ def test_memory_does_not_grow_with_the_file(tmp_path, name):
     rows, grown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
     assert int(rows) == count and path.stat().st_size > 110_000_000
     assert int(grown) < 60
+
+
+@pytest.mark.parametrize("line", ["sep=;\n", "SEP=;\r\n", '"sep=;"\n', "\nsep=;\n"])
+def test_the_line_with_which_excel_says_the_delimiter_is_no_row(tmp_path, line):
+    text = f"{line}a,b;c\n1,5;2\n"
+    assert values(tmp_path, "rows.csv", text) == [{"a,b": "1,5", "c": "2"}]
+
+
+def test_a_column_that_is_called_sep_is_a_column(tmp_path):
+    assert values(tmp_path, "rows.csv", "sep,a\n1,2\n") == [{"sep": "1", "a": "2"}]
