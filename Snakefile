@@ -2,6 +2,7 @@
 #
 #   raw/<source>        raw files: downloaded, generated or provided      rules/sources.smk
 #   media/<source>      every image once, in tar shards                   rules/media.smk
+#   replay/<name>       a decoder's own answers as rows                   rules/replay.smk
 #   records/<dataset>   rows as conversations; tokens/ counts tokens      rules/records.smk
 #   plan/, blend/       training data, in training order                  rules/blends.smk
 #   models/, bases/     models before training                            rules/models.smk
@@ -28,6 +29,7 @@ report: "rules/captions/workflow.rst"
 include: "rules/common.smk"
 include: "rules/sources.smk"
 include: "rules/media.smk"
+include: "rules/replay.smk"
 include: "rules/records.smk"
 include: "rules/blends.smk"
 include: "rules/models.smk"
@@ -57,7 +59,8 @@ rule train:
 rule evaluate:
     input:
         all_metrics,
-        below_root("train/{run}/lock.json", run=SETTINGS.runs),
+        below_root("train/{run}/lock.json", run=EVALUATED_RUNS),
+        below_root("evaluate/{run}/forgetting.json", run=FORGETTING_RUNS),
 
 
 rule report:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.common.files import atomic
-from scripts.training.devices import present
+from scripts.common.gpus import present
 
 ROOT = Path(__file__).resolve().parents[1]
 ATTENTION_TESTS = ("tests/model/test_gpu.py", "tests/model/test_fused_attention.py")

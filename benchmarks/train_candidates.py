@@ -121,7 +121,7 @@ def baseline(folder: Path, options: Options) -> Iterator[Step]:
     micros = max(1, reader.global_batch // together)
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=torch.optim.AdamW(trained, run.learning_rate, run.betas, weight_decay=0.0),
+        optimizer=torch.optim.AdamW(trained, run.language_rate, run.betas, weight_decay=0.0),
         model_parameters=trained,
         config=deepspeed_config(run, micros, sum(value.numel() for value in trained), torch.cuda.is_available()),
     )

@@ -72,9 +72,16 @@ def joined_config(
     return config
 
 
-def generation_defaults(tokenizer: Any, config: VisualChatConfig) -> GenerationConfig:
-    """The default options of generation: stop where an answer is closed, and never generate an image placeholder."""
+def generation_defaults(
+    tokenizer: Any, config: VisualChatConfig, language: GenerationConfig | None = None
+) -> GenerationConfig:
+    """The default options of generation: stop where an answer is closed, and never generate an image placeholder.
+
+    `language` are the options of the decoder, which may know more tokens that close an answer.
+    """
+    theirs = language.eos_token_id if language is not None else None
     ends = {tokenizer.eos_token_id, end_ids(tokenizer, Template.from_dict(config.template or {}))[-1]} - {None}
+    ends |= set(theirs if isinstance(theirs, list) else []) | ({theirs} if isinstance(theirs, int) else set())
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=sorted(ends) if len(ends) > 1 else tokenizer.eos_token_id,

@@ -73,19 +73,25 @@ def jinja_chat_template(template: Template, tokenizer: Any) -> str:
 
     begin = "{{ bos_token }}" if template.bos and tokenizer.bos_token is not None else ""
     end = quoted(template.answer_end) if template.answer_end else "eos_token"
+    trim = " | trim" if template.strip else ""
     question_header = f"{{{{ {quoted(template.question_header)} }}}}"
+    if template.system_inside:
+        own = "(loop.index0 == 1 and images.system)"
+        default = "loop.index0 == 0" if template.system else "false"
+        question_header = f"{{%- if not ({default} or {own}) -%}}{question_header}{{%- endif -%}}"
+    headers = [quoted(template.header_before_answer(last)) for last in (True, False)]
     header = " ~ (images.shown | string) ~ ".join(map(quoted, template.image_header.split("{number}")))
     image = (
         "{%- set images.shown = images.shown + 1 -%}"
         f"{{{{ {header} ~ {IMAGE_TOKEN!r} ~ {quoted(template.image_end)} }}}}"
     )
     question = (
-        question_header + _INLINE.replace("IMAGE", image)
+        question_header + (_INLINE_STRIPPED if template.strip else _INLINE).replace("IMAGE", image)
         if template.images == INLINE
-        else _BEFORE.replace("IMAGE", image) + question_header + "{{ images.text }}"
+        else _BEFORE.replace("IMAGE", image) + question_header + f"{{{{ images.text{trim} }}}}"
     )
     return (
-        "{%- set images = namespace(shown=0, text='', after_text=false, behind=false, split=false) -%}"
+        "{%- set images = namespace(shown=0, system=false, text='', after_text=false, behind=false, split=false) -%}"
         f"{begin}"
         "{%- if messages[0].role != 'system' -%}"
         f"{{{{ {quoted(template.system_text())} }}}}"
@@ -94,15 +100,17 @@ def jinja_chat_template(template: Template, tokenizer: Any) -> str:
         "{%- set text = message.content if message.content is string else "
         "message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | select | join('\n') -%}"
         "{%- if message.role == 'system' -%}"
-        f"{{{{ {quoted(template.system_header)} ~ text ~ {quoted(template.system_end)} if text else '' }}}}"
+        f"{{%- set images.system = (text{trim}) != '' -%}}"
+        f"{{{{ {quoted(template.system_header)} ~ text{trim} ~ {quoted(template.system_end)} if text "
+        f"else {quoted(template.without_system)} }}}}"
         "{%- elif message.role == 'assistant' -%}"
-        f"{{{{ text ~ {end} }}}}"
+        f"{{{{ {quoted(template.answer_start)} ~ text{trim} ~ {end} }}}}"
         "{%- else -%}"
         "{%- if loop.index0 > (1 if messages[0].role == 'system' else 0) -%}"
         f"{{{{ {quoted(template.round_end)} }}}}"
         "{%- endif -%}"
         f"{question}"
-        f"{{{{ {quoted(template.answer_header)} }}}}"
+        f"{{{{ {headers[0]} if loop.index0 + 2 >= messages | length else {headers[1]} }}}}"
         "{%- endif -%}"
         "{%- endfor -%}"
     )
@@ -121,6 +129,12 @@ _INLINE = (
     "{%- endif -%}"
 )
 """The texts and images of a message in their places; IMAGE stands for what an image becomes."""
+
+_INLINE_STRIPPED = _INLINE.replace("{{ message.content }}", "{{ message.content | trim }}").replace(
+    "{{ part.text }}",
+    "{%- set text = part.text.lstrip() if loop.first else part.text -%}{{ text.rstrip() if loop.last else text }}",
+)
+"""The same without blanks and newlines at the edges."""
 
 _BEFORE = (
     "{%- set images.text = text -%}"

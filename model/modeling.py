@@ -116,7 +116,7 @@ class VisualChatForConditionalGeneration(ImageMixin, TrainingMixin, VisualChatGe
         model.projector.to(dtype)
         with torch.no_grad():
             config.image_tokens = model.projector(model.projector.blank(model.device, dtype)).shape[1]
-        model.generation_config = generation_defaults(tokenizer, config)
+        model.generation_config = generation_defaults(tokenizer, config, language.generation_config)
         return model
 
     @classmethod

@@ -31,9 +31,16 @@ from transformers import (
 from .configuration import VisualChatConfig
 from .cropping import processed_pixels
 from .pixels import open_bounded
-from .template import IGNORE_INDEX, IMAGE_TOKEN, EncodedConversation, Template, end_ids, render
-from .template import encode as encode_messages
-from .token_counter import count_segments
+from .template import (
+    IGNORE_INDEX,
+    IMAGE_TOKEN,
+    EncodedConversation,
+    Segment,
+    Template,
+    encode_segments,
+    render_segments,
+    segments,
+)
 
 _SECONDS = 60
 _MOST_BYTES = 256 << 20
@@ -77,7 +84,7 @@ class VisualChatProcessor(ProcessorMixin):
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> EncodedConversation:
         """Encode a conversation as tokens, see `template.encode`."""
-        return encode_messages(messages, self.tokenizer, self.template, self.image_tokens)
+        return self._encoded(segments(messages, self.template))
 
     def collate(
         self, samples: Sequence[tuple[EncodedConversation, Sequence[np.ndarray]]], padding_side: str = "right"
@@ -168,29 +175,26 @@ class VisualChatProcessor(ProcessorMixin):
         samples, texts = [], []
         for messages in [conversation] if single else conversation:
             messages, gallery = _with_indices(messages)
-            text, encoded = self._written(messages), self.encode(messages)
-            if continue_final_message:
-                text = text.removesuffix(self._answer_end)
-                encoded = encoded.without_last(len(end_ids(self.tokenizer, self.template)))
-            elif messages[-1]["role"] == "user" and not add_generation_prompt:
-                header = self.template.answer_header
-                text = text.removesuffix(header)
-                encoded = encoded.without_last(count_segments(self.tokenizer, [self.template.fixed(header)]))
-            texts.append(text)
-            samples.append((encoded, gallery))
+            layout = segments(messages, self.template)
+            open_answer = continue_final_message and layout[-1].kind == "end"
+            open_question = messages[-1]["role"] == "user" and not (add_generation_prompt or continue_final_message)
+            if open_answer or (open_question and self.template.header_before_answer(last=True)):
+                layout.pop()  # what closes the answer, or comes before it
+            texts.append(self._written(layout))
+            samples.append((self._encoded(layout), gallery))
         if not tokenize:
             return texts[0] if single else texts
         inputs = self._inputs(samples, padding_side)
         return inputs if return_dict else inputs["input_ids"]
 
-    @property
-    def _answer_end(self) -> str:
-        return self.template.answer_end or self.tokenizer.eos_token
+    def _encoded(self, layout: Sequence[Segment]) -> EncodedConversation:
+        return encode_segments(layout, self.tokenizer, self.template, self.image_tokens)
 
-    def _written(self, messages: Sequence[dict[str, Any]]) -> str:
+    def _written(self, layout: Sequence[Segment]) -> str:
         """The text of all tokens of a conversation, with one "<image>" for each image."""
         begin = self.tokenizer.bos_token if self.template.bos and self.tokenizer.bos_token else ""
-        return begin + "".join(text for text, _ in render(messages, self.template, self._answer_end))
+        end = self.template.answer_end or self.tokenizer.eos_token
+        return begin + "".join(text for text, _ in render_segments(layout, self.template, end))
 
     def _inputs(
         self, samples: Sequence[tuple[EncodedConversation, Sequence[Image.Image]]], padding_side: str

@@ -1,10 +1,9 @@
 r"""The prompt template: one conversation in, tokens, labels and image placeholders out.
 
-Reads a conversation in the chat form of `transformers` (role, and parts `{"type": "image", "index": 0}` or
-`{"type": "text", "text": ...}`) and lays it out as a list of *segments*. Every header, question and answer is a
-separate segment and is tokenised separately, for two reasons: the label mask is exact, because no token can straddle
-the boundary between a prompt and its answer; and token counts add up, so that a plan computes the length of any
-conversation from a table of lengths of its parts (token_counter.py) without tokenising again.
+Lays a conversation in the chat form of `transformers` (messages.py) out as a list of *segments*. Every header, question
+and answer is tokenised separately, for two reasons: the label mask is exact, because no token can straddle the boundary
+between a prompt and its answer; and token counts add up, so that a plan computes the length of any conversation from a
+table of lengths of its parts (token_counter.py) without tokenising again.
 
 With the default template a conversation about two images is written as follows, `|` marking the ends of segments:
 
@@ -16,7 +15,8 @@ and a further round continues with `\n\n|### Question:\n|...`. Only `The first.`
 
     <s>|### Question:\n|Is |### Image 1:\n|<image>...<image>|\n\n| or |### Image 2:\n| ...
 
-A template may also be extracted from a chat-tuned decoder's chat template, see chat_template.py.
+A template may also be extracted from a chat-tuned decoder's chat template, see chat_template.py. It is `joined`: there
+the texts are tokenised together up to the next special token, as the decoder was tuned, see joined_tokens.py.
 
 Pure Python: the data programs count tokens with it, and they never import torch.
 """
@@ -25,16 +25,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from .joined_tokens import Piece, tokenised_pieces
+from .messages import check_order, parse_message
 from .question_parts import join_texts, text_with_names
 
 IMAGE_TOKEN = "<image>"  # noqa: S105 - not a password
 IGNORE_INDEX = -100
 TEXT, IMAGE = 1, 2  # values of `EncodedConversation.modality`; 0 is padding, which occurs only in batches
 BEFORE, INLINE = "before", "inline"  # values of `Template.images`
-# Fields that were added later, see `Template.to_dict`.
-_LATER = ("system_header", "answer_end", "bos", "images", "special")
+# The first fields; for the others see `Template.to_dict`.
+_FIRST = ("system", "system_end", "image_header", "image_end", "question_header", "answer_header", "round_end")
+PROMPT, ANSWER, IMAGE_PART, LEADING_IMAGE = "prompt", "answer", "image", "leading image"  # of `Segment.part`
 
 
 class Tokenizer(Protocol):
@@ -42,6 +45,7 @@ class Tokenizer(Protocol):
 
     bos_token_id: int | None
     eos_token_id: int | None
+    eos_token: str | None
 
     def __call__(self, text: list[str], **options: Any) -> Any:
         """The token ids of texts, under `input_ids`."""
@@ -55,12 +59,17 @@ class Template:
     """The fixed texts around questions, answers and images. `{number}` in `image_header` is an image's number from 1.
 
     `system` is inserted before the conversation, between `system_header` and `system_end`, unless the conversation has
-    a system message. An answer is closed by `answer_end`; if that is empty, by the end-of-sequence token. With `bos`
-    the tokenizer's begin-of-sequence token, if it has one, comes first. `images` is "before", where the images of a
-    question are inserted before its header, or "inline", where they stay in their places in the question. With
-    `special`, the fixed texts may contain special tokens of the tokenizer; the messages never do.
+    a system message; `without_system` comes first where there is neither. With `system_inside` the system text is part
+    of the first question, so that `system_header` holds the header of that question. An answer is closed by
+    `answer_end`; if that is empty, by the end-of-sequence token. `answer_start` comes before an answer and is
+    supervised with it: the blank that a model generates. `last_answer_header`, if not empty, takes the place of
+    `answer_header` before the last answer, and in a prompt. With `bos` the tokenizer's begin-of-sequence token, if it
+    has one, comes first. `images` is "before", where the images of a question are inserted before its header, or
+    "inline", where they stay in their places in the question. With `special`, the fixed texts may contain special
+    tokens of the tokenizer; the messages never do. With `strip`, messages lose blanks and newlines at their edges. With
+    `joined`, texts that stand beside each other are tokenised together; else every text by itself.
 
-    Raises ValueError for another value of `images`.
+    Raises ValueError for another value of `images`, or `joined` with images before the questions.
     """
 
     system: str = ""
@@ -75,10 +84,18 @@ class Template:
     bos: bool = True
     images: str = BEFORE
     special: bool = False
+    without_system: str = ""
+    system_inside: bool = False
+    last_answer_header: str = ""
+    answer_start: str = ""
+    strip: bool = False
+    joined: bool = False
 
     def __post_init__(self) -> None:
         if self.images not in (BEFORE, INLINE):
             raise ValueError(f"template key 'images' must be {BEFORE!r} or {INLINE!r}, not {self.images!r}")
+        if self.joined and self.images != INLINE:
+            raise ValueError(f"template key 'joined' needs 'images': {INLINE!r}")
 
     def to_dict(self) -> dict[str, str | bool]:
         """Return the fields as a dictionary, ready for JSON, without later fields that have their default.
@@ -88,7 +105,7 @@ class Template:
         return {
             item.name: getattr(self, item.name)
             for item in fields(self)
-            if item.name not in _LATER or getattr(self, item.name) != item.default
+            if item.name in _FIRST or getattr(self, item.name) != item.default
         }
 
     @classmethod
@@ -116,20 +133,37 @@ class Template:
         return self.image_header.replace("{number}", str(number))
 
     def system_text(self, system: str | None = None) -> str:
-        """Return the text before the conversation; `None` is the template's own, and an empty text gives nothing."""
-        text = self.system if system is None else system
-        return self.system_header + text + self.system_end if text else ""
+        """Return the text before the conversation; `None` is the template's own, an empty text means none."""
+        text = self._system(system)
+        return self.system_header + text + self.system_end if text else self.without_system
 
     def system_segments(self, system: str | None = None) -> list[Segment]:
         """Return the text before the conversation as segments: three with `special`, one without."""
-        text = self.system if system is None else system
-        if not self.special or not text:
+        text = self._system(system)
+        if not text:
+            return [self.fixed(self.without_system)]
+        if not self.special:
             return [Segment("text", self.system_text(system))]
         return [self.fixed(self.system_header), Segment("text", text), self.fixed(self.system_end)]
 
-    def fixed(self, text: str) -> Segment:
+    def has_system(self, system: str | None = None) -> bool:
+        """Whether a system text is written; `None` is the template's own."""
+        return bool(self._system(system))
+
+    def header_before_answer(self, last: bool) -> str:
+        """Return the text between a question and its answer; `last` is whether no other answer comes later."""
+        return self.last_answer_header if last and self.last_answer_header else self.answer_header
+
+    def fixed(self, text: str, part: str = PROMPT, supervised: bool = False) -> Segment:
         """Return a text of the template as a segment."""
-        return Segment("fixed" if self.special else "text", text)
+        return Segment("fixed" if self.special else "text", text, supervised=supervised, part=part)
+
+    def message(self, text: str) -> str:
+        """Return the text of a message as it is written."""
+        return text.strip() if self.strip else text
+
+    def _system(self, system: str | None) -> str:
+        return self.message(self.system if system is None else system)
 
 
 @dataclass(frozen=True)
@@ -138,7 +172,8 @@ class Segment:
 
     `kind` is 'text', 'fixed' (text that may hold special tokens), 'image' (`image_tokens` placeholders) or 'end' (the
     end of an answer). `image` is the "index" of the image part, and None for the other kinds. `from_message` is whether
-    the text is one of the conversation, and not one of the template.
+    the text is one of the conversation, and not one of the template. `part` is what a segment belongs to: 'prompt',
+    'answer', or an image: 'leading image' at the beginning of a question, else 'image'.
     """
 
     kind: str
@@ -146,6 +181,7 @@ class Segment:
     image: int | None = None
     supervised: bool = False
     from_message: bool = False
+    part: str = PROMPT
 
 
 @dataclass
@@ -170,13 +206,6 @@ class EncodedConversation:
         self.labels += ids if supervised else [IGNORE_INDEX] * len(ids)
         self.modality += [modality] * len(ids)
 
-    def without_last(self, count: int) -> EncodedConversation:
-        """A copy without the last `count` tokens, which are text."""
-        end = len(self) - count
-        return EncodedConversation(
-            self.input_ids[:end], self.labels[:end], self.modality[:end], list(self.image_indices)
-        )
-
 
 def segments(messages: Sequence[dict[str, Any]], template: Template) -> list[Segment]:
     """Lay a conversation out as segments, numbering its images from 1 in reading order.
@@ -190,53 +219,74 @@ def segments(messages: Sequence[dict[str, Any]], template: Template) -> list[Seg
 
     Raises ValueError, naming the message, for a conversation that the template cannot express.
     """
-    turns = [_parse_message(message, index) for index, message in enumerate(messages)]
+    turns = [parse_message(message, index) for index, message in enumerate(messages)]
     system = None
     if turns and turns[0].role == "system":
         first = turns.pop(0)
         system = first.text
         if first.images:
             raise ValueError("message 0: a system message cannot show images; show them in a user message")
-    _check_order([turn.role for turn in turns], first=len(messages) - len(turns))
+    check_order([turn.role for turn in turns], first=len(messages) - len(turns))
 
     result = template.system_segments(system)
     shown = 0
     for position, turn in enumerate(turns):
         if turn.role == "assistant":
-            result += [_message_text(turn.text, turn.supervised), Segment("end", supervised=turn.supervised)]
+            result += answer_segments(turn.text, template, turn.supervised)
             continue
         if position > 0:
             result.append(template.fixed(template.round_end))
-        result += _question_segments(turn.parts, shown, template)
+        inside = position == 0 and template.system_inside and template.has_system(system)
+        result += question_segments(turn.parts, template, shown, header=not inside, last=position + 2 >= len(turns))
         shown += len(turn.images)
     return [segment for segment in result if segment.kind not in ("text", "fixed") or segment.text]
 
 
-def _question_segments(parts: Sequence[str | int], shown: int, template: Template) -> list[Segment]:
-    """A question from its first header to the answer header, after `shown` images; `parts` hold indices of images."""
+def question_segments(
+    parts: Sequence[str | int], template: Template, shown: int = 0, header: bool = True, last: bool = False
+) -> list[Segment]:
+    """A question from its first header to the answer header, after `shown` images; `parts` hold indices of images.
+
+    `header` is whether it has its first header, `last` whether its answer is the last of the conversation.
+    """
     fixed = template.fixed
-    images = {
-        number: [
-            fixed(template.image_header_for(number)),
-            Segment("image", image=index),
-            fixed(template.image_end),
+    first_text = next((place for place, part in enumerate(parts) if isinstance(part, str) and part), len(parts))
+    images = {}
+    for number, place in enumerate((n for n, part in enumerate(parts) if isinstance(part, int)), start=shown + 1):
+        kind = LEADING_IMAGE if place < first_text else IMAGE_PART
+        images[number] = [
+            fixed(template.image_header_for(number), kind),
+            Segment("image", image=int(parts[place]), part=kind),
+            fixed(template.image_end, kind),
         ]
-        for number, index in enumerate((part for part in parts if isinstance(part, int)), start=shown + 1)
-    }
     numbers = iter(images)
     numbered = [next(numbers) if isinstance(part, int) else part for part in parts]
-    header, answer_header = fixed(template.question_header), fixed(template.answer_header)
+    begin = [fixed(template.question_header)] if header else []
+    end = fixed(template.header_before_answer(last))
     if template.images == BEFORE:
         before = [segment for image in images.values() for segment in image]
-        return [*before, header, _message_text(text_with_names(numbered)), answer_header]
+        return [*before, *begin, _message_text(template.message(text_with_names(numbered))), end]
+    joined = join_texts(numbered)
+    if template.strip:
+        joined[:1] = [part.lstrip() if isinstance(part, str) else part for part in joined[:1]]
+        joined[-1:] = [part.rstrip() if isinstance(part, str) else part for part in joined[-1:]]
     content: list[Segment] = []
-    for part in join_texts(numbered):
+    for part in joined:
         content += images[part] if isinstance(part, int) else [_message_text(part)]
-    return [header, *content, answer_header]
+    return [*begin, *content, end]
 
 
-def _message_text(text: str, supervised: bool = False) -> Segment:
-    return Segment("text", text, supervised=supervised, from_message=True)
+def answer_segments(text: str, template: Template, supervised: bool = True) -> list[Segment]:
+    """An answer and what closes it."""
+    return [
+        template.fixed(template.answer_start, ANSWER, supervised),
+        Segment("text", template.message(text), supervised=supervised, from_message=True, part=ANSWER),
+        Segment("end", supervised=supervised, part=ANSWER),
+    ]
+
+
+def _message_text(text: str) -> Segment:
+    return Segment("text", text, from_message=True)
 
 
 def encode(
@@ -249,22 +299,45 @@ def encode(
 
     Raises ValueError for a conversation that the template cannot express or a tokenizer that lacks a needed token.
     """
-    layout = segments(messages, template)
+    return encode_segments(segments(messages, template), tokenizer, template, image_tokens)
+
+
+def encode_segments(
+    layout: Sequence[Segment], tokenizer: Tokenizer, template: Template, image_tokens: int
+) -> EncodedConversation:
+    """Turn the segments of a conversation into tokens, see `encode`."""
+    encoded = EncodedConversation()
+    encoded.extend(begin_ids(tokenizer, template), TEXT, False)
+    for piece, ids in tokenised(layout, tokenizer, template):
+        if piece.image is not None:
+            encoded.extend([image_token_id(tokenizer)] * image_tokens, IMAGE, False)
+            encoded.image_indices.append(piece.image)
+        else:
+            encoded.extend(ids, TEXT, piece.supervised)
+    return encoded
+
+
+def tokenised(layout: Sequence[Segment], tokenizer: Tokenizer, template: Template) -> list[tuple[Piece, list[int]]]:
+    """What is tokenised together, in order, and its tokens; an image has none here.
+
+    Raises ValueError for a tokenizer that lacks a needed token.
+    """
+    if template.joined:
+        return tokenised_pieces(layout, tokenizer, template)
     texts = {
         kind: iter(tokenise(tokenizer, [part.text for part in layout if part.kind == kind], special=kind == "fixed"))
         for kind in ("text", "fixed")
     }
-    encoded = EncodedConversation()
-    encoded.extend(begin_ids(tokenizer, template), TEXT, False)
+    result = []
     for segment in layout:
+        text, ids = segment.text, []
         if segment.kind in texts:
-            encoded.extend(next(texts[segment.kind]), TEXT, segment.supervised)
-        elif segment.image is not None:
-            encoded.extend([image_token_id(tokenizer)] * image_tokens, IMAGE, False)
-            encoded.image_indices.append(segment.image)
-        else:
-            encoded.extend(end_ids(tokenizer, template), TEXT, segment.supervised)
-    return encoded
+            ids = next(texts[segment.kind])
+        elif segment.kind == "end":
+            ids = end_ids(tokenizer, template)
+            text = template.answer_end or tokenizer.eos_token or ""
+        result.append((Piece(((segment, text),), image=segment.image), ids))
+    return result
 
 
 def render(messages: Sequence[dict[str, Any]], template: Template, end: str = "</s>") -> list[tuple[str, bool]]:
@@ -272,18 +345,13 @@ def render(messages: Sequence[dict[str, Any]], template: Template, end: str = "<
 
     `end` is the text of the end-of-sequence token, for templates without a text of their own that closes an answer.
     """
+    return render_segments(segments(messages, template), template, end)
+
+
+def render_segments(layout: Sequence[Segment], template: Template, end: str = "</s>") -> list[tuple[str, bool]]:
+    """Return the segments of a conversation as readable text, see `render`."""
     shown = {"image": IMAGE_TOKEN, "end": template.answer_end or end}
-    return [(shown.get(segment.kind, segment.text), segment.supervised) for segment in segments(messages, template)]
-
-
-def message_text(message: Mapping[str, Any], shown: int = 0) -> str:
-    """Return the text of a message for a reader, after `shown` images: a question as with `images: before`.
-
-    Raises ValueError for a message that the template cannot express.
-    """
-    turn = _parse_message(dict(message), 0)
-    numbers = iter(range(shown + 1, shown + 1 + len(turn.images)))
-    return text_with_names([next(numbers) if isinstance(part, int) else part for part in turn.parts])
+    return [(shown.get(segment.kind, segment.text), segment.supervised) for segment in layout]
 
 
 def tokenise(tokenizer: Tokenizer, texts: list[str], special: bool = False) -> list[list[int]]:
@@ -315,78 +383,15 @@ def image_token_id(tokenizer: Tokenizer) -> int:
     return token
 
 
-def end_token_id(tokenizer: Tokenizer) -> int:
-    """Return the id of the end-of-sequence token. Raises ValueError if the tokenizer has none."""
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no end-of-sequence token, so a model could not learn to stop")
-    return tokenizer.eos_token_id
-
-
 def end_ids(tokenizer: Tokenizer, template: Template) -> list[int]:
     """Return the tokens that close an answer. Raises ValueError if there are none."""
     if not template.answer_end:
-        return [end_token_id(tokenizer)]
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no end-of-sequence token, so a model could not learn to stop")
+        return [tokenizer.eos_token_id]
     return tokenise(tokenizer, [template.answer_end], template.special)[0]
 
 
 def begin_ids(tokenizer: Tokenizer, template: Template) -> list[int]:
     """Return the begin-of-sequence token, or nothing."""
     return [tokenizer.bos_token_id] if template.bos and tokenizer.bos_token_id is not None else []
-
-
-class _Turn(NamedTuple):
-    """A message: its role, its texts and the indices of its images in their order, and whether it is trained on."""
-
-    role: str
-    parts: list[str | int]
-    supervised: bool
-
-    @property
-    def text(self) -> str:
-        return "\n".join(part for part in self.parts if isinstance(part, str) and part)
-
-    @property
-    def images(self) -> list[int]:
-        return [part for part in self.parts if isinstance(part, int)]
-
-
-def _parse_message(message: dict[str, Any], number: int) -> _Turn:
-    """Validate a message and take it apart. Raises ValueError, naming the message by its `number`."""
-    role, content = message.get("role"), message.get("content")
-    if role not in ("system", "user", "assistant"):
-        raise ValueError(f"message {number}: role {role!r} is not system, user or assistant")
-    parts: Any = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, Sequence):
-        raise ValueError(f"message {number}: content must be a text or a list of parts, not {type(content).__name__}")
-    found: list[str | int] = []
-    for part in parts:
-        if part.get("type") == "text" and isinstance(part.get("text"), str):
-            found.append(part["text"])
-        elif part.get("type") == "image" and isinstance(part.get("index"), int):
-            found.append(part["index"])
-        else:
-            raise ValueError(
-                f"message {number}: a part must be {{'type': 'text', 'text': ...}} or "
-                f"{{'type': 'image', 'index': number}}, not {part!r}"
-            )
-    turn = _Turn(role, found, message.get("supervised", True))
-    if not isinstance(turn.supervised, bool):
-        raise ValueError(f"message {number}: 'supervised' must be true or false, not {turn.supervised!r}")
-    if role == "assistant" and turn.images:
-        raise ValueError(f"message {number}: an assistant message cannot show images")
-    if role == "assistant" and not turn.text:
-        raise ValueError(f"message {number}: the answer is empty, so there is nothing to learn from it")
-    if role == "user" and not turn.text and not turn.images:
-        raise ValueError(f"message {number}: the user message is empty")
-    return turn
-
-
-def _check_order(roles: list[str], first: int) -> None:
-    """Raise ValueError unless user and assistant messages alternate, beginning with the user."""
-    if not roles:
-        raise ValueError("the conversation has no user message")
-    for index, role in enumerate(roles):
-        expected = ("user", "assistant")[index % 2]
-        if role != expected:
-            before = f"after a {roles[index - 1]} message" if index else "at the start"
-            raise ValueError(f"message {first + index}: a {role} message {before}; expected a {expected} message")

@@ -57,9 +57,12 @@ if PRODUCTS:
     preflight.set_times(PRODUCTS)
 
 REGISTRY = SETTINGS.registry()
+EVALUATED_RUNS = targets.evaluated_runs(SETTINGS)
+OWN = SETTINGS.own()
 IMAGE_SOURCES = targets.image_sources(SETTINGS)
 SUBSET_DATASETS = targets.subset_datasets(SETTINGS)
 SUBSET_ANNOTATION_SOURCES = sorted({source for name in SUBSET_DATASETS for source in REGISTRY.annotation_sources(name)})
+FORGETTING_RUNS = [run for run in SETTINGS.runs if targets.measures_forgetting(SETTINGS, run)]
 BASES = f"{ROOT}/bases/miniature"
 FEATURES = "features/{encoder}/layer{layer}-{class_token}-{precision}/{source}-{number}-of-{total}"
 
@@ -71,6 +74,7 @@ wildcard_constraints:
     blend=targets.one_of(SETTINGS.blends),
     model=targets.one_of(SETTINGS.models),
     run=targets.one_of(SETTINGS.runs),
+    replay=targets.one_of(SETTINGS.replay),
     part=r"epoch-\d{3}|heldout",
 
 
@@ -156,6 +160,18 @@ def base_inputs(wildcards):
     return look_for_damage() + [f"{BASES}/{kind}/manifest.json" for kind in kinds] + tokenizer_input(model.tokens)
 
 
+def replay_tokens(wildcards):
+    """The entry of `tokens` of the model whose decoder answers the prompts of a replay dataset."""
+    return SETTINGS.models[SETTINGS.replay[wildcards.replay].model].tokens
+
+
+def replay_bases(wildcards):
+    """The manifests of decoder and tokenizer of that model, if they are made by the graph."""
+    language = SETTINGS.models[SETTINGS.replay[wildcards.replay].model].language
+    made = [f"{BASES}/language/manifest.json"] if language == "miniature" else []
+    return look_for_damage() + made + tokenizer_input(replay_tokens(wildcards))
+
+
 def training(resource):
     """The amount of a resource that a training job requests."""
     return lambda wildcards: targets.training_resources(SETTINGS, wildcards.run)[resource]
@@ -189,13 +205,14 @@ def all_data(wildcards):
 
 
 def all_exports(wildcards):
-    """The exported folders of all runs."""
-    return below_root("exported/{run}/{which}/manifest.json", run=SETTINGS.runs, which=["final", "best"])
+    """The exported folders of all runs that are evaluated, and the results of the others."""
+    exported = below_root("exported/{run}/{which}/manifest.json", run=EVALUATED_RUNS, which=["final", "best"])
+    return exported + below_root("train/{run}/finished.json", run=[*SETTINGS.runs])
 
 
 def all_metrics(wildcards):
-    """The scores of all runs."""
-    return below_root("evaluate/{run}/metrics.json", run=SETTINGS.runs)
+    """The scores of all runs that are evaluated."""
+    return below_root("evaluate/{run}/metrics.json", run=EVALUATED_RUNS)
 
 
 onstart:

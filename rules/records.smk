@@ -28,7 +28,7 @@ rule convert:
         ),
         raw=raw_folders,
         media=lambda w: named_folders("media", REGISTRY.image_sources(w.dataset)),
-        tolerance=lambda w: SETTINGS.tolerance.rows_of(w.dataset in SETTINGS.custom),
+        tolerance=lambda w: SETTINGS.tolerance.rows_of(w.dataset in OWN),
         kept_rows=lambda w: option("--kept-rows", targets.kept_rows(SETTINGS, w.dataset)),
         subset=lambda w, input: option("--subset", input.subset),
         out=subpath(output.report, parent=True),

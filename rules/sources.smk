@@ -55,7 +55,8 @@ rule select_subset:
 rule fetch:
     input:
         damage=lambda w: look_for_damage(),
-        miniature=lambda w: [] if SETTINGS.data_path or w.source in SETTINGS.custom else rules.miniature.output.manifest,
+        miniature=lambda w: [] if SETTINGS.data_path or w.source in OWN else rules.miniature.output.manifest,
+        replay=lambda w: f"{ROOT}/replay/{w.source}/manifest.json" if w.source in SETTINGS.replay else [],
         subset=lambda w: rules.select_subset.output if w.source in targets.subset_sources(SETTINGS) else [],
     output:
         manifest=f"{ROOT}/raw/{{source}}/source.json",
@@ -71,12 +72,10 @@ rule fetch:
     params:
         data_path=lambda w: targets.data_path(SETTINGS, w.source, PREFIXED_ROOT),
         require=lambda w: [f"--require={path}" for path in REGISTRY.requirements(w.source, SETTINGS.datasets())],
-        custom=lambda w: option(
-            "--custom", SETTINGS.custom[w.source].rerun_key() if w.source in SETTINGS.custom else []
-        ),
+        custom=lambda w: option("--custom", OWN[w.source].rerun_key() if w.source in OWN else []),
         entry=lambda w: targets.source_rerun_key(SETTINGS, w.source),
         digest=raw_digest,
-        download=lambda w: ["--download"] if SETTINGS.download == "missing" and w.source not in SETTINGS.custom else [],
+        download=lambda w: ["--download"] if SETTINGS.download == "missing" and w.source not in OWN else [],
         subset=lambda w, input: option("--subset", input.subset),
         code=lambda w: row_code(SETTINGS, w.source, "scripts.fetch"),
         out=subpath(output.manifest, parent=True),

@@ -16,6 +16,7 @@ rule train_run:
         heldout=lambda w: f"{ROOT}/blend/{SETTINGS.runs[w.run].blend}/heldout/manifest.json",
         pixels=lambda w: targets.training_pixels(SETTINGS, w.run),
         features=lambda w: targets.feature_manifests(SETTINGS, w.run),
+        start=lambda w: targets.start_result(SETTINGS, w.run),
     output:
         # `update` keeps the last good result until a newer one has succeeded. Checkpoints are not declared as outputs:
         # Snakemake would delete them before a retry.
@@ -49,6 +50,7 @@ rule train_run:
         heldout=lambda w, input: os.path.dirname(input.heldout),
         pixels=lambda w, input: option("--pixels", input.pixels),
         features=lambda w, input: option("--features", input.features),
+        start=lambda w, input: option("--start", [os.path.dirname(path) for path in input.start]),
         root=folder(),
         out=subpath(output[0], parent=True),
     message:
@@ -57,8 +59,8 @@ rule train_run:
         "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
         "python -m scripts.train --name {wildcards.run:q} --settings {params.settings:q} "
         "--execution {resources.execution:q} --model {params.model:q} --blend {params.parts:q} "
-        "--heldout {params.heldout:q} {params.pixels:q} {params.features:q} --root {params.root:q} --out {params.out:q} "
-        "--minutes {resources.runtime:q}"
+        "--heldout {params.heldout:q} {params.pixels:q} {params.features:q} {params.start:q} "
+        "--root {params.root:q} --out {params.out:q} --minutes {resources.runtime:q}"
 
 
 rule export:

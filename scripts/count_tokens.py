@@ -2,7 +2,8 @@
 
 Reads   records/<dataset>.parquet, its report, and a tokenizer
 Writes  tokens/<tokens>/<dataset>.parquet   per round: tokens of each alternative of question and answer
-                                            and of the prefix, where a record has a system text of its own (else 0)
+                                            and of the prefix, where a record has a system text of its own (else 0);
+                                            with a chat template, of a question that comes first, where that differs
         tokens/<tokens>/<dataset>.json      what was counted with (identity), and the tokens of the fixed parts
 
 A text that refers to an image by a slot has one count for every offset of image numbers, because "image 9" and "image
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 
 from model.template import INLINE
 from model.token_counter import TokenCounter
-from scripts.blending.ragged import Ragged, flat, list_starts, nested, segment_sums, starts_from_lengths
+from scripts.blending.ragged import Ragged, flat, list_starts, nested, starts_from_lengths
 from scripts.blending.slots import follow_up, has_slots, question_parts, question_text, render_slots
 from scripts.blending.tokens_identity import load_tokenizer, template_of, tokens_identity
 from scripts.common.cli import load_settings, parser
@@ -31,7 +32,7 @@ from scripts.common.files import open_table, read_json, write_json, write_table
 from scripts.common.progress import track
 from scripts.common.records import SHOWN_SLOT
 from scripts.common.table_hash import table_sha256
-from scripts.config.tokens import TokensConfig
+from scripts.config.tokens import CompleteTokensConfig, TokensConfig
 
 _COUNTS = pa.list_(pa.list_(pa.int32()))
 TOKENS_SCHEMA = pa.schema(
@@ -41,11 +42,22 @@ TOKENS_SCHEMA = pa.schema(
         ("rounds", pa.list_(pa.struct([("question", _COUNTS), ("named", _COUNTS), ("answer", _COUNTS)]))),
     ]
 )
+_FIRST = pa.field("first", _COUNTS)
 _BATCH = 16384
 _TEXTS_AT_ONCE = 4096
 
-Writer = Callable[[str, int], list[str]]
-"""Gives the texts, tokenised one by one, that a text of a record becomes at an offset of image numbers."""
+Writer = Callable[[str, int], list[str | int]]
+"""Gives the texts and the numbers of images that a text of a record becomes at an offset of image numbers."""
+Count = Callable[[list[list[str | int]]], list[int]]
+"""Gives the tokens of each of several texts that a `Writer` wrote."""
+
+
+def tokens_schema(first: bool = False) -> pa.Schema:
+    """The columns of a token table; `first` is whether it has counts of questions that come first."""
+    if not first:
+        return TOKENS_SCHEMA
+    fields = [*TOKENS_SCHEMA.field("rounds").type.value_type, _FIRST]
+    return TOKENS_SCHEMA.set(2, pa.field("rounds", pa.list_(pa.struct(fields))))
 
 
 class TextCounter:
@@ -62,20 +74,38 @@ class TextCounter:
         """From list<string> to list<list<int32>>: each alternative's tokens per offset, or one count without slots."""
         shown = pc.match_substring_regex(column.flatten(), SHOWN_SLOT.pattern)
         self.shows_images = self.shows_images or bool(pc.any(shown).as_py())
-        return self._counts(column, _pieces if self.counter.template.images == INLINE else _whole)
+        return self._counts(column, self._question, self.counter.questions)
+
+    def first_questions(self, column: pa.ListArray, systems: pa.StringArray) -> pa.ListArray:
+        """As `questions`, for those that come first, below the system texts (rounds,); none where that is the same."""
+        lists: list[list[list[int]]] = []
+        for system, alternatives in zip(systems.to_pylist(), column.to_pylist(), strict=True):
+            lists.append([])
+            if self.counter.first_differs(system or None):
+                written = (self._variants(text, self._question) for text in alternatives)
+                lists[-1] += [self.counter.first_questions(variants, system or None) for variants in written]
+        return pa.array(lists, _COUNTS)
 
     def follow_ups(self, column: pa.ListArray) -> pa.ListArray:
         """As `questions`, for questions as follow-ups of a join."""
-        return self._counts(column, _follow_up, always=True)
+        return self._counts(column, _follow_up, self.counter.questions, always=True)
 
     def answers(self, column: pa.ListArray) -> pa.ListArray:
         """As `questions`, for answers."""
-        return self._counts(column, _answer)
+        return self._counts(column, _answer, self._count_answers)
 
-    def _counts(self, column: pa.ListArray, write: Writer, always: bool = False) -> pa.ListArray:
+    def _question(self, question: str, offset: int) -> list[str | int]:
+        if self.counter.template.images == INLINE:
+            return question_parts(question, offset)
+        return [question_text(question, offset)]
+
+    def _count_answers(self, answers: list[list[str | int]]) -> list[int]:
+        return self.counter.answers([str(text) for (text,) in answers])
+
+    def _counts(self, column: pa.ListArray, write: Writer, count: Count, always: bool = False) -> pa.ListArray:
         """Tokens of a column; with `always`, per offset for every text."""
         texts = column.flatten().dictionary_encode()
-        counts = self._distinct(texts.dictionary.to_pylist(), write, always).take(texts.indices.to_numpy())
+        counts = self._distinct(texts.dictionary.to_pylist(), write, count, always).take(texts.indices.to_numpy())
         return nested(list_starts(column), counts.to_arrow(pa.int32()))
 
     def prefixes(self, systems: pa.StringArray) -> pa.Array:
@@ -84,35 +114,25 @@ class TextCounter:
         counts = [self.counter.prefix(text) if text else 0 for text in texts.dictionary.to_pylist()]
         return pa.array(counts, pa.int32()).take(texts.indices)
 
-    def _distinct(self, texts: list[str], write: Writer, always: bool) -> Ragged:
+    def _distinct(self, texts: list[str], write: Writer, count: Count, always: bool) -> Ragged:
         """Tokens of each text, per offset where it has slots."""
-        variants = [
-            [write(text, offset) for offset in range(self.max_images)] if always or has_slots(text) else [[text]]
-            for text in texts
-        ]
+        variants = [self._variants(text, write, always) for text in texts]
         written = list(chain.from_iterable(variants))
-        pieces = list(chain.from_iterable(written))
         counts: list[int] = []
-        for start in range(0, len(pieces), _TEXTS_AT_ONCE):
-            counts += self.counter.texts(pieces[start : start + _TEXTS_AT_ONCE])
-        starts = starts_from_lengths(np.array([len(row) for row in written], np.int64))
-        sums = segment_sums(np.array(counts, np.int64), starts)
-        return Ragged.from_lengths(sums, np.array([len(row) for row in variants], np.int64))
+        for start in range(0, len(written), _TEXTS_AT_ONCE):
+            counts += count(written[start : start + _TEXTS_AT_ONCE])
+        return Ragged.from_lengths(np.array(counts, np.int64), np.array([len(row) for row in variants], np.int64))
+
+    def _variants(self, text: str, write: Writer, always: bool = False) -> list[list[str | int]]:
+        """What a text becomes at every offset of image numbers, or once if it has no slots."""
+        return [write(text, offset) for offset in range(self.max_images)] if always or has_slots(text) else [[text]]
 
 
-def _whole(question: str, offset: int) -> list[str]:
-    return [question_text(question, offset)]
-
-
-def _pieces(question: str, offset: int) -> list[str]:
-    return [part for part in question_parts(question, offset) if isinstance(part, str)]
-
-
-def _follow_up(question: str, offset: int) -> list[str]:
+def _follow_up(question: str, offset: int) -> list[str | int]:
     return [follow_up(question, offset)]
 
 
-def _answer(answer: str, offset: int) -> list[str]:
+def _answer(answer: str, offset: int) -> list[str | int]:
     return [render_slots(answer, offset)]
 
 
@@ -128,10 +148,14 @@ def count_batch(batch: pa.Table, counter: TextCounter, named: bool) -> pa.Table:
         counter.follow_ups(_only(questions, with_name)),
         counter.answers(answers),
     ]
-    rounds_type = TOKENS_SCHEMA.field("rounds").type
-    structs = pa.StructArray.from_arrays(columns, fields=list(rounds_type.value_type))
-    prefixes = counter.prefixes(flat(batch, "system"))
-    return pa.Table.from_arrays([flat(batch, "uid"), prefixes, nested(starts, structs)], schema=TOKENS_SCHEMA)
+    systems = flat(batch, "system")
+    schema = tokens_schema(counter.counter.first_may_differ)
+    if counter.counter.first_may_differ:
+        of_round = np.repeat(np.arange(len(systems)), np.diff(starts))
+        columns.append(counter.first_questions(questions, systems.take(pa.array(of_round))))
+    structs = pa.StructArray.from_arrays(columns, fields=list(schema.field("rounds").type.value_type))
+    prefixes = counter.prefixes(systems)
+    return pa.Table.from_arrays([flat(batch, "uid"), prefixes, nested(starts, structs)], schema=schema)
 
 
 def _only(questions: pa.ListArray, selected: np.ndarray) -> pa.ListArray:
@@ -161,9 +185,9 @@ def count_tokens(
         raise UserError(f"{records} does not exist: run convert for {dataset} first")
     tokenizer = load_tokenizer(tokenizer_name)
     template = template_of(settings, tokenizer)
-    counter = TokenCounter(tokenizer, template, settings.image_tokens)
-    texts = TextCounter(counter, settings.max_images)
     try:
+        counter = TokenCounter(tokenizer, template, settings.image_tokens)
+        texts = TextCounter(counter, settings.max_images)
         identity = tokens_identity(tokenizer, template, settings.image_tokens)
         table = _count(records, texts, dataset, followups)
     except ValueError as error:
@@ -188,6 +212,8 @@ def count_tokens(
         "records_sha256": records_sha256,
         "sha256": table_sha256(table),
     }
+    if counter.last_round():
+        manifest["last_round"] = counter.last_round()
     write_json(out / f"{dataset}.json", manifest)
     return manifest
 
@@ -200,7 +226,7 @@ def _count(path: Path, counter: TextCounter, dataset: str, followups: bool) -> p
             count_batch(pa.Table.from_batches([batch]), counter, followups)
             for batch in track(batches, f"counting {dataset} ({_BATCH} records at a time)", total)
         ]
-    return pa.concat_tables(tables) if tables else TOKENS_SCHEMA.empty_table()
+    return pa.concat_tables(tables) if tables else tokens_schema(counter.counter.first_may_differ).empty_table()
 
 
 def main() -> None:
@@ -214,7 +240,7 @@ def main() -> None:
     arguments.add_argument("--followups", action="store_true", help="a join takes follow-ups from this dataset")
     arguments.add_argument("--out", required=True, type=Path, help="folder to write into: tokens/<tokens>")
     args = arguments.parse_args()
-    settings = load_settings(TokensConfig, args.settings)
+    settings = load_settings(CompleteTokensConfig, args.settings)
     count_tokens(args.dataset, args.records, args.report, args.tokenizer, settings, args.out, args.followups)
 
 

@@ -9,10 +9,12 @@ is built on the meta device, so that 70 billion parameters are counted on a lapt
 on this machine, published architectures are used (`scripts/estimation/architectures.py`).
 
 States are exact; activations are what autograd keeps of a Llama-like decoder, for rows as full as they can be; days are
-estimated from the share of a GPU's peak that training of such models usually reaches. The tokens of an epoch are read
-from the plan where it exists; otherwise they are a guess, and marked as one.
+estimated from the share of a GPU's peak that training of such models usually reaches. The size of an epoch is read from
+the plan, computed from the records, or estimated from the rows of own data and from the settings (`samples`, `concat`,
+packing): see `scripts/estimation/epoch_size.py`. What is a guess is marked as one.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,7 +149,8 @@ def report(configuration: settings.Settings, name: str, ranks: int, gpu: str, mf
     Raises:
         UserError: see `Estimate.of`.
     """
-    from scripts.estimation.epoch_flops import epoch_totals, operations
+    from scripts.estimation.epoch_flops import operations
+    from scripts.estimation.epoch_size import epoch_totals
     from scripts.training.flops import PEAKS
     from scripts.training.trainable import parameter_table
 
@@ -155,7 +158,7 @@ def report(configuration: settings.Settings, name: str, ranks: int, gpu: str, mf
     run = estimate.run
     blend = configuration.blends[run.blend]
     section = configuration.models[run.model]
-    epoch = epoch_totals(blend, Path(configuration.results) / "plan" / run.blend, estimate.model.config.image_tokens)
+    epoch = epoch_totals(configuration, run.blend, estimate.model.config.image_tokens)
     flops = operations(estimate.model, epoch, run.features)
     days = run.epochs * flops / (ranks * PEAKS[GPUS[gpu][1]] * mfu) / 86400
     ranks_here = max(1, ranks // run.nodes)
@@ -176,10 +179,14 @@ def report(configuration: settings.Settings, name: str, ranks: int, gpu: str, mf
         mark = "<- the recipe" if (placement.zero, placement.offload) == (run.zero, run.offload) else ""
         rows.append((str(placement.zero), placement.offload, *(f"{value / 1e9:.1f}" for value in parts), mark))
     lines += [_aligned(rows), *estimate.second_copy_offer(ranks_here)]
-    source = "as planned" if epoch.planned else "a guess; build the data for the exact number"
+    packed = f"{epoch.units:,.0f} packs of {blend.sequence} tokens" if blend.packing else "a row each"
+    steps = math.ceil(epoch.units / blend.global_batch)
     lines += [
         "",
-        f"an epoch ({source}): {epoch.conversations:,.0f} conversations, {epoch.tokens / 1e6:,.0f} million tokens",
+        f"an epoch ({epoch.source}): {epoch.conversations:,.0f} conversations in {packed},",
+        f"  {epoch.tokens / 1e6:,.3g} million tokens, {epoch.images:,.0f} images",
+        *(f"  {note}" for note in epoch.notes),
+        f"steps of {blend.global_batch} rows: {steps:,} in an epoch, {run.epochs * steps:,} in the run",
     ]
     lines += [f"operations per token: {flops / epoch.tokens:.3g}; of the run: {run.epochs * flops:.3g}"]
     lines += [f"{ranks} x {gpu} at {mfu:.0%} of their peak: {days:.1f} days for {run.epochs} epochs", ""]

@@ -11,7 +11,7 @@ from pathlib import Path
 from scripts.common.cli import load_settings, parser
 from scripts.common.errors import run_program
 from scripts.config.model import ModelConfig
-from scripts.config.tokens import TokensConfig
+from scripts.config.tokens import CompleteTokensConfig
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     )
     arguments.add_argument("--out", required=True, type=Path, help="folder to write: models/<model>")
     args = arguments.parse_args()
-    settings, tokens = load_settings(ModelConfig, args.settings), load_settings(TokensConfig, args.tokens)
+    settings, tokens = load_settings(ModelConfig, args.settings), load_settings(CompleteTokensConfig, args.tokens)
     # Imported late, so that --help and errors in settings appear at once.
     from transformers.utils import logging
 

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
-from model.template import Segment, Template, encode, segments
+from model.joined_tokens import Piece, piece_offsets
+from model.template import Template, encode, segments, tokenised
 from scripts.blending.tokens_identity import load_tokenizer, template_of, tokens_identity
 from scripts.common.cli import load_settings, parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import atomic
-from scripts.config.tokens import TokensConfig
+from scripts.config.tokens import CompleteTokensConfig, TokensConfig
 from scripts.inference.blend_reader import BlendReader, Sample
 from scripts.reporting.report_images import data_uri
 
@@ -102,27 +103,30 @@ def choose_conversations(reader: BlendReader) -> list[int]:
 
 
 def rendered(sample: Sample, tokenizer: "PreTrainedTokenizerBase", template: Template) -> Iterator[PreviewSpan]:
-    """The conversation span by span, exactly as it is tokenised."""
-    for segment in segments(sample.messages, template):
-        if segment.image is not None:
-            uri, small = data_uri(sample.images[segment.image])
-            yield PreviewSpan("image", f"image {segment.image + 1}", uri=uri, small=small)
-        elif segment.kind == "end":
-            text = template.answer_end or tokenizer.eos_token
-            yield PreviewSpan("end" if segment.supervised else "header", text)
-        elif segment.supervised:
-            yield PreviewSpan("answer", segment.text, tokens=_tokens(segment, tokenizer))
+    """The conversation span by span, exactly as it is tokenised and trained on."""
+    for piece, _ in tokenised(segments(sample.messages, template), tokenizer, template):
+        if piece.image is not None:
+            uri, small = data_uri(sample.images[piece.image])
+            yield PreviewSpan("image", f"image {piece.image + 1}", uri=uri, small=small)
+        elif piece.supervised and any(segment.from_message for segment, _ in piece.parts):
+            yield PreviewSpan("answer", piece.text, tokens=_tokens(piece, tokenizer, template.joined))
+        elif piece.supervised:
+            yield PreviewSpan("end", piece.text)
         else:
-            yield PreviewSpan("text" if segment.from_message else "header", segment.text)
+            for segment, text in piece.parts:
+                yield PreviewSpan("text" if segment.from_message else "header", text)
 
 
-def _tokens(segment: Segment, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    """The text of a segment divided into its tokens; tokens that share a character are shown as one."""
-    spans = tokenizer(
-        segment.text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-    )["offset_mapping"]  # fmt: skip
-    ends = sorted({end for _, end in spans} | {len(segment.text)})
-    return tuple(segment.text[start:end] for start, end in zip([0, *ends], ends, strict=False) if end > start)
+def _tokens(piece: Piece, tokenizer: "PreTrainedTokenizerBase", joined: bool) -> tuple[str, ...]:
+    """The text of an answer divided into its tokens; tokens that share a character are shown as one."""
+    if joined:
+        spans = piece_offsets(piece, tokenizer)
+    else:
+        spans = tokenizer(
+            piece.text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )["offset_mapping"]  # fmt: skip
+    ends = sorted({end for _, end in spans} | {len(piece.text)})
+    return tuple(piece.text[start:end] for start, end in zip([0, *ends], ends, strict=False) if end > start)
 
 
 def main() -> None:
@@ -136,7 +140,7 @@ def main() -> None:
     arguments.add_argument("--settings", required=True, help="the section `tokens.<name>` as JSON, or @file")
     arguments.add_argument("--out", required=True, type=Path, help="page to write: blend/<blend>/preview.html")
     args = arguments.parse_args()
-    write_preview(args.blend, args.root, args.tokenizer, load_settings(TokensConfig, args.settings), args.out)
+    write_preview(args.blend, args.root, args.tokenizer, load_settings(CompleteTokensConfig, args.settings), args.out)
 
 
 if __name__ == "__main__":

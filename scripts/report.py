@@ -14,7 +14,17 @@ from scripts.common.cli import parser
 from scripts.common.errors import run_program
 from scripts.common.files import atomic, read_json
 from scripts.evaluation.suites import suite_paths
-from scripts.reporting import answers, cards, data, heldout_answers, provenance, rule_graph, run_comparison, scores
+from scripts.reporting import (
+    answers,
+    cards,
+    data,
+    heldout_answers,
+    provenance,
+    rule_graph,
+    run_comparison,
+    scores,
+    text_answers,
+)
 from scripts.reporting.efficiency import studies
 from scripts.reporting.report_images import ReportImages
 
@@ -25,6 +35,7 @@ _ANCHORS = (
     ("columns", "comparison", "Comparison"),
     ("chart", "curves", "Curves"),
     ("heldout_datasets", "heldout", "Held-out answers"),
+    ("text_answers", "text", "Text answers"),
     ("suites", "dialogues", "Dialogues"),
     ("kinds", "mistakes", "Incorrect answers"),
     ("datasets", "data", "Data"),
@@ -54,6 +65,7 @@ def arguments() -> argparse.ArgumentParser:
         "plans": "plan/BLEND/PART.json",
         "finished": "train/RUN/finished.json",
         "metrics": "evaluate/RUN/metrics.json",
+        "forgetting": "evaluate/RUN/forgetting.json",
         "locks": "train/RUN/lock.json",
     }
     for name, files in inputs.items():
@@ -108,6 +120,7 @@ def contents(args: argparse.Namespace) -> dict[str, Any]:
         "chart": chart,
         "run_details": run_details,
         "heldout_datasets": heldout_answers.heldout_datasets(columns, report_images),
+        "text_answers": text_answers.text_answers(args.forgetting, colours),
         "suites": answers.suites(columns, report_images),
         "mistakes": answers.mistakes(columns, report_images),
         "datasets": data.dataset_rows(args.records, args.validated),

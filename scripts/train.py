@@ -1,6 +1,6 @@
 """Train a model on a blend: start the ranks, show their progress, and report how the run ended.
 
-    reads   models/<model>/, the blend's parts (one per epoch), its held-out part
+    reads   models/<model>/, the blend's parts (one per epoch), its held-out part; with `start` another run's result
     writes  <out>/state/<fingerprint>/   checkpoints, metrics.jsonl, TensorBoard events, settings, log
             <out>/finished.json          last, and only when the run has reached its end
 
@@ -10,6 +10,8 @@ state is named by a fingerprint of what decides the numbers, so another learning
 and another number of ranks does not. A finished run returns at once.
 
 `--estimate RECIPE` prints instead what the runs of a recipe need: memory, GPUs and days (see `scripts/estimate.py`).
+`--dry-run-steps N`, beside the arguments of a run or with a RECIPE, takes N steps and prints time, memory and whether
+the loss falls (see `scripts/training/dry_run.py`); nothing is kept.
 
 Exit status: 0 finished; 75 not finished but saved, because it was asked to stop (SIGTERM, SIGUSR1, Ctrl-C) or the
 time of --minutes was over; 1 an error, with a message; 2 a bug in this program.
@@ -23,6 +25,7 @@ import platform
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,13 +38,17 @@ from scripts.common.progress import Progress, write_over
 from scripts.config.run import RunConfig
 from scripts.inference.blend_reader import BlendReader
 from scripts.training import devices, launch, nodes, watchdog
-from scripts.training.fingerprint import input_hashes, run_fingerprint
+from scripts.training.dry_run import describe, read_facts, shortened
+from scripts.training.fingerprint import input_hashes, manifest_sha256, run_fingerprint
 from scripts.training.plan_check import differences, plan_facts
 from scripts.training.runlock import RunLock
+from scripts.training.start import Start, find_start, is_taken, start_change, take_start
 from scripts.training.trackers import check_installed
 
 NOT_FINISHED = 75
 _DESCRIPTION = ("settings.json", "inputs.json", "plans.json", "environment.json")
+_DRY_RUN = "take so many steps, print time, memory and whether the loss falls, and keep nothing (20 show enough)"
+_LOG_SHOWN = 2000
 _LIBRARIES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
 
 
@@ -53,19 +60,12 @@ def train(args: argparse.Namespace, settings: RunConfig) -> int:
     """
     deadline = time.time() + 60 * args.minutes if args.minutes else None
     check_installed(settings.trackers)
-    if args.features and not settings.features:
-        raise UserError(
-            "--features needs `features: true` in the settings of the run: it changes the last digits of losses"
-        )
-    blend = args.blend * settings.epochs if len(args.blend) == 1 else args.blend
-    if len(blend) != settings.epochs:
-        raise UserError(f"{settings.epochs} epochs need as many --blend folders, or one that repeats, not {len(blend)}")
-    parts = [BlendReader(folder, args.root) for folder in dict.fromkeys([*blend, args.heldout])]
-    check_identity(args.model, parts)
-    inputs = input_hashes(args.model, blend, args.heldout)
+    blend, parts = open_blend(args, settings)
+    start = start_of(args, settings)
+    inputs = input_hashes(args.model, blend, args.heldout, start)
     fingerprint = run_fingerprint(settings, inputs)
     state = args.out / "state" / fingerprint
-    if is_finished(state):
+    if is_finished(state, start):
         print(f"{args.name} is finished already; its state is {state}", file=sys.stderr)
         publish(state, args.out)
         return 0
@@ -82,7 +82,9 @@ def train(args: argparse.Namespace, settings: RunConfig) -> int:
         write_json(state / "settings.json", settings.model_dump(mode="json"))
         readers = {part.folder: part for part in parts}
         facts = [plan_facts(readers[folder]) for folder in blend]
-        warn_changed_plans(args.name, state, facts)
+        warn_changed_inputs(args.name, state, facts, start)
+        if start:
+            take_start(state, start)
         write_json(state / "inputs.json", inputs)
         write_json(state / "plans.json", facts)
         write_json(state / "environment.json", environment())
@@ -91,13 +93,101 @@ def train(args: argparse.Namespace, settings: RunConfig) -> int:
         ranks, threads, log = settings.ranks, settings.threads, state / "log.txt"
         status = launch.run_ranks(topology, ranks, threads, arguments, log, reporter.show, gpus.names)
         reporter.close()
-        if is_finished(state):
+        if is_finished(state, start):
             publish(state, args.out)
             return 0
         return unfinished(state, settings, status)
     finally:
         gpus.release()
         lock.release()
+
+
+def dry_run(args: argparse.Namespace, settings: RunConfig) -> int:
+    """Take the first steps of a run, print what they show, and keep nothing; return the exit status.
+
+    Raises:
+        UserError: inputs do not fit, a loss is not finite, or there is not enough memory.
+    """
+    if settings.nodes > 1:
+        raise UserError(
+            "a dry run uses one node: give `nodes: 1` and the `ranks` of one node, such as --execution "
+            f'\'{{"nodes": 1, "ranks": {settings.ranks // settings.nodes}}}\''
+        )
+    settings = shortened(settings, args.dry_run_steps)
+    start = None
+    if args.start is not None and not (args.start / "finished.json").is_file():
+        print(f"{args.name}: {args.start} is not trained yet, so this begins with the model as it was made")
+    else:
+        start = start_of(args, settings)
+    blend, _ = open_blend(args, settings)
+    with tempfile.TemporaryDirectory(prefix="visualchat-dry-run-") as folder:
+        state = Path(folder)
+        if start:
+            take_start(state, start)
+        arguments = [*worker_arguments(args, settings, "dry-run", state, blend, None)]
+        arguments += ["--dry-run-steps", str(args.dry_run_steps)]
+        topology = nodes.detect_topology(1, settings.ranks, os.environ, nodes.run_command)
+        gpus = devices.reserve_gpus(args.name, settings.ranks, os.environ, settings.precision)
+        reporter = ConsoleReporter(args.name)
+        try:
+            ranks, threads, log = settings.ranks, settings.threads, state / "log.txt"
+            status = launch.run_ranks(topology, ranks, threads, arguments, log, reporter.show, gpus.names)
+        finally:
+            reporter.close()
+            gpus.release()
+        facts = read_facts(state)
+        if facts is None:
+            return without_result(state, settings, status)
+        print(describe(facts, settings, args.name), flush=True)
+        return 0 if len(facts["losses"]) == min(args.dry_run_steps, facts["planned_steps"]) else NOT_FINISHED
+
+
+def without_result(state: Path, settings: RunConfig, status: int) -> int:
+    """Print or raise why a dry run ended before its end; return the exit status.
+
+    Raises:
+        UserError: as for `unfinished`.
+        RuntimeError: a rank crashed.
+    """
+    if len(list((state / "ranks").glob("*.json"))) == settings.ranks:
+        return unfinished(state, settings, status)
+    sys.stderr.write((state / "log.txt").read_text(errors="replace")[-_LOG_SHOWN:])
+    raise UserError(
+        "the ranks of the dry run ended without an error message: killed, perhaps out of memory. Lower micro_batch, "
+        "set gradient_checkpointing, or see what `python -m scripts.train --estimate` counts"
+    )
+
+
+def open_blend(args: argparse.Namespace, settings: RunConfig) -> tuple[list[Path], list[BlendReader]]:
+    """The folder of the blend for each epoch, and readers of all parts, the held-out one last.
+
+    Raises:
+        UserError: they are missing or damaged, or do not belong to the model or to the settings.
+    """
+    if args.features and not settings.features:
+        raise UserError(
+            "--features needs `features: true` in the settings of the run: it changes the last digits of losses"
+        )
+    blend = args.blend * settings.epochs if len(args.blend) == 1 else args.blend
+    if len(blend) != settings.epochs:
+        raise UserError(f"{settings.epochs} epochs need as many --blend folders, or one that repeats, not {len(blend)}")
+    parts = [BlendReader(folder, args.root) for folder in dict.fromkeys([*blend, args.heldout])]
+    check_identity(args.model, parts)
+    return blend, parts
+
+
+def start_of(args: argparse.Namespace, settings: RunConfig) -> Start | None:
+    """The weights of other runs that this one begins with, if it does not begin with those of `models`.
+
+    Raises:
+        UserError: the other run is not named or not finished, or was trained from another model.
+    """
+    if (args.start is None) != (settings.start is None):
+        raise UserError(
+            "--start and `start` in the settings of the run belong together: the first is the folder of a run, the "
+            "second its name and which of its weights are meant, such as align:best"
+        )
+    return None if args.start is None else find_start(args.start, settings, manifest_sha256(args.model))
 
 
 def worker_arguments(
@@ -136,8 +226,11 @@ def join_run(topology: nodes.Topology, arguments: Sequence[str], state: Path, se
     return 1
 
 
-def warn_changed_plans(name: str, state: Path, facts: list[dict[str, Any]]) -> None:
-    """Print a message if the run starts anew, beside an unfinished one, only because its plan has changed."""
+def warn_changed_inputs(name: str, state: Path, facts: list[dict[str, Any]], start: Start | None) -> None:
+    """Print a message if the run starts anew, beside an unfinished one, because of what it reads.
+
+    That is its plan, or the result of the run that it starts from.
+    """
     if (state / "plans.json").exists():
         return
     for other in sorted(state.parent.iterdir()):
@@ -145,10 +238,12 @@ def warn_changed_plans(name: str, state: Path, facts: list[dict[str, Any]]) -> N
             continue
         pairs = zip(read_json(other / "plans.json"), facts, strict=False)
         if changes := next(filter(None, (differences(*pair) for pair in pairs)), ""):
-            print(
-                f"{name} starts anew, beside the unfinished {other}: its plan has changed ({changes})",
-                file=sys.stderr,
-            )
+            reason = f"its plan has changed ({changes})"
+        elif start and (change := start_change(other, start)):
+            reason = change
+        else:
+            continue
+        print(f"{name} starts anew, beside the unfinished {other}: {reason}", file=sys.stderr)
 
 
 class ConsoleReporter:
@@ -184,8 +279,11 @@ def check_identity(model: Path, parts: list[BlendReader]) -> None:
             )
 
 
-def is_finished(state: Path) -> bool:
-    """Whether the run of this state has finished, and its description and undamaged weights still exist."""
+def is_finished(state: Path, start: Start | None = None) -> bool:
+    """Whether the run of this state has finished, and its description and undamaged weights still exist.
+
+    Those of `start`, which it began with, are among them.
+    """
     if not all((state / name).is_file() for name in ("finished.json", *_DESCRIPTION)):
         return False
     finished = read_json(state / "finished.json")
@@ -193,7 +291,7 @@ def is_finished(state: Path) -> bool:
         weights = state.parents[1] / entry["weights"]
         if not weights.is_file() or file_sha256(weights) != entry["sha256"]:
             return False
-    return True
+    return start is None or is_taken(state, start)
 
 
 def publish(state: Path, out: Path) -> None:
@@ -265,6 +363,8 @@ def main() -> int:
         # By name, so that its code does not count as code of this program, whose change would rerun training.
         importlib.import_module("scripts.estimate").main()
         return 0
+    if any(argument.startswith("--dry-run-steps") for argument in sys.argv[1:]) and "--name" not in sys.argv[1:]:
+        return dry_run_recipe()
     arguments = parser(__doc__)
     arguments.add_argument("--name", required=True, help="name of the run")
     arguments.add_argument("--settings", required=True, help="section `runs.<name>` as JSON, or @file")
@@ -275,6 +375,8 @@ def main() -> int:
     arguments.add_argument("--blend", required=True, type=Path, nargs="+", help=blend)
     arguments.add_argument("--heldout", required=True, type=Path, help="folder blend/<blend>/heldout")
     arguments.add_argument("--root", required=True, type=Path, help="results root, which references are relative to")
+    start = "folder train/<run> of the finished run whose weights this one begins with (`start` in the settings)"
+    arguments.add_argument("--start", type=Path, help=start)
     pixels = "manifests pixels/<encoder>/*.json: read the decoded images they describe instead of decoding them"
     arguments.add_argument("--pixels", type=Path, nargs="*", default=[], help=pixels)
     features = "manifests features/<encoder>/<output>/*.json: read the image features they describe (`features: true`)"
@@ -284,13 +386,42 @@ def main() -> int:
     arguments.add_argument("--minutes", type=duration, default=0.0, help=minutes)
     timeout = "minutes without any progress after which a rank counts as hung and the job is ended (default: 60)"
     arguments.add_argument("--hang-timeout", type=duration, default=60.0, help=timeout)
+    arguments.add_argument("--dry-run-steps", type=positive, default=0, metavar="N", help=_DRY_RUN)
     args = arguments.parse_args()
     if not args.hang_timeout:
         arguments.error("--hang-timeout: must be more than 0 minutes")
     # Until the ranks run there is nothing to save.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: sys.exit(NOT_FINISHED))
-    return train(args, load_settings(RunConfig, args.settings, args.execution))
+    settings = load_settings(RunConfig, args.settings, args.execution)
+    return dry_run(args, settings) if args.dry_run_steps else train(args, settings)
+
+
+def dry_run_recipe() -> int:
+    """`--dry-run-steps N RECIPE`: a dry run of every run of a configuration, or of one; return the exit status."""
+    arguments = parser(__doc__)
+    arguments.add_argument("configuration", type=Path, help="config.yaml or a recipe, whose data are built")
+    arguments.add_argument("--run", help="only this run (default: all)")
+    arguments.add_argument("--dry-run-steps", type=positive, metavar="N", help=_DRY_RUN)
+    options = arguments.parse_args()
+    # By name, as for --estimate.
+    recipe_runs = importlib.import_module("scripts.training.recipe_runs").recipe_runs
+    status = 0
+    for args, settings in recipe_runs(options.configuration, options.run, options.dry_run_steps):
+        status = max(status, dry_run(args, settings))
+    return status
+
+
+def positive(text: str) -> int:
+    """A number above zero.
+
+    Raises:
+        ValueError: it is not.
+    """
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
 
 
 def duration(text: str) -> float:

@@ -64,7 +64,8 @@ class Corpus:
     numbered over all records: `group_names`, `group_sizes`, and `group_permutes`, whether a group is an order of
     rounds. Per round: `shown`, the record's images that appear in it; `question_group` and `answer_group`, the index
     of the group in the record, or -1; `supervised`, whether its answer is trained on; and the token counts of
-    `questions`, of `named` (questions that name their image) and of `answers`.
+    `questions`, of `named` (questions that name their image), of `answers`, and of `first`: questions that come first
+    in a conversation, without alternatives where that is the same; `None` if it always is.
     """
 
     datasets: list[str]
@@ -85,6 +86,7 @@ class Corpus:
     questions: TokenCounts
     named: TokenCounts
     answers: TokenCounts
+    first: TokenCounts | None
     prefixes: np.ndarray
 
     def __len__(self) -> int:
@@ -167,6 +169,7 @@ def load_corpus(records: Path, tokens: Path, datasets: list[str]) -> Corpus:
         questions=TokenCounts.from_arrow(_field(counts.column("rounds", "question"), "question")),
         named=TokenCounts.from_arrow(_field(counts.column("rounds", "named"), "named")),
         answers=TokenCounts.from_arrow(_field(counts.column("rounds", "answer"), "answer")),
+        first=TokenCounts.from_arrow(_field(counts.column("rounds", "first"), "first")) if counts.have_first else None,
         prefixes=counts.column("prefix").to_numpy().astype(np.int64),
     )
 
@@ -180,6 +183,12 @@ class _Tables:
             if not path.exists():
                 raise UserError(f"the blend needs {name}, but {path} does not exist: run {step} for this dataset first")
         self.sizes = [_rows_of(path) for path in self.paths.values()]
+
+    @property
+    def have_first(self) -> bool:
+        """Whether token tables have counts of questions that come first; all of one template have them, or none."""
+        with open_table(next(iter(self.paths.values()))) as table:
+            return table.schema_arrow.field("rounds").type.value_type.get_field_index("first") >= 0
 
     def column(self, name: str, field: str | None = None) -> pa.Array:
         """A column of all tables as one array; of a list of structs only one `field`."""

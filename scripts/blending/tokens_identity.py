@@ -12,7 +12,7 @@ from model.template import IMAGE_TOKEN, Template
 from scripts.common.errors import UserError
 from scripts.common.files import canonical_json, text_sha256
 from scripts.common.verified_folder import check_folder
-from scripts.config.tokens import CHAT, PAPER, TokensConfig
+from scripts.config.tokens import AUTO, CHAT, PAPER, TemplateTexts, TokensConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,10 +45,10 @@ def template_of(settings: TokensConfig, tokenizer: "PreTrainedTokenizerBase") ->
     Raises:
         UserError: the tokenizer's chat template is wanted, but there is none, or it cannot be used.
     """
-    if settings.template == PAPER:
-        return Template()
-    if settings.template != CHAT:
+    if isinstance(settings.template, TemplateTexts):
         return settings.template.template()
+    if settings.template == PAPER or (settings.template == AUTO and not tokenizer.chat_template):
+        return Template()
     try:
         return template_from_tokenizer(tokenizer)
     except ValueError as error:

@@ -19,13 +19,17 @@ from scripts.blending.ragged import Ragged, segment_cumsum, starts_from_lengths
 
 @dataclass(frozen=True)
 class TemplateCounts:
-    """Tokens of the fixed parts of a conversation; `images` holds those of the image with number 1, 2, ..."""
+    """Tokens of the fixed parts of a conversation; `images` holds those of the image with number 1, 2, ...
+
+    `last_round` is how many more tokens the last round has than others.
+    """
 
     prefix: int
     images: np.ndarray
     round_overhead: int
     between_rounds: int
     end: int
+    last_round: int = 0
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> "TemplateCounts":
@@ -36,6 +40,7 @@ class TemplateCounts:
             manifest["round_overhead"],
             manifest["between_rounds"],
             manifest["end"],
+            manifest.get("last_round", 0),
         )
 
 
@@ -105,18 +110,18 @@ def truncate(
     conversation = owner[piece]
     starts = starts_from_lengths(np.bincount(conversation, minlength=len(conversations)))
 
-    by_round = _round_tokens(corpus, conversations, template, piece)
+    first = np.zeros(len(piece), bool)
+    first[starts[:-1][np.diff(starts) > 0]] = True
+    by_round = _round_tokens(corpus, conversations, template, piece, first)
     images = _first_appearances(corpus, conversations, piece, conversation)
     image_tokens = template.images[np.minimum(images.number, len(template.images) - 1)]
     tokens = by_round.text + np.bincount(images.round, image_tokens, minlength=len(piece)).astype(np.int64)
-    first = np.zeros(len(piece), bool)
-    first[starts[:-1][np.diff(starts) > 0]] = True
     # A conversation made of several records has the system text of the first one.
     prefix = corpus.prefixes[conversations.records[piece]]
     prefix = np.where(prefix > 0, prefix, template.prefix)
     tokens += np.where(first, prefix, template.between_rounds)
 
-    total = segment_cumsum(tokens, starts)
+    total = segment_cumsum(tokens, starts) + template.last_round
     n_images = segment_cumsum(np.bincount(images.round, minlength=len(piece)), starts)
     # Both sums only grow, so what fits is the beginning of every conversation.
     fits = (total <= sequence) & (n_images <= max_images)
@@ -151,9 +156,12 @@ def truncate(
 
 
 def _round_tokens(
-    corpus: Corpus, conversations: Conversations, template: TemplateCounts, piece: np.ndarray
+    corpus: Corpus, conversations: Conversations, template: TemplateCounts, piece: np.ndarray, first: np.ndarray
 ) -> _RoundTokens:
-    """Count the tokens of every shown round; `piece` (rounds,) is the piece that it belongs to."""
+    """Count the tokens of every shown round.
+
+    `piece` (rounds,) is the piece that it belongs to, and `first` (rounds,) whether its conversation begins with it.
+    """
     rounds = corpus.round_starts[conversations.records[piece]] + conversations.rounds.values
     offsets = conversations.offsets[piece]
     question_choice = _choice(conversations.choices, piece, corpus.question_group[rounds])
@@ -161,6 +169,9 @@ def _round_tokens(
     question = np.empty(len(rounds), np.int64)
     for counts, mask in ((corpus.questions, ~named), (corpus.named, named)):
         question[mask] = counts.of(rounds[mask], question_choice[mask], offsets[mask])
+    if corpus.first is not None:
+        special = first & (np.diff(corpus.first.alternatives)[rounds] > 0)
+        question[special] = corpus.first.of(rounds[special], question_choice[special], offsets[special])
     answer = corpus.answers.of(rounds, _choice(conversations.choices, piece, corpus.answer_group[rounds]), offsets)
     closed = answer + template.end
     supervised = corpus.supervised[rounds]

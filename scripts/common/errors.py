@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 _STAGES = {
     *("raw", "validated", "media", "split", "records", "tokens", "plan", "blend", "pixels", "features"),
-    *("bases", "models", "train", "exported", "evaluate"),
+    *("bases", "models", "replay", "train", "exported", "evaluate"),
 }
 """The folders of a results root."""
 
@@ -56,6 +56,10 @@ _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 class UserError(Exception):
     """The input is at fault; the message names what, where and the remedy."""
+
+
+class PermanentError(UserError):
+    """Running again with the same settings and data would end the same way."""
 
 
 def damaged(path: str | Path, what: str, needed_by: str = "") -> UserError:

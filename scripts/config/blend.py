@@ -57,8 +57,9 @@ _JOIN_OPTIONS = ("followup", "conversations", "rounds", "followups")
 class BlendStorageConfig(Section):
     """How a blend is stored, independent of its content (read by `blend`)."""
 
-    tokens: str
-    """Entry of `tokens` with which the lengths of conversations are counted."""
+    tokens: str = ""
+    """Entry of `tokens` with which the lengths of conversations are counted. Empty: that of the models of the runs that
+    train on this blend."""
     images: Literal["referenced", "embedded"] = "referenced"
     """`referenced`: shards refer to the media shards, which have to be kept; `embedded`: shards contain the images, for
     object stores and for other tools."""

@@ -48,9 +48,11 @@ class ModelConfig(Section):
     vision: FolderOrName
     """Vision encoder: `miniature`, a folder, or a hub name such as `openai/clip-vit-large-patch14`."""
     language: FolderOrName
-    """Language model: `miniature`, a folder, or a hub name. A chat model should get its own prompt template."""
-    tokens: str
-    """Entry of `tokens` with the tokenizer, prompt template and tokens per image of this model."""
+    """Language model: `miniature`, a folder, or a hub name. Its tokenizer and its chat template are used unless
+    `tokens` names others."""
+    tokens: str = ""
+    """Entry of `tokens` with the tokenizer, prompt template and tokens per image of this model. Empty: an entry of the
+    model's name, all of which is derived from the decoder and the encoder if it is not there."""
     projector: Projector = "linear"
     projector_queries: Annotated[int, Field(ge=1)] = 256
     """Tokens per image of `perceiver`; a square number."""

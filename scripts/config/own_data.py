@@ -1,11 +1,17 @@
-"""A short configuration of own data, completed: what it leaves out is taken from `recipes/own-data.yaml`.
+"""A short configuration of own data, completed: what it leaves out is taken from a recipe.
 
     custom:
       pets:
         folder: data/pets
 
-is a whole configuration. The recipe gives the sections that are missing; the blend holds all custom datasets, and what
-the recipe's entries refer to follows the entries that the configuration itself has.
+is a whole configuration, with the miniature's tiny model of `recipes/own-data.yaml`. With two names more,
+
+    models:
+      mine: {vision: google/siglip2-base-patch16-224, language: HuggingFaceTB/SmolLM2-135M-Instruct}
+
+it is one of a real model, in the stages of `recipes/own-real.yaml`. The recipe gives the sections that are missing; the
+blend holds all custom datasets and those of replay, and what the recipe's entries refer to follows the entries that the
+configuration itself has.
 """
 
 from collections.abc import Mapping
@@ -14,38 +20,63 @@ from typing import Any
 
 import yaml
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "own-data.yaml"
-_NEEDED = ("tokens", "blends", "models", "runs")
-_SUITABLE = (*_NEEDED, "pretrain", "evaluate")
-"""Sections that are taken from the recipe; the first ones make a configuration complete."""
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+MINIATURE_RECIPE, REAL_RECIPE = "own-data.yaml", "own-real.yaml"
+_NEEDED = ("blends", "models", "runs")
+"""Sections that make a configuration complete."""
+_SUITABLE = ("tokens", *_NEEDED, "replay", "pretrain", "evaluate")
+"""Sections that are taken from the recipe."""
 _REFERENCES = (
     ("blends", "tokens", "tokens"),
     ("models", "tokens", "tokens"),
+    ("replay", "model", "models"),
     ("runs", "model", "models"),
     ("runs", "blend", "blends"),
 )
 """(section, key of its entries, section whose entry it names)."""
 
 
-def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+def completed(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """`config` with the sections that it lacks, if it has custom datasets; else as it is.
 
-    Its name is that of the first custom dataset and its results folder `results-<name>`, where it gives none.
+    Its name is that of the first custom dataset and its results folder `results-<name>`, where it gives none. Also
+    returns the recipe of every section that was taken from one.
     """
     custom = config.get("custom")
     missing = [section for section in _NEEDED if section not in config]
     if not isinstance(custom, Mapping) or not custom or not missing:
-        return dict(config)
-    recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
-    whole = {section: recipe[section] for section in _SUITABLE} | dict(config)
+        return dict(config), {}
+    name = REAL_RECIPE if _has_real_decoder(config.get("models")) else MINIATURE_RECIPE
+    recipe = yaml.safe_load((RECIPES / name).read_text(encoding="utf-8"))
+    filled = [section for section in _SUITABLE if section in recipe and section not in config]
+    if "models" not in missing and "tokens" in filled:
+        filled.remove("tokens")  # they are derived from the models
+    if "blends" not in missing and "replay" in filled:
+        filled.remove("replay")  # no blend would read it
+    whole = {section: recipe[section] for section in filled} | dict(config)
     whole.setdefault("name", str(next(iter(custom))))
     whole.setdefault("results", f"results-{whole['name']}")
     if "blends" in missing:
         for blend in whole["blends"].values():
-            blend["datasets"] = {name: {} for name in custom}
+            replay = {entry: blend["datasets"].get(entry, {}) for entry in _names(whole.get("replay"))}
+            blend["datasets"] = {entry: {} for entry in custom} | replay
     for section, key, named in _REFERENCES:
-        if section in missing and isinstance(whole[named], Mapping) and whole[named]:
-            for entry in whole[section].values():
-                if entry[key] not in whole[named]:
-                    entry[key] = next(iter(whole[named]))
-    return whole
+        if section not in filled:
+            continue
+        for entry in whole[section].values():
+            if key in entry and entry[key] not in (known := _names(whole.get(named))):
+                if known:
+                    entry[key] = known[0]
+                else:
+                    del entry[key]  # derived
+    return whole, dict.fromkeys(filled, name)
+
+
+def _names(section: Any) -> list[str]:
+    return list(section) if isinstance(section, Mapping) else []
+
+
+def _has_real_decoder(models: Any) -> bool:
+    """Whether some model has a decoder that the graph does not make."""
+    entries = models.values() if isinstance(models, Mapping) else ()
+    return any(isinstance(entry, Mapping) and entry.get("language") not in (None, "miniature") for entry in entries)

@@ -1,6 +1,6 @@
 """Settings of a training run (read by `train`), and which of them change its results."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -8,8 +8,16 @@ from scripts.config.base import Section
 
 Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+DEFAULT_RATE = 1e-3
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+
+
+class Start(NamedTuple):
+    """The run whose weights another one begins with, and which of its two results: final or best."""
+
+    run: str
+    which: str
 
 
 class RunConfig(Section):
@@ -23,32 +31,42 @@ class RunConfig(Section):
     RESULT_NEUTRAL: ClassVar[frozenset[str]] = frozenset(
         {"ranks", "nodes", "micro_batch", "zero", "zero_hpz", "offload", "gradient_checkpointing", "workers", "pixels"}
         | {"checkpoint_every", "keep_checkpoints", "export", "trackers", "project", "memory_gb", "deterministic"}
+        | {"evaluate", "allow_high_rates"}
     )
     LATER: ClassVar[frozenset[str]] = frozenset(
-        {"early_stopping_patience", "optimizer", "features", "fused_layers", "compile"}
+        {"early_stopping_patience", "optimizer", "features", "fused_layers", "compile", "quantize"}
     )
     """Settings that change the results but were added later: left out of the fingerprint if they have their default,
     so that earlier runs stay valid."""
+    BY_CONTENT: ClassVar[frozenset[str]] = frozenset({"start"})
+    """Settings that name something whose content is in the fingerprint, so that its name does not count."""
 
     model: str
-    """Entry of `models` to start from."""
+    """Entry of `models`: the model that is trained."""
     blend: str
     """Entry of `blends` to train on."""
     attention: Literal["mmca", "causal", "dattn"] = "mmca"
     """`mmca`: the paper's two separate softmaxes over text and images; `causal`: ordinary attention; `dattn`: the two
     merged by their weights (keeps the behaviour of a pretrained language model at the first step)."""
+    start: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(:(final|best))?$")] | None = None
+    """Another run of the same model, whose weights this one begins with: `align`, `align:final` (the same) or
+    `align:best`. What that run has trained and this one does not stays as it is, and is part of the result. Adapters of
+    the same part, rank and scale continue; others are merged. Empty: the weights of `models`."""
     epochs: Positive = 1
     """Passes over the blend. With `redraw` each pass has its own samples and order."""
-    learning_rate: Rate = 1e-3
-    """Peak learning rate of the language model's trained parameters, and of all parts without a separate one.
-    Embeddings alone: 1e-3; adapters: 1e-4 to 2e-4; a whole language model: 2e-5 to 1e-4 for billions of parameters,
-    4e-3 for the miniature."""
+    learning_rate: Rate | None = None
+    """Peak learning rate of the language model's trained parameters, and of all parts without a separate one. Empty:
+    one for each part that is safe for the decoder's size and the way it is trained (docs/training.md)."""
     embeddings_learning_rate: Rate | None = None
-    """Peak learning rate of the token embeddings; empty: the same as `learning_rate`."""
+    """Peak learning rate of the token embeddings. Empty: the same as `learning_rate`, or a safe one if that is
+    empty."""
     projector_learning_rate: Rate | None = None
-    """Peak learning rate of the projector; empty: the same as `learning_rate`."""
+    """Peak learning rate of the projector. Empty: the same as `learning_rate`, or a safe one if that is empty."""
     vision_learning_rate: Rate | None = None
-    """Peak learning rate of the vision encoder; empty: the same as `learning_rate`."""
+    """Peak learning rate of the vision encoder. Empty: the same as `learning_rate`, or a safe one if that is empty."""
+    allow_high_rates: bool = False
+    """Accept learning rates that a pretrained decoder or encoder does not survive: above 1e-4 for a whole one, 5e-3 for
+    adapters, 1e-3 for token embeddings. They are refused otherwise."""
     optimizer: Literal["adamw"] = "adamw"
     """What turns gradients into updates (an entry of `scripts/training/optimizers.py`)."""
     betas: tuple[Share, Share] = (0.9, 0.95)
@@ -81,9 +99,14 @@ class RunConfig(Section):
     """Dropout rate of an adapter's inputs."""
     seed: int = 0
     """Seed of randomness inside the model, such as dropout. The data are not random: the plan fixes them."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    quantize: Literal["none", "nf4"] = "none"
+    """Keep the weights of the frozen decoder's linear layers in 4 bits (`nf4`, bitsandbytes), and train what stands
+    beside them: projector and adapters (QLoRA). Embeddings and output head are not rounded. A quarter of the memory of
+    bf16 weights; each step takes longer, and results differ by rounding. Needs bitsandbytes (`pip install
+    bitsandbytes`); not with `train_language: full`, `zero` 3 or `compile`."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Number format of weights and activations; the optimizer keeps fp32 copies. `bf16` if the GPU supports it; `fp16`
-    on older ones, with dynamic loss scaling."""
+    on older ones, with dynamic loss scaling; `auto`: bf16 where this machine has a GPU that supports it, else fp32."""
     threads: Positive = 1
     """CPU threads of each rank. It changes the results, because it changes the order of sums."""
     evaluate_every: Natural = 0
@@ -145,6 +168,9 @@ class RunConfig(Section):
     """Project name for `wandb` and `trackio`."""
     keep_checkpoints: Positive = 2
     """Number of checkpoints to keep. With at least 2 a run survives a damaged newest one."""
+    evaluate: bool = True
+    """Whether the trained model is exported, evaluated and locked; `false` for a stage that only another run starts
+    from. Its curves are in the report all the same."""
     export: Literal["full", "delta"] = "full"
     """What the exported folders contain: `full`: all weights; `delta`: only the trained ones, with a verified reference
     to the base models, which must stay where they are. `delta` avoids copies of a large language model."""
@@ -173,6 +199,7 @@ class RunConfig(Section):
             )
         if self.compile and self.fused_layers != "none":
             raise ValueError(f"compile and fused_layers {self.fused_layers} replace the same operations; choose one")
+        self._check_quantize()
         if self.features and self.train_vision != "frozen":
             raise ValueError(
                 f"features: true needs train_vision: frozen, not {self.train_vision}: the output of an encoder that is "
@@ -182,6 +209,25 @@ class RunConfig(Section):
         if all(part in ("frozen", False) for part in parts):
             raise ValueError("everything is frozen, so there is nothing to train")
         return self
+
+    def _check_quantize(self) -> None:
+        if self.quantize == "none":
+            return
+        if self.train_language == "full":
+            raise ValueError(
+                f"quantize: {self.quantize} keeps the decoder's weights in 4 bits, which cannot take the small steps "
+                "of training; set train_language: lora, which trains adapters beside them, or frozen"
+            )
+        if self.zero == 3:
+            raise ValueError(
+                f"quantize: {self.quantize} needs zero 0, 1 or 2: at 3 weights are divided among the ranks as numbers "
+                "of one format, and these are packed; 4 bits are already an eighth of fp32"
+            )
+        if self.compile:
+            raise ValueError(
+                f"quantize: {self.quantize} and compile do not go together: the quantised layers of bitsandbytes are "
+                "not made for torch.compile; set compile: false"
+            )
 
     def _check_second_copy(self) -> None:
         if self.zero_hpz == 1:
@@ -202,8 +248,31 @@ class RunConfig(Section):
                 f"zero_hpz {self.zero_hpz} does not divide the {ranks_here} ranks of a node; use {ranks_here}"
             )
 
+    @property
+    def language_rate(self) -> float:
+        """The peak learning rate of the language model, and of all parts without a separate one."""
+        return DEFAULT_RATE if self.learning_rate is None else self.learning_rate
+
+    def rate_of(self, part: str) -> float:
+        """The peak learning rate of a part: language, embeddings, projector or vision."""
+        rates = {
+            "embeddings": self.embeddings_learning_rate,
+            "projector": self.projector_learning_rate,
+            "vision": self.vision_learning_rate,
+        }
+        return self.language_rate if (rate := rates.get(part)) is None else rate
+
+    @property
+    def started_from(self) -> Start | None:
+        """The run and the result that this one begins with, if it does not begin with the model as it was made."""
+        if self.start is None:
+            return None
+        run, _, which = self.start.partition(":")
+        return Start(run, which or "final")
+
     def numbers(self) -> dict[str, Any]:
         """The settings that change the results, as plain JSON values."""
-        values = self.model_dump(mode="json", exclude=set(self.RESULT_NEUTRAL))
+        values = self.model_dump(mode="json", exclude=set(self.RESULT_NEUTRAL | self.BY_CONTENT))
+        values["learning_rate"] = self.language_rate
         unset = {name for name in self.LATER if values[name] == type(self).model_fields[name].default}
         return {name: value for name, value in values.items() if name not in unset}

@@ -17,6 +17,7 @@ from scripts.common.errors import UserError
 from scripts.config.base import Section
 from scripts.config.blend import BlendConfig
 from scripts.config.custom import CustomDatasetConfig
+from scripts.config.derivation import Derivation, derive
 from scripts.config.evaluate import EvaluationConfig
 from scripts.config.holdout import HoldoutConfig
 from scripts.config.licences import LicencesConfig
@@ -26,7 +27,9 @@ from scripts.config.own_data import completed
 from scripts.config.paths import Declared, Given, Results
 from scripts.config.pretrain import PretrainConfig
 from scripts.config.registry import REGISTRY, Registry, custom_dataset, custom_source
+from scripts.config.replay import ReplayConfig, replay_dataset
 from scripts.config.run import RunConfig
+from scripts.config.stages import stage_problems
 from scripts.config.subset import SubsetConfig
 from scripts.config.tokens import TokensConfig
 from scripts.config.tolerance import ToleranceConfig
@@ -58,6 +61,8 @@ class Settings(Section):
     """Use only conversations about a few hundred images. Empty: use all."""
     custom: dict[Name, CustomDatasetConfig] = Field(default={})
     """Your own datasets, which blends can use like the published ones."""
+    replay: dict[Name, ReplayConfig] = Field(default={})
+    """Text-only datasets of a decoder's own answers, which blends can use like the others: against forgetting."""
     miniature: MiniatureConfig = MiniatureConfig()
     """The synthetic data that are generated if there is no `data_path`."""
     pretrain: PretrainConfig = PretrainConfig()
@@ -70,8 +75,9 @@ class Settings(Section):
     """How much of the raw data may be unusable."""
     holdout: HoldoutConfig = HoldoutConfig()
     """Which images are held out for evaluation."""
-    tokens: dict[Name, TokensConfig]
-    """Ways to turn conversations into tokens: a tokenizer, a prompt template and the tokens per image."""
+    tokens: dict[Name, TokensConfig] = Field(default={})
+    """Ways to turn conversations into tokens: a tokenizer, a prompt template and the tokens per image. What is left out
+    is derived from the models."""
     blends: dict[Name, BlendConfig]
     """Mixtures of datasets for training, and their order."""
     models: dict[Name, ModelConfig]
@@ -85,35 +91,52 @@ class Settings(Section):
     docs/evaluation.md). `miniature`: the dialogues of the miniature; `miniature/choices` and `miniature/orders`: its
     task files."""
 
+    def own(self) -> dict[str, CustomDatasetConfig]:
+        """The custom datasets, and those of replay, whose rows are read like theirs."""
+        replay = {name: replay_dataset(f"{self.results}/replay/{name}") for name in self.replay}
+        return {**self.custom, **replay}
+
     def registry(self) -> Registry:
-        """The published sources and datasets, and the custom ones."""
+        """The published sources and datasets, the custom ones and those of replay."""
+        own = self.own()
         return REGISTRY.with_more(
-            (custom_source(name, config) for name, config in self.custom.items()),
-            (custom_dataset(name, config) for name, config in self.custom.items()),
+            (custom_source(name, config) for name, config in own.items()),
+            (custom_dataset(name, config) for name, config in own.items()),
         )
 
     def datasets(self) -> list[str]:
-        """Names of the datasets whose records some blend needs, in the order of the registry."""
+        """Names of the datasets whose records some blend, or replay in one, needs, in the order of the registry."""
         needed = {name for blend in self.blends.values() for name in blend.records()}
+        needed |= {dataset for name in needed & set(self.replay) for dataset in self.replay[name].questions_of}
         return [name for name in self.registry().datasets if name in needed]
 
 
 def load(config: Mapping[str, Any]) -> Settings:
-    """Validate a parsed configuration; a short one of own data is completed first (see own_data.py).
+    """Validate a parsed configuration and derive what it leaves out; a short one of own data is completed first.
 
     Raises:
         UserError: unknown keys or names (with the most similar known one), values of the wrong type, references to
             missing entries, or combinations that cannot work; all problems are listed with their keys.
     """
-    config = completed(config)
+    return explained(config).settings
+
+
+def explained(config: Mapping[str, Any]) -> Derivation:
+    """`load`, with the source of every derived value, and of what was taken from a recipe (see own_data.py).
+
+    Raises:
+        UserError: see `load`.
+    """
+    config, filled = completed(config)
     if isinstance(config.get("runs"), Mapping):
         config["runs"] = {name: _resolve_extends(config["runs"], name) for name in config["runs"]}
     try:
         settings = Settings.model_validate(config)
     except ValidationError as error:
-        problems = [_describe(detail) for detail in error.errors()]
-        raise UserError("the configuration is not usable:\n  " + "\n  ".join(problems)) from None
-    problems = [*_custom_problems(settings), *_blend_problems(settings), *_run_problems(settings)]
+        _refuse([_describe(detail) for detail in error.errors()])
+    problems = [*_custom_problems(settings), *_replay_problems(settings)]
+    problems += [*_blend_problems(settings), *_run_problems(settings)]
+    problems += stage_problems(settings.runs, _suggestion)
     if settings.download == "missing" and not settings.data_path:
         problems.append("download: needs a `data_path`, the folder to download into")
     if "heldout" in settings.suites:
@@ -121,16 +144,32 @@ def load(config: Mapping[str, Any]) -> Settings:
     synthetic = [path for path in settings.suites.values() if path.split("/")[0] == "miniature"]
     if settings.data_path and synthetic:
         problems.append(f"suites: the suite {synthetic[0]!r} exists only with the miniature (without data_path)")
+    _refuse(problems)
+    derivation = derive(settings, filled)
+    _refuse(derivation.problems)
+    derivation.sources |= {section: f"recipes/{recipe}" for section, recipe in filled.items()}
+    return derivation
+
+
+def _refuse(problems: Collection[str]) -> None:
     if problems:
-        raise UserError("the configuration is not usable:\n  " + "\n  ".join(problems))
-    return settings
+        raise UserError("the configuration is not usable:\n  " + "\n  ".join(problems)) from None
 
 
 def read_configuration(path: Path) -> Settings:
-    """Read and validate a configuration file.
+    """Read, validate and complete a configuration file.
 
     Raises:
         UserError: the file cannot be read or is not YAML, or see `load`.
+    """
+    return load(read_yaml(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The content of a configuration file as it was written.
+
+    Raises:
+        UserError: the file cannot be read or is not YAML, or holds no mapping.
     """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -138,7 +177,7 @@ def read_configuration(path: Path) -> Settings:
         raise UserError(f"{path} cannot be read as a configuration: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} holds no configuration: it is not a mapping of keys to values")
-    return load(config)
+    return config
 
 
 def _resolve_extends(runs: Mapping[str, Any], name: str, seen: tuple[str, ...] = ()) -> Any:
@@ -209,11 +248,26 @@ def _custom_problems(settings: Settings) -> list[str]:
     return problems
 
 
+def _replay_problems(settings: Settings) -> list[str]:
+    """Problems of `replay`."""
+    problems, registry = [], settings.registry()
+    taken = {*REGISTRY.sources, *REGISTRY.datasets, *settings.custom, "miniature"}
+    with_records = [name for name, entry in registry.datasets.items() if entry.adapter and name not in settings.replay]
+    for name, replay in settings.replay.items():
+        if name in taken:
+            problems.append(f"replay.{name}: this is the name of another dataset or source; choose another")
+        problems += _unknown(f"replay.{name}.model", replay.model, settings.models)
+        for dataset in replay.questions_of:
+            problems += _unknown(f"replay.{name}.questions_of", dataset, with_records)
+    return problems
+
+
 def _blend_problems(settings: Settings) -> list[str]:
     """Problems of `blends`."""
     problems, registry = [], settings.registry()
     for name, blend in settings.blends.items():
-        problems += _unknown(f"blends.{name}.tokens", blend.tokens, settings.tokens)
+        if blend.tokens:
+            problems += _unknown(f"blends.{name}.tokens", blend.tokens, _entries_of_tokens(settings))
         for dataset in blend.datasets:
             problems += _entry_problems(f"blends.{name}.datasets", dataset, blend, registry)
             known = [part for part in blend.component_datasets(dataset) if part in registry.datasets]
@@ -245,19 +299,18 @@ def _entry_problems(path: str, entry: str, blend: BlendConfig, registry: Registr
     ]
 
 
+def _entries_of_tokens(settings: Settings) -> list[str]:
+    """Names of the entries of `tokens`, those included that are made for models without one."""
+    return [*settings.tokens, *(name for name, model in settings.models.items() if not model.tokens)]
+
+
 def _run_problems(settings: Settings) -> list[str]:
     """Problems of `models` and `runs`."""
     problems = []
     for name, model in settings.models.items():
-        problems += _unknown(f"models.{name}.tokens", model.tokens, settings.tokens)
+        if model.tokens:
+            problems += _unknown(f"models.{name}.tokens", model.tokens, _entries_of_tokens(settings))
     for name, run in settings.runs.items():
         problems += _unknown(f"runs.{name}.model", run.model, settings.models)
         problems += _unknown(f"runs.{name}.blend", run.blend, settings.blends)
-        if run.model in settings.models and run.blend in settings.blends:
-            of_model, of_blend = settings.models[run.model].tokens, settings.blends[run.blend].tokens
-            if of_model != of_blend:
-                problems.append(
-                    f"runs.{name}: model {run.model!r} counts tokens as {of_model!r}, blend {run.blend!r} as "
-                    f"{of_blend!r}; they must name the same entry of `tokens`"
-                )
     return problems

@@ -11,7 +11,8 @@ With P trained and F frozen parameters inside the engine, W ranks and b bytes pe
     bucket           none             b B until then    b B always        B numbers are summed at once
 
 At stages 1 and 2 a rank keeps the whole gradient of every tensor of which any part is its own. A frozen encoder lies
-outside the engine, whole on every rank. Offloading moves lines of this table into the memory of the machine. These are
+outside the engine, whole on every rank. Frozen weights in 4 bits (`quantize: nf4`) have 0.516 bytes instead of b; the
+stages 0 to 2 have such runs. Offloading moves lines of this table into the memory of the machine. These are
 exact up to padding (a test compares them with what DeepSpeed really holds, without offloading). Activations are in
 `activations.py`.
 """
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 
 from scripts.estimation.activations import BYTES, LayerSizes, activations
 from scripts.estimation.meta_model import ParameterCounts
+from scripts.inference.quantization import BYTES_PER_NF4_WEIGHT
 
 BUCKET = 500_000_000
 # DeepSpeed's defaults at stage 3: parameters that stay gathered because they are needed again soon, and prefetched.
@@ -70,6 +72,7 @@ def states(counts: ParameterCounts, placement: ZeroPlacement, precision: str) ->
     n_trained, inside = counts.n_trained, counts.inside
     bucket = size * min(max(n_trained, 1), BUCKET)
     weights = size * (inside / ranks + counts.small if zero == 3 else inside)
+    weights -= (size - BYTES_PER_NF4_WEIGHT) * counts.quantized
     copies = 0 if zero == 0 and precision == "fp32" else 4 * n_trained / divisor
     optimizer_state = 4 * counts.state_tensors * n_trained / divisor
     n_gradients: float = n_trained
@@ -132,8 +135,9 @@ def host_bytes(
     """The bytes of a machine with `ranks_here` ranks, each with `workers` processes that prepare batches.
 
     That is processes, offloaded states, and each rank's weights as they are read, before they go to its GPU. At stage 3
-    the decoder's are not among them: they are pages of mapped files until they are divided, one after the other.
+    the decoder's are not among them: they are pages of mapped files until they are divided, one after the other. Nor
+    are those that are quantised, one after the other.
     """
-    reading = BYTES[precision] * (counts.tower + (0 if placement.zero == 3 else counts.inside))
+    reading = BYTES[precision] * (counts.tower + (0 if placement.zero == 3 else counts.inside - counts.quantized))
     offloaded = sum(states(counts, placement, precision).host.values())
     return ranks_here * (_PROCESS + workers * _WORKER + max(reading, offloaded))

@@ -18,6 +18,7 @@ from scripts.common.errors import UserError
 from scripts.config.model import ModelConfig
 from scripts.config.run import RunConfig
 from scripts.estimation.architectures import config_of
+from scripts.inference.quantization import n_quantizable
 from scripts.training.optimizers import OPTIMIZERS
 from scripts.training.trainable import PARTS, mark_trainable, parameter_groups, part_of
 
@@ -31,7 +32,7 @@ class ParameterCounts:
 
     `groups`: sizes of the trained ones, in the groups and the order of the optimizer. `small`: how many parameters
     inside the engine lie in tensors so small that stage 3 keeps them whole as well. `state_tensors`: tensors that the
-    optimizer keeps of every trained parameter.
+    optimizer keeps of every trained parameter. `quantized`: frozen ones that are kept in 4 bits.
     """
 
     total: dict[str, int]
@@ -39,6 +40,7 @@ class ParameterCounts:
     groups: tuple[tuple[int, ...], ...] = ()
     small: int = 0
     state_tensors: int = 2
+    quantized: int = 0
 
     @property
     def tower_outside(self) -> bool:
@@ -100,7 +102,8 @@ def count(model: VisualChatForConditionalGeneration, run: RunConfig) -> Paramete
     small = sum(size for part in inside for size in sizes[part] if size <= _PERSISTENT)
     groups = (tuple(value.numel() for value in group["params"]) for group in parameter_groups(model, run))
     state_tensors = len(OPTIMIZERS[run.optimizer].state_names)
-    return ParameterCounts(dict(total), dict(trained), tuple(groups), small, state_tensors)
+    quantized = n_quantizable(model.get_decoder()) if run.quantize != "none" else 0
+    return ParameterCounts(dict(total), dict(trained), tuple(groups), small, state_tensors, quantized)
 
 
 def largest_layer(model: VisualChatForConditionalGeneration) -> int:

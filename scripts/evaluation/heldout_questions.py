@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from model.template import message_text
+from model.messages import message_text
 from scripts.evaluation.question_kinds import QuestionKind, classify
 from scripts.inference.blend_reader import Sample
 

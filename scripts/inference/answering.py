@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from model.image_cache import ImageCache
-from model.template import IGNORE_INDEX, EncodedConversation, end_ids, render
-from model.token_counter import count_text
+from model.template import IGNORE_INDEX, EncodedConversation, render
+from model.token_counter import TokenCounter
 from scripts.common.errors import UserError
 from scripts.common.files import canonical_json, text_sha256
 from scripts.common.progress import Progress
@@ -71,6 +71,7 @@ class ModelRunner:
         torch.set_num_threads(settings.threads)
         self.settings = settings
         self.model, self.processor = load_model(folder, settings.device)
+        self._counter = TokenCounter(self.processor.tokenizer, self.processor.template, self.processor.image_tokens)
         self.answer_cache: AnswerCache | None = None
         self._images = DecodedImageCache(self.processor)
         self._states = ImageCache(self.model)
@@ -117,8 +118,7 @@ class ModelRunner:
 
     def count_tokens(self, answer: str) -> int:
         """Number of tokens of `answer`, its end tokens included."""
-        tokenizer, template = self.processor.tokenizer, self.processor.template
-        return count_text(tokenizer, answer) + len(end_ids(tokenizer, template))
+        return self._counter.answers([answer])[0] + self._counter.end()
 
     def _by_length(
         self, prompts: Sequence[Prompt], label: str, request: dict[str, Any], compute: Callable[[Batch], list]

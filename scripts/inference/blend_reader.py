@@ -123,6 +123,11 @@ class BlendReader:
         before = np.concatenate([[0], np.cumsum(self._counts["labels"], dtype=np.int64)])
         return int(np.diff(before[self._units.astype(np.int64)]).max(initial=0))
 
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens of a conversation; 0 without conversations."""
+        return int(self._counts["tokens"].max(initial=0))
+
     def _read_counts(self) -> np.ndarray:
         path = self.folder / COUNTS_NAME
         data = _checked_bytes(path, self.manifest["files"][COUNTS_NAME])

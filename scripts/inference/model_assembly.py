@@ -6,6 +6,7 @@ of every base. The bases themselves are not copied: a language model may weigh 1
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from scripts.common.errors import UserError, damaged
 from scripts.common.files import file_sha256, read_json, write_json
 from scripts.common.verified_folder import check_folder
 from scripts.config.model import ModelConfig
+from scripts.config.tokenizer_check import difference, has_tokenizer
 from scripts.config.tokens import TokensConfig
 from scripts.inference.base_folders import find_base, folder_sha256
 
@@ -22,10 +24,13 @@ if TYPE_CHECKING:
 
     from model.modeling import VisualChatForConditionalGeneration
     from model.processing import VisualChatProcessor
+    from scripts.inference.stages import Stages
 
 DELTA = "delta.safetensors"
-_WEIGHTS = "projector.safetensors"
-_ROWS = "new_rows."
+_DELTA_FACTS = "delta.json"
+NEW_WEIGHTS = "projector.safetensors"
+"""The file of what no base holds: the projector, and the embedding rows of new tokens under `NEW_ROWS`."""
+NEW_ROWS = "new_rows."
 _JOINING = ("projector", "projector_queries", "vision_feature_layer", "vision_class_token")
 
 
@@ -50,6 +55,7 @@ def make_model(
     for folder in folders.values():
         check_folder(folder)
     tokenizer = load_tokenizer(str(folders["tokenizer"]))
+    _check_tokenizer(tokenizer, folders, bases)
     template = template_of(tokens, tokenizer)
     identity = tokens_identity(tokenizer, template, tokens.image_tokens)
     processor = VisualChatProcessor.from_base_models(folders["vision"], tokenizer, tokens.image_tokens, template)
@@ -76,7 +82,7 @@ def make_model(
     with atomic_folder(out) as draft:
         model.config.save_pretrained(draft)
         processor.save_pretrained(draft)
-        _write_new_weights(model, _rows_of_language(folders["language"]), draft / _WEIGHTS)
+        _write_new_weights(model, _rows_of_language(folders["language"]), draft / NEW_WEIGHTS)
         files = {path.name: file_sha256(path) for path in sorted(draft.iterdir())}
         manifest = {
             "v": 1,
@@ -91,6 +97,23 @@ def make_model(
         }
         write_json(draft / "manifest.json", manifest)
     return manifest
+
+
+def _check_tokenizer(tokenizer: Any, folders: dict[str, Path], bases: dict[str, str]) -> None:
+    """Refuse a tokenizer that is not the decoder's.
+
+    Raises:
+        UserError: it turns texts into other numbers than the decoder's own, or its size does not fit.
+    """
+    given = getattr(tokenizer, "backend_tokenizer", None)
+    if given is None:
+        return  # not a fast one, which `tokens_identity` refuses
+    own = given if folders["language"].resolve() == folders["tokenizer"].resolve() else None
+    if own is None and has_tokenizer(folders["language"]):
+        own = getattr(load_tokenizer(str(folders["language"])), "backend_tokenizer", None)
+    rows = _rows_of_language(folders["language"])
+    if problem := difference(given, own, rows, bases["tokenizer"], bases["language"]):
+        raise UserError(problem)
 
 
 def load_model(
@@ -109,7 +132,7 @@ def load_model(
         attention: its name, see `RunConfig.attention`.
         dtype: of all weights (default float32).
         check: compare the hashes of folder and bases with the manifest; one process of several may do it for all.
-        keep_language_dtype: leave the decoder in the dtype of its files, see `partition.py`.
+        keep_language_dtype: leave the decoder in the dtype of its files, see `partition.py` and `quantization.py`.
 
     Raises:
         UserError: a base is missing or is not the one that the model was made from.
@@ -164,9 +187,9 @@ def _join(
     )
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, value in read_tensors(folder / _WEIGHTS).items():
-            rows = name.startswith(_ROWS)
-            parameter = parameters[name.removeprefix(_ROWS)]
+        for name, value in read_tensors(folder / NEW_WEIGHTS).items():
+            rows = name.startswith(NEW_ROWS)
+            parameter = parameters[name.removeprefix(NEW_ROWS)]
             (parameter[-len(value) :] if rows else parameter).copy_(value)
     return model, processor
 
@@ -200,11 +223,30 @@ def write_delta(
         if (root / base["path"]).is_dir() and not Path(base["path"]).is_absolute():
             base["path"] = Path(os.path.relpath(root / base["path"], final)).as_posix()
     facts = {"v": 1, "bases": bases, "lora_scale": scale, "dtype": str(dtype).removeprefix("torch.")}
-    write_json(draft / "delta.json", facts)
+    write_json(draft / _DELTA_FACTS, facts)
 
 
-def load_delta(folder: Path) -> "tuple[VisualChatForConditionalGeneration, VisualChatProcessor]":
+def add_stages(draft: Path, stages: "Stages", files: Sequence[Path]) -> None:
+    """Add what the stages before the run have trained, the contents of `files`, to a delta that has been written."""
+    import shutil
+
+    if not stages:
+        return
+    kept = []
+    for number, (stage, file) in enumerate(zip(stages, files, strict=True)):
+        name = f"stage-{number}.safetensors"
+        shutil.copyfile(file, draft / name)
+        kept.append({"weights": name, "lora_scale": stage["lora_scale"], "continued": stage["continued"]})
+    write_json(draft / _DELTA_FACTS, read_json(draft / _DELTA_FACTS) | {"stages": kept})
+
+
+def load_delta(
+    folder: Path, quantize_on: "torch.device | None" = None
+) -> "tuple[VisualChatForConditionalGeneration, VisualChatProcessor]":
     """Load the model of a `delta` folder: its bases, checked by their hashes, with the trained weights merged.
+
+    With `quantize_on`, a device, the decoder is quantised to 4 bits, and its adapters stay beside its layers: the model
+    of a run with `quantize: nf4` as it was trained.
 
     Raises:
         UserError: a base is missing or is not the one that the weights were trained with.
@@ -212,13 +254,21 @@ def load_delta(folder: Path) -> "tuple[VisualChatForConditionalGeneration, Visua
     import torch
 
     from scripts.common.tensors import read_tensors
-    from scripts.inference.lora import merge_weights
+    from scripts.inference.lora import load_adapters, merge_weights
+    from scripts.inference.quantization import quantize_decoder
+    from scripts.inference.stages import apply_stages
 
-    facts = read_json(folder / "delta.json")
+    facts = read_json(folder / _DELTA_FACTS)
     folders = _bases(facts["bases"], folder, folder)
     attention = read_json(folder / "config.json")["attention"]
-    model, processor = _join(folder, folders, attention, getattr(torch, facts["dtype"]))
-    merge_weights(model, read_tensors(folder / DELTA), facts["lora_scale"])
+    dtype, stages = getattr(torch, facts["dtype"]), facts.get("stages", [])
+    model, processor = _join(folder, folders, attention, dtype, keep_language_dtype=quantize_on is not None)
+    apply_stages(model, stages, [folder / stage["weights"] for stage in stages], dtype)
+    weights = read_tensors(folder / DELTA)
+    if quantize_on is not None:
+        quantize_decoder(model, quantize_on, dtype)
+        weights = load_adapters(model, weights, facts["lora_scale"], dtype)
+    merge_weights(model, weights, facts["lora_scale"])
     return model, processor
 
 
@@ -243,5 +293,5 @@ def _write_new_weights(model: "VisualChatForConditionalGeneration", old_rows: in
     tables = {id(table.weight) for table in (model.get_input_embeddings(), model.get_output_embeddings())}
     for name, value in model.named_parameters():
         if id(value) in tables and len(value) > old_rows:
-            new[_ROWS + name] = value[old_rows:]
+            new[NEW_ROWS + name] = value[old_rows:]
     write_tensors(path, {name: value.detach() for name, value in new.items()})

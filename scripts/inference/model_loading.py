@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 
 from model.modeling import VisualChatForConditionalGeneration
@@ -13,6 +12,7 @@ from model.processing import VisualChatProcessor
 from scripts.common.errors import UserError
 from scripts.common.verified_folder import check_folder
 from scripts.inference.model_assembly import DELTA, load_delta
+from scripts.inference.quantization import check_bitsandbytes, exported_config
 
 
 def load_model(
@@ -24,11 +24,13 @@ def load_model(
         folder: what `export` wrote, in full or as a delta.
         device: 'auto' for the first GPU if there is one, 'cpu', 'cuda', or 'spread' over all GPUs and, if their memory
             is too small, the CPU.
-        bits: 8 or 4 to load the language model's linear layers in that many bits (bitsandbytes); `None` for all bits.
+        bits: 8 or 4 to load the decoder's linear layers in that many bits (bitsandbytes); `None` for all bits. On GPUs
+            a `full` model is then spread over as many as it needs. A `delta` in 4 bits is the model of a run with
+            `quantize: nf4` as it was trained.
 
     Raises:
-        UserError: the folder holds no exported model or a damaged one, the device is not available, or a delta is to be
-            spread or quantised.
+        UserError: the folder holds no exported model or a damaged one, the device or bitsandbytes is not available, or
+            a delta is to be spread or loaded in 8 bits.
     """
     check_folder(folder)
     if not (folder / "config.json").is_file():
@@ -41,28 +43,20 @@ def load_model(
     logging.set_verbosity_error()
     options: dict[str, Any] = {"device_map": "auto"} if device == "spread" else {}
     if bits is not None:
-        options |= {"device_map": "auto", "quantization_config": _quantised(bits)}
+        check_bitsandbytes(f"a model in {bits} bits", "load it in all its bits")
     try:
         if (folder / DELTA).is_file():
-            if options:
-                raise UserError(f"{folder} holds a delta; export the run with --form full to spread or quantise it")
-            model, processor = load_delta(folder)
+            if device == "spread" or bits == 8:
+                raise UserError(
+                    f"{folder} holds a delta; export the run with --form full to spread it or to load it in 8 bits"
+                )
+            model, processor = load_delta(folder, None if bits is None else torch.device(device))
         else:
+            if bits is not None:
+                options["device_map"] = {"": "cpu"} if device == "cpu" else "auto"
+                options["quantization_config"] = exported_config(folder, bits)
             processor = VisualChatProcessor.from_pretrained(folder)
             model = VisualChatForConditionalGeneration.from_pretrained(folder, dtype="auto", **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"the model in {folder} cannot be loaded: {error}") from None
     return (model if options else model.to(device)).eval(), processor
-
-
-def _quantised(bits: int) -> BitsAndBytesConfig:
-    """The language model's linear layers in 8 or 4 bits; encoder, projector, embeddings and head are unchanged."""
-    kept = ["vision_tower", "projector", "lm_head"]
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=kept,
-    )

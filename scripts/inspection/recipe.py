@@ -38,6 +38,13 @@ def recipe(name: str, config: CustomDatasetConfig, path: str, lost: float = 0.0)
 #
 # The first command converts the data: look at results-{name}/blend/mine/preview.html. The second one
 # also trains, evaluates and writes results-{name}/report.html.
+#
+# To train a real model, add the names of an encoder and of a decoder (folders, or names on the hub);
+# the rest is taken from recipes/own-real.yaml and derived from the two models:
+# python -m scripts.settings --explain {path}
+#
+#     models:
+#       mine: {{vision: google/siglip2-base-patch16-224, language: HuggingFaceTB/SmolLM2-135M-Instruct}}
 
 {body}{_tolerance(lost)}"""
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from scripts.common.files import canonical_json, read_json, text_sha256
 from scripts.common.fingerprint import ROOT, code_files
+from scripts.evaluation.forgetting_summary import FILE as FORGETTING
+from scripts.evaluation.forgetting_summary import drift_of
 from scripts.provenance.manifest_files import manifest_files, raw_listings
 
 ENVIRONMENT = "environment"
@@ -27,6 +29,8 @@ def build_lock(root: Path, run: str, manifests: list[str], programs: list[str]) 
     finished = read_json(root / "train" / run / "finished.json")
     state = root / "train" / run / finished["state"]
     files = {file.path: file for manifest in manifests for file in manifest_files(root, manifest)}
+    compared = f"evaluate/{run}/{FORGETTING}"
+    drift = {"drift": drift_of(read_json(root / compared))} if compared in manifests else {}
     value = {
         "v": 1,
         "run": run,
@@ -38,6 +42,7 @@ def build_lock(root: Path, run: str, manifests: list[str], programs: list[str]) 
         "programs": sorted(programs),
         "code": code_files(*programs),
     }
+    value |= drift
     return value | {"sha256": lock_sha256(value), ENVIRONMENT: environment(state)}
 
 

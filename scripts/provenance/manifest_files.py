@@ -12,6 +12,7 @@ from typing import Any
 
 from scripts.common.errors import UserError, damaged
 from scripts.common.files import file_sha256, read_json
+from scripts.training.start import DESCRIPTION, FOLDER, start_files
 from scripts.workflow.products import STATE_FILES
 
 MINIATURE = "raw/miniature"
@@ -126,6 +127,10 @@ def _run(path: Path, manifest: dict[str, Any]) -> Files:
         yield path.parent / manifest["state"] / name, None
     for which in ("final", "best"):
         yield path.parent / manifest[which]["weights"], manifest[which]["sha256"]
+    if "start" in manifest:
+        state = path.parent / manifest["state"]
+        yield state / FOLDER / DESCRIPTION, None
+        yield from start_files(state)
 
 
 def _evaluation(path: Path, manifest: Any) -> Files:
@@ -148,6 +153,7 @@ _STAGES: dict[str, Callable[[Path, Any], Files]] = {
     "features": _same_name(".bf16", ".sha256", ".sums"),
     "bases": _folder,
     "models": _folder,
+    "replay": _folder,
     "train": _run,
     "exported": _folder,
     "evaluate": _evaluation,

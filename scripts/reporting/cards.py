@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from model.template import message_text
+from model.messages import message_text
 from scripts.blending.plan_summary import example_text
 from scripts.blending.plan_table import read_plan
 from scripts.blending.record_store import RecordStore

@@ -1,9 +1,9 @@
 """The report's section on data efficiency: held-out accuracy against conversations seen, for each attention.
 
-Runs that differ only in their attention, their number of epochs, and a number at the end of the names of model and
-blend (tiny-1, tiny-2: the same except for the seed) form a *study*; runs that differ only in that number are
-repetitions. An accuracy is the mean over repetitions with the interval of Student's t; differences between two
-attentions are computed for each seed before they are averaged.
+Runs that differ only in their attention, their number of epochs, and a number at the end of the names of model, blend
+and the run that they start from (tiny-1, tiny-2: the same except for the seed) form a *study*; runs that differ only in
+that number are repetitions. An accuracy is the mean over repetitions with the interval of Student's t; differences
+between two attentions are computed for each seed before they are averaged.
 """
 
 import re
@@ -73,7 +73,7 @@ def studies(
         groups = column.metrics["heldout"]["groups"]
         accuracies = {group: groups[group]["accuracy"] for group in GROUPS if groups[group]["n"]}
         common = {name: value for name, value in settings.items() if name not in _VARIED | RunConfig.RESULT_NEUTRAL}
-        common |= {name: re.sub(r"-\d+$", "", settings[name]) for name in ("model", "blend")}
+        common |= {name: _without_number(settings.get(name)) for name in ("model", "blend", "start")}
         seeds = canonical_json([settings["model"], settings["blend"], settings["seed"]])
         seen = sum(lengths[plan] for plan in run["plans"])
         trial = Trial(settings["attention"], settings["epochs"], seen, seeds, accuracies)
@@ -84,6 +84,11 @@ def studies(
         if len({(trial.attention, trial.epochs) for trial in trials}) > 1
         and len(trials) > len({trial.attention for trial in trials})
     ]
+
+
+def _without_number(name: str | None) -> str | None:
+    """The name of an entry, or `run:best`, without a number at the end of the entry's name."""
+    return None if name is None else re.sub(r"-\d+(?=$|:)", "", name)
 
 
 def _study(trials: Sequence[Trial], confidence: float) -> Study:

@@ -101,11 +101,21 @@ def settings(finished: Iterable[Path], colours: Mapping[str, int]) -> dict[str, 
     if len(runs) < 2:
         return None
     names = sorted({name for run in runs for name in run["settings"]})
-    rows = [(name, [canonical_json(run["settings"].get(name)).strip('"') for run in runs]) for name in names]
+    rows = [(_label(name), [_text(name, run["settings"].get(name)) for run in runs]) for name in names]
     rows = [(name, values) for name, values in rows if len(set(values)) > 1]
     rows.append(("steps", [f"{run['steps']:,}" for run in runs]))
     rows.append(("lowest held-out loss", [f"{run['loss']:.4f}" for run in runs]))
     return {"runs": [{"name": run["name"], "colour": colours[run["name"]]} for run in runs], "rows": rows}
+
+
+def _label(setting: str) -> str:
+    return "starts from" if setting == "start" else setting
+
+
+def _text(setting: str, value: Any) -> str:
+    if setting == "start" and value is None:
+        return "the model"
+    return canonical_json(value).strip('"')
 
 
 def _run(path: Path) -> dict[str, Any]:

@@ -144,21 +144,28 @@ def curves(
 ) -> tuple[Markup, list[dict[str, Any]]]:
     """The losses of all runs in one chart, and the details of each: charts of `STEP_METRICS`, speed, losses by dataset.
 
-    Read from `metrics.jsonl` and `throughput.json` in the state that each `finished.json` names.
+    In the chart a run that starts from another one begins at the step where that one ended. Read from `metrics.jsonl`
+    and `throughput.json` in the state that each `finished.json` names.
     """
-    runs, states, speeds = [], {}, {}
+    runs, states, speeds, stages, warnings = [], {}, {}, {}, {}
     for path in map(Path, paths):
         finished = read_json(path)
         state = states[finished["run"]] = path.parent / finished["state"]
+        stages[finished["run"]] = finished.get("start", {}).get("stages", [])
         runs.append((finished["run"], read_metrics(state / "metrics.jsonl")))
+        warnings[finished["run"]] = finished.get("warnings", [])
         if (state / "throughput.json").exists():
             speeds[finished["run"]] = throughput_line(read_json(state / "throughput.json"))
     runs.sort(key=lambda run: list(colours).index(run[0]))
 
-    def points(lines: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
-        return [(line["step"], line[key]) for line in lines if key in line]
+    def points(lines: Sequence[Mapping[str, Any]], key: str, before: int = 0) -> list[Point]:
+        return [(before + line["step"], line[key]) for line in lines if key in line]
 
-    losses = [Curve(name, colours[name], points(lines, "loss"), points(lines, "heldout_loss")) for name, lines in runs]
+    losses = []
+    for name, lines in runs:
+        before = sum(stage["step"] for stage in stages[name])
+        values = points(lines, "loss", before), points(lines, "heldout_loss", before)
+        losses.append(Curve(name, colours[name], *values))
     details = [
         {
             "name": name,
@@ -169,12 +176,34 @@ def curves(
                 if (chart := step_chart(label, [Curve(name, colours[name], points(lines, key))], confidence))
             ],
             "speed": speeds.get(name),
+            "warnings": warnings[name],
             "datasets": _by_dataset(lines),
             "features": _feature_store(states[name] / "throughput.json"),
+            "stages": _stages(stages[name], name, colours),
         }
         for name, lines in runs
     ]
     return step_chart("Loss", losses, confidence, logarithmic=True), details
+
+
+def _stages(
+    stages: Sequence[Mapping[str, Any]], run: str, colours: Mapping[str, int]
+) -> list[dict[str, str | int | None]]:
+    """The stages before a run and the run itself, with the weights that the next one starts from; none without `start`.
+
+    The colour of a run that is not in the report is None.
+    """
+    if not stages:
+        return []
+    before = [
+        {
+            "name": stage["run"],
+            "colour": colours.get(stage["run"]),
+            "weights": f"{stage['which']}, step {stage['step']:,}",
+        }
+        for stage in stages
+    ]
+    return [*before, {"name": run, "colour": colours[run], "weights": None}]
 
 
 def _feature_store(path: Path) -> str | None:

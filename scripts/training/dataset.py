@@ -198,6 +198,25 @@ class MicroBatchDataset(Dataset[MicroBatch]):
                 batch = self._batch([[self._encode(sample, reader)]], [sample.dataset])
                 yield "+".join(sample.uids), replace(batch, tokens=sample.n_tokens)
 
+    def first_with_images(self, most: int) -> list[int]:
+        """The first `most` conversations of the first global batch that show an image, by their number in epoch 0."""
+        reader, found = self.epochs[0], list[int]()
+        for unit in self.units(0)[1]:
+            for position in reader.members(unit):
+                if len(found) < most and reader.read(position, images=False).image_sha256:
+                    found.append(position)
+        return found
+
+    def alone(self, position: int, images: bool = True) -> MicroBatch:
+        """Conversation `position` of epoch 0 as a batch of its own; without `images` it has none, only its text."""
+        reader = self.epochs[0]
+        sample = reader.read(position, images=self._store is None)
+        document = self._encode(sample, reader)
+        if not images:
+            document = _without_images(document[0]), []
+        batch = self._batch([[document]], [sample.dataset])
+        return replace(batch, labels=Counter({sample.dataset: sample.n_labels}), tokens=len(document[0]))
+
     def filler(self) -> MicroBatch:
         """A micro-batch of one token that is neither supervised nor counted."""
         return self._batch([[(self._filler, [])]], [""])
@@ -284,6 +303,15 @@ def count_pairs(modality: Tensor, document_ids: Tensor | None, image_rows: str) 
     is_image = modality == IMAGE
     images = seen[is_image].sum() if image_rows == "causal" else is_image.sum()
     return int(seen[modality == TEXT].sum() + images)
+
+
+def _without_images(encoded: EncodedConversation) -> EncodedConversation:
+    """A conversation without the placeholders of its images: the text around them stays."""
+    text = EncodedConversation()
+    for token, label, modality in zip(encoded.input_ids, encoded.labels, encoded.modality, strict=True):
+        if modality == TEXT:
+            text.extend([token], TEXT, supervised=label != IGNORE_INDEX)
+    return text
 
 
 def _packed(documents: Sequence[_Document]) -> _Document:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scripts.common.errors import UserError
+from scripts.common.gpus import present
 
 _SCHEDULERS = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")
 
@@ -31,17 +32,6 @@ class Devices:
         """Release the locks."""
         while self._files:
             os.close(self._files.pop())
-
-
-def present(environment: Mapping[str, str], system: Path = Path("/dev")) -> list[str]:
-    """The GPUs that a program started here would see: those of CUDA_VISIBLE_DEVICES, or all of the machine."""
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    found = [path for path in system.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
-    if not found:
-        return []
-    if visible is not None:
-        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
-    return [str(number) for number in range(len(found))]
 
 
 def reserve_gpus(

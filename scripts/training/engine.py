@@ -163,7 +163,7 @@ class TrainingEngine:
         sums, (padded, flops, stops) = self._sum_step(losses, own)
         result = StepResult(
             losses=LossTotals(self.datasets, sums, self._by_dataset(counts.labels)),
-            learning_rate=self.settings.learning_rate * factor,
+            learning_rate=self.settings.language_rate * factor,
             learning_rates={part: peak * factor for part, peak in self._peaks.items()},
             grad_norm=math.nan,
             tokens=counts.tokens,
@@ -216,6 +216,13 @@ class TrainingEngine:
                 labels += self._by_dataset(batch.host.labels)
         return LossTotals(self.datasets, self._sum(losses.cpu()), self._sum(labels))
 
+    def count_and_most(self, number: int) -> tuple[int, int]:
+        """The sum and the maximum over all ranks of a number that each has."""
+        numbers = torch.zeros(self.ranks)
+        numbers[self.rank] = number
+        self._sum(numbers)
+        return int(numbers.sum()), int(numbers.max())
+
     def find_nonfinite(self, batches: Sequence[MicroBatch], filler: MicroBatch) -> list[int]:
         """Run `batches` of this rank one by one; return the numbers of those whose loss or gradient is not finite.
 
@@ -223,10 +230,8 @@ class TrainingEngine:
         checked where every rank holds the weights whole, which is not so at stage 3.
         """
         self._engine.eval()
-        rounds = torch.zeros(self.ranks)
-        rounds[self.rank] = len(batches)
         nonfinite, weights = [], list(self.trained.values())
-        for number in range(int(self._sum(rounds).max())):
+        for number in range(self.count_and_most(len(batches))[1]):
             batch = batches[number] if number < len(batches) else filler
             with torch.set_grad_enabled(self.settings.zero < 3):
                 loss, each = self._engine.module(**self.feed([batch]).take().inputs)
@@ -254,18 +259,8 @@ class TrainingEngine:
         return {"updates": self.updates, "loss_scale": asdict(self.loss_scale) if self.loss_scale else None}
 
     def restore(self, tensors: dict[str, Tensor], facts: EngineFacts, filler: MicroBatch, accumulation: int) -> None:
-        """Continue from what `state` and `facts` returned; the model must already hold the weights.
-
-        An optimizer makes its state in its first step, and DeepSpeed links it to its shards then. So one step is taken
-        with a rate of zero and a gradient of zero (`filler` has no label), which changes nothing, before the true
-        values are set.
-        """
-        self._engine.train()
-        self._set_rates(0.0)
-        for _ in range(accumulation):
-            total, _ = self._engine(**self.feed([filler]).take().inputs)
-            self._engine.backward(total * 0.0, scale_wrt_gas=False)
-            self._engine.step()
+        """Continue from what `state` and `facts` returned; the model must already hold the weights."""
+        self._make_state(filler, accumulation)
         for name, value in self.trained.items():
             self._set_full(value, None, tensors[f"weight/{name}"])
             for part in self._entry.state_names:
@@ -274,6 +269,25 @@ class TrainingEngine:
         if self.loss_scale and facts["loss_scale"]:
             self.loss_scale = LossScale(**facts["loss_scale"])
         set_updates(self._optimizer, self.updates)
+
+    def set_weights(self, weights: Mapping[str, Tensor], filler: MicroBatch, accumulation: int) -> None:
+        """Set the fp32 copies of trained `weights` before the first step; the model must already hold them, rounded."""
+        self._make_state(filler, accumulation)
+        for name, value in weights.items():
+            self._set_full(self.trained[name], None, value)
+        set_updates(self._optimizer, self.updates)
+
+    def _make_state(self, filler: MicroBatch, accumulation: int) -> None:
+        """Let the optimizer make its state, which it does in its first step, when DeepSpeed links it to its shards.
+
+        So one step is taken with a rate of zero and a gradient of zero (`filler` has no label), which changes nothing.
+        """
+        self._engine.train()
+        self._set_rates(0.0)
+        for _ in range(accumulation):
+            total, _ = self._engine(**self.feed([filler]).take().inputs)
+            self._engine.backward(total * 0.0, scale_wrt_gas=False)
+            self._engine.step()
 
     def _scale(self, counts: StepCounts) -> float:
         """What the sum of a micro-batch's losses is multiplied by, before DeepSpeed averages over ranks."""

@@ -16,6 +16,7 @@ from torch import nn
 
 from model.modeling import VisualChatForConditionalGeneration
 from scripts.common.errors import UserError
+from scripts.inference.quantization import n_weights
 from scripts.training.dataset import MicroBatch
 
 VARIABLE = "VISUALCHAT_DEVICE_FLOPS"
@@ -87,7 +88,7 @@ def _cost(part: nn.Module, backward: bool = True) -> float:
         for value in module.parameters(recurse=False)
         if value.ndim > 1
     }
-    return float(sum(m.numel() * (2 + 2 * backward + 2 * m.requires_grad) for m in matrices.values()))
+    return float(sum(n_weights(m) * (2 + 2 * backward + 2 * m.requires_grad) for m in matrices.values()))
 
 
 def peak_flops(ranks: int) -> float | None:

@@ -19,6 +19,8 @@ from torch import nn
 
 from model.modeling import VisualChatForConditionalGeneration
 from scripts.config.run import RunConfig
+from scripts.inference.lora import add_adapters
+from scripts.inference.quantization import n_weights
 from scripts.training.precision import dtype_of
 
 PARTS = ("language", "embeddings", "projector", "vision")
@@ -38,7 +40,7 @@ def mark_trainable(model: VisualChatForConditionalGeneration, settings: RunConfi
         (vision.encoder, settings.train_vision, settings.vision_lora_rank),
     ):
         if how == "lora":
-            _add_adapters(part, rank, settings.lora_scale, settings.lora_dropout, dtype_of(settings.precision))
+            add_adapters(part, rank, settings.lora_scale, settings.lora_dropout, dtype_of(settings.precision))
     if settings.train_language == "full":
         model.language_model.requires_grad_(True)
     model.get_input_embeddings().requires_grad_(settings.train_embeddings)
@@ -59,12 +61,7 @@ def part_of(model: VisualChatForConditionalGeneration, name: str, value: nn.Para
 
 def peak_rates(settings: RunConfig) -> dict[str, float]:
     """The peak learning rate of every part."""
-    rates = {
-        "embeddings": settings.embeddings_learning_rate,
-        "projector": settings.projector_learning_rate,
-        "vision": settings.vision_learning_rate,
-    }
-    return {part: settings.learning_rate if (rate := rates.get(part)) is None else rate for part in PARTS}
+    return {part: settings.rate_of(part) for part in PARTS}
 
 
 def parameter_groups(model: VisualChatForConditionalGeneration, settings: RunConfig) -> list[dict[str, Any]]:
@@ -84,7 +81,7 @@ def parameter_table(model: VisualChatForConditionalGeneration, settings: RunConf
     """Which parameters are trained and which are frozen, as a table of text."""
     rates = peak_rates(settings)
     how = {
-        "language": settings.train_language,
+        "language": settings.train_language + (f", {settings.quantize}" if settings.quantize != "none" else ""),
         "embeddings": "full" if settings.train_embeddings else "frozen",
         "projector": "full" if settings.train_projector else "frozen",
         "vision": settings.train_vision,
@@ -92,8 +89,8 @@ def parameter_table(model: VisualChatForConditionalGeneration, settings: RunConf
     total, trained = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
     for name, value in model.named_parameters():
         part = part_of(model, name, value)
-        total[part] += value.numel()
-        trained[part] += value.numel() * value.requires_grad
+        total[part] += n_weights(value)
+        trained[part] += n_weights(value) * value.requires_grad
     rows = [("part", "parameters", "trained", "how", "peak rate")]
     for part in PARTS:
         rate = f"{rates[part]:g}" if trained[part] else ""
@@ -101,20 +98,6 @@ def parameter_table(model: VisualChatForConditionalGeneration, settings: RunConf
     rows.append(("all", f"{sum(total.values()):,}", f"{sum(trained.values()):,}", "", ""))
     sides = ("left", "right", "right", "left", "right")
     return tabulate(rows, tablefmt="plain", colalign=sides, disable_numparse=True)
-
-
-def _add_adapters(part: nn.Module, rank: int, scale: float, dropout: float, dtype: torch.dtype) -> None:
-    """Put an adapter beside every linear layer of `part`, in place."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    # Not subclasses: PyTorch's own attention reads the weight of its last layer directly and would ignore an adapter.
-    names = [name for name, module in part.named_modules() if type(module) is nn.Linear]
-    config = LoraConfig(r=rank, lora_alpha=scale * rank, lora_dropout=dropout, target_modules=names)
-    inject_adapter_in_model(config, part)
-    for name, value in part.named_parameters():
-        value.requires_grad_("lora_" in name)
-        if "lora_" in name:
-            value.data = value.data.to(dtype)
 
 
 def _freeze_unused(model: VisualChatForConditionalGeneration) -> None:

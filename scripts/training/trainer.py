@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
@@ -23,8 +23,8 @@ from scripts.common.errors import UserError
 from scripts.common.files import write_json
 from scripts.config.run import RunConfig
 from scripts.inference.blend_reader import BlendReader
-from scripts.inference.model_assembly import load_model
 from scripts.media.pixel_store import PixelStore, pixels_key
+from scripts.training.before_training import ChecksBeforeTraining, read_warnings
 from scripts.training.checkpoints import Checkpoints, load_weights, weights_of
 from scripts.training.dataset import MicroBatchDataset
 from scripts.training.engine import TrainingEngine, compute_device
@@ -32,8 +32,11 @@ from scripts.training.features import open_features, savings
 from scripts.training.feed import MicroBatchFeed
 from scripts.training.flops import Flops, peak_flops
 from scripts.training.metrics import Metrics, read_metrics, step_line, step_note, summary, throughput, throughput_line
+from scripts.training.nonfinite import raise_nonfinite
 from scripts.training.plan_check import check_same_plans, plan_facts
 from scripts.training.precision import dtype_of
+from scripts.training.run_model import load_run_model, values_to_continue
+from scripts.training.start import summary as summary_of_start
 from scripts.training.step_result import StepResult
 from scripts.training.trackers import TrackedRun, open_trackers
 from scripts.training.trainable import mark_trainable, parameter_table
@@ -57,10 +60,6 @@ class _Evaluations(NamedTuple):
 _NONE_YET = _Evaluations(best=None, since_best=0, pending=False)
 
 
-class PermanentError(UserError):
-    """Running again with the same settings and data would end the same way."""
-
-
 class Trainer:
     """A run on this rank. Set `stopping` to end it soon, with a checkpoint."""
 
@@ -81,19 +80,12 @@ class Trainer:
         self.state: Path = args.state
         self.stopping = False
         self._longest_step = self._longest_save = 0.0
-        self._peak_flops = peak_flops(self.ranks)
+        self.peak_flops = peak_flops(self.ranks)
         readers = {folder: BlendReader(folder, args.root) for folder in dict.fromkeys([*args.blend, args.heldout])}
         epochs = [readers[folder] for folder in args.blend]
         # One rank checks the hashes for all: reading a large base twice from a shared disk costs minutes.
-        model, processor = load_model(
-            args.model,
-            args.root,
-            settings.attention,
-            dtype_of(settings.precision),
-            check=self.rank == 0,
-            keep_language_dtype=settings.zero == 3,
-        )
-        options = model.train().layout_options(compute_device(), dtype_of(settings.precision))
+        model, processor = load_run_model(args, settings, self.rank == 0, self.log)
+        options = model.layout_options(compute_device(), dtype_of(settings.precision))
         self.log(f"attention {settings.attention} is computed by the {options.backend} back-end")
         names = sorted({name for reader in readers.values() for name in reader.datasets})
         pixels = PixelStore(args.pixels, pixels_key(processor.image_processor.to_dict())) if args.pixels else None
@@ -128,11 +120,15 @@ class Trainer:
         evaluations = _Evaluations(facts["best"], facts["since_best"], facts["eval_pending"]) if facts else _NONE_YET
         self.best, self.since_best, self.eval_pending = evaluations
 
+        self.checks = None if facts else ChecksBeforeTraining(settings, args.model, self.state)
+        if self.checks:
+            self.checks.check_model(model, processor, list(readers.values()), self.batches.steps)
         mark_trainable(model, settings)
         self.log(parameter_table(model, settings))
         self.encoder_flops = Flops(model).encoder
         tensors = self.checkpoints.load(self.done) if facts else {}
-        load_weights(model, weights_of(tensors))
+        initial = {} if facts else values_to_continue(model, self.state)
+        load_weights(model, weights_of(tensors) if facts else initial)
         self.engine = TrainingEngine(
             model,
             settings,
@@ -142,6 +138,8 @@ class Trainer:
         )
         if facts:
             self.engine.restore(tensors, facts["engine"], self.batches.filler(), self.batches.accumulation)
+        elif initial and settings.precision != "fp32":
+            self.engine.set_weights(initial, self.batches.filler(), self.batches.accumulation)
         self.saved = self.done
         self.metrics = self._metrics(facts["metrics_bytes"] if facts else 0) if self.rank == 0 else None
         self.watchdog = Watchdog(self.state / "ranks", self.rank, args.hang_timeout * 60)
@@ -189,6 +187,8 @@ class Trainer:
         """Train to the end, or until asked to stop; return whether the end was reached."""
         if self.rank == 0:
             self.send({"steps": self.batches.steps, "done": self.done})
+        if self.checks:
+            self.check_before_training(self.checks)
         stop = (self.done == 0 or self.eval_pending) and not self.evaluate()
         batches = self.engine.feed(self.batches.load(self.done, self.settings.workers))
         while not stop and not self.at_end:
@@ -198,13 +198,40 @@ class Trainer:
                 self.save()
             else:
                 self.log("there was no time for a single step, so the run has not begun")
-            self._close()
+            self.close()
             return False
         self.finish()
         return True
 
+    def check_before_training(self, checks: ChecksBeforeTraining) -> None:
+        """Measure the first losses, and print and keep the warnings of all checks; all ranks must call it."""
+        self.watchdog.restart()
+        if line := checks.check_first_loss(self.engine, self.heldout if len(self.heldout) else self.batches):
+            self.log(line)
+        for warning in checks.warnings if self.rank == 0 else ():
+            print(f"WARNING: {warning}", flush=True)
+            self.log(f"WARNING: {warning}")
+        if self.rank == 0:
+            checks.write(self.state)
+
     def step(self, upcoming: MicroBatchFeed) -> bool:
         """Take one step with the next micro-batches, and do what is due after it; return whether some rank must stop.
+
+        Raises:
+            PermanentError: the loss or the gradient is not finite.
+        """
+        epoch = self.batches.locate(self.done)[0]
+        result = self.take_step(upcoming)
+        every = self.settings.evaluate_every
+        due = self.batches.locate(self.done)[0] > epoch or (every and self.done % every == 0)
+        if due and not self.evaluate():
+            return True
+        if self.done % self.settings.checkpoint_every == 0 or self.at_end:
+            self.save()
+        return result.stop
+
+    def take_step(self, upcoming: MicroBatchFeed) -> StepResult:
+        """Take one step with the next micro-batches and record it.
 
         Raises:
             PermanentError: the loss or the gradient is not finite.
@@ -215,25 +242,19 @@ class Trainer:
         result = self.engine.step(self.done, upcoming, self.must_stop())
         if not result.finite:
             what = f"step {self.done + 1}: loss {result.losses.loss}, gradient norm {result.grad_norm}"
-            self.raise_nonfinite(what, self.batches, range(self.done, self.done + 1))
+            raise_nonfinite(what, self.engine, self.batches, range(self.done, self.done + 1))
         epoch = self.batches.locate(self.done)[0]
         self.done += 1
         seconds = time.perf_counter() - begin
         self._longest_step = max(self._longest_step, seconds)
         self.record(epoch, result, seconds, upcoming.waited)
-        every = self.settings.evaluate_every
-        due = self.batches.locate(self.done)[0] > epoch or (every and self.done % every == 0)
-        if due and not self.evaluate():
-            return True
-        if self.done % self.settings.checkpoint_every == 0 or self.at_end:
-            self.save()
-        return result.stop
+        return result
 
     def record(self, epoch: int, result: StepResult, seconds: float, waited: float) -> None:
         """Write the metrics of the step that was just taken (rank 0); `waited`: of `seconds`, those for data."""
         if self.metrics is None:
             return
-        line = {"step": self.done, "epoch": epoch} | step_line(result, seconds, waited, self._peak_flops)
+        line = {"step": self.done, "epoch": epoch} | step_line(result, seconds, waited, self.peak_flops)
         if self.engine.loss_scale:
             line |= {"loss_scale": self.engine.loss_scale.scale, "skipped": result.skipped}
         self.metrics.write(line)
@@ -259,7 +280,7 @@ class Trainer:
             return False
         if not math.isfinite(losses.loss):
             what = f"held-out loss {losses.loss} after step {self.done}"
-            self.raise_nonfinite(what, self.heldout, range(self.heldout.steps))
+            raise_nonfinite(what, self.engine, self.heldout, range(self.heldout.steps))
         if self.metrics is not None:
             self.metrics.write(
                 {
@@ -327,11 +348,11 @@ class Trainer:
         """Write the last weights and, as the very last thing, `finished.json`."""
         self.watchdog.restart()
         weights = self.write_weights()
-        self._close()
+        self.close()
         if self.rank != 0:
             return
         lines = read_metrics(self.state / "metrics.jsonl")
-        speed = throughput(lines, self._peak_flops)
+        speed = throughput(lines, self.peak_flops)
         if self.features is not None:
             speed["features"] = savings(self.features, self.encoder_flops, self.batches, lines)
         write_json(self.state / "throughput.json", speed)
@@ -357,36 +378,13 @@ class Trainer:
             "curve": curve,
             "plans": [facts["plan"] for facts in self.plans],
             "heldout_plan": self.heldout.epochs[0].plan,
+            **summary_of_start(self.state),
+            "warnings": read_warnings(self.state),
         }
         write_json(self.state / "finished.json", finished)
 
-    def raise_nonfinite(self, what: str, batches: MicroBatchDataset, steps: range) -> NoReturn:
-        """Raise the error that names the conversations of `steps` whose loss or gradient is not finite.
-
-        All ranks must call it. `what` describes the number that was not finite.
-
-        Raises:
-            PermanentError: always.
-        """
-        rows = [row for step in steps for row in batches.conversations(step)]
-        bad = self.engine.find_nonfinite([batch for _, batch in rows], batches.filler())
-        if found := self._gather([rows[number][0] for number in bad]):
-            where = f"Computed one by one, these conversations give no finite number: {', '.join(found)}"
-        else:
-            uids = self._gather([uids for uids, _ in rows])
-            where = f"Each conversation alone gives a finite number; they are {', '.join(uids)}"
-        raise PermanentError(
-            f"{what}. The same settings and data would end here again; lower learning_rate, raise warmup_steps, or "
-            f"check the data. {where}"
-        )
-
-    def _gather(self, values: Sequence[str]) -> list[str]:
-        """The values of all ranks, one rank after the other."""
-        by_rank: list[list[str]] = [[] for _ in range(self.ranks)]
-        dist.all_gather_object(by_rank, list(values))
-        return [value for values in by_rank for value in values]
-
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Stop the watchdog and close the metrics."""
         self.watchdog.cancel()
         if self.metrics is not None:
             self.metrics.sync()

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.cli import load_settings
-from scripts.common.errors import UserError, machine_error
+from scripts.common.errors import PermanentError, UserError, machine_error
 from scripts.common.files import write_json
 from scripts.config.run import RunConfig
+from scripts.training.dry_run import take_steps
 from scripts.training.launch import redirect_output
 from scripts.training.parent_death import die_with_parent
 from scripts.training.runlock import RunLock
@@ -96,6 +97,7 @@ def parse() -> argparse.Namespace:
     arguments.add_argument("--features", type=Path, nargs="*", default=[])
     arguments.add_argument("--deadline", type=float, help="when to have stopped, in seconds since 1970")
     arguments.add_argument("--hang-timeout", type=float, default=60.0, help="minutes without progress that mean a hang")
+    arguments.add_argument("--dry-run-steps", type=int, default=0, help="take so many steps, and keep nothing")
     return arguments.parse_args()
 
 
@@ -122,9 +124,10 @@ def main() -> int:
     try:
         import torch
 
+        from scripts.inference.quantization import check_bitsandbytes
         from scripts.training.compiled_layers import compiler_hint
         from scripts.training.fused_layers import check_fused_layers
-        from scripts.training.trainer import PermanentError, Trainer
+        from scripts.training.trainer import Trainer
 
         torch.set_num_threads(settings.threads)
         if settings.deterministic:
@@ -133,9 +136,12 @@ def main() -> int:
         start_distributed(max(_COLLECTIVE_TIMEOUT, timedelta(minutes=2 * args.hang_timeout)))
         check_precision(settings)
         check_fused_layers(settings)
+        if settings.quantize != "none":
+            check_bitsandbytes(f"`quantize: {settings.quantize}`", "set `quantize: none` for this run")
         trainer = Trainer(args, settings, send)
         trainer.stopping = bool(end)
-        end = {"status": "finished"} if trainer.run() else {"status": "stopped", "step": trainer.done}
+        reached_end = take_steps(trainer, args.dry_run_steps) if args.dry_run_steps else trainer.run()
+        end = {"status": "finished"} if reached_end else {"status": "stopped", "step": trainer.done}
     except UserError as error:
         end = {"status": "error", "message": str(error), "permanent": isinstance(error, PermanentError)}
     except OSError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from scripts.adapters.raw import DATA_LINK
 from scripts.common.files import atomic, canonical_json, file_sha256
+from scripts.evaluation.forgetting_summary import FILE as FORGETTING
 
 FILE = "logs/products.jsonl"
 _VERSION = 1
@@ -233,6 +234,11 @@ def _all_files(folder: Path) -> Iterator[Path]:
         yield from (Path(inner, name) for name in names if not name.startswith("."))
 
 
+def _evaluation_files(folder: Path) -> Iterator[Path]:
+    """Every file of an evaluation but that of `forgetting`, another step."""
+    yield from (path for path in _all_files(folder) if path != folder / FORGETTING)
+
+
 def _link_to_files(folder: Path) -> Iterator[Path]:
     """The link to the raw files of a source."""
     yield folder / DATA_LINK
@@ -244,10 +250,11 @@ def _of_the_graph(folder: Path) -> Iterator[Path]:
 
 
 def _state_files(folder: Path) -> Iterator[Path]:
-    """What later steps read of a run's state: its description and the weights of its two results."""
+    """What later steps read of a run's state: its description, the weights of its two results, and those before it."""
     finished = json.loads((folder / "finished.json").read_bytes())
     yield from (folder / finished["state"] / name for name in (*STATE_FILES, "environment.json"))
     yield from {folder / finished[which]["weights"] for which in ("final", "best")}
+    yield from _all_files(folder / finished["state"] / "start")
 
 
 _FOLDERS: dict[str, Callable[[Path], Iterator[Path]]] = {
@@ -257,7 +264,7 @@ _FOLDERS: dict[str, Callable[[Path], Iterator[Path]]] = {
     "make_model": _all_files,
     "train": _state_files,
     "export": _all_files,
-    "evaluate": _all_files,
+    "evaluate": _evaluation_files,
     "report": _of_the_graph,
 }
 """Programs that make more files than their rules declare -> the files below the folder of a declared one."""

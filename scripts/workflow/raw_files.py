@@ -14,9 +14,10 @@ from scripts.workflow.targets import data_path
 def raw_digest(settings: Settings, source: str, root: str) -> str:
     """A hash of (name, size, time of change) of all files of the user that fetch may read from a source.
 
-    Missing files are skipped: fetch reports them. The miniature's files are outputs of a rule and need no hash.
+    Missing files are skipped: fetch reports them. The files of the miniature and of replay are outputs of a rule and
+    need no hash.
     """
-    if not settings.data_path and source not in settings.custom:
+    if not _of_user(settings, source):
         return ""
     return folder_digest(*_raw_files(settings, source, root))
 
@@ -25,8 +26,13 @@ def remember_raw(settings: Settings, root: str) -> None:
     """Keep sizes and times of the user's raw files, so that a file that is only touched is no cause."""
     registry = settings.registry()
     for source in {source for dataset in settings.datasets() for source in registry.sources_of(dataset)}:
-        if settings.data_path or source in settings.custom:
+        if _of_user(settings, source):
             remember(*_raw_files(settings, source, root))
+
+
+def _of_user(settings: Settings, source: str) -> bool:
+    """Whether the raw files of a source are the user's, and no rule makes them."""
+    return source in settings.custom or (bool(settings.data_path) and source not in settings.replay)
 
 
 def _raw_files(settings: Settings, source: str, root: str) -> tuple[str, tuple[str, ...], str, str, bool]:

@@ -12,9 +12,9 @@ def row_code(settings: Settings, name: str, *modules: str) -> str:
 
     Args:
         settings: the configuration.
-        name: of the source or dataset; a custom dataset is both.
+        name: of the source or dataset; one of own data or of replay is both.
         modules: the program of the step, and the adapter, if it runs one.
     """
-    if name not in settings.custom:
+    if name not in settings.own():
         return code_fingerprint(*modules)
     return f"{code_fingerprint(*modules, *OWN_MODULES)} {asset_fingerprint(FORMS)}"

@@ -4,8 +4,8 @@
     python -m scripts.workflow.rules_reference --write    writes it, and scripts/README.md, the list of all programs
 
 It is taken from the graphs that Snakemake builds for two configurations which together use every rule: the miniature
-with preprocessed and encoded images, and a subset of published data. So a file is listed under "reads" if some job
-depends on it. The graphs are built in an empty folder, and no job is run.
+with preprocessed and encoded images, replay and a decoder of the user, and a subset of published data. So a file is
+listed under "reads" if some job depends on it. The graphs are built in an empty folder, and no job is run.
 """
 
 import contextlib
@@ -39,6 +39,7 @@ PAGE = "docs/rules.md"
 _STAGES = {
     "sources": "Raw files",
     "media": "Images",
+    "replay": "Replay",
     "records": "Conversations",
     "blends": "Plans and blends",
     "models": "Models",
@@ -79,7 +80,14 @@ def rules() -> dict[str, dict[str, Any]]:
     """Every rule by name: stage, program, message, and the files that it reads and makes, as patterns."""
     default = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     run = next(iter(default["runs"].values())) | {"pixels": True}
-    default["runs"] = {"pixels": run, "features": run | {"features": True}}
+    model = next(iter(default["models"].values()))
+    blend = default["blends"][run["blend"]]
+    default["models"]["pretrained"] = {"vision": model["vision"], "language": "a-decoder"}
+    default["blends"]["pretrained"] = blend | {"tokens": "pretrained"}
+    pretrained = {"model": "pretrained", "blend": "pretrained"}
+    default["runs"] = {"pixels": run, "features": run | {"features": True}, "pretrained": pretrained}
+    default["replay"] = {"talk": {"model": run["model"]}}
+    blend["datasets"]["talk"] = {}
     subset = yaml.safe_load((ROOT / "recipes/subset.yaml").read_text(encoding="utf-8"))
     merged: dict[str, dict[str, Any]] = {}
     for config in (default, subset):

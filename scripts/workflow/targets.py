@@ -177,6 +177,17 @@ def needs_followups(settings: Settings, tokens: str, dataset: str) -> bool:
     return any(blend.tokens == tokens and dataset in blend.followup_datasets() for blend in settings.blends.values())
 
 
+def evaluated_runs(settings: Settings) -> list[str]:
+    """Names of the runs that are evaluated, and so also exported and locked: those without `evaluate: false`."""
+    return [name for name, run in settings.runs.items() if run.evaluate]
+
+
+def start_result(settings: Settings, run: str) -> list[str]:
+    """The `finished.json` of the run that a run starts from, if it starts from one."""
+    start = settings.runs[run].started_from
+    return [] if start is None else [f"{settings.results}/train/{start.run}/finished.json"]
+
+
 def training_resources(settings: Settings, run: str) -> dict[str, int | str | None]:
     """The resources of a training job, by Snakemake's names; None: not requested.
 
@@ -224,7 +235,7 @@ def needs_miniature(settings: Settings) -> bool:
     """Whether the miniature is drawn: for a dataset of some blend that no folder provides, or for a suite."""
     if settings.data_path:
         return False
-    return bool(set(settings.datasets()) - set(settings.custom)) or bool(miniature_suites(settings))
+    return bool(set(settings.datasets()) - set(settings.own())) or bool(miniature_suites(settings))
 
 
 def miniature_suites(settings: Settings) -> list[str]:
@@ -234,13 +245,24 @@ def miniature_suites(settings: Settings) -> list[str]:
 
 def has_kinds(settings: Settings, blend: str) -> bool:
     """Whether the questions of a blend have kinds: those of the miniature do, which its generator knows."""
-    return not settings.data_path and bool(set(datasets_of(settings, blend)) - set(settings.custom))
+    return not settings.data_path and bool(set(datasets_of(settings, blend)) - set(settings.own()))
 
 
 def without_kinds(settings: Settings, blend: str) -> list[str]:
-    """The entries of a blend that the kinds of the miniature's questions are not about: those of custom datasets."""
+    """The entries of a blend that the kinds of the miniature's questions are not about: own data and replay."""
     section = settings.blends[blend]
-    return sorted(name for name in section.datasets if set(section.component_datasets(name)) & set(settings.custom))
+    return sorted(name for name in section.datasets if set(section.component_datasets(name)) & set(settings.own()))
+
+
+def measures_forgetting(settings: Settings, run: str) -> bool:
+    """Whether what a run says to text is compared with what its model said before: not of a decoder of the graph."""
+    return settings.runs[run].evaluate and settings.models[settings.runs[run].model].language != "miniature"
+
+
+def replay_datasets(settings: Settings, blend: str) -> list[str]:
+    """The entries of a blend that are made of a decoder's own answers."""
+    section = settings.blends[blend]
+    return sorted(name for name in section.datasets if set(section.component_datasets(name)) & set(settings.replay))
 
 
 def suite_inputs(settings: Settings, root: str) -> list[str]:
@@ -265,7 +287,7 @@ def plan_rerun_key(settings: Settings, blend: str) -> str:
 
     Its entry of `tokens` counts by the token tables, not by its name.
     """
-    own = sorted(set(datasets_of(settings, blend)) & set(settings.custom)) if settings.holdout.share else []
+    own = sorted(set(datasets_of(settings, blend)) & set(settings.own())) if settings.holdout.share else []
     extra = {"own": own} if own else {}
     return settings.blends[blend].rerun_key(
         without=("images", "shards"), tokens="", mixed=settings.holdout.mixed, **extra
@@ -273,13 +295,14 @@ def plan_rerun_key(settings: Settings, blend: str) -> str:
 
 
 def kept_rows(settings: Settings, dataset: str) -> str:
-    """The share of rows of a custom dataset that are kept for evaluation, as a rerun key; "" where none are by share.
+    """The share of rows of own data or of replay that are kept for evaluation, as a rerun key; "" where there is none.
 
     A dataset with a `split` has that; of others, rows without images are kept with the share of `holdout`.
     """
-    if dataset not in settings.custom:
+    own = settings.own()
+    if dataset not in own:
         return ""
-    split, holdout = settings.custom[dataset].split, settings.holdout
+    split, holdout = own[dataset].split, settings.holdout
     share = split.rows if split else holdout.share
     if not share:
         return ""
@@ -297,7 +320,7 @@ def run_rerun_key(settings: Settings, run: str) -> str:
 
 
 def run_execution(settings: Settings, run: str) -> str:
-    """The settings of a run that do not change its numbers: how its work is divided, and what else is kept of it."""
+    """The settings of a run that do not change its numbers: how its work is divided, and what else is made of it."""
     return settings.runs[run].rerun_key(only=RunConfig.RESULT_NEUTRAL)
 
 
@@ -310,6 +333,8 @@ def data_path(settings: Settings, source: str, root: str) -> str:
     """The folder with the raw files of a source; `root` is the results root."""
     if source in settings.custom:
         return settings.custom[source].folder
+    if source in settings.replay:
+        return f"{root}/replay/{source}"
     return settings.data_path or f"{root}/raw/miniature"
 
 

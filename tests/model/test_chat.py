@@ -12,6 +12,9 @@ from model.chat import ChatSession
 from model.configuration import VisualChatConfig
 from model.image_cache import ImageCache
 from model.modeling import VisualChatForConditionalGeneration
+from model.processing import VisualChatProcessor
+from model.template import Template
+from tests.tiny_models import make_model
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue")
 
@@ -249,3 +252,17 @@ def test_a_saved_conversation_continues_unchanged(session, model, processor, tmp
             ChatSession.load(tmp_path / "saved", model, processor)
     with pytest.raises(ValueError, match="holds no conversation"):
         ChatSession.load(tmp_path / "nowhere", model, processor)
+
+
+def test_the_cache_gives_the_answers_of_a_new_session_where_earlier_answers_have_another_header(tmp_path):
+    """As with Qwen 3 without thinking: an answer is generated after a header that its conversation has only once."""
+    template = Template(images="inline", answer_header="\nA:", last_answer_header="\nA: <none>\n", joined=True)
+    folder = make_model(tmp_path, large_weights=True, template=template)
+    model = VisualChatForConditionalGeneration.from_pretrained(folder)
+    processor = VisualChatProcessor.from_pretrained(folder)
+    model.generation_config.suppress_tokens += processor.tokenizer.all_special_ids
+    session = ChatSession(model, processor)
+    for question, images in (("What is it?", [RED]), ("How many?", []), ("And why?", [])):
+        new = ChatSession(model, processor)
+        new._restore(list(session.history), list(session.images))
+        assert session.ask(question, images, max_new_tokens=5) == new.ask(question, images, max_new_tokens=5)

@@ -11,7 +11,6 @@ from transformers import AutoTokenizer
 from model.chat_template import template_from_tokenizer
 from model.modeling import VisualChatForConditionalGeneration
 from model.template import IGNORE_INDEX, IMAGE_TOKEN, Template, encode, render
-from model.token_counter import TokenCounter
 from tests.tiny_models import make_bases, user
 
 MARKS = ["<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<start_of_turn>", "<end_of_turn>"]
@@ -84,7 +83,8 @@ def test_labels_are_the_answers_and_their_ends(tokenizer, named):
     supervised = [
         token for token, label in zip(encoded.input_ids, encoded.labels, strict=True) if label != IGNORE_INDEX
     ]
-    assert tokenizer.decode(supervised) == f"The first.{template.answer_end}Neither.{template.answer_end}"
+    start, end = template.answer_start, template.answer_end
+    assert tokenizer.decode(supervised) == f"{start}The first.{end}{start}Neither.{end}"
     assert encoded.image_indices == [1, 0] and encoded.modality.count(2) == 6
     assert encoded.input_ids.count(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)) == 6
 
@@ -96,19 +96,6 @@ def test_special_tokens_come_from_the_template_and_never_from_a_message(tokenize
     assert ids.count(ends) == {"chatml": 5, "chatml without a system text": 4}.get(name, 0)
     closing = tokenizer(template.answer_end.strip(), add_special_tokens=False)["input_ids"]
     assert len(closing) == 1 and ids[-1] == closing[0]
-
-
-def test_counts_add_up(tokenizer, named):
-    _, template = named
-    for system in (None, "Be brief."):
-        if system and not template.system_header + template.system_end:
-            continue
-        messages = ([{"role": "system", "content": system}] if system else []) + CONVERSATION
-        counter = TokenCounter(tokenizer, template, image_tokens=3)
-        total = counter.prefix(system) + counter.image(1) + counter.image(2) + counter.between_rounds()
-        for question, answer in (("Which?", "The first."), ("And <|im_end|> now?", "Neither.")):
-            total += counter.round_overhead() + sum(counter.texts([question, answer])) + counter.end()
-        assert len(encode(messages, tokenizer, template, image_tokens=3)) == total
 
 
 def test_images_are_numbered_inside_the_turn_on_request(tokenizer, named):
@@ -149,9 +136,9 @@ def test_a_model_stops_at_the_end_of_an_answer(bases, tokenizer):
     ("text", "error"),
     [
         (None, "has no chat template"),
-        (LOOP + "{{ m.role }}{% endfor %}", "leaves out the text of a message"),
+        (LOOP + "{{ m.role }}{% endfor %}", "leaves out or moves the text of a message"),
         (LOOP + "{{ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}", "closes an answer with no special token"),
-        (CHATML.replace("m.content ~", "m.content ~ loop.index ~"), "does more than put fixed texts"),
+        (CHATML.replace("m.content ~", "m.content ~ loop.index ~"), "writes earlier turns"),
     ],
 )
 def test_a_chat_template_of_more_than_fixed_texts_is_refused(tokenizer, text, error):

@@ -82,6 +82,8 @@ def test_the_chat_template_writes_what_the_template_writes(tmp_path, bos, parts,
         Template(images="inline"),
         Template(system='It\'s "brief".', image_header="[{number} of {number}]\\"),
         Template(system="Hm.", system_header="<|s|>", answer_end="<|e|>", bos=False, images="inline", special=True),
+        Template(answer_start=" ", last_answer_header="L", images="inline", system_inside=True, system_end="-"),
+        Template(without_system="W", system="", images="inline", strip=True, joined=True),
     ):
         tokenizer.chat_template = jinja_chat_template(template, tokenizer)
         given = as_parts(messages) if parts else messages

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.template import IGNORE_INDEX, IMAGE_TOKEN, Template, encode, message_text, render, segments
+from model.messages import message_text
+from model.template import IGNORE_INDEX, IMAGE_TOKEN, Template, encode, render, segments
 from model.token_counter import TokenCounter, count_prefix
 from tests.tiny_models import make_tokenizer, user
 
@@ -188,10 +189,12 @@ def test_counts_add_up(tokenizer, rounds, system, answered):
         messages += [user(question, *range(images)), assistant(answer)]
         total += sum(counter.image(number + k + 1) for k in range(images))
         number += images
-        total += counter.round_overhead() + sum(counter.texts([question, answer])) + counter.end()
+        total += (
+            counter.round_overhead() + counter.questions([[question]])[0] + counter.answers([answer])[0] + counter.end()
+        )
         total += counter.between_rounds() * (position > 0)
     if not answered:
-        total -= counter.texts([rounds[-1][2]])[0] + counter.end()
+        total -= counter.answers([rounds[-1][2]])[0] + counter.end()
         messages.pop()
     encoded = encode(messages, tokenizer, template, IMAGES)
     assert len(encoded) == total == len(encoded.labels) == len(encoded.modality)
@@ -267,7 +270,7 @@ def test_counts_of_images_between_texts_add_up(tokenizer, questions):
         shown = sum(part == 0 for part in parts)
         total += sum(counter.image(number + k + 1) for k in range(shown))
         number += shown
-    total += sum(counter.texts(written))
+    total += sum(counter.answers(written))
     assert len(encode(messages, tokenizer, template, IMAGES)) == total
 
 

@@ -139,7 +139,8 @@ def test_the_template_of_an_entry(tokenizer):
     assert template() == template(template={}) == template(template="paper") == Template()
     values = {"system": "Be kind.", "system_header": "S", "system_end": "s", "image_header": "I", "image_end": "i"}
     values |= {"question_header": "Q", "answer_header": "A", "answer_end": "a", "round_end": "r"}
-    values |= {"bos": False, "images": "inline", "special": True}
+    values |= {"bos": False, "images": "inline", "special": True, "strip": True, "joined": True, "system_inside": True}
+    values |= {"without_system": "W", "last_answer_header": "L", "answer_start": " "}
     assert set(values) == set(TemplateTexts.model_fields) == {field.name for field in fields(Template)}
     assert template(template=values) == Template(**values)
 
@@ -154,8 +155,8 @@ def test_the_chat_template_of_the_tokenizer(tokenizer):
     chatty.chat_template += "{% if add_generation_prompt %}assistant: {% endif %}"
     template = template_of(settings, chatty)
     assert (template.images, template.image_header, template.image_end) == ("inline", "", "")
-    assert (template.question_header, template.answer_header) == ("user: ", "</s>assistant: ")
-    assert template.answer_end == "</s>"
+    assert (template.question_header, template.answer_header) == ("user: ", "</s>assistant:")
+    assert (template.answer_start, template.answer_end) == (" ", "</s>")
 
 
 @pytest.mark.parametrize(

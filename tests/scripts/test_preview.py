@@ -8,11 +8,13 @@ from html.parser import HTMLParser
 import pytest
 from transformers import AutoTokenizer
 
-from model.template import Template, render
+from model.chat_template import template_from_tokenizer
+from model.template import Template, encode, render
 from scripts.common.errors import UserError
 from scripts.config.tokens import TemplateTexts
 from scripts.inference.blend_reader import BlendReader, Sample
 from scripts.preview import choose_conversations, main, rendered, write_preview
+from tests.model.chat_families import FAMILIES, tokenizer_of
 from tests.scripts.blending.plan_fixtures import TOKENS, PlanWorkspace, record, turn
 from tests.scripts.blending.synthetic_blend import World, write_blend
 from tests.tiny_models import make_tokenizer
@@ -122,6 +124,25 @@ def test_what_is_coloured_is_what_is_supervised(tmp_path, answer_end):
         *(("text", "Hello \nthere?"), ("text", "Ho."), ("text", "Hello \nthere?"), ("answer", "Hi."), ("end", end)),
     ]
     assert [span.text for span in spans if span.kind == "header"].count(end) == 1
+
+
+@pytest.mark.parametrize(("family", "kind"), [("llama 2", "prepend"), ("qwen 3", "qwen"), ("phi", "phi")])
+def test_with_a_chat_template_the_coloured_tokens_are_those_that_training_supervises(family, kind):
+    tokenizer = tokenizer_of(kind, FAMILIES[family].jinja)
+    template = template_from_tokenizer(tokenizer)
+    question = {"role": "user", "content": [{"type": "text", "text": "Why 12?"}]}
+    answers = [{"role": "assistant", "content": [{"type": "text", "text": text}]} for text in ("No \u00fc.", "Yes, 3.")]
+    messages = [question, answers[0] | {"supervised": False}, question, answers[1]]
+    spans = list(rendered(Sample(["own:1"], "own", messages, [], [], 0, 0, 0), tokenizer, template))
+    coloured = [span for span in spans if span.kind in ("answer", "end")]
+    assert "".join(span.text for span in coloured) == FAMILIES[family].answer.replace("Red.", "Yes, 3.")
+    tokens = [token for span in coloured for token in (span.tokens or (span.text,))]
+    labels = [label for label in encode(messages, tokenizer, template, 1).labels if label >= 0]
+    # Phi's tokenizer puts a blank before an answer, which has no character of its own.
+    assert len(tokens) == len(labels) - (kind == "phi")
+    # Tokens of Phi take the newline behind them.
+    written = "".join(text for text, _ in render(messages, template))
+    assert "".join(span.text for span in spans) == (written.replace("|>\n", "|>") if kind == "phi" else written)
 
 
 def test_texts_cannot_break_the_page_and_no_character_is_lost(tmp_path):

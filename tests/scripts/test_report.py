@@ -44,6 +44,7 @@ def results(trained, tmp_path_factory) -> Path:
             patch.setattr(sys, "argv", ["evaluate", *map(str, words)])
             evaluate.main()
         write_run(root / "train" / run, run)
+        write_json(root / "evaluate" / run / "forgetting.json", forgetting(run, same=run == "mmca"))
     spoil(root / "evaluate/causal")
     write_media(root / "media/coco", BlendReader(trained.heldout, trained.root))
     write_data(root)
@@ -60,10 +61,38 @@ def spoil(folder: Path) -> None:
         path.write_text("".join(json.dumps(line) + "\n" for line in changed))
 
 
+def forgetting(run: str, same: bool) -> dict:
+    """What `scripts.forgetting` writes; only the second of two answers is the same, unless both are."""
+
+    def row(value: float) -> dict:
+        return {"value": value, "interval": [value / 2, value * 2], "tokens": 90, "texts": 2}
+
+    def side(text: str) -> dict:
+        return {"text": text, "tokens": 9, "finished": text != "Paris", "log_likelihood": {}, "kl": 0.5}
+
+    means = {"kl": row(0.0 if same else 0.4), "before": row(-0.25), "after": row(-0.25 if same else -1.75)}
+    prompts = [
+        {"group": "facts", "prompt": f"Capital? {HOSTILE}", "same": same, "before": side("It is Paris.")},
+        {"group": "facts", "prompt": "And 2 + 2?", "same": True, "before": side("4"), "after": side("4")},
+    ]
+    prompts[0]["after"] = side("It is Paris." if same else "Paris")
+    return {
+        "run": run,
+        "before": "1" * 64,
+        "settings": {"dtype": "float32"},
+        "prompts": prompts,
+        "same": 2 if same else 1,
+        "answers": {"before": means, "after": means},
+        "own": None if same else {"questions": means, "answers": means},
+        "verdict": "same" if same else "forgotten",
+    }
+
+
 def write_run(folder: Path, name: str) -> None:
     state = folder / "state/0123"
     weights = {"sha256": "0" * 64, "step": 40, "heldout_loss": 1.0, "weights": "w.safetensors"}
     finished = {"v": 1, "run": name, "fingerprint": "0123", "state": "state/0123", "steps": 40, "epochs": 2}
+    finished["warnings"] = [f"images disturb {name} {HOSTILE}"]
     write_json(folder / "finished.json", finished | {"final": weights, "best": weights, "plans": ["3" * 64] * 2})
     settings = {"attention": name, "epochs": 2, "model": "tiny-1", "blend": "demo-1", "seed": 0}
     write_json(state / "settings.json", settings | {"learning_rate": 0.001, "note": HOSTILE})
@@ -136,6 +165,7 @@ def build(results, tmp_path, monkeypatch):
             "plans": "plan/*/*.json",
             "finished": "train/*/finished.json",
             "metrics": "evaluate/*/metrics.json",
+            "forgetting": "evaluate/*/forgetting.json",
         }
         words = ["--title", f"demo {HOSTILE}", "--out", str(out), *extra]
         for name in names or inputs:
@@ -192,6 +222,17 @@ def test_the_page_is_well_formed_and_loads_nothing(build):
     assert anchors == {value for name, value in page.attributes if name == "id"}
     assert "url(" not in text and "@import" not in text
     assert f"demo {HOSTILE}" in page.text
+
+
+def test_text_answers_stand_side_by_side_and_the_same_ones_once(build):
+    page = build()
+    section = page[page.index('<section id="text">') : page.index('<section id="dialogues">')]
+    text = Page(section).text
+    assert "causal It has forgotten how it talked before training. mmca It answers text exactly" in text
+    assert f"Capital? {HOSTILE} before It is Paris. causal Paris … cut off mmca the same" in text
+    assert text.count("It is Paris.") == 1 and "And 2 + 2? before 4 causal mmca the same" in text
+    assert "causal 1 of 2 0.4000 (0.2000 to 0.8000)" in text and "-0.250 → -1.750" in text
+    assert 'id="text"' not in build("records", "metrics")
 
 
 def test_two_reports_have_the_same_bytes(build, tmp_path):

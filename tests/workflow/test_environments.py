@@ -37,6 +37,7 @@ NOT_IMPORTED = {
 WITH_TORCH = {"triton"}
 # Imported only where a person has installed them, or part of a package that is declared.
 OPTIONAL = {
+    "bitsandbytes",
     "liger_kernel",
     "lmms_eval",
     "wandb",

@@ -43,13 +43,14 @@ OWN = copy.deepcopy(TINY) | {
             "images": ["PLAINarchive.zip"],
         },
     },
+    "replay": {"chat": {"model": "small", "prompts": "PLAINprompts.jsonl", "questions_of": ["pets"]}},
     "tokens": {"words": {"tokenizer": "PLAINtokenizer", "image_tokens": 4}},
     "models": {"small": {"vision": "PLAINvision", "language": "PLAINlanguage", "tokens": "words"}},
     "suites": {"talk": "PLAINsuite.json", "more": "PLAINmore.json"},
     "results": "PLAINresults",
 }
 """Every key that is a path, with a value that occurs in no other word of a command."""
-OWN["blends"]["plain"]["datasets"] |= {"pets": {}, "cars": {}}
+OWN["blends"]["plain"]["datasets"] |= {"pets": {}, "cars": {}, "chat": {}}
 
 NASTY = list(" '\"$`{};&*?[]#~-\\|<>()!%^=,:@+/.éß中aB1")
 NASTY += ["  ", "$(touch PWNED)", "`touch PWNED`", "$HOME", "${x", "{{", "{}", "{ }", "{-}", "[a-z]", "--", "\\n"]
@@ -113,6 +114,7 @@ TEXTS = {"name", "custom.*.licence", "custom.*.terms.*", "licences.allow.*", "li
 TEXTS |= {f"custom.*.columns.{name}" for name in ColumnsConfig.model_fields if name not in ("roles", "ignore")}
 TEXTS |= {"custom.*.columns.ignore.*", "custom.*.entry", "custom.*.split.column", "custom.*.split.values.*"}
 TEXTS |= {"blends.*.tokens", "blends.*.datasets.*.join.over", "blends.*.datasets.*.join.talk.*"}
+TEXTS |= {"replay.*.model", "replay.*.questions_of.*"}
 TEXTS |= {"models.*.tokens", "models.*.projector", "runs.*.model", "runs.*.blend"}
 TEXTS |= {f"tokens.*.template.{name}" for name, field in TemplateTexts.model_fields.items() if field.annotation is str}
 PLACES = {place: mark for key, mark in KEYS.items() for place in places(OWN, key)}

@@ -1,5 +1,6 @@
-"""The recipes of real models: each is planned by Snakemake as a whole, and its training asks for what it needs."""
+"""The recipes: each is explained, estimated and planned by Snakemake as a whole, without a network."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,9 +8,28 @@ import sys
 import pytest
 import yaml
 
+from scripts.config import settings
 from tests.workflow.project import ROOT
 
 RECIPES = ["paper-7b", "paper-13b", "paper-70b", "qwen3"]
+ALL = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+REAL = [*RECIPES, "own-real"]
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch, tmp_path_factory):
+    """Nothing is asked of the hub, and its cache is empty."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+
+
+def program(*arguments: str, folder) -> str:
+    """The output of a program that runs in `folder`."""
+    command = [sys.executable, "-m", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def dry_run(recipe: str, folder, *arguments: str) -> str:
@@ -28,6 +48,52 @@ def test_a_recipe_is_planned_to_the_report(recipe: str, tmp_path):
     for rule in ("fetch", "convert", "plan", "make_model", "train_run", "export", "evaluate_run", "report_page"):
         assert re.search(rf"^{rule} +\d+$", stats, re.MULTILINE), rule
     assert re.search(r"python -m scripts\.train .* --minutes 0$", planned, re.MULTILINE)
+
+
+@pytest.mark.parametrize("recipe", [name for name in ALL if name not in RECIPES])
+def test_every_other_recipe_is_planned_too(recipe: str, tmp_path):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    options = ["--config", "data_path=."] if recipe == "samples" else []
+    planned = dry_run(recipe, tmp_path, "--cores", "2", *options)
+    stats = planned.split("Job stats:", 1)[1]
+    for rule in (
+        ("plan", "train_run") if settings.read_configuration(ROOT / f"recipes/{recipe}.yaml").runs else ("plan",)
+    ):
+        assert re.search(rf"^{rule} +\d+$", stats, re.MULTILINE), rule
+
+
+@pytest.mark.parametrize("recipe", ALL)
+def test_every_recipe_is_explained(recipe: str, tmp_path):
+    text = program("scripts.settings", "--explain", str(ROOT / f"recipes/{recipe}.yaml"), folder=tmp_path)
+    config = settings.read_configuration(ROOT / f"recipes/{recipe}.yaml")
+    for name, model in config.models.items():
+        table = text.split(f"model {name}\n")[1]
+        assert re.search(rf"^  vision +{re.escape(model.vision)} +written$", table, re.MULTILINE)
+    for name, run in config.runs.items():
+        table = text.split(f"run {name}\n")[1].split("\n\n")[0]
+        assert re.search(
+            rf"^  projector +full, projector_learning_rate {run.rate_of('projector'):g} ", table, re.MULTILINE
+        )
+        assert re.search(rf"^  precision +{run.precision} ", table, re.MULTILINE)
+
+
+@pytest.mark.parametrize("recipe", REAL)
+def test_every_recipe_of_a_real_model_is_estimated(recipe: str, tmp_path):
+    text = program("scripts.train", "--estimate", str(ROOT / f"recipes/{recipe}.yaml"), folder=tmp_path)
+    for name in settings.read_configuration(ROOT / f"recipes/{recipe}.yaml").runs:
+        assert re.search(rf"\b{re.escape(name)}\b", text)
+
+
+@pytest.mark.parametrize("recipe", REAL)
+def test_a_real_decoder_has_its_own_template_and_packed_rows(recipe: str):
+    config = settings.read_configuration(ROOT / f"recipes/{recipe}.yaml")
+    assert all(blend.packing for blend in config.blends.values())
+    templates = {tokens.template for tokens in config.tokens.values()}
+    # The paper's decoders are not tuned to chat, and its results are those of its template.
+    assert templates == {"paper" if recipe.startswith("paper") else "chat"}
+    assert all(
+        tokens.tokenizer == model.language for model in config.models.values() for tokens in config.tokens.values()
+    )
 
 
 @pytest.mark.parametrize("profile", ["slurm", "kubernetes"])

@@ -10,6 +10,7 @@ from scripts.blending.tokens_identity import template_of
 from scripts.common.errors import UserError
 from scripts.common.records import named_slot, shown_slot
 from scripts.config.tokens import TemplateTexts
+from tests.model.chat_families import FAMILIES, tokenizer_of
 from tests.scripts.blending.plan_fixtures import (
     ALL,
     TOKENS,
@@ -255,3 +256,31 @@ def test_the_reason_names_the_limit_that_struck(tmp_path):
     assert "own: 2 conversations dropped: too many images" in text
     assert "own:30: 30 images, limit 8" in text or "own:9: 9 images, limit 8" in text
     assert f"own: 1 conversations dropped: too many tokens\n    such as own:long: {example['tokens']} tokens" in text
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("qwen 3", "qwen"), ("llama 2", "prepend"), ("gemma 3", "gemma"), ("vicuna", "metaspace first"), ("phi", "phi")],
+)
+def test_rows_of_a_chat_template_have_exactly_their_planned_length(tmp_path, family, kind):
+    """Where the last answer has a header of its own, and where a system text is part of the first question."""
+    rounds = [turn("Is it red?", "No."), turn("12 or 13?", "12."), turn(": why?\n- a", "Because.")]
+    shown = [turn(f"Is {shown_slot(0)} older than {shown_slot(1)}", "Yes.", [0, 1]), turn("Why?", "It is.")]
+    records = [
+        record("own:0", [], rounds),
+        record("own:1", [], rounds, system="Be very brief."),
+        record("own:2", ["a"], [turn("What is it?", "A", [0]), *rounds]),
+        record("own:3", ["a", "b"], shown, system="Look."),
+        record("own:4", ["b"], [turn(f"{shown_slot(0)}\nWhat is it?", "B", [0])]),
+    ]
+    workspace = PlanWorkspace(tmp_path, records)
+    tokenizer = tokenizer_of(kind, FAMILIES[family].jinja)
+    workspace.tokenizer = tmp_path / "chat"
+    tokenizer.save_pretrained(workspace.tokenizer)
+    settings = TOKENS.model_copy(update={"template": "chat"})
+    workspace.count("own", settings)
+    template = template_of(settings, tokenizer)
+    for concat, sequence in ((1, 10_000), (3, 10_000), (3, 90)):
+        rows = workspace.plan({"own": {"concat": concat, "repeat": 4}}, sequence=sequence)
+        assert len(rows) > 2
+        assert_exact(rows, workspace.records, tokenizer, template)

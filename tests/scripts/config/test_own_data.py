@@ -24,6 +24,16 @@ def test_a_blend_holds_all_own_datasets_and_other_defaults_stay():
     assert loaded.holdout == settings.Settings.model_fields["holdout"].default
 
 
+def test_a_blend_holds_replay_which_must_name_what_there_is():
+    loaded = settings.load(PETS | {"replay": {"talk": {"model": "tiny", "questions_of": ["pets"]}}})
+    assert list(next(iter(loaded.blends.values())).datasets) == ["pets", "talk"] == loaded.datasets()
+    wrong = {"model": "tinny", "questions_of": ["pet", "talk"]}
+    with pytest.raises(UserError, match=r"'tinny'; did you mean 'tiny'(.|\n)*'pet'; did you mean 'pets'(.|\n)*'talk'"):
+        settings.load(PETS | {"replay": {"talk": wrong}})
+    with pytest.raises(UserError, match=r"replay\.pets: this is the name of another dataset"):
+        settings.load(PETS | {"replay": {"pets": {"model": "tiny"}}})
+
+
 def test_own_sections_are_kept_and_the_rest_refers_to_them():
     own = {
         "tokens": {"mine": {"tokenizer": "miniature", "image_tokens": 4}},
@@ -38,7 +48,7 @@ def test_own_sections_are_kept_and_the_rest_refers_to_them():
 
 @pytest.mark.parametrize("config", [{}, {"custom": {}}, {"custom": 3}, {"name": "x", "holdout": {"share": 0.1}}])
 def test_without_own_data_nothing_is_completed(config):
-    with pytest.raises(UserError, match="tokens: is required"):
+    with pytest.raises(UserError, match="models: is required"):
         settings.load(config)
 
 

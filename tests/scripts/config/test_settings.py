@@ -8,6 +8,8 @@ import yaml
 
 from scripts.common.errors import UserError
 from scripts.config import reference, settings
+from scripts.config.stages import earlier_runs
+from tests.workflow.project import TINY
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = [ROOT / "config.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
@@ -101,6 +103,53 @@ def test_runs_that_name_each_other_in_a_circle_are_refused():
     config["runs"] = {"a": {"extends": "b"}, "b": {"extends": "a"}}
     with pytest.raises(UserError, match="circle"):
         settings.load(config)
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ({"tune": {"start": "algn"}}, "runs.tune.start: there is no run 'algn'; did you mean 'align'?"),
+        ({"tune": {"start": "align:last"}}, "runs.tune.start: String should match pattern"),
+        (
+            {"align": {"start": "align"}},
+            "runs.align.start: the runs start from each other in a circle (align -> align)",
+        ),
+        (
+            {"align": {"start": "last"}, "tune": {"start": "align"}, "last": {"start": "tune:best"}},
+            "runs.tune.start: the runs start from each other in a circle (tune -> align -> last -> tune)",
+        ),
+        (
+            {"tune": {"start": "align", "model": "other"}},
+            "runs.tune.start: 'align' trains the model 'small' and this run 'other'",
+        ),
+        (
+            {
+                "align": {"train_vision": "lora"},
+                "tune": {"start": "align"},
+                "last": {"start": "tune", "features": True},
+            },
+            "runs.last.features: the features are those of the encoder of `models`, but 'align'",
+        ),
+    ],
+)
+def test_a_run_starts_only_from_a_run_that_fits(runs, message):
+    config = copy.deepcopy(TINY)
+    config["models"]["other"] = config["models"]["small"]
+    config["runs"] = {
+        name: {"model": "small", "blend": "mixed"} | runs.get(name, {}) for name in ("align", "tune", "last")
+    }
+    with pytest.raises(UserError) as error:
+        settings.load(config)
+    assert message in str(error.value)
+
+
+def test_a_run_may_start_from_one_on_another_blend_and_further_back():
+    config = copy.deepcopy(TINY)
+    config["runs"]["tune"] = {"extends": "second", "start": "first:best", "features": True}
+    config["runs"]["last"] = {"extends": "tune", "start": "tune"}
+    found = settings.load(config).runs
+    assert found["tune"].started_from == ("first", "best") and found["last"].started_from == ("tune", "final")
+    assert earlier_runs(found, "last") == ["tune", "first"] and earlier_runs(found, "first") == []
 
 
 def test_a_blend_and_a_model_that_count_differently_are_refused():

@@ -38,6 +38,7 @@ def main(root: Path, out: Path, variants: dict[str, dict]) -> None:
     from scripts.config.run import RunConfig
     from scripts.inference.blend_reader import BlendReader
     from scripts.inference.model_assembly import load_model
+    from scripts.inference.quantization import quantize_decoder
     from scripts.training.dataset import MicroBatchDataset
     from scripts.training.engine import TrainingEngine
     from scripts.training.trainable import mark_trainable
@@ -54,7 +55,10 @@ def main(root: Path, out: Path, variants: dict[str, dict]) -> None:
         dtype = types[settings.precision]
         batches = None
         before = storages()
-        model, processor = load_model(root / "models/tiny", root, "mmca", dtype)
+        quantized = settings.quantize != "none"
+        model, processor = load_model(root / "models/tiny", root, "mmca", dtype, keep_language_dtype=quantized)
+        if quantized:
+            quantize_decoder(model, torch.device("cpu"), dtype)
         batches = MicroBatchDataset([reader], processor, model.layout_options(), global_batch=4, micro_batch=2, **share)
         mark_trainable(model, settings)
         batch = batches[0]

@@ -13,7 +13,7 @@ from scripts.config.model import ModelConfig
 from scripts.config.run import RunConfig
 from scripts.estimate import GPUS, Estimate, report
 from scripts.estimation import meta_model
-from scripts.estimation.epoch_flops import epoch_totals
+from scripts.estimation.epoch_size import epoch_totals
 from scripts.estimation.memory import ZeroPlacement, host_bytes
 from scripts.training.flops import Flops
 from tests.workflow.project import ROOT
@@ -139,7 +139,7 @@ def test_a_run_with_features_neither_holds_nor_runs_the_encoder():
         float(re.search(r"operations per token: (\S+);", report(configuration, "mmca", 8, "h100", 0.4))[1])
         for configuration in (plain, stored)
     ]
-    epoch = epoch_totals(plain.blends[run.blend], Path("nowhere"), before.model.config.image_tokens)
+    epoch = epoch_totals(plain, run.blend, before.model.config.image_tokens)
     saved = Flops(before.model).encoder * epoch.images / epoch.tokens
     # The report has three digits.
     assert per_token[0] - per_token[1] == pytest.approx(saved, abs=0.1e9) and saved > 0.3e9

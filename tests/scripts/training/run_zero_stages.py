@@ -44,6 +44,11 @@ RUNS |= {f"adapters {zero}": {"zero": zero} | ADAPTERS for zero in (0, 1, 2, 3)}
 RUNS |= {f"whole {zero}": {"zero": zero, "train_vision": "full"} for zero in (0, 2, 3)}
 RUNS |= {f"mixed inside {zero}": {"zero": zero} | ADAPTERS for zero in (0, 2, 3)}
 RUNS |= {f"mixed frozen {zero}": {"zero": zero} for zero in (2, 3)}
+# Without an image nothing that is trained takes part in the loss.
+PROJECTOR = {"train_language": "frozen", "train_embeddings": False}
+RUNS |= {f"mixed projector {zero}": {"zero": zero} | PROJECTOR for zero in (0, 1, 2, 3)}
+RUNS |= {f"mixed projector bf16 {zero}": {"zero": zero, "precision": "bf16"} | PROJECTOR for zero in (0, 2, 3)}
+RUNS |= {"mixed projector recomputed 3": {"zero": 3, "gradient_checkpointing": True} | PROJECTOR}
 # DeepSpeed keeps its groups of ranks until the process ends. Frozen and trained weights are in this one.
 LAST = "second copy adapters 3"
 RUNS |= {LAST: {"zero": 3, "zero_hpz": 2} | ADAPTERS}

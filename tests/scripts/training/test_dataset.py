@@ -72,6 +72,20 @@ def test_a_rank_takes_every_so_many_th_unit_of_a_batch_that_is_sorted_by_cost(re
             assert [row for place in micro for row in rows(part[place])] == rows(whole[step])[rank::ranks]
 
 
+def test_a_conversation_without_its_images_keeps_its_text_and_its_labels(readers, processor):
+    whole = cut(readers, processor)
+    positions = whole.first_with_images(3)
+    assert len(positions) <= 3 and all(readers[0].read(position).images for position in positions)
+    assert whole.first_with_images(1) == positions[:1]
+    for position in positions:
+        shown, text = whole.alone(position), whole.alone(position, images=False)
+        kept = shown.tensors["modality"] == 1
+        assert "pixel_values" in shown.tensors and "pixel_values" not in text.tensors
+        assert text.tensors["input_ids"].tolist() == [shown.tensors["input_ids"][kept].tolist()]
+        assert text.tensors["labels"].tolist() == [shown.tensors["labels"][kept].tolist()]
+        assert text.labels == shown.labels and text.labels.total() > 0
+
+
 def test_conversations_one_by_one_are_those_of_this_rank(readers, processor):
     alone = [uids for uids, _ in cut(readers, processor).conversations(12)]
     assert alone == ["+".join(readers[0].uids(unit)) for unit in (48, 49)]

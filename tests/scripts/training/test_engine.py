@@ -45,6 +45,21 @@ def test_batches_without_images_on_some_ranks_or_on_all(steps: dict):
     assert steps["mixed frozen 3"] == pytest.approx(steps["mixed frozen 2"], rel=1e-5)
 
 
+@pytest.mark.parametrize("zero", ["1", "2", "3", "recomputed 3"])
+def test_a_stage_that_trains_the_projector_alone_takes_batches_without_images(steps: dict, zero: str):
+    """Of four batches, one has images on the first rank, one on the second, one on both and one nowhere."""
+    found = steps[f"mixed projector {zero}"]
+    assert found == pytest.approx(steps["mixed projector 0"], rel=1e-5)
+    norms, losses = found[1::3], found[2::3]
+    assert [norm == 0 for norm in norms] == [False, True, False, False]
+    assert losses[0] != losses[2], "the projector is trained"
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_in_half_precision_too(steps: dict, zero: int):
+    assert steps[f"mixed projector bf16 {zero}"] == pytest.approx(steps["mixed projector bf16 2"], rel=2e-2)
+
+
 def test_adapters_continue_at_another_stage(steps: dict):
     assert steps["adapters 3>2"] == pytest.approx(steps["adapters 2"], rel=1e-5)
 

@@ -119,3 +119,16 @@ def test_temporary_files_of_dead_programs_are_removed(tmp_path):
     set_times(tmp_path, {foreign.name: 1})
     assert preflight.remove_leftovers(tmp_path) == [foreign]
     assert alive.exists() and yours.exists()
+
+
+def test_a_comparison_of_text_answers_is_no_file_of_the_evaluation_beside_it(tmp_path):
+    folder = tmp_path / "evaluate/run"
+    folder.mkdir(parents=True)
+    for name in ("metrics.json", "forgetting.json", "other.json"):
+        (folder / name).write_text("1")
+    products = Products(tmp_path)
+    products.record("evaluate", [folder / "metrics.json"], [])
+    (folder / "forgetting.json").write_text("22")
+    assert damaged(tmp_path) == {}
+    (folder / "other.json").write_text("22")
+    assert list(damaged(tmp_path)) == [f"{folder}/metrics.json"]

@@ -144,6 +144,27 @@ def test_what_is_behind_a_run_is_its_own(tiny):
     assert "scripts.miniature" not in lock_inputs.provenance_programs(own, "first")
 
 
+def test_behind_a_run_are_the_runs_that_it_starts_from(tiny):
+    runs = {"first": tiny.runs["first"], "tune": tiny.runs["second"].model_copy(update={"start": "first:best"})}
+    staged = tiny.model_copy(update={"runs": runs})
+    assert targets.start_result(staged, "tune") == ["out/train/first/finished.json"]
+    assert targets.start_result(staged, "first") == []
+    manifests = lock_inputs.provenance_manifests(staged, "tune")
+    assert {"train/tune/finished.json", "train/first/finished.json", "plan/mixed/epoch-000.json"} <= set(manifests)
+    assert "exported/first/final/manifest.json" not in manifests and len(set(manifests)) == len(manifests)
+    assert {"scripts.adapters.llava", "scripts.adapters.aokvqa", "scripts.encode_images"} <= set(
+        lock_inputs.provenance_programs(staged, "tune")
+    )
+    assert not [path for path in lock_inputs.provenance_manifests(staged, "first") if "tune" in path or "plain" in path]
+
+
+def test_a_run_may_be_left_out_of_the_evaluation(tiny):
+    runs = tiny.runs | {"first": tiny.runs["first"].model_copy(update={"evaluate": False})}
+    changed = tiny.model_copy(update={"runs": runs})
+    assert targets.evaluated_runs(tiny) == ["first", "second"] and targets.evaluated_runs(changed) == ["second"]
+    assert targets.run_rerun_key(changed, "first") == targets.run_rerun_key(tiny, "first")
+
+
 def test_every_profile_is_readable():
     for path in (ROOT / "profiles").glob("*/profile.yaml"):
         assert isinstance(yaml.safe_load(path.read_text()), dict), path
@@ -275,3 +296,28 @@ def test_each_own_dataset_of_a_plan_holds_out_something(tiny):
     none = config.model_copy(update={"holdout": HoldoutConfig(share=0)})
     assert "own" not in json.loads(targets.plan_rerun_key(none, "mixed"))
     assert "own" not in json.loads(targets.plan_rerun_key(tiny, "mixed"))
+
+
+def test_only_runs_on_a_decoder_of_the_user_are_compared_on_text(tiny):
+    config = TINY | {
+        "models": TINY["models"] | {"real": {"vision": "miniature", "language": "decoder", "tokens": "words"}},
+        "replay": {"talk": {"model": "small", "questions_of": ["aokvqa"]}},
+        "runs": {name: {"model": name, "blend": "plain"} for name in ("small", "real")},
+    }
+    config["blends"] = TINY["blends"] | {"plain": TINY["blends"]["plain"] | {"datasets": {"talk": {}, "llava": {}}}}
+    loaded = settings.load(config)
+    assert [run for run in loaded.runs if targets.measures_forgetting(loaded, run)] == ["real"]
+    assert targets.replay_datasets(loaded, "plain") == ["talk"] and targets.replay_datasets(loaded, "mixed") == []
+    files = {run: set(lock_inputs.provenance_manifests(loaded, run)) for run in loaded.runs}
+    assert files["real"] - files["small"] >= {"evaluate/real/forgetting.json"}
+    assert "evaluate/small/forgetting.json" not in files["small"]
+    # What was asked is covered, but has no token counts of its own.
+    assert {"replay/talk/manifest.json", "records/aokvqa.report.json", "tokens/words/talk.json"} <= files["small"]
+    assert "tokens/words/aokvqa.json" not in files["small"]
+    programs = lock_inputs.provenance_programs(loaded, "real")
+    assert {"scripts.replay", "scripts.forgetting"} <= set(programs)
+    assert "scripts.forgetting" not in lock_inputs.provenance_programs(loaded, "small")
+    assert targets.data_path(loaded, "talk", "root") == "root/replay/talk"
+    assert targets.kept_rows(loaded, "talk") and not lock_inputs.provenance_manifests(tiny, "first")[0].startswith(
+        "replay"
+    )
