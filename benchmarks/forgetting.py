@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 
 from scripts.common.files import read_json
+from scripts.evaluation.forgetting_summary import nats
 
 ROOT = Path(__file__).resolve().parents[1]
 ATTENTIONS, PARTS = ("mmca", "dattn", "causal"), ("frozen", "lora", "full")
@@ -99,16 +100,11 @@ def _row(folder: Path) -> str:
         folder.name,
         f"{group['accuracy']:.1%} ({low:.1%} to {high:.1%}, n = {group['n']})",
         f"{forgetting['same']} of {len(forgetting['prompts'])}",
-        _nats(answers["kl"]),
-        _nats(own["answers"]["kl"]) if own else "-",
+        nats(answers["kl"]),
+        nats(own["answers"]["kl"]) if own else "-",
         f"{answers['before']['value']:.3f} → {answers['after']['value']:.3f}",
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _nats(row: dict[str, Any]) -> str:
-    interval = row["interval"]
-    return f"{row['value']:.4f}" + (f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else "")
 
 
 def main() -> None:

@@ -5,19 +5,34 @@ questions, `heldout.jsonl` with single questions about other images), writes a c
 and the two names, runs the whole graph, and prints minutes, accuracy per kind of question beside blanked images and
 chance, and what the run's report says about forgetting.
 
-    python -m benchmarks.learn_to_look --language FOLDER --out /tmp/look
+    python -m benchmarks.learn_to_look --language FOLDER --folder DIR [--images 1700] [--vision FOLDER]
+
+FOLDER holds a decoder that was tuned to chat, DIR takes rows, configuration and results; a run that was stopped
+continues. Nothing of the configuration is set but the two names and the folder of rows: it shows what the defaults do.
 """
 
+import argparse
 import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from scripts.common.files import read_json
 from scripts.config.miniature import Kind, MiniatureConfig
+from scripts.evaluation.forgetting_summary import FILE, summary_line
+from scripts.evaluation.statistics import wilson
 from scripts.synthetic.language import Question, ask, describe
 from scripts.synthetic.world import World
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 KINDS: tuple[Kind, ...] = ("colour", "shape", "count")
+_WORDS = {"colour": "What colour", "shape": "What shape", "count": "How many"}
 _DESCRIBE = ("Describe the image.", "What does the image show?", "Tell me what you can see.")
 
 
@@ -66,3 +81,65 @@ def _row(number: int, asked: list[Question]) -> dict[str, Any]:
 
 def _file_name(number: int) -> str:
     return f"{number:06d}.jpg"
+
+
+def configuration(args: argparse.Namespace) -> dict[str, Any]:
+    """The rows and the two names, and nothing else."""
+    rows = {"folder": str(args.folder / "rows"), "split": {"files": ["heldout.jsonl"]}}
+    return {"custom": {"scenes": rows}, "models": {"look": {"vision": args.vision, "language": args.language}}}
+
+
+def accuracy(answers: Path) -> list[str]:
+    """A line for every kind of question: exact match with images, and with blanked images."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for line in answers.read_text(encoding="utf-8").splitlines():
+        turn = json.loads(line)
+        kind = next(kind for kind, word in _WORDS.items() if word in turn["question"])
+        for name in (kind, "all"):
+            counts[name, "asked"] += 1
+            counts[name, "right"] += turn["correct"]
+            counts[name, "blanked"] += turn.get("blanked", {}).get("correct", False)
+    lines = []
+    for name in (*KINDS, "all"):
+        asked, right = counts[name, "asked"], counts[name, "right"]
+        low, high = wilson(right, asked)
+        lines.append(
+            f"{name:8} {right / asked:6.1%} ({low:.1%} to {high:.1%}, n = {asked}), "
+            f"blanked {counts[name, 'blanked'] / asked:.1%}"
+        )
+    return lines
+
+
+def main() -> None:
+    """Run the benchmark."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--language", required=True, help="folder of a decoder that was tuned to chat")
+    arguments.add_argument("--vision", default="miniature", help="folder of an encoder (default: the miniature's)")
+    arguments.add_argument("--folder", required=True, type=Path, help="folder to work in")
+    arguments.add_argument("--images", type=int, default=1700, help="images that are trained on (default: 1700)")
+    arguments.add_argument("--heldout", type=int, default=250, help="images that are asked about (default: 250)")
+    arguments.add_argument("--seed", type=int, default=1, help="seed of the scenes (default: 1)")
+    arguments.add_argument("--cores", type=int, default=os.cpu_count())
+    args = arguments.parse_args()
+    args.folder = args.folder.resolve()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    print(draw_rows(args.folder / "rows", args.images, args.heldout, args.seed))
+    recipe = args.folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(configuration(args), sort_keys=False), encoding="utf-8")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--cores"]
+    command += [str(args.cores), "--directory", str(args.folder), "--configfile", str(recipe)]
+    begin = time.perf_counter()
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    minutes = (time.perf_counter() - begin) / 60
+    root = args.folder / "results-scenes"
+    print(f"{minutes:.1f} minutes for the whole graph")
+    for run in ("align", "tune"):
+        finished = read_json(root / "train" / run / "finished.json")
+        curve = ", ".join(f"{loss:.3f} after step {step}" for step, loss in finished["curve"]["heldout"])
+        print(f"{run}: held-out loss {curve}")
+    print("\n".join(accuracy(root / "evaluate/tune/heldout/final.jsonl")))
+    print(summary_line(read_json(root / "evaluate/tune" / FILE)))
+
+
+if __name__ == "__main__":
+    main()

@@ -206,7 +206,7 @@ def arguments(folder: Path, options: Options, global_batch: int) -> dict[str, An
         "per_device_train_batch_size": options.rows,
         "gradient_accumulation_steps": max(1, global_batch // options.rows),
         "num_train_epochs": 1,
-        "learning_rate": run.learning_rate,
+        "learning_rate": run.language_rate,
         "adam_beta1": run.betas[0],
         "adam_beta2": run.betas[1],
         "lr_scheduler_type": "constant",

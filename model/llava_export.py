@@ -101,7 +101,7 @@ def jinja_chat_template(template: Template, tokenizer: Any) -> str:
         "message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | select | join('\n') -%}"
         "{%- if message.role == 'system' -%}"
         f"{{%- set images.system = (text{trim}) != '' -%}}"
-        f"{{{{ {quoted(template.system_header)} ~ text{trim} ~ {quoted(template.system_end)} if text "
+        f"{{{{ {quoted(template.system_header)} ~ text{trim} ~ {quoted(template.system_end)} if images.system "
         f"else {quoted(template.without_system)} }}}}"
         "{%- elif message.role == 'assistant' -%}"
         f"{{{{ {quoted(template.answer_start)} ~ text{trim} ~ {end} }}}}"

@@ -18,6 +18,7 @@ rule replay:
         "../envs/train.yaml"
     threads: SETTINGS.evaluate.threads
     params:
+        threads=SETTINGS.evaluate.threads,
         settings=lambda w: SETTINGS.replay[w.replay].rerun_key(model=""),
         tokens=lambda w: SETTINGS.tokens[replay_tokens(w)].rerun_key(),
         tokenizer=lambda w: tokenizer_folder(replay_tokens(w)),
@@ -38,4 +39,4 @@ rule replay:
         "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
         "python -m scripts.replay --settings {params.settings:q} --tokens {params.tokens:q} "
         "--language {params.language:q} --tokenizer {params.tokenizer:q} --records {params.records:q} "
-        "--threads {threads:q} --root {params.root:q} --out {params.out:q}"
+        "--threads {params.threads:q} --root {params.root:q} --out {params.out:q}"

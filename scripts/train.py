@@ -31,18 +31,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.common.cli import load_settings, parser
+from scripts.common.cli import parser
 from scripts.common.errors import UserError, run_program
 from scripts.common.files import atomic, file_sha256, read_json, write_json
-from scripts.common.progress import Progress, write_over
 from scripts.config.run import RunConfig
-from scripts.inference.blend_reader import BlendReader
 from scripts.training import devices, launch, nodes, watchdog
+from scripts.training.console import ConsoleReporter
 from scripts.training.dry_run import describe, read_facts, shortened
-from scripts.training.fingerprint import input_hashes, manifest_sha256, run_fingerprint
+from scripts.training.fingerprint import input_hashes, run_fingerprint
 from scripts.training.plan_check import differences, plan_facts
+from scripts.training.run_inputs import open_blend, run_settings, start_of
 from scripts.training.runlock import RunLock
-from scripts.training.start import Start, find_start, is_taken, start_change, take_start
+from scripts.training.start import Start, is_taken, start_change, take_start
 from scripts.training.trackers import check_installed
 
 NOT_FINISHED = 75
@@ -158,38 +158,6 @@ def without_result(state: Path, settings: RunConfig, status: int) -> int:
     )
 
 
-def open_blend(args: argparse.Namespace, settings: RunConfig) -> tuple[list[Path], list[BlendReader]]:
-    """The folder of the blend for each epoch, and readers of all parts, the held-out one last.
-
-    Raises:
-        UserError: they are missing or damaged, or do not belong to the model or to the settings.
-    """
-    if args.features and not settings.features:
-        raise UserError(
-            "--features needs `features: true` in the settings of the run: it changes the last digits of losses"
-        )
-    blend = args.blend * settings.epochs if len(args.blend) == 1 else args.blend
-    if len(blend) != settings.epochs:
-        raise UserError(f"{settings.epochs} epochs need as many --blend folders, or one that repeats, not {len(blend)}")
-    parts = [BlendReader(folder, args.root) for folder in dict.fromkeys([*blend, args.heldout])]
-    check_identity(args.model, parts)
-    return blend, parts
-
-
-def start_of(args: argparse.Namespace, settings: RunConfig) -> Start | None:
-    """The weights of other runs that this one begins with, if it does not begin with those of `models`.
-
-    Raises:
-        UserError: the other run is not named or not finished, or was trained from another model.
-    """
-    if (args.start is None) != (settings.start is None):
-        raise UserError(
-            "--start and `start` in the settings of the run belong together: the first is the folder of a run, the "
-            "second its name and which of its weights are meant, such as align:best"
-        )
-    return None if args.start is None else find_start(args.start, settings, manifest_sha256(args.model))
-
-
 def worker_arguments(
     args: argparse.Namespace,
     settings: RunConfig,
@@ -244,39 +212,6 @@ def warn_changed_inputs(name: str, state: Path, facts: list[dict[str, Any]], sta
         else:
             continue
         print(f"{name} starts anew, beside the unfinished {other}: {reason}", file=sys.stderr)
-
-
-class ConsoleReporter:
-    """Shows the messages of rank 0 on the terminal: log lines, and the progress of the run `name`."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._progress: Progress | None = None
-
-    def show(self, message: dict[str, Any]) -> None:
-        """Show one message."""
-        if "log" in message:
-            write_over(f"{self._name}: {message['log']}")
-        elif "steps" in message:
-            self._progress = Progress(f"training {self._name}", message["steps"], message["done"])
-        elif self._progress:
-            self._progress.advance(note=message["note"])
-
-    def close(self) -> None:
-        """Finish the progress bar."""
-        if self._progress:
-            self._progress.close()
-
-
-def check_identity(model: Path, parts: list[BlendReader]) -> None:
-    """Raise UserError unless the model and all parts of the blend count tokens alike."""
-    expected = read_json(model / "manifest.json")["tokens_identity"]
-    for part in parts:
-        if part.manifest["tokens_identity"] != expected:
-            raise UserError(
-                f"{part.folder} was planned with another tokenizer, prompt template or number of tokens per image than "
-                f"{model} has; let both name the same entry of `tokens`, and rebuild what depends on it"
-            )
 
 
 def is_finished(state: Path, start: Start | None = None) -> bool:
@@ -363,7 +298,8 @@ def main() -> int:
         # By name, so that its code does not count as code of this program, whose change would rerun training.
         importlib.import_module("scripts.estimate").main()
         return 0
-    if any(argument.startswith("--dry-run-steps") for argument in sys.argv[1:]) and "--name" not in sys.argv[1:]:
+    given = {argument.partition("=")[0] for argument in sys.argv[1:]}
+    if "--dry-run-steps" in given and "--name" not in given:
         return dry_run_recipe()
     arguments = parser(__doc__)
     arguments.add_argument("--name", required=True, help="name of the run")
@@ -393,7 +329,7 @@ def main() -> int:
     # Until the ranks run there is nothing to save.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: sys.exit(NOT_FINISHED))
-    settings = load_settings(RunConfig, args.settings, args.execution)
+    settings = run_settings(args.settings, args.execution)
     return dry_run(args, settings) if args.dry_run_steps else train(args, settings)
 
 
@@ -405,7 +341,7 @@ def dry_run_recipe() -> int:
     arguments.add_argument("--dry-run-steps", type=positive, metavar="N", help=_DRY_RUN)
     options = arguments.parse_args()
     # By name, as for --estimate.
-    recipe_runs = importlib.import_module("scripts.training.recipe_runs").recipe_runs
+    recipe_runs = importlib.import_module("scripts.estimation.recipe_runs").recipe_runs
     status = 0
     for args, settings in recipe_runs(options.configuration, options.run, options.dry_run_steps):
         status = max(status, dry_run(args, settings))

@@ -14,9 +14,9 @@ STAGES = {
     "images": ("shard", "media_index", "preprocess_images", "encode_images", "holdout"),
     "conversations": ("convert", "count_tokens"),
     "blends": ("plan", "blend", "blend_manifest", "preview"),
-    "models": ("pretrain_tokenizer", "pretrain_vision", "pretrain_language", "make_model"),
+    "models": ("pretrain_tokenizer", "pretrain_vision", "pretrain_language", "make_model", "replay"),
     "training": ("train_run", "export"),
-    "evaluation": ("evaluate_run",),
+    "evaluation": ("evaluate_run", "forgetting"),
     "report": ("lock", "report_page"),
 }
 """The stages of the graph in their order, each with its rules."""

@@ -20,12 +20,12 @@ LEVELS = (
     ("blending",),
     ("inference",),
     ("training", "pretraining"),
-    ("estimation",),
     ("evaluation",),
     ("serving", "terminal"),
     ("workflow",),
     ("reporting", "provenance"),
     ("inspection",),
+    ("estimation",),
 )
 """From the bottom to the top: a room may import the rooms of lower levels. Programs are above all of them."""
 

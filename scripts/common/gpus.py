@@ -40,3 +40,8 @@ def supports_bf16(environment: Mapping[str, str], system: Path = Path("/dev")) -
         return all(float(line) >= _FIRST_WITH_BF16 for line in answer.split())
     except (OSError, ValueError, subprocess.SubprocessError):
         return True
+
+
+def automatic_precision(environment: Mapping[str, str]) -> str:
+    """What `precision: auto` means on this machine: bf16 where its GPUs compute in it, else fp32."""
+    return "bf16" if supports_bf16(environment) else "fp32"

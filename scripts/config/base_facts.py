@@ -11,6 +11,7 @@ imported only for a file that leaves fields to the defaults of its class.
 import contextlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from scripts.config.pretrain import PretrainConfig
 MINIATURE = "miniature"
 _CONFIG, _PREPROCESSOR, _PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
 _PARTS = {"vision": "vision_config", "language": "text_config"}
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _SIZES = {
     "vision": (("patch_size",),),
     "language": (("vocab_size",), ("max_position_embeddings", "n_positions", "n_ctx"), ("hidden_size", "n_embd")),
@@ -108,6 +110,23 @@ def facts_of(
 def is_hub_name(name: str) -> bool:
     """Whether a name has the form of the hub's, `owner/name` or `name`."""
     return bool(name) and name.count("/") <= 1 and not name.startswith((".", "/")) and not Path(name).is_dir()
+
+
+def missing_folder(name: str, root: Path) -> str:
+    """What is wrong with the name of a base of which nothing is known; empty if it may be one of the hub.
+
+    Args:
+        name: folder or hub name.
+        root: results root, which the name may be relative to.
+    """
+    if found := next((folder for folder in (Path(name), root / name) if folder.is_dir()), None):
+        return f"the folder {found} holds no {_CONFIG}; name the folder of a model as `transformers` saves it"
+    if _HUB_NAME.fullmatch(name):
+        return ""
+    return (
+        f"there is no folder {name}, and no model of the hub can have this name; relative folders are looked for in "
+        f"{Path.cwd()} and {root}"
+    )
 
 
 def offline() -> bool:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.image_tokens import image_tokens, square_side
-from scripts.common.gpus import supports_bf16
-from scripts.config.base_facts import MINIATURE, BaseFacts, facts_of, offline
+from scripts.common.gpus import automatic_precision, present
+from scripts.config.base_facts import MINIATURE, BaseFacts, facts_of, missing_folder, offline
 from scripts.config.model import ModelConfig
 from scripts.config.rates import is_pretrained, safe_rates
 from scripts.config.run import DEFAULT_RATE, RunConfig
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from scripts.config.settings import Settings
 
 
+_CPU_RANKS = 2
+"""Ranks on a machine without a GPU, each of which holds the whole model."""
 _TEXT = 480
 """Tokens of text that a row has room for beside all its images."""
 
@@ -80,6 +82,8 @@ def derive(settings: "Settings", filled: Iterable[str] = ()) -> Derivation:
         return result
     if "blends" in filled:
         _fit_rows(result, bases)
+    if "runs" in filled:
+        _fit_machine(result)
     result.problems += _consistency(result.settings, bases)
     return result
 
@@ -110,6 +114,11 @@ def _name_tokens(result: Derivation) -> None:
         users = {run.model: models[run.model].tokens for run in settings.runs.values() if run.blend == name}
         users = users or {model: config.tokens for model, config in models.items()}
         entries = sorted(set(users.values()))
+        if not entries:
+            result.problems.append(
+                f"blends.{name}.tokens: there is no model whose entry of `tokens` it could be; name an entry here"
+            )
+            continue
         if len(entries) != 1:
             result.problems.append(
                 f"blends.{name}.tokens: its models ({', '.join(users)}) count tokens in different ways ("
@@ -191,7 +200,7 @@ def _derive_runs(result: Derivation, bases: Bases) -> None:
     for name, run in result.settings.runs.items():
         changes: dict[str, Any] = {}
         if run.precision == AUTO:
-            changes["precision"] = "bf16" if supports_bf16(os.environ) else "fp32"
+            changes["precision"] = automatic_precision(os.environ)
             found = "a GPU that computes in bf16" if changes["precision"] == "bf16" else "no GPU that computes in bf16"
             result.sources[f"runs.{name}.precision"] = f"this machine has {found}"
         if run.learning_rate is None:
@@ -222,7 +231,7 @@ def _fit_rows(result: Derivation, bases: Bases) -> None:
         blend = blends[run.blend]
         language = result.settings.models[run.model].language
         needed = blend.max_images * result.settings.tokens[blend.tokens].image_tokens + _TEXT
-        if needed > blend.sequence:
+        if needed != blend.sequence:
             blend = blend.model_copy(update={"sequence": needed})
             result.sources[f"blends.{run.blend}.sequence"] = f"{blend.max_images} images and {_TEXT} tokens of text"
         positions = _positions(language, bases)
@@ -231,6 +240,19 @@ def _fit_rows(result: Derivation, bases: Bases) -> None:
             result.sources[f"blends.{run.blend}.sequence"] = f"the positions of {language}"
         blends[run.blend] = blend
     result.settings = result.settings.model_copy(update={"blends": blends})
+
+
+def _fit_machine(result: Derivation) -> None:
+    """Divide the work of runs that the user did not write among what this machine has; it changes no result."""
+    gpus, cores = len(present(os.environ)), os.cpu_count() or 1
+    ranks = gpus or min(cores, _CPU_RANKS)
+    reason = f"this machine has {gpus} GPUs" if gpus else f"this machine has no GPU, and {cores} cores"
+    runs = dict(result.settings.runs)
+    for name, run in runs.items():
+        rows = result.settings.blends[run.blend].global_batch
+        runs[name] = run.model_copy(update={"ranks": max(n for n in range(1, ranks + 1) if rows % n == 0)})
+        result.sources[f"runs.{name}.ranks"] = reason
+    result.settings = result.settings.model_copy(update={"runs": runs})
 
 
 def _consistency(settings: "Settings", bases: Bases) -> list[str]:
@@ -256,12 +278,14 @@ def _consistency(settings: "Settings", bases: Bases) -> list[str]:
 
 
 def _model_problems(settings: "Settings", name: str, model: ModelConfig, bases: Bases) -> list[str]:
-    """Tokens of an image that the encoder does not make, and a tokenizer that is not the decoder's."""
+    """Folders that are not there, another number of tokens of an image, a tokenizer that is not the decoder's."""
     tokens, problems = settings.tokens[model.tokens], []
     try:
         language = bases.facts(model.language, "language")
     except ValueError as error:
         return [f"models.{name}.language: {error}"]
+    if language is None and (problem := missing_folder(model.language, Path(settings.results))):
+        return [f"models.{name}.language: {problem}"]
     if problem := tokenizer_problem(tokens.tokenizer, model.language, language, Path(settings.results)):
         problems.append(f"tokens.{model.tokens}.tokenizer: {problem}")
     try:

@@ -54,6 +54,10 @@ def completed(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
     if "blends" not in missing and "replay" in filled:
         filled.remove("replay")  # no blend would read it
     whole = {section: recipe[section] for section in filled} | dict(config)
+    sources = dict.fromkeys(filled, name)
+    if name == REAL_RECIPE and "runs" in filled and "models" not in missing:
+        whole["models"], keys = _with_projector(config["models"], recipe["models"])
+        sources |= dict.fromkeys(keys, name)
     whole.setdefault("name", str(next(iter(custom))))
     whole.setdefault("results", f"results-{whole['name']}")
     if "blends" in missing:
@@ -69,7 +73,23 @@ def completed(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
                     entry[key] = known[0]
                 else:
                     del entry[key]  # derived
-    return whole, dict.fromkeys(filled, name)
+    return whole, sources
+
+
+def _with_projector(models: Any, recipe: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """`models`, with the projector of the recipe's model where none is named, and the keys that this has added.
+
+    The runs of the recipe are written for that projector.
+    """
+    if not isinstance(models, Mapping):
+        return models, []
+    projector = next(iter(recipe.values()))["projector"]
+    result, keys = dict(models), []
+    for name, entry in models.items():
+        if isinstance(entry, Mapping) and "projector" not in entry:
+            result[name] = dict(entry) | {"projector": projector}
+            keys.append(f"models.{name}.projector")
+    return result, keys
 
 
 def _names(section: Any) -> list[str]:

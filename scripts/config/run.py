@@ -1,5 +1,6 @@
 """Settings of a training run (read by `train`), and which of them change its results."""
 
+import re
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -11,6 +12,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 DEFAULT_RATE = 1e-3
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+_START = r"[A-Za-z0-9][A-Za-z0-9_-]*(:(final|best))?"
 
 
 class Start(NamedTuple):
@@ -48,7 +50,7 @@ class RunConfig(Section):
     attention: Literal["mmca", "causal", "dattn"] = "mmca"
     """`mmca`: the paper's two separate softmaxes over text and images; `causal`: ordinary attention; `dattn`: the two
     merged by their weights (keeps the behaviour of a pretrained language model at the first step)."""
-    start: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(:(final|best))?$")] | None = None
+    start: Annotated[str, Field(pattern=f"^{_START}$")] | None = None
     """Another run of the same model, whose weights this one begins with: `align`, `align:final` (the same) or
     `align:best`. What that run has trained and this one does not stays as it is, and is part of the result. Adapters of
     the same part, rank and scale continue; others are merged. Empty: the weights of `models`."""
@@ -174,6 +176,13 @@ class RunConfig(Section):
     export: Literal["full", "delta"] = "full"
     """What the exported folders contain: `full`: all weights; `delta`: only the trained ones, with a verified reference
     to the base models, which must stay where they are. `delta` avoids copies of a large language model."""
+
+    @field_validator("start", mode="before")
+    @classmethod
+    def _check_start(cls, value: object) -> object:
+        if value is None or (isinstance(value, str) and re.fullmatch(_START, value)):
+            return value
+        raise ValueError("should be the name of a run, or NAME:final or NAME:best for one of its two results")
 
     @field_validator("gradient_checkpointing", mode="before")
     @classmethod

@@ -1,8 +1,8 @@
 """Settings that determine the number of tokens of a conversation (read by `count_tokens`)."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from model.template import Template
 from scripts.config.base import Section
@@ -56,8 +56,17 @@ class TemplateTexts(Section):
     """Whether texts that stand beside each other are tokenised together, as chat-tuned models read them; else each by
     itself. Needs `images: inline`."""
 
+    @model_validator(mode="after")
+    def _check_texts(self) -> Self:
+        self.template()
+        return self
+
     def template(self) -> Template:
-        """The template with these texts."""
+        """The template with these texts.
+
+        Raises:
+            ValueError: some of them do not go together.
+        """
         return Template.from_dict(self.model_dump())
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from scripts.blending.packing import pack
+from scripts.blending.plan_writing import write_plan
 from scripts.blending.selection import requested_count, requested_samples
 from scripts.common.errors import UserError
 from scripts.common.files import read_json
 from scripts.config.blend import BlendConfig, BlendDatasetConfig, PlanConfig
 from scripts.config.settings import Settings
 from scripts.estimation.dataset_sizes import DatasetSize, Lengths, dataset_size, reading_of, tokens_to_start
-from scripts.plan import write_plan
 from scripts.workflow import targets
 
 PLANNED, COMPUTED = "as planned", "as it would be planned from the records"

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from model.template import Template, encode, segments, tokenise
+from model.joined_tokens import Piece, piece_offsets
+from model.template import PROMPT, Template, begin_ids, encode, segments, tokenised
 from scripts.evaluation.drift import ScoredText
 from scripts.inference.blend_reader import BlendReader
 
@@ -44,7 +45,7 @@ def own_texts(
         if len(encoded) > left:
             break
         left -= len(encoded)
-        questions = _question_positions(messages, tokenizer, template, len(encoded))
+        questions = [index for index in question_positions(messages, tokenizer, template) if index > 0]
         answers = [index for index, label in enumerate(encoded.labels) if label >= 0 and index > 0]
         if questions and answers:
             texts.questions.append(ScoredText(encoded.input_ids, questions))
@@ -65,22 +66,26 @@ def _without_images(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]] 
     return result
 
 
-def _question_positions(messages: list[dict[str, Any]], tokenizer: Any, template: Template, length: int) -> list[int]:
-    """The positions of the tokens of questions: the texts of messages that are neither answers nor system texts.
-
-    They are counted from the end: a begin-of-sequence token before the first segment then needs no care.
-    """
+def question_positions(messages: Sequence[dict[str, Any]], tokenizer: Any, template: Template) -> list[int]:
+    """The positions, among the tokens of a conversation, of those that hold a character of a question."""
     found: list[int] = []
-    position = length
-    end = len(tokenise(tokenizer, [template.answer_end], template.special)[0]) if template.answer_end else 1
-    answer = False
-    for segment in reversed(segments(messages, template)):
-        if segment.kind == "end":
-            count, answer = end, True
-        else:
-            count = len(tokenise(tokenizer, [segment.text], segment.kind == "fixed")[0])
-            if segment.from_message and not answer:
-                found += range(position - count, position)
-            answer = answer and not segment.from_message
-        position -= count
-    return sorted(index for index in found if index > 0)
+    position = len(begin_ids(tokenizer, template))
+    for piece, ids in tokenised(segments(messages, template), tokenizer, template):
+        spans = _question_spans(piece)
+        # Without `joined` a piece is a single segment.
+        offsets = piece_offsets(piece, tokenizer) if spans and template.joined else [(0, len(piece.text))] * len(ids)
+        for number, (first, last) in enumerate(offsets):
+            if any(first < end and start < last for start, end in spans):
+                found.append(position + number)
+        position += len(ids)
+    return found
+
+
+def _question_spans(piece: Piece) -> list[tuple[int, int]]:
+    """The first and last character (exclusive) of every text of a question in a piece."""
+    spans, start = [], 0
+    for segment, text in piece.parts:
+        if segment.from_message and segment.part == PROMPT:
+            spans.append((start, start + len(text)))
+        start += len(text)
+    return spans

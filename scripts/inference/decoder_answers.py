@@ -20,6 +20,7 @@ from scripts.blending.tokens_identity import load_tokenizer, template_of
 from scripts.common.errors import UserError
 from scripts.common.fingerprint import code_fingerprint
 from scripts.common.verified_folder import check_folder
+from scripts.config.context import context_length
 from scripts.config.tokens import TokensConfig
 from scripts.inference.answer_cache import AnswerCache
 from scripts.inference.base_folders import folder_sha256
@@ -45,7 +46,7 @@ class DecoderAnswers:
         self._template = template_of(tokens, self._tokenizer)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self._context = getattr(AutoConfig.from_pretrained(language), "max_position_embeddings", None)
+            self._context = context_length(AutoConfig.from_pretrained(language).to_dict())
         except (OSError, ValueError) as error:
             raise UserError(f"{language} holds no decoder: {str(error).splitlines()[0]}") from None
 

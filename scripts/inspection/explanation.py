@@ -61,7 +61,7 @@ class _Explanation:
     def _row(self, section: str, name: str, key: str) -> tuple[str, str, str]:
         """The key of an entry, its value and its source."""
         value = getattr(getattr(self.settings, section)[name], key)
-        return key, str(value), self._source(section, name, key)
+        return key, _written(value), self._source(section, name, key)
 
     def _source(self, section: str, name: str, key: str) -> str:
         if found := self.sources.get(f"{section}.{name}.{key}"):
@@ -179,6 +179,14 @@ class _Explanation:
             yield part, rate, self._source("runs", name, key) if own else "the same as learning_rate"
         for key in ("precision", "quantize", "epochs", "ranks", "micro_batch", "evaluate", "export"):
             yield self._row("runs", name, key)
+
+
+def _written(value: Any) -> str:
+    """A value as a configuration has it."""
+    # `tabulate` takes a cell "False" for a truth value and prints "True", so these must be small letters.
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _marked(pieces: Sequence[tuple[str, bool]]) -> Iterator[str]:

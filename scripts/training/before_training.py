@@ -14,6 +14,7 @@ from scripts.common.files import read_json, write_json
 from scripts.config.run import RunConfig
 from scripts.inference.blend_reader import BlendReader
 from scripts.inference.model_assembly import NEW_ROWS, NEW_WEIGHTS
+from scripts.inference.quantization import n_weights
 from scripts.training import first_loss, safety
 from scripts.training.dataset import MicroBatchDataset
 from scripts.training.engine import TrainingEngine
@@ -53,7 +54,7 @@ class ChecksBeforeTraining:
             safety.check_length(part.most_tokens, model.config.text_config.to_dict(), part.folder)
         if not self.pretrained:
             return
-        size = sum(value.numel() for value in model.language_model.parameters())
+        size = sum(n_weights(value) for value in model.language_model.parameters())
         safety.check_rates(self.settings, self._language, self._vision, size)
         rows = model.config.text_config.vocab_size
         new = set(range(rows - new_rows(self._folder), rows)) - {model.config.image_token_id}

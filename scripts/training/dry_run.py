@@ -130,9 +130,14 @@ def describe(facts: dict[str, Any], settings: RunConfig, name: str) -> str:
         f"dry run of {name}: {taken} of {facts['planned_steps']} steps, {settings.ranks} ranks, {settings.precision}",
         f"  time     {seconds:.3g} s per step, {_duration(hours)} for all steps, without evaluations and checkpoints",
         f"  speed    {throughput_line(speed)}",
-        f"  loss     {found.first:.3f} at first, {found.last:.3f} at last: {_MEANING[found.verdict]}",
-        f"           (means of a quarter of the steps; standard error of their difference {found.error:.2g})",
     ]
+    if taken < _FEWEST:
+        rows.append(f"  loss     {found.first:.3f} at first, {found.last:.3f} at last: too few steps to see a trend")
+    else:
+        rows += [
+            f"  loss     {found.first:.3f} at first, {found.last:.3f} at last: {_MEANING[found.verdict]}",
+            f"           (means of a quarter of the steps; standard error of their difference {found.error:.2g})",
+        ]
     for rank, memory in enumerate(facts["memory"]):
         device = "" if memory["device"] is None else f"{memory['device'] / 1e9:.1f} GB of the GPU, "
         rows.append(f"  memory   rank {rank}: at most {device}{memory['host'] / 1e9:.1f} GB of the machine")

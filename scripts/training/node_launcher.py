@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -45,8 +46,11 @@ def main() -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    # torchrun leaves its folder of logs behind, which is empty: the ranks write theirs into the state of the run.
+    logs = tempfile.TemporaryDirectory(prefix="torchrun-", ignore_cleanup_errors=True)
     try:
-        run.main(arguments)
+        with logs:
+            run.main(["--log-dir", logs.name, *arguments])
     except SignalException as end:
         print(end, file=sys.stderr)
         # The ranks were asked to save, and have. On a failure here srun would kill those of other nodes, which may

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from scripts.common.errors import UserError
+from scripts.common.errors import PermanentError
 from scripts.config.context import context_length
 from scripts.config.rates import is_pretrained
 from scripts.config.run import RunConfig
@@ -33,11 +33,11 @@ def check_length(longest: int, fields: Mapping[str, Any], blend: object) -> None
     `fields` are those of the decoder's configuration, `blend` is the folder of the conversations.
 
     Raises:
-        UserError: it does not.
+        PermanentError: it does not.
     """
     positions = context_length(fields)
     if positions is not None and longest > positions:
-        raise UserError(
+        raise PermanentError(
             f"{blend} holds a conversation of {longest} tokens, but the decoder reads {positions}: what lies behind "
             f"has positions that it never saw. Set `sequence: {positions}` or less in the blend, or name a decoder "
             "with a longer context"
@@ -48,12 +48,12 @@ def check_rates(settings: RunConfig, language: str, vision: str, parameters: int
     """Check that a pretrained decoder, by its path and its number of parameters, survives the rates of a run.
 
     Raises:
-        UserError: it does not, or the encoder beside it.
+        PermanentError: it does not, or the encoder beside it.
     """
     if not is_pretrained(language, parameters):
         return
     if problems := rate_problems(settings, language, None if made_by_graph(vision) else vision, parameters):
-        raise UserError("; ".join(problems))
+        raise PermanentError("; ".join(problems))
 
 
 def check_projector(settings: RunConfig, from_start: Collection[str] | None) -> None:
@@ -62,20 +62,20 @@ def check_projector(settings: RunConfig, from_start: Collection[str] | None) -> 
     None: a run that this one starts from has not been trained yet, so it is not known.
 
     Raises:
-        UserError: neither is so.
+        PermanentError: neither is so.
     """
     trained_before = from_start is None or any(name.startswith("projector.") for name in from_start)
-    if problem := resting_projector(settings, trained_before):
-        raise UserError(problem)
+    if problem := untrained_projector(settings, trained_before):
+        raise PermanentError(problem)
 
 
-def resting_projector(settings: RunConfig, trained_before: bool) -> str | None:
+def untrained_projector(settings: RunConfig, trained_before: bool) -> str | None:
     """What is wrong if the projector is never trained: not in this run, nor before it in those that it starts from."""
     if settings.train_projector or trained_before:
         return None
     return (
-        "the projector is new and rests untrained (`train_projector: false`), so images would reach the decoder as "
-        "noise. Write `train_projector: true`, or `start: RUN` with a run that trains it"
+        "the projector is new and would never be trained (`train_projector: false`), so images would reach the decoder "
+        "as noise. Write `train_projector: true`, or `start: RUN` with a run that trains it"
     )
 
 

@@ -3,6 +3,8 @@
 Functions of `Settings`, as those of `targets`, for the rule that writes `lock.json`.
 """
 
+from collections.abc import Iterable
+
 from scripts.adapters.raw import OWN_MODULES
 from scripts.config.settings import Settings
 from scripts.config.stages import earlier_runs
@@ -44,8 +46,7 @@ def _data_manifests(settings: Settings, blend: str) -> list[str]:
     registry, tokens = settings.registry(), settings.blends[blend].tokens
     datasets, images = targets.datasets_of(settings, blend), targets.image_sources(settings)
     replay = [name for name in datasets if name in settings.replay]
-    asked = {dataset for name in replay for dataset in settings.replay[name].questions_of}
-    counted, datasets = datasets, [*datasets, *sorted(asked - set(datasets))]
+    counted, datasets = datasets, [*datasets, *sorted(_asked(settings, replay) - set(datasets))]
     sources = sorted({*images, *(source for dataset in datasets for source in registry.sources_of(dataset))})
     manifests = [f"replay/{name}/manifest.json" for name in replay]
     manifests += ["raw/miniature/miniature.json"] if targets.needs_miniature(settings) else []
@@ -59,6 +60,11 @@ def _data_manifests(settings: Settings, blend: str) -> list[str]:
     manifests += [f"records/{dataset}.report.json" for dataset in datasets]
     manifests += [f"tokens/{tokens}/{dataset}.json" for dataset in counted]
     return manifests
+
+
+def _asked(settings: Settings, datasets: Iterable[str]) -> set[str]:
+    """The datasets whose questions those of replay among `datasets` ask."""
+    return {asked for name in datasets if name in settings.replay for asked in settings.replay[name].questions_of}
 
 
 def _miniature_bases(settings: Settings, model: str) -> list[str]:
@@ -78,6 +84,7 @@ def provenance_programs(settings: Settings, run: str) -> list[str]:
     runs = [run, *earlier_runs(settings.runs, run)]
     entries = [settings.runs[name] for name in runs]
     datasets = {name for entry in entries for name in targets.datasets_of(settings, entry.blend)}
+    datasets |= _asked(settings, datasets)
     steps = ["fetch", "validate", "shard", "media_index", "holdout", "convert", "count_tokens", "plan", "blend"]
     steps += ["blend_manifest", "make_model", "train", "training.worker", "export", "evaluate"]
     steps += ["miniature"] if targets.needs_miniature(settings) else []

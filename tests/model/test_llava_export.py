@@ -72,6 +72,7 @@ def as_parts(messages: list[dict]) -> list[dict]:
         TEXT_ONLY,
         [{"role": "system", "content": "From the conversation."}, *TWO_IMAGES],
         [{"role": "system", "content": ""}, *TEXT_ONLY],
+        [{"role": "system", "content": " "}, *TEXT_ONLY],
         [user("Both, 'please'", 0, 1), {"role": "assistant", "content": "Yes."}, user("And now?")],
     ],
 )

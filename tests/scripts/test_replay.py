@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -50,6 +51,19 @@ def settings(prompts, **changes):
 def made(settings, bases, out):
     manifest = replay(settings, TOKENS, str(bases["language"]), str(bases["tokenizer"]), out, None, out)
     return manifest, [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+def test_scaled_positions_count_as_positions(bases, prompts, tmp_path):
+    language = tmp_path / "language"
+    shutil.copytree(bases["language"], language)
+    config = json.loads((language / "config.json").read_text()) | {"max_position_embeddings": 64}
+    (language / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="longer than the decoder reads"):
+        made(settings(prompts, samples=20), bases | {"language": language}, tmp_path / "short")
+    scaled = {"rope_parameters": {"rope_type": "linear", "factor": 16.0, "rope_theta": 10000.0}}
+    (language / "config.json").write_text(json.dumps(config | scaled))
+    manifest, _ = made(settings(prompts, samples=20), bases | {"language": language}, tmp_path / "long")
+    assert manifest["rows"] and "longer than the decoder reads" not in manifest["unanswered"]
 
 
 def test_rows_are_what_the_plain_decoder_answers(bases, prompts, tmp_path):

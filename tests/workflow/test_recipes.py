@@ -75,6 +75,10 @@ def test_every_recipe_is_explained(recipe: str, tmp_path):
             rf"^  projector +full, projector_learning_rate {run.rate_of('projector'):g} ", table, re.MULTILINE
         )
         assert re.search(rf"^  precision +{run.precision} ", table, re.MULTILINE)
+        assert re.search(rf"^  evaluate +{str(run.evaluate).lower()} ", table, re.MULTILINE)
+    for name, blend in config.blends.items():
+        table = text.split(f"blend {name}\n")[1]
+        assert re.search(rf"^  packing +{str(blend.packing).lower()} ", table, re.MULTILINE)
 
 
 @pytest.mark.parametrize("recipe", REAL)

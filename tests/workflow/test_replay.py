@@ -35,6 +35,12 @@ def test_replay_is_made_by_the_decoder_alone_and_read_like_own_data(project):
     assert only.keys() == {"replay", "pretrain_language", "pretrain_tokenizer"}
 
 
+def test_answers_do_not_depend_on_the_cores_that_snakemake_may_use(project):
+    settings = configuration()
+    project.configure(settings | {"evaluate": settings["evaluate"] | {"threads": 3}})
+    assert "--threads 3 " in project.snakemake("-n", "-p", "out/replay/talk/manifest.json")  # of two cores
+
+
 def test_questions_of_datasets_are_asked_and_only_these_are_causes(project):
     project.configure(configuration(prompts=None, questions_of=["llava"]))
     jobs = project.jobs("out/replay/talk/manifest.json")

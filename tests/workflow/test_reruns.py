@@ -66,8 +66,8 @@ def test_a_second_run_has_nothing_to_do(finished):
         (("tokens", "words", "template"), {"system": "Look."}, {"count_tokens": 5, **BLENDS, "make_model": 1, **RUNS}),
         # A processor: the crops, the features and the models; no plan and no shard.
         (
-            ("pretrain", "vision", "image_size"),
-            48,
+            ("pretrain", "vision"),
+            {"image_size": 48, "patch_size": 24, "scenes": 50, "steps": 5},
             {"pretrain_vision": 1, "preprocess_images": 2, "encode_images": 2, "make_model": 1, **RUNS},
         ),
         # Another layer: other features. Another projector: the same.

@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 
 from scripts.blending.corpus import load_corpus
+from scripts.blending.plan_writing import write_plan
 from scripts.common.files import write_json, write_table
 from scripts.common.records import RECORD_SCHEMA
 from scripts.common.table_hash import table_sha256
 from scripts.config.blend import PlanConfig
 from scripts.config.tokens import TokensConfig
 from scripts.count_tokens import count_tokens
-from scripts.plan import write_plan
 from tests.tiny_models import IMAGE_TOKENS, make_tokenizer
 
 TOKENS = TokensConfig(tokenizer="tiny", image_tokens=IMAGE_TOKENS)

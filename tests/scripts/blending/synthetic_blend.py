@@ -7,10 +7,10 @@ from pathlib import Path
 
 from scripts.blend import write_shard
 from scripts.blend_manifest import write_manifest
+from scripts.blending.plan_writing import write_plan
 from scripts.config.blend import BlendStorageConfig, PlanConfig
 from scripts.config.tokens import TokensConfig
 from scripts.count_tokens import count_tokens
-from scripts.plan import write_plan
 from tests.synthetic_data import DATASETS, build_records, build_split, make_synthetic_data
 from tests.tiny_models import IMAGE_TOKENS, make_tokenizer
 

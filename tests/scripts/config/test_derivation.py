@@ -89,6 +89,15 @@ def test_two_names_and_own_data_are_a_whole_configuration(tmp_path: Path):
     assert align.projector_learning_rate == 1e-3
 
 
+def test_the_runs_of_the_recipe_come_with_its_projector_and_ranks_of_this_machine(tmp_path: Path):
+    loaded = settings.load(two_names(tmp_path))
+    assert loaded.models["mine"].projector == "mlp"
+    assert settings.load(two_names(tmp_path / "1", projector="linear")).models["mine"].projector == "linear"
+    rows = loaded.blends["mine"].global_batch
+    assert {rows % run.ranks for run in loaded.runs.values()} == {0}
+    assert settings.load(written(two_names(tmp_path / "2"), ranks=1)).models["mine"].projector == "linear"
+
+
 def test_two_names_beside_own_blends_and_runs_need_no_tokens(tmp_path: Path):
     loaded = settings.load(written(two_names(tmp_path)))
     assert loaded.blends["all"].tokens == loaded.models["mine"].tokens == "mine"
@@ -162,6 +171,34 @@ def test_an_encoder_that_is_nowhere_is_one_error_with_the_line_to_write(tmp_path
     assert "tokens: {mine: {image_tokens: " in error
     config = {**two_names(tmp_path / "2", vision=name), "tokens": {"mine": {"image_tokens": 100}}}
     assert settings.load(config).tokens["mine"].image_tokens == 100
+
+
+def test_without_a_model_a_blend_has_to_name_its_tokens():
+    blends = {"b": {"datasets": {"llava": {}}, "sequence": 512, "global_batch": 4}}
+    tokens = {"words": {"tokenizer": "miniature", "image_tokens": 4}}
+    config = {"name": "n", "results": "r", "tokens": tokens, "blends": blends, "models": {}, "runs": {}}
+    with pytest.raises(UserError, match=r"blends\.b\.tokens: there is no model.*name an entry here"):
+        settings.load(copy.deepcopy(config))
+    config["blends"]["b"]["tokens"] = "words"
+    assert settings.load(config).blends["b"].tokens == "words"
+
+
+@pytest.mark.parametrize("name", ["/nowhere/decoder", "./decoder", "data/models/decoder", "owner/a decoder"])
+def test_a_decoder_that_is_nowhere_and_no_name_of_the_hub_is_refused(tmp_path: Path, name: str):
+    assert f"models.mine.language: there is no folder {name}, and no model of the hub" in refused(
+        two_names(tmp_path, language=name)
+    )
+
+
+def test_a_folder_without_a_configuration_is_named(tmp_path: Path):
+    folder = decoder(tmp_path / "other")
+    (Path(folder) / "config.json").unlink()
+    message = refused(two_names(tmp_path, language=folder))
+    assert f"models.mine.language: the folder {folder} holds no config.json" in message
+
+
+def test_a_decoder_of_the_hub_that_is_not_here_yet_is_accepted(tmp_path: Path):
+    settings.load(two_names(tmp_path, language="owner/decoder"))
 
 
 def test_auto_with_two_decoders_is_an_error_that_names_them(tmp_path: Path):
@@ -297,8 +334,10 @@ def test_rows_longer_than_the_decoder_reads_are_refused(tmp_path: Path):
 
 
 def test_rows_of_the_recipe_are_fitted_to_the_decoder_and_to_the_images(tmp_path: Path):
-    short = two_names(tmp_path, language=decoder(tmp_path / "short", max_position_embeddings=1024))
-    assert settings.load(short).blends["mine"].sequence == 1024
+    short = two_names(tmp_path, language=decoder(tmp_path / "short", max_position_embeddings=512))
+    assert settings.load(short).blends["mine"].sequence == 512
+    few = two_names(tmp_path / "1", language=decoder(tmp_path / "few", max_position_embeddings=32768))
+    assert settings.load(few).blends["mine"].sequence == 8 * 16 + 480
     long = decoder(tmp_path / "long", max_position_embeddings=32768)
     many = two_names(tmp_path / "2", language=long, vision=encoder(tmp_path / "fine", image_size=384))
     assert settings.load(many).blends["mine"].sequence == 8 * 576 + 480

@@ -1,14 +1,17 @@
 """The configuration is checked as a whole, and what is generated from it is up to date."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
 
+from model.template import Template
 from scripts.common.errors import UserError
 from scripts.config import reference, settings
 from scripts.config.stages import earlier_runs
+from scripts.config.tokens import TemplateTexts
 from tests.workflow.project import TINY
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,6 +48,11 @@ def test_generated_files_are_up_to_date(name):
         (("blends", "demo", "datasets", "lava"), {}, ["blends.demo.datasets", "did you mean 'llava'?"]),
         (("blends", "demo", "datasets", "llava", "cocnat"), 2, ["llava.cocnat", "did you mean 'concat'?"]),
         (("tokens", "miniature", "template", "sistem"), "", ["template.sistem", "did you mean 'system'?"]),
+        (
+            ("tokens", "miniature", "template", "joined"),
+            True,
+            ["tokens.miniature.template", "needs 'images': 'inline'"],
+        ),
         (("runs", "mmca", "extnds"), "mmca", ["runs.mmca.extnds", "did you mean 'extends'?"]),
         (("custom",), {"pets": {"folder": "x", "files": "a.json"}}, ["custom.pets.files", "a list, such as [a.json]"]),
         (("runs", "other"), {"extends": "mcma"}, ["runs.other.extends", "did you mean 'mmca'?"]),
@@ -109,7 +117,7 @@ def test_runs_that_name_each_other_in_a_circle_are_refused():
     ("runs", "message"),
     [
         ({"tune": {"start": "algn"}}, "runs.tune.start: there is no run 'algn'; did you mean 'align'?"),
-        ({"tune": {"start": "align:last"}}, "runs.tune.start: String should match pattern"),
+        ({"tune": {"start": "align:last"}}, "runs.tune.start: Value error, should be the name of a run, or NAME:final"),
         (
             {"align": {"start": "align"}},
             "runs.align.start: the runs start from each other in a circle (align -> align)",
@@ -180,3 +188,8 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, words):
         settings.read_configuration(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_all_fields_of_a_template_can_be_configured():
+    assert TemplateTexts().template() == Template()
+    assert set(TemplateTexts.model_fields) == {field.name for field in dataclasses.fields(Template)}

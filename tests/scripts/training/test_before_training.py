@@ -14,9 +14,9 @@ from tests.runs import SETTINGS, TrainingSetup, finished, state_of
 from tests.tiny_models import IMAGE_TOKENS
 
 
-def test_a_projector_that_rests_untrained_is_refused_before_anything_is_saved(lab: TrainingSetup, tmp_path: Path):
+def test_a_projector_that_is_never_trained_is_refused_before_anything_is_saved(lab: TrainingSetup, tmp_path: Path):
     status, output = lab.train(tmp_path / "out", ranks=1, train_projector=False)
-    assert status == 1 and "rests untrained" in output and "Traceback" not in output
+    assert status == 1 and "would never be trained" in output and "Traceback" not in output
     state = state_of(tmp_path / "out")
     assert not list((state / "checkpoints").iterdir()) and not (state / "finished.json").exists()
 

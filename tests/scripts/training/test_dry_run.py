@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from model.processing import VisualChatProcessor
+from scripts import train
 from scripts.config.run import RunConfig
-from scripts.training.dry_run import shortened, trend
+from scripts.training.dry_run import describe, shortened, trend
 from tests.preload import client as preload
 from tests.runs import REPOSITORY, SETTINGS, TrainingSetup
 from tests.scripts.test_train import poisoned
@@ -33,6 +34,15 @@ def noisy(slope: float, steps: int = 20, noise: float = 0.1) -> list[float]:
 )
 def test_a_loss_falls_only_beyond_its_noise(losses, verdict):
     assert trend(losses).verdict == verdict
+
+
+def test_too_few_steps_show_no_trend_and_no_error_of_it():
+    rates = ("tokens_per_second", "supervised_tokens_per_second", "flops_per_second", "data_wait", "memory_bytes")
+    facts = {"losses": [5.0, 4.9], "seconds": [1.0, 1.0], "planned_steps": 2, "memory": [], "warnings": []}
+    facts["throughput"] = dict.fromkeys(rates, 0) | {"model_flops_utilisation": None}
+    text = describe(facts, RunConfig(model="m", blend="b"), "r")
+    assert "too few steps to see a trend" in text
+    assert "nan" not in text
 
 
 def test_the_peak_rate_is_reached_and_kept():
@@ -79,3 +89,10 @@ def test_a_start_that_is_not_trained_is_named_and_the_model_is_used(lab: Trainin
 def test_several_nodes_are_refused_with_the_way_out(lab: TrainingSetup, tmp_path):
     done = dry_run(lab, tmp_path / "out", "--dry-run-steps", "4", nodes=2, ranks=2)
     assert done.returncode == 1 and '\'{"nodes": 1, "ranks": 1}\'' in done.stderr
+
+
+def test_the_name_of_a_run_may_be_written_with_an_equals_sign(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train", "--name=first", "--dry-run-steps=2"])
+    with pytest.raises(SystemExit):
+        train.main()
+    assert "--settings" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.common.errors import UserError
+from scripts.common.errors import PermanentError
 from scripts.config.context import context_length
 from scripts.config.run import RunConfig
 from scripts.training import safety
@@ -34,27 +34,27 @@ def test_scaled_rotary_positions_count(scaling, expected):
 def test_a_conversation_beyond_the_decoders_positions_is_refused():
     config = {"max_position_embeddings": 1024}
     safety.check_length(1024, config, "blend/mine/epoch-000")
-    with pytest.raises(UserError, match=r"1025 tokens, but the decoder reads 1024.*sequence: 1024"):
+    with pytest.raises(PermanentError, match=r"1025 tokens, but the decoder reads 1024.*sequence: 1024"):
         safety.check_length(1025, config, "blend/mine/epoch-000")
 
 
 def test_rates_that_a_pretrained_decoder_does_not_survive_are_refused_in_training_too():
     high = run(train_language="full", learning_rate=1e-3, train_embeddings=False)
-    with pytest.raises(UserError, match="would destroy the pretrained /data/smollm2"):
+    with pytest.raises(PermanentError, match="would destroy the pretrained /data/smollm2"):
         safety.check_rates(high, "/data/smollm2", "bases/miniature/vision", 135_000_000)
     safety.check_rates(high, "/data/tiny", "bases/miniature/vision", 30_000)
     safety.check_rates(high.model_copy(update={"learning_rate": 5e-5}), "/data/smollm2", "v", 135_000_000)
 
 
-def test_a_projector_that_rests_untrained_is_refused_unless_a_stage_trained_it():
+def test_a_projector_that_is_never_trained_is_refused_unless_a_stage_trained_it():
     safety.check_projector(run(), set())
-    resting = run(train_projector=False)
-    with pytest.raises(UserError, match=r"projector is new and rests untrained.*start: RUN"):
-        safety.check_projector(resting, set())
-    with pytest.raises(UserError, match="rests untrained"):
-        safety.check_projector(resting, {"language_model.model.embed_tokens.weight"})
-    safety.check_projector(resting, {"projector.linear.weight"})
-    safety.check_projector(resting, None)
+    untrained = run(train_projector=False)
+    with pytest.raises(PermanentError, match=r"projector is new and would never be trained.*start: RUN"):
+        safety.check_projector(untrained, set())
+    with pytest.raises(PermanentError, match="would never be trained"):
+        safety.check_projector(untrained, {"language_model.model.embed_tokens.weight"})
+    safety.check_projector(untrained, {"projector.linear.weight"})
+    safety.check_projector(untrained, None)
 
 
 def test_new_tokens_of_the_template_must_be_trained():

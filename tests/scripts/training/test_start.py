@@ -13,9 +13,10 @@ from scripts.common.errors import UserError
 from scripts.common.files import file_sha256, read_json, write_json
 from scripts.config.run import RunConfig
 from scripts.provenance.manifest_files import manifest_files
-from scripts.train import is_finished, start_of, warn_changed_inputs
+from scripts.train import is_finished, warn_changed_inputs
 from scripts.training import start as module
 from scripts.training.fingerprint import input_hashes, run_fingerprint
+from scripts.training.run_inputs import run_settings, start_of
 from scripts.training.start import continued_parts, find_start, is_taken, read_stages, start_files, take_start
 from scripts.workflow.products import other_files
 from tests.runs import TrainingSetup
@@ -175,3 +176,10 @@ def test_a_description_of_another_version_is_refused(align: Path, tmp_path: Path
     path.write_text(json.dumps(read_json(path) | {"v": 2}))
     with pytest.raises(UserError, match="is not a description of version 1"):
         read_stages(tmp_path / "state")
+
+
+def test_automatic_precision_of_a_run_by_hand_is_that_of_the_machine(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    run = '{"model": "m", "blend": "b", "precision": "%s"}'
+    assert run_settings(run % "auto", "{}").precision == "fp32"
+    assert run_settings(run % "bf16", "{}").precision == "bf16"

@@ -300,11 +300,12 @@ def test_each_own_dataset_of_a_plan_holds_out_something(tiny):
 
 def test_only_runs_on_a_decoder_of_the_user_are_compared_on_text(tiny):
     config = TINY | {
-        "models": TINY["models"] | {"real": {"vision": "miniature", "language": "decoder", "tokens": "words"}},
+        "models": TINY["models"] | {"real": {"vision": "miniature", "language": "decoder"}},
         "replay": {"talk": {"model": "small", "questions_of": ["aokvqa"]}},
-        "runs": {name: {"model": name, "blend": "plain"} for name in ("small", "real")},
+        "runs": {"small": {"model": "small", "blend": "plain"}, "real": {"model": "real", "blend": "real"}},
     }
-    config["blends"] = TINY["blends"] | {"plain": TINY["blends"]["plain"] | {"datasets": {"talk": {}, "llava": {}}}}
+    plain = TINY["blends"]["plain"] | {"datasets": {"talk": {}, "llava": {}}}
+    config["blends"] = TINY["blends"] | {"plain": plain, "real": plain | {"tokens": "real"}}
     loaded = settings.load(config)
     assert [run for run in loaded.runs if targets.measures_forgetting(loaded, run)] == ["real"]
     assert targets.replay_datasets(loaded, "plain") == ["talk"] and targets.replay_datasets(loaded, "mixed") == []
@@ -315,7 +316,7 @@ def test_only_runs_on_a_decoder_of_the_user_are_compared_on_text(tiny):
     assert {"replay/talk/manifest.json", "records/aokvqa.report.json", "tokens/words/talk.json"} <= files["small"]
     assert "tokens/words/aokvqa.json" not in files["small"]
     programs = lock_inputs.provenance_programs(loaded, "real")
-    assert {"scripts.replay", "scripts.forgetting"} <= set(programs)
+    assert {"scripts.replay", "scripts.forgetting", "scripts.adapters.aokvqa"} <= set(programs)
     assert "scripts.forgetting" not in lock_inputs.provenance_programs(loaded, "small")
     assert targets.data_path(loaded, "talk", "root") == "root/replay/talk"
     assert targets.kept_rows(loaded, "talk") and not lock_inputs.provenance_manifests(tiny, "first")[0].startswith(
