@@ -21,7 +21,7 @@ from scripts.config.model import ModelConfig
 from scripts.config.rates import is_pretrained, safe_rates
 from scripts.config.run import DEFAULT_RATE, RunConfig
 from scripts.config.safety import rate_problems, sequence_problems
-from scripts.config.tokenizer_check import tokenizer_problem
+from scripts.config.tokenizer_check import lacks_chat_template, tokenizer_problem
 from scripts.config.tokens import AUTO, TokensConfig
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def derive(settings: "Settings", filled: Iterable[str] = ()) -> Derivation:
     _derive_runs(result, bases)
     if result.problems:
         return result
+    if "replay" in filled:
+        _leave_replay_out(result)
     if "blends" in filled:
         _fit_rows(result, bases)
     if "runs" in filled:
@@ -222,6 +224,25 @@ def _rates_of(name: str, run: RunConfig, result: Derivation, bases: Bases) -> di
             changes[key] = rate.value
             result.sources[f"runs.{name}.{key}"] = rate.reason
     return changes
+
+
+def _leave_replay_out(result: Derivation) -> None:
+    """Leave the recipe's replay out of a decoder that was not tuned to chat: it closes no answer, and has no form."""
+    settings, root = result.settings, Path(result.settings.results)
+    silent = {
+        name
+        for name, entry in settings.replay.items()
+        if lacks_chat_template(settings.models[entry.model].language, root)
+    }
+    if not silent:
+        return
+    blends = dict(settings.blends)
+    for name, blend in blends.items():
+        kept = {entry: value for entry, value in blend.datasets.items() if entry not in silent}
+        blends[name] = blend.model_copy(update={"datasets": kept})
+        result.sources[f"blends.{name}.datasets"] = "without replay: the decoder has no chat template"
+    replay = {name: entry for name, entry in settings.replay.items() if name not in silent}
+    result.settings = settings.model_copy(update={"blends": blends, "replay": replay})
 
 
 def _fit_rows(result: Derivation, bases: Bases) -> None:

@@ -59,3 +59,13 @@ def sequence_problems(sequence: int, language: str, positions: int | None) -> li
         f"(max_position_embeddings of its config.json); write sequence: {positions}, or less"
     )
     return [problem]
+
+
+def untrained_projector(settings: RunConfig, trained_before: bool) -> str | None:
+    """What is wrong if the projector is never trained: not in this run, nor before it in those that it starts from."""
+    if settings.train_projector or trained_before:
+        return None
+    return (
+        "the projector is new and would never be trained (`train_projector: false`), so images would reach the decoder "
+        "as noise. Write `train_projector: true`, or `start: RUN` with a run that trains it"
+    )

@@ -1,19 +1,23 @@
-"""Checks of the runs that start from other runs: of names, circles, models, and what a stage may have changed."""
+"""Checks of runs and those that they start from: of names, circles, models, and what a stage has changed or not."""
 
 from collections.abc import Callable, Mapping
 
 from scripts.config.run import RunConfig
+from scripts.config.safety import untrained_projector
 
 
 def stage_problems(
     runs: Mapping[str, RunConfig], suggestion: Callable[[str, Mapping[str, RunConfig]], str]
 ) -> list[str]:
-    """Problems of `runs.<run>.start`, with their keys.
+    """Problems of `runs.<run>.start`, and projectors that no stage trains, with their keys.
 
     `suggestion(word, known)` is a clause with the name of `known` that is most similar to `word`.
     """
     problems = []
     for name, run in runs.items():
+        trained_before = any(runs[each].train_projector for each in earlier_runs(runs, name))
+        if problem := untrained_projector(run, trained_before):
+            problems.append(f"runs.{name}.train_projector: {problem}")
         start = run.started_from
         if start is None:
             continue

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.template import IMAGE_TOKEN
+from scripts.common.files import read_json
 from scripts.config.base_facts import MINIATURE, BaseFacts, cached_folder
 
 if TYPE_CHECKING:
@@ -62,6 +63,16 @@ def tokenizer_problem(tokenizer: str, language: str, facts: BaseFacts | None, ro
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder has the files of a tokenizer."""
     return any((folder / file).is_file() for file in _FILES)
+
+
+def lacks_chat_template(language: str, root: Path) -> bool:
+    """Whether a decoder's tokenizer is on this machine and has no chat template: then it was not tuned to chat."""
+    file = _file(language, root)
+    if language == MINIATURE or file is None or (file.parent / "chat_template.jinja").is_file():
+        return False
+    settings = file.parent / "tokenizer_config.json"
+    fields = read_json(settings) if settings.is_file() else {}
+    return not fields.get("chat_template") and not (file.parent / "additional_chat_templates").is_dir()
 
 
 def _missing(language: str, root: Path) -> str:

@@ -23,6 +23,11 @@ def config_of(name: str, root: Path, kind: str) -> PreTrainedConfig:
     for folder in folders:
         if (folder / "config.json").is_file():
             return _part(AutoConfig.from_pretrained(folder), kind)
+    if name == "miniature":
+        raise UserError(
+            f"the {kind} model of the miniature is made by the workflow, and is not below {root} yet: run snakemake "
+            f"--cores all {root}/bases/miniature/{kind}/manifest.json with the same configuration first"
+        )
     if name in TABLE:
         fields = dict(TABLE[name])
         return AutoConfig.for_model(fields.pop("model_type"), **fields)

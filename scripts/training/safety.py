@@ -14,7 +14,7 @@ from scripts.common.errors import PermanentError
 from scripts.config.context import context_length
 from scripts.config.rates import is_pretrained
 from scripts.config.run import RunConfig
-from scripts.config.safety import rate_problems
+from scripts.config.safety import rate_problems, untrained_projector
 from scripts.training.schedules import rate_factor
 
 _MADE_HERE = ("bases", "miniature")
@@ -67,16 +67,6 @@ def check_projector(settings: RunConfig, from_start: Collection[str] | None) -> 
     trained_before = from_start is None or any(name.startswith("projector.") for name in from_start)
     if problem := untrained_projector(settings, trained_before):
         raise PermanentError(problem)
-
-
-def untrained_projector(settings: RunConfig, trained_before: bool) -> str | None:
-    """What is wrong if the projector is never trained: not in this run, nor before it in those that it starts from."""
-    if settings.train_projector or trained_before:
-        return None
-    return (
-        "the projector is new and would never be trained (`train_projector: false`), so images would reach the decoder "
-        "as noise. Write `train_projector: true`, or `start: RUN` with a run that trains it"
-    )
 
 
 def untrained_rows(

@@ -72,8 +72,15 @@ def refused(config: dict) -> str:
     return str(error.value)
 
 
+def set_chat_template(config: dict, template: str) -> None:
+    """Give the decoder of `two_names` a chat template, or take it away."""
+    file = Path(config["models"]["mine"]["language"]) / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
+
+
 def test_two_names_and_own_data_are_a_whole_configuration(tmp_path: Path):
     config = two_names(tmp_path)
+    set_chat_template(config, "{{ messages }}")
     loaded = settings.load(config)
     model = loaded.models["mine"]
     assert model.tokens == "mine"
@@ -96,6 +103,16 @@ def test_the_runs_of_the_recipe_come_with_its_projector_and_ranks_of_this_machin
     rows = loaded.blends["mine"].global_batch
     assert {rows % run.ranks for run in loaded.runs.values()} == {0}
     assert settings.load(written(two_names(tmp_path / "2"), ranks=1)).models["mine"].projector == "linear"
+
+
+def test_a_decoder_that_was_not_tuned_to_chat_gets_no_replay(tmp_path: Path):
+    """It closes no answer, so the job would end with an error after all data were made."""
+    config = two_names(tmp_path)
+    for template, names in (("{{ messages }}", ["pets", "decoder-answers"]), ("", ["pets"])):
+        set_chat_template(config, template)
+        loaded = settings.load(copy.deepcopy(config))
+        assert [*loaded.blends["mine"].datasets] == names
+        assert [*loaded.replay] == names[1:]
 
 
 def test_two_names_beside_own_blends_and_runs_need_no_tokens(tmp_path: Path):

@@ -116,6 +116,7 @@ def test_runs_that_name_each_other_in_a_circle_are_refused():
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
+        ({"align": {"train_projector": False}}, "runs.align.train_projector: the projector is new and would never be"),
         ({"tune": {"start": "algn"}}, "runs.tune.start: there is no run 'algn'; did you mean 'align'?"),
         ({"tune": {"start": "align:last"}}, "runs.tune.start: Value error, should be the name of a run, or NAME:final"),
         (
