@@ -26,6 +26,12 @@ from .template import INLINE, Template
 _SYSTEM = "SYSTEMTEXT"
 _QUESTIONS = ("QUESTIONTEXT", "SECONDQUESTION", "THIRDQUESTION")
 _ANSWERS = ("ANSWERTEXT", "SECONDANSWER")
+_BY_HAND = (
+    "No fixed texts come near: write the texts around questions and answers by hand (`question_header`, "
+    "`answer_header`, `answer_end`, ...), or use `template: paper`, which every decoder can learn"
+)
+_CODES = "aAbBcdDeFGgHIjklmMnpPrRsStTuUVwWxXyYzZ"
+"""The codes of `strftime`, each of which may have a flag."""
 _DAYS = (dt.datetime(2024, 7, 26), dt.datetime(2025, 11, 3))  # noqa: DTZ001 - a template formats them
 
 
@@ -43,7 +49,10 @@ def template_from_tokenizer(
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("the tokenizer has no chat template; use one of a chat-tuned language model")
     chat = _ChatTemplate(tokenizer)
-    template, equal_system = _extracted(chat)
+    try:
+        template, equal_system = _extracted(chat)
+    except ValueError as error:
+        raise ValueError(f"{error}. {_BY_HAND}") from None
     _check_special_tokens(template, tokenizer)
     try:
         chat.check_date()
@@ -61,6 +70,16 @@ class _ChatTemplate:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.jinja = tokenizer.get_chat_template()
+        # Templates for messages with images may take the content of a message as a list of parts alone.
+        self._as_parts = False
+        self._as_parts = not self._writes_questions() and self._writes_questions(as_parts=True)
+
+    def _writes_questions(self, as_parts: bool = False) -> bool:
+        self._as_parts = as_parts
+        try:
+            return _QUESTIONS[0] in self.text([{"role": "user", "content": _QUESTIONS[0]}], True)
+        except ValueError:
+            return False
 
     def text(self, messages: Sequence[dict[str, str]], prompt: bool, day: dt.datetime = _DAYS[0]) -> str:
         """A conversation as text; with `prompt`, the header of an answer comes last.
@@ -69,7 +88,7 @@ class _ChatTemplate:
         """
         try:
             return self.tokenizer.apply_chat_template(
-                list(messages),
+                [self._message(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=prompt,
                 enable_thinking=False,
@@ -77,6 +96,11 @@ class _ChatTemplate:
             )
         except Exception as error:
             raise ValueError(f"the tokenizer's chat template fails: {error}") from error
+
+    def _message(self, message: dict[str, str]) -> dict[str, Any]:
+        if not self._as_parts:
+            return dict(message)
+        return {"role": message["role"], "content": [{"type": "text", "text": message["content"]}]}
 
     def around(self, rounds: int, prompt: bool, system: bool = False) -> list[str]:
         """The texts before, between and behind the messages of so many rounds; with `prompt`, and one more question."""
@@ -105,7 +129,9 @@ class _ChatTemplate:
         """The Jinja text, with `strftime_now` as a macro that writes one day: the result must not depend on today."""
         if "strftime_now" not in self.jinja:
             return self.jinja
-        codes = "".join(f" | replace('%{code}', '{day.strftime('%' + code)}')" for code in "aAbBdHIjmMpSyY")
+        codes = "".join(
+            f" | replace('%{flag}{code}', '{day.strftime('%' + flag + code)}')" for code in _CODES for flag in ("", "-")
+        )
         return "{%- macro strftime_now(format) -%}{{ format" + codes + " }}{%- endmacro -%}" + self.jinja
 
     def check_date(self) -> None:

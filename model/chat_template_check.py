@@ -1,7 +1,8 @@
 """Whether a template gives the tokens of a chat template: drawn conversations are tokenised in both ways.
 
-The conversations have one to four rounds, with and without a system text, and texts in which tokenizers differ: digits,
-punctuation, scripts, code, newlines, emoji. They are drawn by a fixed seed, so that the result is the same everywhere.
+The conversations have one to four rounds and some of them twelve, with and without a system text, and texts in which
+tokenizers differ: digits, punctuation, scripts, code, newlines, emoji. They are drawn by a fixed seed, so that the
+result is the same everywhere.
 
 Pure Python, like template.py.
 """
@@ -17,6 +18,7 @@ from .token_counter import TokenCounter
 
 Message = dict[str, str]
 _CONVERSATIONS = 40
+_MANY = 12
 _TEXTS = (
     "What is on the left?",
     "yes",
@@ -73,7 +75,8 @@ def _drawn(strip: bool, with_system: bool) -> list[list[Message]]:
     for number in range(_CONVERSATIONS):
         system = with_system and number % 4 == 3
         messages = [{"role": "system", "content": draw.choice(_SYSTEMS)}] if system else []
-        for place in range(2 * (1 + number % 4) - number // 4 % 2):
+        rounds = _MANY if number % 10 == 9 else 1 + number % 4
+        for place in range(2 * rounds - number // 4 % 2):
             text = draw.choice(_TEXTS)
             # What a template does to the edges of a first question with a system text inside it varies.
             edges = draw.choice(("", " ", "\n", "  \n ")) if strip and not system else ""

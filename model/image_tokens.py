@@ -69,10 +69,20 @@ def image_tokens(
         patches = (side // encoder["patch_size"]) ** 2
     if class_token == "drop":  # noqa: S105 - a token of the encoder, not a secret
         return patches
-    kind = encoder.get("model_type")
-    if kind not in _EXTRA_TOKENS:
+    extra = class_tokens(encoder)
+    if extra is None:
+        kind = encoder.get("model_type")
         raise ValueError(f"whether encoders of the type {kind!r} have a class token is not known here")
-    return patches + _EXTRA_TOKENS[kind] + int(encoder.get("num_register_tokens") or 0)
+    return patches + extra
+
+
+def class_tokens(encoder: Mapping[str, Any]) -> int | None:
+    """Return how many class and register tokens an encoder has beside its patches; None if its type is not known.
+
+    `encoder` holds the fields of its `config.json`.
+    """
+    known = _EXTRA_TOKENS.get(str(encoder.get("model_type")))
+    return None if known is None else known + int(encoder.get("num_register_tokens") or 0)
 
 
 def _side(size: Any) -> int | None:

@@ -24,6 +24,7 @@ if not any(os.path.samefile(os.path.dirname(path), REPOSITORY) for path in scrip
 from scripts.common.errors import UserError, machine_error
 from scripts.common.fingerprint import asset_fingerprint as assets
 from scripts.common.fingerprint import code_fingerprint as code
+from scripts.config.machine import plan_here
 from scripts.config.settings import load
 from scripts.workflow import early_cutoff, graph, k8s_cluster, lock_inputs, preflight, raw_files, targets
 from scripts.workflow.folder_digest import base_digest
@@ -32,6 +33,9 @@ from scripts.workflow.row_code import row_code
 from scripts.workflow.targets import versions
 
 CONDA = any(str(method) == "conda" for method in workflow.deployment_settings.deployment_method)
+
+if workflow.is_main_process:
+    plan_here(os.environ)
 
 try:
     SETTINGS = load(config)

@@ -35,6 +35,7 @@ rule evaluate_run:
         heldout=lambda w, input: os.path.dirname(input.heldout),
         kinds=lambda w, input: option("--kinds", input.kinds),
         without_kinds=lambda w: option("--without-kinds", targets.without_kinds(SETTINGS, SETTINGS.runs[w.run].blend)),
+        loss_only=lambda w: option("--loss-only", targets.replay_datasets(SETTINGS, SETTINGS.runs[w.run].blend)),
         suites=suite_options,
         root=folder(),
         out=subpath(output[0], parent=True),
@@ -44,7 +45,7 @@ rule evaluate_run:
         "PYTHONSAFEPATH=1 VISUALCHAT_LOG={log:q} "
         "python -m scripts.evaluate --name {wildcards.run:q} --settings {params.settings:q} "
         "{params.models:q} --heldout {params.heldout:q} {params.kinds:q} {params.without_kinds:q} "
-        "{params.suites:q} --root {params.root:q} --out {params.out:q}"
+        "{params.loss_only:q} {params.suites:q} --root {params.root:q} --out {params.out:q}"
 
 
 # What a run on a pretrained decoder still says to text without images, beside what its model said before training.

@@ -55,7 +55,7 @@ def main() -> None:
     turns: dict[str, dict[str, list[Turn]]] = {name: {} for name in suites}
     for name, folder in models.items():
         evaluation = CheckpointEvaluation(name, folder, settings, args.out)
-        heldout = evaluation.heldout(blend, kinds, args.without_kinds)
+        heldout = evaluation.heldout(blend, kinds, args.without_kinds, args.loss_only)
         scores = {}
         for suite, content in suites.items():
             scores[suite], turns[suite][name] = evaluation.suite(suite, content)
@@ -94,6 +94,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--suite", action="append", default=[], metavar="NAME=FILE", help="suite, repeatable")
     help_without = "datasets that the kinds are not about: each is a kind, and its answers are scored as free text"
     add("--without-kinds", nargs="*", action="extend", default=[], metavar="DATASET", help=help_without)
+    help_loss = "datasets of which only the loss is measured: those of replay, whose answers are the model's own"
+    add("--loss-only", nargs="*", action="extend", default=[], metavar="DATASET", help=help_loss)
     help_images = "folder that image paths of suites are relative to (default: that of the suite)"
     add("--image-root", type=Path, metavar="FOLDER", help=help_images)
     add("--allow-outside", action="store_true", help="suites may name images outside of that folder")

@@ -149,9 +149,14 @@ def without_result(state: Path, settings: RunConfig, status: int) -> int:
         UserError: as for `unfinished`.
         RuntimeError: a rank crashed.
     """
-    if len(list((state / "ranks").glob("*.json"))) == settings.ranks:
+    ends = [read_json(path) for path in (state / "ranks").glob("*.json")]
+    statuses = {end["status"] for end in ends}
+    if len(ends) == settings.ranks and ("error" in statuses or "crash" not in statuses):
         return unfinished(state, settings, status)
+    # The log is removed with everything else of a dry run.
     sys.stderr.write((state / "log.txt").read_text(errors="replace")[-_LOG_SHOWN:])
+    if crashes := [end for end in ends if end["status"] == "crash"]:
+        raise RuntimeError(f"a rank crashed; the end of its log is above\n{crashes[0]['message']}")
     raise UserError(
         "the ranks of the dry run ended without an error message: killed, perhaps out of memory. Lower micro_batch, "
         "set gradient_checkpointing, or see what `python -m scripts.train --estimate` counts"

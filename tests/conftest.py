@@ -14,6 +14,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not glob.glob("/dev/nvidia[0-9]*"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+
+@pytest.fixture(autouse=True)
+def _planned_nowhere(monkeypatch):
+    """A workflow that a test builds in this process must not decide for the next test."""
+    monkeypatch.delenv("VISUALCHAT_PLANNED_ON", raising=False)
+
+
 # With pytest-xdist, tests that share what takes long to make run in one process: the finished graph, the training setup
 # and its undisturbed run, the trained model. These groups come first, so that single files fill the time up at the end.
 _GROUPS = (

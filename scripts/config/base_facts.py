@@ -32,6 +32,11 @@ _SIZES = {
 """Fields of which a file has to contain one each to be read without the defaults of its class."""
 
 
+def made_by_graph(name: str) -> bool:
+    """Whether a base is one that the graph makes for the miniature, by its name or by its path below the root."""
+    return name == MINIATURE or Path(name).parts[:2] == ("bases", MINIATURE)
+
+
 @dataclass(frozen=True)
 class BaseFacts:
     """The fields of an encoder's or a decoder's `config.json`, and where they come from.
@@ -56,21 +61,28 @@ class BaseFacts:
         return context_length(self.fields)
 
     @property
+    def layers(self) -> int | None:
+        """The number of layers; None if the files do not say it."""
+        return self._number("num_hidden_layers", "n_layer", "num_layers", "depth")
+
+    @property
     def parameters(self) -> int | None:
-        """About how many parameters the decoder has: embeddings, attention and MLP without norms and biases."""
-        width = self._number("hidden_size", "n_embd", "d_model")
-        layers = self._number("num_hidden_layers", "n_layer", "num_layers")
-        if not (width and layers and self.rows):
+        """About how many parameters the base has: embeddings, attention and MLP without norms and biases."""
+        width = self._number("hidden_size", "n_embd", "d_model", "embed_dim")
+        layers = self.layers
+        # An encoder has patches, and no table of tokens.
+        patches = "patch_size" in self.fields
+        if not (width and layers and (self.rows or patches)):
             return None
-        heads = self._number("num_attention_heads", "n_head") or 1
+        heads = self._number("num_attention_heads", "n_head", "num_heads") or 1
         head = self.fields.get("head_dim") or width // heads
         attention = 2 * width * head * (heads + (self.fields.get("num_key_value_heads") or heads))
         inner = self._number("intermediate_size", "n_inner", "ffn_dim") or 4 * width
-        # Decoders with a gated MLP have a third matrix; GPT-2 and its kind, which name their width n_embd, have two.
-        mlp = (2 if "n_embd" in self.fields else 3) * width * inner
+        # Decoders with a gated MLP have a third matrix; encoders, GPT-2 and its kind, whose width is n_embd, have two.
+        mlp = (2 if patches or "n_embd" in self.fields else 3) * width * inner
         experts = self._number("num_local_experts", "num_experts") or 1
         tables = 1 if self.fields.get("tie_word_embeddings", True) else 2
-        return tables * self.rows * width + layers * (attention + experts * mlp)
+        return tables * (self.rows or 0) * width + layers * (attention + experts * mlp)
 
     def _number(self, *names: str) -> int | None:
         return next((self.fields[name] for name in names if isinstance(self.fields.get(name), int)), None)

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.image_tokens import image_tokens, square_side
-from scripts.common.gpus import automatic_precision, present
-from scripts.config.base_facts import MINIATURE, BaseFacts, facts_of, missing_folder, offline
+from scripts.config.base_facts import offline
+from scripts.config.bases import Bases, encoder_layout
+from scripts.config.consistency import inconsistencies
+from scripts.config.machine import planning_machine
 from scripts.config.model import ModelConfig
-from scripts.config.rates import is_pretrained, safe_rates
+from scripts.config.rates import safe_rates
 from scripts.config.run import DEFAULT_RATE, RunConfig
-from scripts.config.safety import rate_problems, sequence_problems
-from scripts.config.tokenizer_check import lacks_chat_template, tokenizer_problem
+from scripts.config.tokenizer_check import lacks_chat_template
 from scripts.config.tokens import AUTO, TokensConfig
 
 if TYPE_CHECKING:
@@ -47,25 +47,6 @@ class Derivation:
     problems: list[str] = field(default_factory=list)
 
 
-class Bases:
-    """What is known of the encoders and decoders of a configuration; each is looked for once."""
-
-    def __init__(self, settings: "Settings") -> None:
-        self._root, self._pretrain = Path(settings.results), settings.pretrain
-        self._found: dict[tuple[str, str, bool], BaseFacts | None] = {}
-
-    def facts(self, name: str, kind: str, network: bool = False) -> BaseFacts | None:
-        """What is known of the base `name` of the kind vision or language; None if it is nowhere.
-
-        Raises:
-            ValueError: a file of the base is no JSON object.
-        """
-        key = (name, kind, network)
-        if key not in self._found:
-            self._found[key] = facts_of(name, kind, self._root, self._pretrain, network)
-        return self._found[key]
-
-
 def derive(settings: "Settings", filled: Iterable[str] = ()) -> Derivation:
     """Derive what `settings`, whose references are valid, leave out.
 
@@ -86,18 +67,10 @@ def derive(settings: "Settings", filled: Iterable[str] = ()) -> Derivation:
         _fit_rows(result, bases)
     if "runs" in filled:
         _fit_machine(result)
-    result.problems += _consistency(result.settings, bases)
+    if "evaluate" in filled:
+        _fit_evaluation(result)
+    result.problems += inconsistencies(result.settings, bases)
     return result
-
-
-def encoder_layout(model: ModelConfig, facts: BaseFacts) -> tuple[int, int]:
-    """The side of an image in pixels and its number of tokens, for a model with an encoder of these facts.
-
-    Raises:
-        ValueError: they do not follow from its files.
-    """
-    side = square_side(facts.fields, facts.preprocessor)
-    return side, image_tokens(facts.fields, side, model.projector, model.projector_queries, model.class_token)
 
 
 def _name_tokens(result: Derivation) -> None:
@@ -202,7 +175,7 @@ def _derive_runs(result: Derivation, bases: Bases) -> None:
     for name, run in result.settings.runs.items():
         changes: dict[str, Any] = {}
         if run.precision == AUTO:
-            changes["precision"] = automatic_precision(os.environ)
+            changes["precision"] = planning_machine(os.environ).precision
             found = "a GPU that computes in bf16" if changes["precision"] == "bf16" else "no GPU that computes in bf16"
             result.sources[f"runs.{name}.precision"] = f"this machine has {found}"
         if run.learning_rate is None:
@@ -213,12 +186,13 @@ def _derive_runs(result: Derivation, bases: Bases) -> None:
 
 def _rates_of(name: str, run: RunConfig, result: Derivation, bases: Bases) -> dict[str, float]:
     model = result.settings.models[run.model]
-    size = _parameters(model, bases)
-    if not is_pretrained(model.language, size):
-        result.sources[f"runs.{name}.learning_rate"] = "default of a decoder that has nothing to lose"
-        return {"learning_rate": DEFAULT_RATE}
+    safe = safe_rates(run, bases.decoder_size(model), bases.has_pretrained_encoder(model))
     changes = {}
-    for part, rate in safe_rates(run, size, model.vision != MINIATURE).items():
+    if not bases.has_pretrained_decoder(model):
+        changes["learning_rate"] = DEFAULT_RATE
+        result.sources[f"runs.{name}.learning_rate"] = "default of a decoder that has nothing to lose"
+        safe = {part: rate for part, rate in safe.items() if part == "vision"}
+    for part, rate in safe.items():
         key = "learning_rate" if part == "language" else f"{part}_learning_rate"
         if getattr(run, key) is None:
             changes[key] = rate.value
@@ -255,7 +229,7 @@ def _fit_rows(result: Derivation, bases: Bases) -> None:
         if needed != blend.sequence:
             blend = blend.model_copy(update={"sequence": needed})
             result.sources[f"blends.{run.blend}.sequence"] = f"{blend.max_images} images and {_TEXT} tokens of text"
-        positions = _positions(language, bases)
+        positions = bases.positions(language)
         if positions is not None and positions < blend.sequence:
             blend = blend.model_copy(update={"sequence": positions})
             result.sources[f"blends.{run.blend}.sequence"] = f"the positions of {language}"
@@ -264,75 +238,29 @@ def _fit_rows(result: Derivation, bases: Bases) -> None:
 
 
 def _fit_machine(result: Derivation) -> None:
-    """Divide the work of runs that the user did not write among what this machine has; it changes no result."""
-    gpus, cores = len(present(os.environ)), os.cpu_count() or 1
-    ranks = gpus or min(cores, _CPU_RANKS)
-    reason = f"this machine has {gpus} GPUs" if gpus else f"this machine has no GPU, and {cores} cores"
+    """Divide the work of runs that the user did not write among what the machine has.
+
+    Another number of threads adds in another order, so that results of other machines differ in their last digits.
+    """
+    machine = planning_machine(os.environ)
+    ranks = machine.gpus or min(machine.cores, _CPU_RANKS)
+    found = f"{machine.gpus} GPUs" if machine.gpus else f"no GPU, and {machine.cores} cores"
+    reason = f"this machine has {found}"
     runs = dict(result.settings.runs)
     for name, run in runs.items():
         rows = result.settings.blends[run.blend].global_batch
-        runs[name] = run.model_copy(update={"ranks": max(n for n in range(1, ranks + 1) if rows % n == 0)})
-        result.sources[f"runs.{name}.ranks"] = reason
+        changes = {"ranks": max(n for n in range(1, ranks + 1) if rows % n == 0)}
+        if not machine.gpus:
+            changes["threads"] = max(1, machine.cores // changes["ranks"])
+        runs[name] = run.model_copy(update=changes)
+        result.sources |= {f"runs.{name}.{key}": reason for key in changes}
     result.settings = result.settings.model_copy(update={"runs": runs})
 
 
-def _consistency(settings: "Settings", bases: Bases) -> list[str]:
-    """What does not fit together, as far as it can be known before anything runs."""
-    problems = []
-    for name, model in settings.models.items():
-        problems += _model_problems(settings, name, model, bases)
-    for name, run in settings.runs.items():
-        model, blend = settings.models[run.model], settings.blends[run.blend]
-        if model.tokens != blend.tokens:
-            problems.append(
-                f"runs.{name}: model {run.model!r} counts tokens as {model.tokens!r}, blend {run.blend!r} as "
-                f"{blend.tokens!r}; they must name the same entry of `tokens`"
-            )
-        size = _parameters(model, bases)
-        language = model.language if is_pretrained(model.language, size) else None
-        # Sizes of encoders are not looked at: those of tests are beside decoders that are as small.
-        vision = model.vision if language is not None and model.vision != MINIATURE else None
-        problems += [f"runs.{name}: {problem}" for problem in rate_problems(run, language, vision, size)]
-        too_long = sequence_problems(blend.sequence, model.language, _positions(model.language, bases))
-        problems += [f"blends.{run.blend}: {problem}" for problem in too_long]
-    return list(dict.fromkeys(problems))
-
-
-def _model_problems(settings: "Settings", name: str, model: ModelConfig, bases: Bases) -> list[str]:
-    """Folders that are not there, another number of tokens of an image, a tokenizer that is not the decoder's."""
-    tokens, problems = settings.tokens[model.tokens], []
-    try:
-        language = bases.facts(model.language, "language")
-    except ValueError as error:
-        return [f"models.{name}.language: {error}"]
-    if language is None and (problem := missing_folder(model.language, Path(settings.results))):
-        return [f"models.{name}.language: {problem}"]
-    if problem := tokenizer_problem(tokens.tokenizer, model.language, language, Path(settings.results)):
-        problems.append(f"tokens.{model.tokens}.tokenizer: {problem}")
-    try:
-        vision = bases.facts(model.vision, "vision")
-        made = encoder_layout(model, vision)[1] if vision is not None else tokens.image_tokens
-    except ValueError:
-        return problems  # only its files can show it, see `make_model`
-    if tokens.image_tokens and made != tokens.image_tokens:
-        problems.append(
-            f"models.{name}: {model.vision} makes {made} tokens of an image, but tokens.{model.tokens} counts "
-            f"{tokens.image_tokens}; write image_tokens: {made}, or leave it out"
-        )
-    return problems
-
-
-def _parameters(model: ModelConfig, bases: Bases) -> int | None:
-    try:
-        facts = bases.facts(model.language, "language")
-    except ValueError:
-        return None
-    return facts.parameters if facts is not None else None
-
-
-def _positions(language: str, bases: Bases) -> int | None:
-    try:
-        facts = bases.facts(language, "language")
-    except ValueError:
-        return None
-    return facts.positions if facts is not None else None
+def _fit_evaluation(result: Derivation) -> None:
+    """Let evaluation use all cores of a machine without a GPU, where the user did not write the section."""
+    machine = planning_machine(os.environ)
+    if not machine.gpus:
+        evaluate = result.settings.evaluate.model_copy(update={"threads": machine.cores})
+        result.sources["evaluate.threads"] = f"this machine has no GPU, and {machine.cores} cores"
+        result.settings = result.settings.model_copy(update={"evaluate": evaluate})

@@ -1,6 +1,7 @@
 """Settings of a model before training: its parts and how they are connected (read by `make_model`)."""
 
 import ast
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,6 +43,13 @@ Projector = Annotated[
 ]
 
 
+def _check_square(queries: int) -> int:
+    if math.isqrt(queries) ** 2 != queries:
+        below = math.isqrt(queries) ** 2
+        raise ValueError(f"should be a square number, such as {max(1, below)} or {(math.isqrt(queries) + 1) ** 2}")
+    return queries
+
+
 class ModelConfig(Section):
     """A vision encoder and a language model, connected by a new projector."""
 
@@ -54,7 +62,7 @@ class ModelConfig(Section):
     """Entry of `tokens` with the tokenizer, prompt template and tokens per image of this model. Empty: an entry of the
     model's name, all of which is derived from the decoder and the encoder if it is not there."""
     projector: Projector = "linear"
-    projector_queries: Annotated[int, Field(ge=1)] = 256
+    projector_queries: Annotated[int, Field(ge=1), AfterValidator(_check_square)] = 256
     """Tokens per image of `perceiver`; a square number."""
     vision_layer: int = -1
     """Hidden layer of the encoder whose features are used: -1 the output, -2 the last layer but one (LLaVA's choice).

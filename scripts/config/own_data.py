@@ -9,16 +9,18 @@ is a whole configuration, with the miniature's tiny model of `recipes/own-data.y
     models:
       mine: {vision: google/siglip2-base-patch16-224, language: HuggingFaceTB/SmolLM2-135M-Instruct}
 
-it is one of a real model, in the stages of `recipes/own-real.yaml`. The recipe gives the sections that are missing; the
-blend holds all custom datasets and those of replay, and what the recipe's entries refer to follows the entries that the
-configuration itself has.
+it is one of a real model, in the stages of `recipes/own-real.yaml`. The recipe gives the sections that are missing; its
+blends hold all custom datasets, and those of replay where the recipe has them too. What the recipe's entries refer to
+follows the entries that the configuration itself has.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from scripts.common.errors import UserError
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 MINIATURE_RECIPE, REAL_RECIPE = "own-data.yaml", "own-real.yaml"
@@ -41,11 +43,18 @@ def completed(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
 
     Its name is that of the first custom dataset and its results folder `results-<name>`, where it gives none. Also
     returns the recipe of every section that was taken from one.
+
+    Raises:
+        UserError: it leaves out the runs and has several models, of which the recipe would train one.
     """
     custom = config.get("custom")
     missing = [section for section in _NEEDED if section not in config]
-    if not isinstance(custom, Mapping) or not custom or not missing:
+    if not isinstance(custom, Mapping) or not custom:
         return dict(config), {}
+    if not missing:
+        return _named(config, custom), {}
+    if "runs" in missing:
+        _check_one_model(_names(config.get("models")))
     name = REAL_RECIPE if _has_real_decoder(config.get("models")) else MINIATURE_RECIPE
     recipe = yaml.safe_load((RECIPES / name).read_text(encoding="utf-8"))
     filled = [section for section in _SUITABLE if section in recipe and section not in config]
@@ -58,12 +67,27 @@ def completed(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
     if name == REAL_RECIPE and "runs" in filled and "models" not in missing:
         whole["models"], keys = _with_projector(config["models"], recipe["models"])
         sources |= dict.fromkeys(keys, name)
-    whole.setdefault("name", str(next(iter(custom))))
-    whole.setdefault("results", f"results-{whole['name']}")
+    whole = _named(whole, custom)
     if "blends" in missing:
         for blend in whole["blends"].values():
-            replay = {entry: blend["datasets"].get(entry, {}) for entry in _names(whole.get("replay"))}
+            # A blend of the recipe that has none of its replay is to have none.
+            mixes = "replay" not in recipe or not set(recipe["replay"]).isdisjoint(blend["datasets"])
+            replay = {entry: blend["datasets"].get(entry, {}) for entry in _names(whole.get("replay")) if mixes}
             blend["datasets"] = {entry: {} for entry in custom} | replay
+    _refer_to_entries(whole, filled)
+    return whole, sources
+
+
+def _check_one_model(models: list[str]) -> None:
+    if len(models) > 1:
+        raise UserError(
+            f"models: there are {len(models)} ({', '.join(models)}), but the runs that a configuration without `runs` "
+            "gets train one; leave the others out, or write `runs`"
+        )
+
+
+def _refer_to_entries(whole: dict[str, Any], filled: Collection[str]) -> None:
+    """Let the sections `filled` from a recipe name entries that there are."""
     for section, key, named in _REFERENCES:
         if section not in filled:
             continue
@@ -73,7 +97,12 @@ def completed(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
                     entry[key] = known[0]
                 else:
                     del entry[key]  # derived
-    return whole, sources
+
+
+def _named(config: Mapping[str, Any], custom: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with a name and a results folder."""
+    name = config.get("name", str(next(iter(custom))))
+    return {"name": name, "results": f"results-{name}", **config}
 
 
 def _with_projector(models: Any, recipe: Mapping[str, Any]) -> tuple[Any, list[str]]:

@@ -8,6 +8,7 @@ Pure functions of a run and of the size of its decoder, without torch: the confi
 
 from typing import NamedTuple
 
+from scripts.config.base_facts import made_by_graph
 from scripts.config.run import DEFAULT_RATE, RunConfig
 
 PRETRAINED_PARAMETERS = 10_000_000
@@ -33,7 +34,7 @@ class Rate(NamedTuple):
 
 def is_pretrained(name: str, parameters: int | None) -> bool:
     """Whether a base has something to lose: not made by the graph, and not tiny. An unknown size counts as large."""
-    return name != "miniature" and (parameters is None or parameters > PRETRAINED_PARAMETERS)
+    return not made_by_graph(name) and (parameters is None or parameters > PRETRAINED_PARAMETERS)
 
 
 def safe_rates(run: RunConfig, parameters: int | None, pretrained_vision: bool = True) -> dict[str, Rate]:
@@ -50,8 +51,9 @@ def safe_rates(run: RunConfig, parameters: int | None, pretrained_vision: bool =
     if run.train_embeddings:
         rates["embeddings"] = Rate(1e-4, "pretrained embeddings, a tenth of what DeepSpeed-VisualChat uses")
     if run.train_projector:
-        if run.start is None or run.train_language == "frozen":
-            rates["projector"] = Rate(1e-3, "a projector beside a frozen or adapted decoder (LLaVA-1.5)")
+        small = parameters is not None and parameters < _SMALL
+        if run.start is None or run.train_language == "frozen" or (run.train_language == "lora" and small):
+            rates["projector"] = _projector_rate(small)
         else:
             rates["projector"] = Rate(rates["language"].value, "a projector that another run has trained")
     if run.train_vision != "frozen":
@@ -64,6 +66,8 @@ def _language_rate(run: RunConfig, parameters: int | None) -> Rate:
     if run.train_language == "lora":
         if size > _LARGE:
             return Rate(1e-4, "adapters of a decoder above 20 billion parameters (QLoRA, arXiv 2305.14314)")
+        if size < _SMALL:
+            return Rate(1e-3, "adapters of a decoder below a billion parameters (measured: benchmarks/RESULTS.md)")
         return Rate(2e-4, "adapters (QLoRA, arXiv 2305.14314)")
     if run.train_language == "full":
         if size > _LARGE:
@@ -72,6 +76,12 @@ def _language_rate(run: RunConfig, parameters: int | None) -> Rate:
             return Rate(5e-5, "a whole decoder below a billion parameters")
         return Rate(2e-5, "a whole decoder (LLaVA-1.5, arXiv 2310.03744)")
     return Rate(DEFAULT_RATE, "of no part: the decoder is frozen")
+
+
+def _projector_rate(small: bool) -> Rate:
+    if small:
+        return Rate(4e-3, "a projector of a decoder below a billion parameters (measured: benchmarks/RESULTS.md)")
+    return Rate(1e-3, "a projector beside a frozen or adapted decoder (LLaVA-1.5)")
 
 
 def _vision_rate(run: RunConfig, pretrained: bool) -> Rate:

@@ -26,8 +26,9 @@ class ReplayConfig(Section):
     """Most prompts that are answered, chosen by a hash of their text."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
     """Most tokens of an answer; one that is cut off is left out."""
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    """0: the most likely answer; more: drawn at this temperature, with `seed`."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Answers are drawn at this temperature, with `seed`. 1: as the decoder would, so that nothing but itself is
+    learned from them; less makes it surer of itself than it was; 0: the most likely answer."""
     seed: int = 0
     """Seed of the choice of prompts and of answers that are drawn."""
 

@@ -22,7 +22,7 @@ def rate_problems(run: RunConfig, language: str | None, vision: str | None, para
     if run.allow_high_rates:
         return []
     problems = []
-    safe = safe_rates(run.model_copy(update={"train_embeddings": True}), parameters)
+    safe = safe_rates(run.model_copy(update={"train_embeddings": True}), parameters, vision is not None)
     if language is not None and run.train_language != "frozen":
         highest = HIGHEST_FULL if run.train_language == "full" else HIGHEST_ADAPTERS
         if run.language_rate > highest:

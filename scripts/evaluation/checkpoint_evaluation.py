@@ -60,7 +60,11 @@ class CheckpointEvaluation:
         }
 
     def heldout(
-        self, blend: BlendReader | None, kinds: Sequence[QuestionKind], without_kinds: Collection[str] = ()
+        self,
+        blend: BlendReader | None,
+        kinds: Sequence[QuestionKind],
+        without_kinds: Collection[str] = (),
+        loss_only: Collection[str] = (),
     ) -> dict[str, Any]:
         """Measure loss and answers on held-out conversations, write their files and return the numbers.
 
@@ -68,6 +72,7 @@ class CheckpointEvaluation:
             blend: the held-out part of a blend; `None` gives the numbers of an empty one.
             kinds: kinds of questions; empty: every dataset is a kind.
             without_kinds: datasets that `kinds` are not about; each of them is a kind.
+            loss_only: datasets whose questions are not asked.
         """
         conversations: list[Prompt] = []
         datasets: list[str] = []
@@ -78,6 +83,8 @@ class CheckpointEvaluation:
                 name = f"held-out conversation {unit}"
                 conversations.append(_prompt(name, sample.messages, sample.image_sha256, blend, unit))
                 datasets.append(sample.dataset)
+                if sample.dataset in loss_only:
+                    continue
                 found = questions(unit, sample, kinds, without_kinds)
                 asked += [question for question in found if question.kind.scored]
         losses = self.runner.losses(conversations, f"{self.checkpoint}: held-out loss")

@@ -25,8 +25,15 @@ from scripts.evaluation.drift import HeadInputs, ScoredText, TextDrift, head_inp
 from scripts.evaluation.own_texts import OwnTexts, own_texts
 from scripts.inference import model_assembly, model_loading
 from scripts.inference.answer_cache import AnswerCache
+from scripts.inference.base_folders import find_base
 from scripts.inference.blend_reader import BlendReader
-from scripts.inference.text_answers import AnswerOptions, TextAnswer, answer_ends, answer_texts
+from scripts.inference.text_answers import (
+    AnswerOptions,
+    TextAnswer,
+    answer_ends,
+    answer_texts,
+    generation_defaults,
+)
 
 PROMPTS = Path(__file__).with_name("forgetting_prompts.yaml")
 MAX_NEW_TOKENS = 96
@@ -126,8 +133,10 @@ class Forgetting:
 
     @cached_property
     def ends(self) -> list[int]:
-        """The tokens at which an answer ends."""
-        return answer_ends(self.processor.tokenizer, self.processor.template)
+        """The tokens at which an answer ends, those of the decoder before training included."""
+        language = read_json(self._model / "manifest.json")["bases"]["language"]["path"]
+        decoder = generation_defaults(find_base(language, self._root))
+        return answer_ends(self.processor.tokenizer, self.processor.template, decoder)
 
     def compare(
         self, run: str, blend: BlendReader | None, without: Collection[str], max_new_tokens: int = MAX_NEW_TOKENS

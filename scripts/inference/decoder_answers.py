@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from model.encoder_loading import load_strictly
@@ -24,7 +24,7 @@ from scripts.config.context import context_length
 from scripts.config.tokens import TokensConfig
 from scripts.inference.answer_cache import AnswerCache
 from scripts.inference.base_folders import folder_sha256
-from scripts.inference.text_answers import AnswerOptions, answer_ends, answer_texts
+from scripts.inference.text_answers import AnswerOptions, answer_ends, answer_texts, generation_defaults
 
 CUT_OFF, EMPTY = "cut off by max_new_tokens", "empty"
 TOO_LONG, UNREADABLE = "longer than the decoder reads", "not readable by the tokenizer"
@@ -67,7 +67,7 @@ class DecoderAnswers:
         """
         cache_ = AnswerCache(cache_file, self._identity())
         options = AnswerOptions(max_new_tokens, batch_size, temperature, seed)
-        ends = answer_ends(self._tokenizer, self._template, self._generation_defaults())
+        ends = answer_ends(self._tokenizer, self._template, generation_defaults(self._language))
         conversations: list[list[dict[str, str]]] = [[] for _ in prompts]
         left_out: Counter[str] = Counter()
         open_ones = list(range(len(prompts)))
@@ -102,12 +102,6 @@ class DecoderAnswers:
             left_out[TOO_LONG] += 1
             return None
         return ids
-
-    def _generation_defaults(self) -> GenerationConfig | None:
-        try:
-            return GenerationConfig.from_pretrained(self._language)
-        except OSError:
-            return None
 
     def _identity(self) -> dict[str, Any]:
         return {

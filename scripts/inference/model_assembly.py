@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 DELTA = "delta.safetensors"
 _DELTA_FACTS = "delta.json"
+_STAGE = "stage-{}.safetensors"
 NEW_WEIGHTS = "projector.safetensors"
 """The file of what no base holds: the projector, and the embedding rows of new tokens under `NEW_ROWS`."""
 NEW_ROWS = "new_rows."
@@ -234,9 +235,8 @@ def add_stages(draft: Path, stages: "Stages", files: Sequence[Path]) -> None:
         return
     kept = []
     for number, (stage, file) in enumerate(zip(stages, files, strict=True)):
-        name = f"stage-{number}.safetensors"
-        shutil.copyfile(file, draft / name)
-        kept.append({"weights": name, "lora_scale": stage["lora_scale"], "continued": stage["continued"]})
+        shutil.copyfile(file, draft / _STAGE.format(number))
+        kept.append({"lora_scale": stage["lora_scale"], "continued": stage["continued"]})
     write_json(draft / _DELTA_FACTS, read_json(draft / _DELTA_FACTS) | {"stages": kept})
 
 
@@ -263,7 +263,7 @@ def load_delta(
     attention = read_json(folder / "config.json")["attention"]
     dtype, stages = getattr(torch, facts["dtype"]), facts.get("stages", [])
     model, processor = _join(folder, folders, attention, dtype, keep_language_dtype=quantize_on is not None)
-    apply_stages(model, stages, [folder / stage["weights"] for stage in stages], dtype)
+    apply_stages(model, stages, [folder / _STAGE.format(number) for number in range(len(stages))], dtype)
     weights = read_tensors(folder / DELTA)
     if quantize_on is not None:
         quantize_decoder(model, quantize_on, dtype)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from scripts.adapters.own.byte_streams import utf8
 from scripts.blending.slots import has_slots
 from scripts.common.errors import UserError
 from scripts.common.files import canonical_json, open_table, parse_json
@@ -48,18 +49,22 @@ def project_prompts() -> list[Prompt]:
 def prompts_of_file(path: Path) -> list[Prompt]:
     """The prompts of a file: every line of a .txt, or the member `prompt` of every row of a .jsonl.
 
+    It is in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+
     Raises:
         UserError: the file cannot be read, has another ending, a row without a prompt, or no prompt at all.
     """
-    if path.suffix not in (".txt", ".jsonl"):
+    ending = path.suffix.lower()
+    if ending not in (".txt", ".jsonl"):
         raise UserError(f"{path}: a file of prompts ends in .txt (a line each) or .jsonl (rows with `{_MEMBER}`)")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the prompts in {path} cannot be read: {error}") from None
+        with open(path, "rb") as file:
+            text = utf8(file).read().decode("utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"the prompts in {path} cannot be read: {error}; save the file as UTF-8") from None
     prompts: list[Prompt] = []
     for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip() and path.suffix == ".txt":
+        if line.strip() and ending == ".txt":
             prompts.append((line.strip(),))
         elif line.strip():
             where = f"{path}, line {number}"

@@ -7,6 +7,7 @@ was killed goes on where it stopped. The same model, prompts and options give th
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +48,14 @@ def answer_ends(tokenizer: Any, template: Template, decoder: GenerationConfig | 
     own = decoder.eos_token_id if decoder is not None else None
     ends.update(own if isinstance(own, list) else [own])
     return sorted(ends - {None})
+
+
+def generation_defaults(language: Path) -> GenerationConfig | None:
+    """What the folder of a decoder says of generation, if it says anything."""
+    try:
+        return GenerationConfig.from_pretrained(language)
+    except OSError:
+        return None
 
 
 def answer_texts(

@@ -13,7 +13,8 @@ from model.template import Template, render
 from scripts.blending.tokens_identity import load_tokenizer, template_of
 from scripts.common.errors import UserError
 from scripts.config.base_facts import MINIATURE
-from scripts.config.derivation import Bases, Derivation, encoder_layout
+from scripts.config.bases import Bases, encoder_layout
+from scripts.config.derivation import Derivation
 from scripts.config.tokenizer_check import tokenizer_folder
 from scripts.config.tokens import AUTO, CHAT, PAPER, TokensConfig
 

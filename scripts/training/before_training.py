@@ -11,6 +11,7 @@ from safetensors import safe_open
 from model.modeling import VisualChatForConditionalGeneration
 from model.processing import VisualChatProcessor
 from scripts.common.files import read_json, write_json
+from scripts.config.base_facts import made_by_graph
 from scripts.config.run import RunConfig
 from scripts.inference.blend_reader import BlendReader
 from scripts.inference.model_assembly import NEW_ROWS, NEW_WEIGHTS
@@ -34,7 +35,7 @@ class ChecksBeforeTraining:
         self.from_start = trained_before(settings, state)
         bases = read_json(model_folder / "manifest.json")["bases"]
         self._language, self._vision = bases["language"]["path"], bases["vision"]["path"]
-        self.pretrained = not safety.made_by_graph(self._language)
+        self.pretrained = not made_by_graph(self._language)
         self.warnings: list[str] = []
 
     def check_model(
@@ -52,10 +53,10 @@ class ChecksBeforeTraining:
         safety.check_projector(self.settings, self.from_start)
         for part in parts:
             safety.check_length(part.most_tokens, model.config.text_config.to_dict(), part.folder)
+        sizes = [sum(map(n_weights, part.parameters())) for part in (model.language_model, model.vision_tower)]
+        safety.check_rates(self.settings, self._language, self._vision, (sizes[0], sizes[1]))
         if not self.pretrained:
             return
-        size = sum(n_weights(value) for value in model.language_model.parameters())
-        safety.check_rates(self.settings, self._language, self._vision, size)
         rows = model.config.text_config.vocab_size
         new = set(range(rows - new_rows(self._folder), rows)) - {model.config.image_token_id}
         names = dict(zip(sorted(new), processor.tokenizer.convert_ids_to_tokens(sorted(new)), strict=True))

@@ -7,7 +7,6 @@ configuration alone shows is checked when it is loaded as well.
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from scripts.common.errors import PermanentError
@@ -17,14 +16,8 @@ from scripts.config.run import RunConfig
 from scripts.config.safety import rate_problems, untrained_projector
 from scripts.training.schedules import rate_factor
 
-_MADE_HERE = ("bases", "miniature")
 _LEAST_KEPT = 0.9
 _SHOWN = 5
-
-
-def made_by_graph(base: str) -> bool:
-    """Whether a base, by its path in the manifest of a model, is one that the graph makes for the miniature."""
-    return PurePosixPath(base).parts[:2] == _MADE_HERE
 
 
 def check_length(longest: int, fields: Mapping[str, Any], blend: object) -> None:
@@ -44,15 +37,16 @@ def check_length(longest: int, fields: Mapping[str, Any], blend: object) -> None
         )
 
 
-def check_rates(settings: RunConfig, language: str, vision: str, parameters: int) -> None:
-    """Check that a pretrained decoder, by its path and its number of parameters, survives the rates of a run.
+def check_rates(settings: RunConfig, language: str, vision: str, parameters: tuple[int, int]) -> None:
+    """Check that a pretrained decoder and encoder, by their paths and their `parameters`, survive the rates of a run.
 
     Raises:
-        PermanentError: it does not, or the encoder beside it.
+        PermanentError: they do not.
     """
-    if not is_pretrained(language, parameters):
-        return
-    if problems := rate_problems(settings, language, None if made_by_graph(vision) else vision, parameters):
+    of_language, of_vision = parameters
+    decoder = language if is_pretrained(language, of_language) else None
+    encoder = vision if is_pretrained(vision, of_vision) else None
+    if problems := rate_problems(settings, decoder, encoder, of_language):
         raise PermanentError("; ".join(problems))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
+from scripts.config.base_facts import made_by_graph
 from scripts.config.holdout import KeptRowsConfig
 from scripts.config.paths import declared
 from scripts.config.run import RunConfig
@@ -256,7 +257,7 @@ def without_kinds(settings: Settings, blend: str) -> list[str]:
 
 def measures_forgetting(settings: Settings, run: str) -> bool:
     """Whether what a run says to text is compared with what its model said before: not of a decoder of the graph."""
-    return settings.runs[run].evaluate and settings.models[settings.runs[run].model].language != "miniature"
+    return settings.runs[run].evaluate and not made_by_graph(settings.models[settings.runs[run].model].language)
 
 
 def replay_datasets(settings: Settings, blend: str) -> list[str]:

@@ -158,3 +158,32 @@ def test_the_dictionary_of_the_default_template_stays_the_same():
 def test_it_needs_no_torch():
     program = "import sys, model.chat_template; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_template_for_parts_of_messages_alone_is_read_too(tokenizer):
+    """Templates of models with images may loop over the parts of a message and know no plain text."""
+    tokenizer.chat_template = CHATML
+    expected = template_from_tokenizer(tokenizer)
+    inner = "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
+    tokenizer.chat_template = CHATML.replace(" ~ m.content ~ '", " }}" + inner + "{{ '")
+    assert template_from_tokenizer(tokenizer) == expected
+
+
+@pytest.mark.parametrize("code", ["%d %b %Y", "%-d. %B", "%x", "%A"])
+def test_a_template_with_the_date_of_the_day_is_refused_whatever_its_form(tokenizer, code):
+    tokenizer.chat_template = CHATML.replace("Be helpful.", "Today is ' ~ strftime_now('" + code + "') ~ '.")
+    with pytest.raises(ValueError, match="inserts the date of the day") as error:
+        template_from_tokenizer(tokenizer)
+    assert "%" not in str(error.value), "the nearest template has a date, not the code of one"
+
+
+def test_a_template_that_changes_late_in_a_conversation_is_refused(tokenizer):
+    tokenizer.chat_template = CHATML.replace("{% endfor %}", "{% if loop.index == 16 %}(long){% endif %}{% endfor %}")
+    with pytest.raises(ValueError, match="in a conversation of 12 rounds"):
+        template_from_tokenizer(tokenizer)
+
+
+def test_a_refusal_without_a_nearest_template_says_what_to_write(tokenizer):
+    tokenizer.chat_template = LOOP + "{{ m.content | upper }}{% endfor %}"
+    with pytest.raises(ValueError, match=r"closes an answer with no special.*by hand.*header.*template: paper"):
+        template_from_tokenizer(tokenizer)

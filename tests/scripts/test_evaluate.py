@@ -379,6 +379,16 @@ def test_answers_of_datasets_without_kinds_are_scored_as_free_text(trained, run,
     assert heldout["loss"]["datasets"]["llava"]["interval"]
 
 
+def test_of_a_dataset_that_is_not_asked_only_the_loss_is_measured(trained, run, tmp_path):
+    settings = {"limit": 16, "blank_images": False}
+    whole = run(tmp_path / "whole", trained, settings=settings)["checkpoints"]["final"]["heldout"]
+    part = run(tmp_path / "part", trained, "--loss-only", "llava", settings=settings)["checkpoints"]["final"]["heldout"]
+    assert part["loss"] == whole["loss"] and "llava" in part["loss"]["datasets"]
+    asked = {turn["dataset"] for turn in lines(tmp_path / "whole/heldout/final.jsonl")}
+    assert asked - {"llava"} == {turn["dataset"] for turn in lines(tmp_path / "part/heldout/final.jsonl")}
+    assert "llava" in asked and set(part["datasets"]) == set(whole["datasets"]) - {"llava"}
+
+
 def test_long_references_are_counted_and_no_exact_match(trained, run, tmp_path, capsys):
     metrics = run(tmp_path / "out", trained, settings={"limit": 16, "blank_images": False, "max_new_tokens": 1})
     heldout = metrics["checkpoints"]["final"]["heldout"]

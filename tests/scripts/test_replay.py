@@ -143,12 +143,21 @@ def test_prompts_are_chosen_by_hash_and_once(tmp_path):
         ("p.jsonl", '{"text": "x"}\n', "line 1 has no member `prompt`"),
         ("p.jsonl", '{"prompt": [1]}\n', "must be a text, or a list of texts"),
         ("p.jsonl", "{\n", "line 1 is not valid JSON"),
+        ("p.txt", b"\xff\xfeq\xd8\0", "cannot be read: .*; save the file as UTF-8"),
+        ("p.txt", b"Gr\xf6\xdfe?", "cannot be read: .*; save the file as UTF-8"),
     ],
 )
 def test_bad_files_of_prompts_are_refused(tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message):
         prompts_of_file(tmp_path / name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_prompts_are_read_as_editors_save_them(tmp_path, encoding):
+    path = tmp_path / "PROMPTS.TXT"
+    path.write_text("Größe?\r\nzwei\r\n", encoding=encoding, newline="")
+    assert prompts_of_file(path) == [("Größe?",), ("zwei",)]
 
 
 def test_questions_that_need_their_image_are_not_asked(tmp_path):

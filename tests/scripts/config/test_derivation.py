@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from scripts.common.errors import UserError
-from scripts.config import base_facts, settings
+from scripts.config import base_facts, machine, settings
 from tests.tiny_models import make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -25,10 +25,11 @@ def _no_network_and_no_gpu(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
-def encoder(folder: Path, **fields) -> str:
-    """The folder of an encoder without weights."""
+def encoder(folder: Path, layers: int = 12, **fields) -> str:
+    """The folder of an encoder without weights; by default of 85 million parameters."""
     folder.mkdir(parents=True)
-    config = {"model_type": "clip_vision_model", "image_size": 64, "patch_size": 16, **fields}
+    config = {"model_type": "clip_vision_model", "image_size": 64, "patch_size": 16, "hidden_size": 768, **fields}
+    config["num_hidden_layers"] = layers
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
 
@@ -86,14 +87,15 @@ def test_two_names_and_own_data_are_a_whole_configuration(tmp_path: Path):
     assert model.tokens == "mine"
     assert loaded.tokens["mine"].tokenizer == model.language
     assert loaded.tokens["mine"].image_tokens == 16
-    ((name, blend),) = loaded.blends.items()
+    first, blend = loaded.blends["first"], loaded.blends["mine"]
     assert (blend.tokens, blend.packing, list(blend.datasets)) == ("mine", True, ["pets", "decoder-answers"])
+    assert (first.tokens, first.packing, list(first.datasets)) == ("mine", True, ["pets"])
     assert loaded.replay["decoder-answers"].model == "mine"
     align, tune = loaded.runs["align"], loaded.runs["tune"]
-    assert (align.blend, align.model, tune.start) == (name, "mine", "align")
+    assert (align.blend, align.model, tune.blend, tune.start) == ("first", "mine", "mine", "align")
     assert (align.train_language, align.train_embeddings, align.evaluate) == ("frozen", False, False)
-    assert (tune.train_language, tune.language_rate, tune.precision) == ("lora", 2e-4, "fp32")
-    assert align.projector_learning_rate == 1e-3
+    assert (tune.train_language, tune.language_rate, tune.precision) == ("lora", 1e-3, "fp32")
+    assert (align.projector_learning_rate, tune.projector_learning_rate) == (4e-3, 4e-3)
 
 
 def test_the_runs_of_the_recipe_come_with_its_projector_and_ranks_of_this_machine(tmp_path: Path):
@@ -127,9 +129,9 @@ def test_derived_values_equal_written_ones(tmp_path: Path):
     long["tokens"] = {"mine": {"tokenizer": long["models"]["mine"]["language"], "image_tokens": 16}}
     long["runs"]["only"] |= {
         "precision": "fp32",
-        "learning_rate": 2e-4,
+        "learning_rate": 1e-3,
         "embeddings_learning_rate": 1e-4,
-        "projector_learning_rate": 1e-3,
+        "projector_learning_rate": 4e-3,
     }
     one, other = settings.load(short), settings.load(long)
     assert one == other
@@ -181,13 +183,16 @@ def test_the_cache_of_the_hub_is_a_source(tmp_path: Path, monkeypatch):
     assert found.fields["image_size"] == 48
 
 
-@pytest.mark.parametrize("name", ["some/encoder", "data/no-folder", "/nowhere/encoder"])
-def test_an_encoder_that_is_nowhere_is_one_error_with_the_line_to_write(tmp_path: Path, name: str):
+@pytest.mark.parametrize(("name", "of_hub"), [("some/encoder", True), ("data/none", True), ("/nowhere/encoder", False)])
+def test_an_encoder_that_is_nowhere_is_one_error_with_the_line_to_write(tmp_path: Path, name: str, of_hub: bool):
     error = refused(two_names(tmp_path, vision=name))
     assert f"models.mine.vision: how many tokens {name} makes" in error
     assert "tokens: {mine: {image_tokens: " in error
     config = {**two_names(tmp_path / "2", vision=name), "tokens": {"mine": {"image_tokens": 100}}}
-    assert settings.load(config).tokens["mine"].image_tokens == 100
+    if of_hub:
+        assert settings.load(config).tokens["mine"].image_tokens == 100
+    else:
+        assert f"models.mine.vision: there is no folder {name}, and no model of the hub" in refused(config)
 
 
 def test_without_a_model_a_blend_has_to_name_its_tokens():
@@ -222,7 +227,7 @@ def test_auto_with_two_decoders_is_an_error_that_names_them(tmp_path: Path):
     config = two_names(tmp_path)
     first = config["models"]["mine"] | {"tokens": "both"}
     second = first | {"language": decoder(tmp_path / "other")}
-    config = {**config, "models": {"one": first, "two": second}, "tokens": {"both": {"tokenizer": "auto"}}}
+    config = {**config, "models": {"one": first, "two": second}, "tokens": {"both": {"tokenizer": "auto"}}, "runs": {}}
     error = refused(config)
     assert f"one has {first['language']}" in error
     assert f"two has {second['language']}" in error
@@ -231,7 +236,12 @@ def test_auto_with_two_decoders_is_an_error_that_names_them(tmp_path: Path):
 def test_models_with_different_images_cannot_share_an_entry_that_is_derived(tmp_path: Path):
     config = two_names(tmp_path)
     first = config["models"]["mine"] | {"tokens": "both"}
-    config = {**config, "models": {"one": first, "two": first | {"class_token": "keep"}}, "tokens": {"both": {}}}
+    config = {
+        **config,
+        "models": {"one": first, "two": first | {"class_token": "keep"}},
+        "tokens": {"both": {}},
+        "runs": {},
+    }
     error = refused(config)
     assert "one makes 16" in error
     assert "two makes 17" in error
@@ -240,6 +250,58 @@ def test_models_with_different_images_cannot_share_an_entry_that_is_derived(tmp_
 def test_a_written_number_of_image_tokens_that_the_encoder_does_not_make_is_refused(tmp_path: Path):
     error = refused({**two_names(tmp_path), "tokens": {"mine": {"image_tokens": 4}}})
     assert "makes 16 tokens of an image, but tokens.mine counts 4; write image_tokens: 16" in error
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vision_layer": -99}, "vision_layer: {vision} has 12 layers, so this is -1 (its output) to -13"),
+        ({"vision_layer": 13}, "to -13 (its input), not 13"),
+        ({"projector": "perceiver", "projector_queries": 10}, "should be a square number, such as 9 or 16"),
+    ],
+)
+def test_what_the_encoder_cannot_give_is_refused(tmp_path: Path, changes: dict, words: str):
+    assert words.format(vision=tmp_path / "vision") in refused(two_names(tmp_path, **changes))
+
+
+def test_a_class_token_that_an_encoder_does_not_have_cannot_be_kept(tmp_path: Path):
+    siglip = encoder(tmp_path / "siglip", model_type="siglip_vision_model")
+    assert f"{siglip} has no class token; write class_token: drop" in refused(
+        two_names(tmp_path, vision=siglip, class_token="keep")
+    )
+
+
+def test_encoder_and_decoder_in_the_place_of_the_other_are_named(tmp_path: Path):
+    pair = two_names(tmp_path)["models"]["mine"]
+    tokens = {"mine": {"tokenizer": pair["language"], "image_tokens": 16}}
+    turned = {"vision": pair["language"], "language": pair["vision"]}
+    error = refused({**OWN, "models": {"mine": turned}, "tokens": tokens})
+    assert f"models.mine.language: {pair['vision']} is an encoder of images, not a decoder of text" in error
+    assert f"models.mine.vision: {pair['language']} is a decoder of text, not an encoder of images" in error
+
+
+def test_a_blend_cannot_have_more_images_than_are_counted(tmp_path: Path):
+    error = refused({**written(two_names(tmp_path)), "tokens": {"mine": {"max_images": 4}}})
+    assert "tokens.mine.max_images: images are counted up to number 4, but blends.all has up to 8" in error
+    assert "write max_images: 8" in error
+
+
+# The machine that plans decides.
+
+
+def test_the_jobs_of_a_workflow_complete_the_configuration_as_the_machine_that_planned_it(tmp_path: Path, monkeypatch):
+    config = two_names(tmp_path)
+    planned = {"precision": "bf16", "gpus": 2, "cores": 8}
+    monkeypatch.setenv("VISUALCHAT_PLANNED_ON", json.dumps(planned))
+    runs = settings.load(copy.deepcopy(config)).runs
+    assert {(run.precision, run.ranks, run.threads) for run in runs.values()} == {("bf16", 2, 1)}
+    monkeypatch.setenv("VISUALCHAT_PLANNED_ON", json.dumps(planned | {"gpus": 0, "precision": "fp32"}))
+    loaded = settings.load(copy.deepcopy(config))
+    assert {(run.precision, run.ranks, run.threads) for run in loaded.runs.values()} == {("fp32", 2, 4)}
+    assert loaded.evaluate.threads == 8
+    environment = {"VISUALCHAT_PLANNED_ON": json.dumps(planned), "CUDA_VISIBLE_DEVICES": ""}
+    machine.plan_here(environment)
+    assert machine.planning_machine(environment) == machine.planning_machine({"CUDA_VISIBLE_DEVICES": ""})
 
 
 # A tokenizer that is not the decoder's.
@@ -311,8 +373,18 @@ def test_a_rate_above_what_a_pretrained_part_survives_is_refused(tmp_path: Path,
     assert words in error
     assert "allow_high_rates: true" in error
     settings.load(written(two_names(tmp_path / "2"), **run, allow_high_rates=True))
-    small = decoder(tmp_path / "small", layers=2)
-    settings.load(written(two_names(tmp_path / "3", language=small), **run))
+    small = {"language": decoder(tmp_path / "small", layers=2), "vision": encoder(tmp_path / "few", layers=1)}
+    settings.load(written(two_names(tmp_path / "3", **small), **run))
+
+
+@pytest.mark.parametrize("language", ["miniature", "small", "language"])
+def test_a_pretrained_encoder_is_kept_from_high_rates_beside_any_decoder(tmp_path: Path, language: str):
+    if language != "miniature":
+        language = decoder(tmp_path / "other", layers=2 if language == "small" else 100)
+    config = written(two_names(tmp_path, language=language), train_vision="full", vision_learning_rate=1e-3)
+    assert "the pretrained encoder" in refused(copy.deepcopy(config))
+    del config["runs"]["only"]["vision_learning_rate"]
+    assert settings.load(config).runs["only"].vision_learning_rate == 2e-6
 
 
 @pytest.mark.parametrize("run", [{"train_language": "full", "learning_rate": 1e-4}, {"learning_rate": 1e-3}])
@@ -326,6 +398,7 @@ def test_usual_rates_are_accepted(tmp_path: Path, run: dict):
         ("full", "HuggingFaceTB/SmolLM2-135M-Instruct", 5e-5),
         ("full", LLAMA, 2e-5),
         ("full", "meta-llama/Llama-2-70b-hf", 1e-5),
+        ("lora", "HuggingFaceTB/SmolLM2-135M-Instruct", 1e-3),
         ("lora", LLAMA, 2e-4),
         ("lora", "meta-llama/Llama-2-70b-hf", 1e-4),
         ("full", "someone/unknown", 2e-5),

@@ -34,6 +34,15 @@ def test_a_blend_holds_replay_which_must_name_what_there_is():
         settings.load(PETS | {"replay": {"pets": {"model": "tiny"}}})
 
 
+def test_replay_is_in_the_blends_that_have_it_in_the_recipe():
+    """The recipe of a real model aligns the projector without replay."""
+    model = {"vision": "miniature", "language": "owner/decoder"}
+    loaded = settings.load({"custom": {**PETS["custom"], "birds": {"folder": "b"}}, "models": {"mine": model}})
+    first, mine = loaded.blends["first"].datasets, loaded.blends["mine"].datasets
+    assert [*first] == ["pets", "birds"]
+    assert [*mine] == [*first, "decoder-answers"]
+
+
 def test_own_sections_are_kept_and_the_rest_refers_to_them():
     own = {
         "tokens": {"mine": {"tokenizer": "miniature", "image_tokens": 4}},
@@ -57,3 +66,16 @@ def test_rows_of_own_data_have_a_small_tolerance():
     assert (tolerance.rows_of(custom=True), tolerance.rows_of(custom=False)) == (0.05, 0.5)
     given = settings.ToleranceConfig(rows=0.2)
     assert given.rows_of(custom=True) == given.rows_of(custom=False) == 0.2
+
+
+def test_a_configuration_with_all_sections_gets_a_name_too():
+    blends, runs = {"all": {"datasets": {"pets": {}}}}, {"only": {"model": "mine", "blend": "all"}}
+    models = {"mine": {"vision": "miniature", "language": "miniature"}}
+    loaded = settings.load({**PETS, "blends": blends, "models": models, "runs": runs})
+    assert (loaded.name, loaded.results) == ("pets", "results-pets")
+
+
+def test_two_models_need_runs_that_say_which_is_trained():
+    model = {"vision": "miniature", "language": "miniature"}
+    with pytest.raises(UserError, match=r"models: there are 2 \(one, two\), but the runs .* train one.*write `runs`"):
+        settings.load({**PETS, "models": {"one": model, "two": model}})

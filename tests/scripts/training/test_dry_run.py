@@ -8,6 +8,8 @@ import pytest
 
 from model.processing import VisualChatProcessor
 from scripts import train
+from scripts.common.errors import UserError
+from scripts.common.files import write_json
 from scripts.config.run import RunConfig
 from scripts.training.dry_run import describe, shortened, trend
 from tests.preload import client as preload
@@ -96,3 +98,23 @@ def test_the_name_of_a_run_may_be_written_with_an_equals_sign(monkeypatch, capsy
     with pytest.raises(SystemExit):
         train.main()
     assert "--settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("statuses", "error"),
+    [
+        (["crash", "crash"], (RuntimeError, "a rank crashed; the end of its log is above\nTraceback of it")),
+        (["error", "crash"], (UserError, "Traceback of it")),
+        (["stopped"], (UserError, "killed, perhaps out of memory")),
+    ],
+)
+def test_why_ranks_ended_early_is_shown_and_no_removed_file_is_named(tmp_path, capsys, statuses, error):
+    (tmp_path / "log.txt").write_text("the log of the ranks")
+    for rank, status in enumerate(statuses):
+        end = {"status": status, "message": "Traceback of it", "permanent": False}
+        write_json(tmp_path / f"ranks/{rank}.json", end)
+    settings = RunConfig(model="m", blend="b", ranks=2)
+    with pytest.raises(error[0], match=error[1]) as raised:
+        train.without_result(tmp_path, settings, 1)
+    assert str(tmp_path) not in str(raised.value)
+    assert ("the log of the ranks" in capsys.readouterr().err) == ("error" not in statuses)

@@ -3,6 +3,7 @@
 import pytest
 
 from scripts.common.errors import PermanentError
+from scripts.config.base_facts import made_by_graph
 from scripts.config.context import context_length
 from scripts.config.run import RunConfig
 from scripts.training import safety
@@ -41,9 +42,19 @@ def test_a_conversation_beyond_the_decoders_positions_is_refused():
 def test_rates_that_a_pretrained_decoder_does_not_survive_are_refused_in_training_too():
     high = run(train_language="full", learning_rate=1e-3, train_embeddings=False)
     with pytest.raises(PermanentError, match="would destroy the pretrained /data/smollm2"):
-        safety.check_rates(high, "/data/smollm2", "bases/miniature/vision", 135_000_000)
-    safety.check_rates(high, "/data/tiny", "bases/miniature/vision", 30_000)
-    safety.check_rates(high.model_copy(update={"learning_rate": 5e-5}), "/data/smollm2", "v", 135_000_000)
+        safety.check_rates(high, "/data/smollm2", "bases/miniature/vision", (135_000_000, 20_000))
+    safety.check_rates(high, "/data/tiny", "bases/miniature/vision", (30_000, 20_000))
+    safety.check_rates(high.model_copy(update={"learning_rate": 5e-5}), "/data/smollm2", "v", (135_000_000, 90_000_000))
+
+
+@pytest.mark.parametrize("language", ["bases/miniature/language", "/data/tiny", "/data/smollm2"])
+def test_a_pretrained_encoder_beside_any_decoder_is_kept_from_high_rates(language):
+    high = run(train_vision="full", learning_rate=1e-3, train_embeddings=False)
+    with pytest.raises(PermanentError, match=r"pretrained encoder /data/siglip would be trained at 0.001.*rate: 2e-06"):
+        safety.check_rates(high, language, "/data/siglip", (30_000, 90_000_000))
+    safety.check_rates(high, language, "/data/siglip", (30_000, 20_000))
+    low = high.model_copy(update={"vision_learning_rate": 2e-6})
+    safety.check_rates(low, language, "/data/siglip", (30_000, 90_000_000))
 
 
 def test_a_projector_that_is_never_trained_is_refused_unless_a_stage_trained_it():
@@ -88,5 +99,5 @@ def test_images_that_disturb_a_frozen_decoder_are_a_warning_with_the_line_to_wri
 
 
 def test_the_graphs_own_decoder_has_nothing_to_lose():
-    assert safety.made_by_graph("bases/miniature/language")
-    assert not safety.made_by_graph("bases/language") and not safety.made_by_graph("/data/smollm2")
+    assert made_by_graph("bases/miniature/language")
+    assert not made_by_graph("bases/language") and not made_by_graph("/data/smollm2")
