@@ -72,10 +72,11 @@ class _ChatTemplate:
         self.jinja = tokenizer.get_chat_template()
         # Templates for messages with images may take the content of a message as a list of parts alone.
         self._as_parts = False
-        self._as_parts = not self._writes_questions() and self._writes_questions(as_parts=True)
+        if not self._writes_questions():
+            self._as_parts = True
+            self._as_parts = self._writes_questions()
 
-    def _writes_questions(self, as_parts: bool = False) -> bool:
-        self._as_parts = as_parts
+    def _writes_questions(self) -> bool:
         try:
             return _QUESTIONS[0] in self.text([{"role": "user", "content": _QUESTIONS[0]}], True)
         except ValueError:

@@ -15,6 +15,7 @@ PRETRAINED_PARAMETERS = 10_000_000
 """A decoder or encoder with fewer parameters is a toy for tests and demonstrations, which learns from any rate."""
 _LARGE = 20_000_000_000
 _SMALL = 1_000_000_000
+_USUAL = 7_000_000_000
 
 HIGHEST_FULL = 1e-4
 """Of a whole pretrained decoder or encoder. Published ones of 7B and more are tuned at 1e-5 to 2e-5 (LLaVA-1.5, arXiv
@@ -30,6 +31,21 @@ class Rate(NamedTuple):
 
     value: float
     reason: str
+
+
+_LANGUAGE_RATES = {
+    "lora": (
+        Rate(1e-3, "adapters of a decoder below a billion parameters (measured: benchmarks/RESULTS.md)"),
+        Rate(2e-4, "adapters (QLoRA, arXiv 2305.14314)"),
+        Rate(1e-4, "adapters of a decoder above 20 billion parameters (QLoRA, arXiv 2305.14314)"),
+    ),
+    "full": (
+        Rate(5e-5, "a whole decoder below a billion parameters"),
+        Rate(2e-5, "a whole decoder (LLaVA-1.5, arXiv 2310.03744)"),
+        Rate(1e-5, "a whole decoder above 20 billion parameters"),
+    ),
+}
+"""By how the decoder is trained: below a billion parameters, up to 20 billion, above."""
 
 
 def is_pretrained(name: str, parameters: int | None) -> bool:
@@ -62,20 +78,11 @@ def safe_rates(run: RunConfig, parameters: int | None, pretrained_vision: bool =
 
 
 def _language_rate(run: RunConfig, parameters: int | None) -> Rate:
-    size = 7_000_000_000 if parameters is None else parameters
-    if run.train_language == "lora":
-        if size > _LARGE:
-            return Rate(1e-4, "adapters of a decoder above 20 billion parameters (QLoRA, arXiv 2305.14314)")
-        if size < _SMALL:
-            return Rate(1e-3, "adapters of a decoder below a billion parameters (measured: benchmarks/RESULTS.md)")
-        return Rate(2e-4, "adapters (QLoRA, arXiv 2305.14314)")
-    if run.train_language == "full":
-        if size > _LARGE:
-            return Rate(1e-5, "a whole decoder above 20 billion parameters")
-        if size < _SMALL:
-            return Rate(5e-5, "a whole decoder below a billion parameters")
-        return Rate(2e-5, "a whole decoder (LLaVA-1.5, arXiv 2310.03744)")
-    return Rate(DEFAULT_RATE, "of no part: the decoder is frozen")
+    if run.train_language == "frozen":
+        return Rate(DEFAULT_RATE, "of no part: the decoder is frozen")
+    size = _USUAL if parameters is None else parameters
+    small, usual, large = _LANGUAGE_RATES[run.train_language]
+    return large if size > _LARGE else small if size < _SMALL else usual
 
 
 def _projector_rate(small: bool) -> Rate:

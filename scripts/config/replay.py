@@ -27,8 +27,8 @@ class ReplayConfig(Section):
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
     """Most tokens of an answer; one that is cut off is left out."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    """Answers are drawn at this temperature, with `seed`. 1: as the decoder would, so that nothing but itself is
-    learned from them; less makes it surer of itself than it was; 0: the most likely answer."""
+    """Answers are drawn at this temperature, with `seed`. 1: as the decoder would, which on average changes
+    nothing of what it says; less makes it surer of itself than it was; 0: the most likely answer."""
     seed: int = 0
     """Seed of the choice of prompts and of answers that are drawn."""
 

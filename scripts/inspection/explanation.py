@@ -178,7 +178,7 @@ class _Explanation:
             own = getattr(run, key) is not None
             rate = f"{how}, {key} {run.rate_of(part):g}"
             yield part, rate, self._source("runs", name, key) if own else "the same as learning_rate"
-        for key in ("precision", "quantize", "epochs", "ranks", "micro_batch", "evaluate", "export"):
+        for key in ("precision", "quantize", "epochs", "ranks", "threads", "micro_batch", "evaluate", "export"):
             yield self._row("runs", name, key)
 
 
