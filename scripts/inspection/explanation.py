@@ -53,6 +53,9 @@ class _Explanation:
             yield from self._table(f"blend {name}", self._blend(name))
         for name in self.settings.runs:
             yield from self._table(f"run {name}", self._run(name))
+        if found := self.sources.get("evaluate.threads"):
+            threads = str(self.settings.evaluate.threads)
+            yield from self._table("evaluate", iter([("threads", threads, f"derived: {found}")]))
 
     def _table(self, title: str, rows: Iterator[tuple[str, str, str]]) -> Iterator[str]:
         yield from ("", title)

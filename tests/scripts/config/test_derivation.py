@@ -2,12 +2,14 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from scripts.common.errors import UserError
 from scripts.config import base_facts, machine, settings
+from scripts.inspection.explanation import explanation
 from tests.scripts.config.configurations import OWN, decoder, encoder, refused, two_names, written
 
 CLIP = "openai/clip-vit-large-patch14"
@@ -201,6 +203,8 @@ def test_the_jobs_of_a_workflow_complete_the_configuration_as_the_machine_that_p
     loaded = settings.load(copy.deepcopy(config))
     assert {(run.precision, run.ranks, run.threads) for run in loaded.runs.values()} == {("fp32", 2, 4)}
     assert loaded.evaluate.threads == 8
+    table = explanation(settings.explained(copy.deepcopy(config)))
+    assert re.search(r"evaluate\n  threads  8  derived: this machine has no GPU, and 8 cores", table)
     environment = {"VISUALCHAT_PLANNED_ON": json.dumps(planned), "CUDA_VISIBLE_DEVICES": ""}
     machine.plan_here(environment)
     assert machine.planning_machine(environment) == machine.planning_machine({"CUDA_VISIBLE_DEVICES": ""})
