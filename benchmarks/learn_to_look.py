@@ -5,7 +5,7 @@ every second image and a description of the others, `heldout.jsonl` with single 
 configuration of nothing but the folder and the two names, runs the whole graph, and prints minutes, accuracy per kind
 of question beside blanked images, and what the run's report says about forgetting.
 
-    python -m benchmarks.learn_to_look --language FOLDER --folder DIR [--images 1600] [--vision FOLDER]
+    python -m benchmarks.learn_to_look --language FOLDER --folder DIR [--images 2800] [--vision FOLDER]
 
 FOLDER holds a decoder that was tuned to chat, DIR takes rows, configuration and results; a run that was stopped
 continues. Nothing of the configuration is set but the two names and the folder of rows: it shows what the defaults do.
@@ -129,7 +129,7 @@ def main() -> None:
     arguments.add_argument("--language", required=True, help="folder of a decoder that was tuned to chat")
     arguments.add_argument("--vision", default="miniature", help="folder of an encoder (default: the miniature's)")
     arguments.add_argument("--folder", required=True, type=Path, help="folder to work in")
-    arguments.add_argument("--images", type=int, default=1600, help="images that are trained on (default: 1600)")
+    arguments.add_argument("--images", type=int, default=2800, help="images that are trained on (default: 2800)")
     arguments.add_argument("--heldout", type=int, default=190, help="images that are asked about (default: 190)")
     arguments.add_argument("--seed", type=int, default=1, help="seed of the scenes (default: 1)")
     arguments.add_argument("--cores", type=int, default=os.cpu_count())

@@ -73,7 +73,9 @@ def completed(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
             # A blend of the recipe that has none of its replay is to have none.
             mixes = "replay" not in recipe or not set(recipe["replay"]).isdisjoint(blend["datasets"])
             replay = {entry: blend["datasets"].get(entry, {}) for entry in _names(whole.get("replay")) if mixes}
-            blend["datasets"] = {entry: {} for entry in custom} | replay
+            # All of the configuration's own datasets are sampled as the recipe samples its own.
+            sampling = next(entry for own, entry in blend["datasets"].items() if own in recipe["custom"])
+            blend["datasets"] = {entry: dict(sampling) for entry in custom} | replay
     _refer_to_entries(whole, filled)
     return whole, sources
 
