@@ -51,6 +51,8 @@ class _Explanation:
             yield from self._tokens(name, tokens)
         for name in self.settings.blends:
             yield from self._table(f"blend {name}", self._blend(name))
+        for name in self.settings.replay:
+            yield from self._table(f"replay {name}", self._replay(name))
         for name in self.settings.runs:
             yield from self._table(f"run {name}", self._run(name))
         if found := self.sources.get("evaluate.threads"):
@@ -160,8 +162,27 @@ class _Explanation:
     def _blend(self, name: str) -> Iterator[tuple[str, str, str]]:
         for key in ("tokens", "packing", "sequence", "max_images", "global_batch"):
             yield self._row("blends", name, key)
-        datasets = ", ".join(self.settings.blends[name].datasets)
-        yield "datasets", datasets, self.sources.get("blends", "written")
+        datasets = ", ".join(
+            f"{entry} ({', '.join(f'{key}: {_written(value)}' for key, value in sampling.items())})"
+            if sampling
+            else entry
+            for entry, sampling in (
+                (entry, sampling.model_dump(mode="json", exclude_defaults=True))
+                for entry, sampling in self.settings.blends[name].datasets.items()
+            )
+        )
+        yield "datasets", datasets, self._source("blends", name, "datasets")
+
+    def _replay(self, name: str) -> Iterator[tuple[str, str, str]]:
+        replay = self.settings.replay[name]
+        yield self._row("replay", name, "model")
+        for key in ("prompts", "questions_of"):
+            if getattr(replay, key):
+                yield self._row("replay", name, key)
+        if not replay.prompts and not replay.questions_of:
+            yield "prompts", "those of this project", "default"
+        for key in ("samples", "max_new_tokens", "temperature", "seed"):
+            yield self._row("replay", name, key)
 
     def _run(self, name: str) -> Iterator[tuple[str, str, str]]:
         run = self.settings.runs[name]

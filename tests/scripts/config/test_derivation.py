@@ -50,6 +50,17 @@ def test_the_runs_of_the_recipe_come_with_its_projector_and_ranks_of_this_machin
     assert settings.load(written(two_names(tmp_path / "2"), ranks=1)).models["mine"].projector == "linear"
 
 
+def test_replay_and_what_a_blend_samples_are_explained(tmp_path: Path):
+    config = two_names(tmp_path)
+    set_chat_template(config, "{{ messages }}")
+    table = explanation(settings.explained(copy.deepcopy(config)))
+    assert re.search(r"blend first\n(  .*\n)*  datasets +pets \(samples: 0\.5\) +recipes/own-real\.yaml", table)
+    assert re.search(r"replay decoder-answers\n  model +mine +recipes/own-real\.yaml\n  prompts +those of this", table)
+    set_chat_template(config, "")
+    table = explanation(settings.explained(config))
+    assert "decoder-answers" not in table
+
+
 def test_a_decoder_that_was_not_tuned_to_chat_gets_no_replay(tmp_path: Path):
     """It closes no answer, so the job would end with an error after all data were made."""
     config = two_names(tmp_path)

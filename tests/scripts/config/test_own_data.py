@@ -41,6 +41,9 @@ def test_replay_is_in_the_blends_that_have_it_in_the_recipe():
     first, mine = loaded.blends["first"].datasets, loaded.blends["mine"].datasets
     assert [*first] == ["pets", "birds"]
     assert [*mine] == [*first, "decoder-answers"]
+    # Every own dataset is sampled as the recipe samples its own: half of each aligns the projector.
+    assert [entry.samples for entry in first.values()] == [0.5, 0.5]
+    assert {entry.samples for entry in mine.values()} == {"all"}
 
 
 def test_own_sections_are_kept_and_the_rest_refers_to_them():
