@@ -156,7 +156,7 @@ class Forgetting:
         cache = self._cache_after()
         after = answer_texts(encoded, self.ends, options, self.after.model, cache, "answers after training")
         own = self._own_texts(blend, without)
-        sets = [_texts(encoded, before), _texts(encoded, after), own.questions, own.answers]
+        sets = [scored_texts(encoded, before), scored_texts(encoded, after), own.questions, own.answers]
         drifts = self._drifts(sets)
         rows = self._rows(prompts, before, after, drifts)
         summary = self._summary(rows, drifts)
@@ -284,7 +284,7 @@ def verdict(same: int, prompts: int, kl: float) -> str:
     return CLOSE if kl <= CLOSE_KL else DRIFTED if kl <= DRIFTED_KL else FORGOTTEN
 
 
-def _texts(prompts: Sequence[list[int]], answers: Sequence[TextAnswer]) -> list[ScoredText]:
+def scored_texts(prompts: Sequence[list[int]], answers: Sequence[TextAnswer]) -> list[ScoredText]:
     """Prompts with their answers; the tokens of the answers are measured."""
     return [
         ScoredText([*prompt, *answer.ids], list(range(len(prompt), len(prompt) + len(answer.ids))))

@@ -14,6 +14,7 @@ from scripts.blending.tokens_identity import load_tokenizer, template_of
 from scripts.common.errors import UserError
 from scripts.config.base_facts import MINIATURE
 from scripts.config.bases import Bases, encoder_layout
+from scripts.config.blend import BlendDatasetConfig
 from scripts.config.derivation import Derivation
 from scripts.config.tokenizer_check import tokenizer_folder
 from scripts.config.tokens import AUTO, CHAT, PAPER, TokensConfig
@@ -162,16 +163,12 @@ class _Explanation:
     def _blend(self, name: str) -> Iterator[tuple[str, str, str]]:
         for key in ("tokens", "packing", "sequence", "max_images", "global_batch"):
             yield self._row("blends", name, key)
-        datasets = ", ".join(
-            f"{entry} ({', '.join(f'{key}: {_written(value)}' for key, value in sampling.items())})"
-            if sampling
-            else entry
-            for entry, sampling in (
-                (entry, sampling.model_dump(mode="json", exclude_defaults=True))
-                for entry, sampling in self.settings.blends[name].datasets.items()
-            )
+        datasets = self.settings.blends[name].datasets
+        yield (
+            "datasets",
+            ", ".join(_sampled(*entry) for entry in datasets.items()),
+            self._source("blends", name, "datasets"),
         )
-        yield "datasets", datasets, self._source("blends", name, "datasets")
 
     def _replay(self, name: str) -> Iterator[tuple[str, str, str]]:
         replay = self.settings.replay[name]
@@ -212,6 +209,13 @@ def _written(value: Any) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _sampled(name: str, dataset: BlendDatasetConfig) -> str:
+    """A dataset of a blend, with what of its sampling is not the default."""
+    sampling = dataset.model_dump(mode="json", exclude_defaults=True)
+    keys = ", ".join(f"{key}: {_written(value)}" for key, value in sampling.items())
+    return f"{name} ({keys})" if keys else name
 
 
 def _marked(pieces: Sequence[tuple[str, bool]]) -> Iterator[str]:
